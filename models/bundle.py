@@ -1,0 +1,167 @@
+"""The deployable folder: what is in it, and whether it is whole."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.preprocess import ImagePreprocessor
+
+FORMAT_VERSION = 1
+MANIFEST = "bundle.json"
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+
+
+class BundleError(ValueError):
+    """A bundle is missing, damaged or of another version; one sentence that names the file."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Preprocessing(_Strict):
+    """Size and normalisation of the network's input."""
+
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class File(_Strict):
+    """Size and hash of one file."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(_Strict):
+    """`bundle.json`.
+
+    Attributes:
+        format_version: Of this layout.
+        name: The model's name in requests.
+        version: The model's version in answers.
+        task: What it does.
+        classes: Names of the C classes.
+        num_exits: K.
+        preprocessing: What turns a picture into the network's input.
+        default_budget_ms: The budget when an operator sets none, or None.
+        training: Where the network came from and what it reached; for people.
+        files: Every other file of the bundle, by path.
+    """
+
+    format_version: int
+    name: Name
+    version: str
+    task: Literal["image"]
+    classes: tuple[str, ...] = Field(min_length=2)
+    num_exits: int = Field(gt=0)
+    preprocessing: Preprocessing
+    default_budget_ms: float | None = Field(gt=0, allow_inf_nan=False)
+    training: dict[str, Any]
+    files: dict[str, File]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def stage_files(self) -> list[Path]:
+        """The K stage graphs."""
+        return [self.folder / f"stages/{k}.onnx" for k in range(self.manifest.num_exits)]
+
+    @property
+    def head_files(self) -> list[Path]:
+        """The K exit heads."""
+        return [self.folder / f"heads/{k}.onnx" for k in range(self.manifest.num_exits)]
+
+    def preprocessor(self, max_pixels: int) -> ImagePreprocessor:
+        """What turns pictures into this network's input."""
+        return ImagePreprocessor(**self.manifest.preprocessing.model_dump(), max_pixels=max_pixels)
+
+
+def write_manifest(folder: Path, **fields: Any) -> Bundle:
+    """Hash every file of a finished bundle and write its manifest.
+
+    Args:
+        folder: The bundle.
+        **fields: The fields of `Manifest`, format version and files left out.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = {path.relative_to(folder).as_posix(): _describe(path) for path in paths}
+    manifest = Manifest(format_version=FORMAT_VERSION, files=files, **fields)
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
+    return Bundle(folder, manifest)
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Read and verify a bundle.
+
+    Raises:
+        BundleError: If anything is missing, changed, unknown or outside the folder.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{path} does not exist; give a folder that `eenet build` has written")
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise BundleError(
+            f"{path} is not a bundle description: {where}: {first['msg']}; build the bundle again"
+        ) from error
+    if manifest.format_version != FORMAT_VERSION:
+        raise BundleError(
+            f"{path} has format version {manifest.format_version}, this program reads "
+            f"{FORMAT_VERSION}; build the bundle again"
+        )
+    bundle = Bundle(folder, manifest)
+    _check_listed(bundle)
+    for name, expected in manifest.files.items():
+        _check_file(folder, name, expected)
+    return bundle
+
+
+def _check_listed(bundle: Bundle) -> None:
+    graphs = [*bundle.stage_files, *bundle.head_files]
+    needed = [path.relative_to(bundle.folder).as_posix() for path in graphs]
+    for name in [*needed, "scheduler.json", "scheduler.npz", "calibration.npz", "profile.json"]:
+        if name not in bundle.manifest.files:
+            raise BundleError(
+                f"{bundle.folder / MANIFEST} does not list {name}; build the bundle again"
+            )
+
+
+def _check_file(folder: Path, name: str, expected: File) -> None:
+    pure = PurePosixPath(name)
+    if (
+        pure.is_absolute()
+        or ".." in pure.parts
+        or not (folder / name).resolve().is_relative_to(folder.resolve())
+    ):
+        raise BundleError(
+            f"{folder / MANIFEST} lists {name!r}, which lies outside the bundle; do not trust "
+            f"this bundle"
+        )
+    path = folder / name
+    if not path.is_file():
+        raise BundleError(f"{path} is missing; copy or build the bundle again")
+    if path.stat().st_size != expected.bytes or _describe(path).sha256 != expected.sha256:
+        raise BundleError(
+            f"{path} is damaged (its size or SHA-256 is not the listed one); copy or build the "
+            f"bundle again"
+        )
+
+
+def _describe(path: Path) -> File:
+    data = path.read_bytes()
+    return File(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())

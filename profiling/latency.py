@@ -1,0 +1,116 @@
+"""Latency of every stage and head on this machine."""
+
+import datetime
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.backend import StageBackend
+
+PERCENTILES = (50, 90, 99)
+
+
+class BatchLatency(NamedTuple):
+    """Percentiles 50, 90, 99 in ms of one batch through each stage and each head, (K, 3) both."""
+
+    stages_ms: NDArray[np.float64]
+    heads_ms: NDArray[np.float64]
+
+
+class LatencyProfile(NamedTuple):
+    """Latencies by batch size, one runtime thread."""
+
+    by_batch: dict[int, BatchLatency]
+
+    @property
+    def costs_ms(self) -> NDArray[np.float64]:
+        """Median latency of one row until each exit, earlier heads included, (K,)."""
+        one = self.by_batch[1]
+        costs: NDArray[np.float64] = np.cumsum(one.stages_ms[:, 0] + one.heads_ms[:, 0])
+        return costs
+
+    def to_json(self) -> dict[str, Any]:
+        """What `profile.json` holds."""
+        return {
+            "device": "cpu",
+            "machine": machine_name(),
+            "date": datetime.date.today().isoformat(),
+            "threads": 1,
+            "percentiles": list(PERCENTILES),
+            "latency_ms": {
+                str(rows): {
+                    "stages": latency.stages_ms.round(4).tolist(),
+                    "heads": latency.heads_ms.round(4).tolist(),
+                }
+                for rows, latency in self.by_batch.items()
+            },
+            "costs_ms": self.costs_ms.round(4).tolist(),
+        }
+
+
+def measure_latency(
+    backend: StageBackend,
+    example: NDArray[np.float32],
+    *,
+    batch_sizes: Sequence[int] = (1, 2, 4, 8),
+    warm_up: int = 20,
+    repeats: int = 200,
+    clock: Callable[[], float] = time.perf_counter,
+) -> LatencyProfile:
+    """Time every stage and head for every batch size.
+
+    The repeats go round the whole network, so that a slow spell of the machine falls on all exits
+    alike.
+
+    Args:
+        backend: Whose stages and heads.
+        example: One input, (1, ...).
+        batch_sizes: Rows at a time; 1 must be among them.
+        warm_up: Rounds not counted.
+        repeats: Rounds counted.
+        clock: Seconds.
+    """
+    by_batch = {}
+    for rows in batch_sizes:
+        batch = np.repeat(example, rows, 0)
+        rounds = np.stack([_one_round(backend, batch, clock) for _ in range(warm_up + repeats)])[
+            warm_up:
+        ]
+        percentiles = np.percentile(rounds * 1e3, PERCENTILES, axis=0).transpose(
+            1, 2, 0
+        )  # (2, K, 3)
+        by_batch[rows] = BatchLatency(percentiles[0], percentiles[1])
+    return LatencyProfile(by_batch)
+
+
+def save_profile(profile: LatencyProfile, path: Path) -> None:
+    """Write `profile.json`."""
+    path.write_text(json.dumps(profile.to_json(), indent=1) + "\n")
+
+
+def machine_name() -> str:
+    """The processor's name, as people know it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _one_round(
+    backend: StageBackend, batch: NDArray[np.float32], clock: Callable[[], float]
+) -> NDArray[np.float64]:
+    """Seconds of every stage and head, (2, K)."""
+    seconds, state = np.zeros((2, backend.num_exits)), batch
+    for k in range(backend.num_exits):
+        start = clock()
+        state = backend.run_stage(k, state)
+        middle = clock()
+        backend.run_head(k, state)
+        seconds[:, k] = middle - start, clock() - middle
+    return seconds

@@ -1,0 +1,1 @@
+"""When to stop: exit policies, their fitting, the frontier and the budget controller."""

@@ -1,0 +1,137 @@
+"""Thresholds on exit scores: from an exit distribution, repaired to keep a budget."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.policy import Decision
+
+Array = NDArray[np.float64]
+
+
+def quantile_thresholds(scores: Array, distribution: Array) -> Array:
+    """Thresholds that send given shares of the rows to each exit (Ilhan et al., section 3.3).
+
+    Going through the exits, t_k is the score of the round(N p_k)-th best row among those that have
+    not left. An exit that nobody is to take gets +inf, one that takes all who are left -inf.
+
+    Args:
+        scores: (N, K).
+        distribution: Shares p, (K,), summing to 1.
+
+    Returns:
+        Thresholds (K,), the last -inf. Ties at a threshold leave together.
+    """
+    num_rows, num_exits = scores.shape
+    thresholds = np.full(num_exits, np.inf)
+    thresholds[-1] = -np.inf
+    # Rounding the running total keeps the error of every exit within half a row.
+    quotas = np.diff(np.rint(num_rows * np.cumsum(distribution)), prepend=0.0).astype(int)
+    staying = np.arange(num_rows)
+    for k in range(num_exits - 1):
+        column = scores[staying, k]
+        if quotas[k] >= len(column):
+            thresholds[k] = -np.inf
+        elif quotas[k] > 0:
+            thresholds[k] = np.partition(column, len(column) - quotas[k])[len(column) - quotas[k]]
+        staying = staying[column < thresholds[k]]
+    return thresholds
+
+
+def route(scores: Array, thresholds: Array) -> NDArray[np.intp]:
+    """The exit (N,) each row takes: the first whose score (N, K) reaches its threshold (K,)."""
+    exits: NDArray[np.intp] = (scores >= thresholds).argmax(1)
+    return exits
+
+
+def tilt(distribution: Array, costs: Array, budget: float) -> Array:
+    """The distribution `p_k exp(-theta c_k)`, normalised, whose mean cost is the budget.
+
+    Args:
+        distribution: p (K,), non-negative.
+        costs: Rising costs (K,).
+        budget: Between the costs of the cheapest and the dearest exit that p reaches; clamped to
+            them otherwise.
+    """
+    support = np.flatnonzero(distribution > 0)
+    logs, spread = np.log(distribution[support]), costs[support] - costs[support].mean()
+    scale = 1 / max(np.ptp(spread), 1e-300)
+    low, high = -1e3 * scale, 1e3 * scale
+    for _ in range(100):
+        theta = (low + high) / 2
+        weights = _softmax(logs - theta * spread)
+        if weights @ costs[support] > budget:
+            low = theta
+        else:
+            high = theta
+    tilted = np.zeros_like(distribution)
+    tilted[support] = _softmax(logs - high * spread)
+    return tilted
+
+
+def repaired_thresholds(scores: Array, distribution: Array, costs: Array, budget: float) -> Array:
+    """Thresholds near a distribution that cost at most the budget, as close as ties allow.
+
+    The aim is lowered or raised by bisection on the realised cost, since rounding and ties move it
+    off `p . c`.
+
+    Args:
+        scores: (N, K).
+        distribution: The exit distribution aimed at, (K,).
+        costs: Rising costs (K,).
+        budget: At least `costs[0]`.
+
+    Returns:
+        Thresholds (K,).
+    """
+    everyone_out = np.full(len(costs), -np.inf)
+    best, best_cost = everyone_out, float(costs[0])
+    low, high = float(costs[0]), float(costs[-1])
+    aim = budget
+    for _ in range(30):
+        thresholds = quantile_thresholds(scores, tilt(distribution, costs, aim))
+        cost = float(costs[route(scores, thresholds)].mean())
+        if cost <= budget:
+            low = aim
+            if cost > best_cost:
+                best, best_cost = thresholds, cost
+            if cost >= budget * 0.9995:
+                break
+        else:
+            high = aim
+        aim = (low + high) / 2
+    return best
+
+
+@dataclass(frozen=True)
+class ThresholdTable:
+    """Thresholds over the range of a policy's parameter: any value has its own at once.
+
+    Attributes:
+        parameters: Rising, (G,).
+        thresholds: (G, K).
+    """
+
+    parameters: Array
+    thresholds: Array
+
+    def decide(self, exit: int, scores: Array, parameters: Array) -> Decision:
+        """Rows leave where their score reaches the threshold of their own parameter; (A,) each."""
+        thresholds = self.thresholds[self._index(parameters), exit]
+        return Decision(scores >= thresholds, thresholds)
+
+    def at(self, parameter: float) -> Array:
+        """The thresholds (K,) at one parameter value."""
+        row: Array = self.thresholds[self._index(np.array(parameter))]
+        return row
+
+    def _index(self, parameters: Array) -> NDArray[np.intp]:
+        # The grid point below: a parameter between two points never spends more than it says.
+        return np.maximum(np.searchsorted(self.parameters, parameters, side="right") - 1, 0)
+
+
+def _softmax(logits: Array) -> Array:
+    weights = np.exp(logits - logits.max())
+    normalised: Array = weights / weights.sum()
+    return normalised

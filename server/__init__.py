@@ -1,0 +1,1 @@
+"""HTTP in, predictions out."""

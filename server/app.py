@@ -1,0 +1,187 @@
+"""The ASGI app: routes, error answers, and what every answer carries."""
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pydantic_core
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CollectorRegistry
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import (
+    INTERNAL_DETAIL,
+    BodyTooLarge,
+    InvalidContent,
+    MalformedRequest,
+    ServeError,
+    problem,
+)
+from server.lifecycle import lifespan
+from server.metrics import Metrics
+from server.routes import budget, health, predict
+from server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+VERSION = "0.1.0"
+PROBLEM_TYPE = "application/problem+json"
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+ALIASES = {"/health": "/readyz", "/healthz": "/readyz", "/ping": "/readyz"}
+HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Build the app; models are loaded and threads started in its lifespan.
+
+    Args:
+        settings: The configuration.
+    """
+    app = FastAPI(
+        title="EENet Serve",
+        version=VERSION,
+        summary="Multi-exit networks under a latency budget",
+        lifespan=lifespan,
+    )
+    app.state.settings = settings
+    app.state.metrics = Metrics(CollectorRegistry(), VERSION)
+    app.include_router(predict.router)
+    app.include_router(budget.router)
+    app.include_router(health.router)
+    app.add_exception_handler(ServeError, _known_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_middleware(
+        Envelope, metrics=app.state.metrics, max_body_bytes=settings.max_body_mib * 2**20
+    )
+    return app
+
+
+class Envelope:
+    """Around every request: id, time of arrival, bound on the body, headers, count.
+
+    Args:
+        app: What answers.
+        metrics: Told of every answer.
+        max_body_bytes: Largest body read.
+        clock: Seconds, monotonic, the models' own.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        max_body_bytes: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.app = app
+        self.metrics = metrics
+        self.max_body_bytes = max_body_bytes
+        self.clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        received_s = self.clock()
+        headers = Headers(scope=scope)
+        wanted = headers.get("x-request-id", "")
+        request_id = wanted if REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex
+        state = scope.setdefault("state", {})
+        state |= {"request_id": request_id, "received_s": received_s, "server_timing": {}}
+        started = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                times = {"total": (self.clock() - received_s) * 1e3, **state["server_timing"]}
+                out = MutableHeaders(scope=message)
+                out["X-Request-ID"] = request_id
+                out["Server-Timing"] = ", ".join(
+                    f"{name};dur={ms:.3f}" for name, ms in times.items()
+                )
+                path: str = scope["path"]
+                self.metrics.observe_request(ALIASES.get(path, path), message["status"])
+            await send(message)
+
+        try:
+            if int(headers.get("content-length", 0)) > self.max_body_bytes:
+                raise self._too_large()
+            await self.app(scope, self._bounded(receive), send_with_headers)
+        except ServeError as error:
+            await _answer(error.status, error.code, error.detail, request_id)(
+                scope, receive, send_with_headers
+            )
+        except Exception:
+            log.exception("request %s failed", request_id)
+            if not started:
+                await _answer(500, "internal", INTERNAL_DETAIL, request_id)(
+                    scope, receive, send_with_headers
+                )
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """Bodies that come in chunks announce no length: count them."""
+        seen = 0
+
+        async def bounded() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self.max_body_bytes:
+                raise self._too_large()
+            return message
+
+        return bounded
+
+    def _too_large(self) -> ServeError:
+        self.metrics.rejected.labels("body_too_large").inc()
+        return BodyTooLarge(
+            f"the body is larger than {self.max_body_bytes} bytes, the limit here; send less at "
+            f"once"
+        )
+
+
+def _answer(
+    status: int, code: str, detail: str, request_id: str, headers: dict[str, str] | None = None
+) -> Response:
+    content = pydantic_core.to_json(problem(status, code, detail, request_id))
+    return Response(content, status, headers, media_type=PROBLEM_TYPE)
+
+
+async def _known_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServeError), "registered for this class alone"
+    if error.code in ("queue_full", "not_ready"):
+        request.app.state.metrics.rejected.labels(error.code).inc()
+    return _answer(error.status, error.code, error.detail, request.state.request_id, error.headers)
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError), "registered for this class alone"
+    first: dict[str, Any] = dict(error.errors()[0])
+    if first["type"] == "json_invalid":
+        known: ServeError = MalformedRequest(f"the body is not JSON: {first['ctx']['error']}")
+    else:
+        where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+        message = str(first["msg"]).removeprefix("Value error, ")
+        known = InvalidContent(f"{where}: {message}, got {first['input']!r:.80}")
+    return await _known_error(request, known)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException), "registered for this class alone"
+    code = HTTP_CODES.get(error.status_code, "http")
+    detail = (
+        error.detail if error.status_code != 404 else f"there is no {request.url.path}; see /docs"
+    )
+    return _answer(
+        error.status_code, code, detail, request.state.request_id, dict(error.headers or {})
+    )

@@ -1,0 +1,316 @@
+"""The serving loop: rows advance by stages and leave at the first exit that fires."""
+
+import heapq
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.backend import StageBackend
+from scheduler.policy import ExitPolicy
+from server.errors import INTERNAL_DETAIL, DeadlineExceeded, InferenceFailed, ServeError
+from server.metrics import ModelMetrics
+
+log = logging.getLogger(__name__)
+
+RECENT_BATCHES = 256
+NUM_PRIORITIES = 4
+
+
+class TraceEntry(NamedTuple):
+    """What a row showed at one exit; `threshold` is +inf where the exit never fires."""
+
+    exit: int
+    log_probs: NDArray[np.float32]
+    score: float
+    threshold: float
+    elapsed_ms: float
+
+
+class Answer(NamedTuple):
+    """A completed row.
+
+    Attributes:
+        exit: Where it left.
+        log_probs: Of that exit, (C,).
+        compute_ms: Wall time of the batches it was in, heads and policy included.
+        queue_ms: Time it waited for workers.
+        late: Whether its deadline had passed.
+        trace: One entry per exit passed, None unless asked for.
+    """
+
+    exit: int
+    log_probs: NDArray[np.float32]
+    compute_ms: float
+    queue_ms: float
+    late: bool
+    trace: list[TraceEntry] | None
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One sample on its way.
+
+    Attributes:
+        state: Behind the last stage it went through, (1, ...); at first the input.
+        tag: The caller's own; the engine never looks at it.
+        parameter: The policy's parameter of this row alone, or None for the one in force.
+        deadline_s: On the engine's clock, or None.
+        priority: 0 goes first, 3 last.
+        traced: Keep what it showed at each exit.
+    """
+
+    state: NDArray[np.float32]
+    tag: object = None
+    parameter: float | None = None
+    deadline_s: float | None = None
+    priority: int = 1
+    traced: bool = False
+    history: NDArray[np.float64] = field(default_factory=lambda: np.empty((1, 0)))
+    stage: int = 0
+    ready_s: float = 0.0
+    compute_ms: float = 0.0
+    queue_ms: float = 0.0
+    trace: list[TraceEntry] = field(default_factory=list)
+
+
+class Completion(NamedTuple):
+    """A row and what came of it."""
+
+    row: Row
+    outcome: Answer | ServeError
+
+
+class _StageOutput(NamedTuple):
+    state: NDArray[np.float32]  # (A, ...)
+    history: NDArray[np.float64]  # (A, H)
+    log_probs: NDArray[np.float32]  # (A, C)
+    scores: NDArray[np.float64]  # (A,)
+    thresholds: NDArray[np.float64]  # (A,)
+    leave: NDArray[np.bool_]  # (A,)
+    elapsed_ms: float
+
+
+class Engine:
+    """Worker threads over one ready list per stage.
+
+    A free worker takes the deepest stage that has rows ready, up to `max_batch` of them by priority
+    and age, whatever requests they came with; nothing ever waits for a batch to fill. The policy's
+    parameter is one reference that workers read once per batch, so that a change applies to every
+    row at its next exit.
+
+    Args:
+        backend: Runs stages and heads.
+        policy: Scores and decides.
+        parameter: The policy's parameter in force.
+        workers: Threads.
+        max_batch: Most rows of a batch.
+        metrics: Told of every batch.
+        on_batch: Called by a worker once per batch that completed rows.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        backend: StageBackend,
+        policy: ExitPolicy,
+        parameter: float,
+        *,
+        workers: int,
+        max_batch: int,
+        metrics: ModelMetrics,
+        on_batch: Callable[[list[Completion]], None],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.backend = backend
+        self.policy = policy
+        self.parameter = parameter
+        self.max_batch = max_batch
+        self.metrics = metrics
+        self.on_batch = on_batch
+        self.clock = clock
+        self.failed = False
+        self.beat_s = clock()
+        self._ready: list[list[tuple[int, int, Row]]] = [[] for _ in range(backend.num_exits)]
+        self._recent_s: list[deque[float]] = [
+            deque(maxlen=RECENT_BATCHES) for _ in range(backend.num_exits)
+        ]
+        self._order = itertools.count()
+        self._condition = threading.Condition()
+        self._stopping = False
+        self._threads = [
+            threading.Thread(target=self._run, name=f"engine-{index}", daemon=True)
+            for index in range(workers)
+        ]
+
+    def start(self) -> None:
+        """Start the workers."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Finish the rows that are in, then end the workers."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether every worker runs."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    @property
+    def queue_depths(self) -> list[int]:
+        """Rows waiting before each stage, (K,)."""
+        return [len(heap) for heap in self._ready]
+
+    def oldest_wait_s(self) -> float:
+        """Age of the row that has waited longest for its next stage; 0 when none waits."""
+        with self._condition:
+            since = [row.ready_s for heap in self._ready for _, _, row in heap]
+        return max(self.clock() - min(since), 0.0) if since else 0.0
+
+    def submit(self, rows: Sequence[Row]) -> None:
+        """Put rows into stage 0's ready list; any thread may."""
+        for row in rows:
+            row.history = self.policy.start(1)
+        self._push(rows)
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            completions = self._advance(batch)
+            if completions:
+                self.on_batch(completions)
+
+    def _next_batch(self) -> list[Row]:
+        """Wait for rows and take a batch of one stage; empty when stopping and nothing is left."""
+        with self._condition:
+            while not (stage := self._deepest()):
+                if self._stopping:
+                    return []
+                self._condition.wait()
+            batch = [heapq.heappop(stage)[2] for _ in range(min(self.max_batch, len(stage)))]
+        now = self.clock()
+        self.beat_s = now
+        for row in batch:
+            row.queue_ms += (now - row.ready_s) * 1e3
+        return batch
+
+    def _deepest(self) -> list[tuple[int, int, Row]]:
+        return next((heap for heap in reversed(self._ready) if heap), [])
+
+    def _push(self, rows: Sequence[Row]) -> None:
+        now = self.clock()
+        with self._condition:
+            for row in rows:
+                row.ready_s = now
+                heapq.heappush(self._ready[row.stage], (row.priority, next(self._order), row))
+            self._condition.notify(len(rows))
+
+    def _advance(self, batch: list[Row]) -> list[Completion]:
+        """Take rows through their stage; return those that are done, queue the others."""
+        rows, completions = self._drop_late(batch)
+        if not rows:
+            return completions
+        started = self.clock()
+        try:
+            output = self._execute(rows, started)
+        except Exception:
+            return completions + self._fail(rows)
+        self._record(rows, output, self.clock() - started)
+        staying = []
+        for index, row in enumerate(rows):
+            answer = self._settle(row, index, output)
+            if answer is not None:
+                completions.append(Completion(row, answer))
+            else:
+                staying.append(row)
+        if staying:
+            self._push(staying)
+        return completions
+
+    def _drop_late(self, batch: list[Row]) -> tuple[list[Row], list[Completion]]:
+        """Part the rows worth running from those already too late for any exit."""
+        now = self.clock()
+        late = [
+            row.stage == 0 and row.deadline_s is not None and now >= row.deadline_s for row in batch
+        ]
+        rows = [row for row, gone in zip(batch, late, strict=True) if not gone]
+        return rows, [
+            Completion(row, _too_late()) for row, gone in zip(batch, late, strict=True) if gone
+        ]
+
+    def _execute(self, rows: list[Row], started: float) -> _StageOutput:
+        """One stage, its head, the scores and the decision, for all rows at once."""
+        stage = rows[0].stage
+        inputs = rows[0].state if len(rows) == 1 else np.concatenate([row.state for row in rows])
+        history = np.concatenate([row.history for row in rows])
+        parameter = self.parameter
+        parameters = np.array(
+            [parameter if row.parameter is None else row.parameter for row in rows]
+        )
+        state = self.backend.run_stage(stage, inputs)
+        log_probs = self.backend.run_head(stage, state).log_probs
+        scores, history = self.policy.score(stage, log_probs, history)
+        leave, thresholds = self.policy.decide(stage, scores, parameters)
+        elapsed_ms = (self.clock() - started) * 1e3
+        return _StageOutput(state, history, log_probs, scores, thresholds, leave, elapsed_ms)
+
+    def _record(self, rows: list[Row], output: _StageOutput, seconds: float) -> None:
+        stage = rows[0].stage
+        self.metrics.stage_latency[stage].observe(seconds)
+        self.metrics.batch_size[stage].observe(len(rows))
+        self._recent_s[stage].append(
+            seconds + max(self.clock() - seconds - row.ready_s for row in rows)
+        )
+
+    def _settle(self, row: Row, index: int, output: _StageOutput) -> Answer | ServeError | None:
+        """Book the stage on a row; its answer if it leaves here, None if it goes on."""
+        exit = row.stage
+        row.compute_ms += output.elapsed_ms
+        if row.traced:
+            numbers = (float(output.scores[index]), float(output.thresholds[index]), row.compute_ms)
+            row.trace.append(TraceEntry(exit, output.log_probs[index], *numbers))
+        now = self.clock()
+        late = row.deadline_s is not None and now >= row.deadline_s
+        if late and exit == 0:
+            return _too_late()
+        last = exit + 1 == self.backend.num_exits
+        if output.leave[index] or last or self._must_leave(row, now):
+            trace = row.trace if row.traced else None
+            return Answer(exit, output.log_probs[index], row.compute_ms, row.queue_ms, late, trace)
+        row.state, row.history = output.state[index : index + 1], output.history[index : index + 1]
+        row.stage += 1
+        return None
+
+    def _must_leave(self, row: Row, now: float) -> bool:
+        """Whether the deadline would pass before the next exit, as slow as recent batches were."""
+        if row.deadline_s is None:
+            return False
+        recent = list(self._recent_s[row.stage + 1])
+        slow_s = float(np.percentile(recent, 99)) if recent else 0.0
+        return now + slow_s > row.deadline_s
+
+    def _fail(self, rows: list[Row]) -> list[Completion]:
+        """Halve a failed batch until the row to blame stands alone, so that no other fails."""
+        if len(rows) == 1:
+            log.exception("stage %d failed on a row", rows[0].stage)
+            self.failed = True
+            return [Completion(rows[0], InferenceFailed(INTERNAL_DETAIL))]
+        middle = len(rows) // 2
+        return self._advance(rows[:middle]) + self._advance(rows[middle:])
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded(
+        "the deadline passed before the first exit; give more time or lower the load"
+    )

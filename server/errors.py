@@ -1,0 +1,91 @@
+"""What can go wrong with a request: each class knows its status and a code to script against."""
+
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+
+class ServeError(Exception):
+    """A known failure; its message is one sentence for the client.
+
+    Args:
+        detail: Names the thing, its value and the remedy.
+        headers: Further response headers.
+    """
+
+    status: ClassVar[HTTPStatus]
+    code: ClassVar[str]
+
+    def __init__(self, detail: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.headers = headers or {}
+
+
+class MalformedRequest(ServeError):
+    """The request cannot be read at all."""
+
+    status, code = HTTPStatus.BAD_REQUEST, "malformed"
+
+
+class UnknownModel(ServeError):
+    """No such model is loaded."""
+
+    status, code = HTTPStatus.NOT_FOUND, "unknown_model"
+
+
+class BodyTooLarge(ServeError):
+    """The body passes the limit."""
+
+    status, code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large"
+
+
+class UnsupportedMedia(ServeError):
+    """The body's content type is none that the route takes."""
+
+    status, code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"
+
+
+class InvalidContent(ServeError):
+    """The body was read but means nothing: an undecodable image, a bad option."""
+
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_content"
+
+
+class QueueFull(ServeError):
+    """More samples are waiting than the server takes."""
+
+    status, code = HTTPStatus.TOO_MANY_REQUESTS, "queue_full"
+
+
+class NotReady(ServeError):
+    """The server is starting, draining or broken."""
+
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "not_ready"
+
+
+class DeadlineExceeded(ServeError):
+    """The request's deadline passed before the first exit."""
+
+    status, code = HTTPStatus.GATEWAY_TIMEOUT, "deadline_exceeded"
+
+
+class InferenceFailed(ServeError):
+    """The network failed on this sample; the trace is in the log."""
+
+    status, code = HTTPStatus.INTERNAL_SERVER_ERROR, "internal"
+
+
+INTERNAL_DETAIL = "The server failed on this request; the log has the trace under the request's id."
+
+
+def problem(status: int, code: str, detail: str, request_id: str) -> dict[str, Any]:
+    """The body of an error answer (RFC 9457), the same text under `detail` and `error`."""
+    return {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "request_id": request_id,
+        "error": detail,
+    }

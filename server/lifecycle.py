@@ -1,0 +1,130 @@
+"""What lives as long as the server: models, pools, the beat, and an orderly end."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from fastapi import FastAPI
+from starlette.requests import Request
+
+from models.bundle import load_bundle
+from server.admission import Admission
+from server.errors import UnknownModel
+from server.metrics import Metrics
+from server.model import ServedModel
+from server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 0.25
+STALLED_S = 10.0
+
+
+class Service:
+    """Everything the routes use; on `app.state.service` while the server runs.
+
+    Args:
+        settings: The configuration.
+        metrics: The app's.
+        clock: Seconds, monotonic.
+
+    Raises:
+        ValueError: If a bundle cannot be served.
+    """
+
+    def __init__(
+        self, settings: Settings, metrics: Metrics, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self.clock = clock
+        self.decode_pool = ThreadPoolExecutor(settings.decode_workers, thread_name_prefix="decode")
+        self.admission = Admission(settings.max_queue, metrics.inflight, clock)
+        self.models: dict[str, ServedModel] = {}
+        for folder in settings.bundle:
+            model = ServedModel(load_bundle(folder), settings, metrics, self.decode_pool, clock)
+            if model.name in self.models:
+                raise ValueError(
+                    f"two bundles are named {model.name!r}; rename one in its bundle.json"
+                )
+            self.models[model.name] = model
+
+    def pick(self, name: str | None) -> ServedModel:
+        """The model a request means.
+
+        Raises:
+            UnknownModel: If none is loaded under the name, or none was named and there are several.
+        """
+        if name is None and len(self.models) == 1:
+            return next(iter(self.models.values()))
+        if name is None or name not in self.models:
+            wanted = "several models are loaded" if name is None else f"no model {name!r} is loaded"
+            raise UnknownModel(f"{wanted}; name one of {', '.join(sorted(self.models))}")
+        return self.models[name]
+
+    @property
+    def unready(self) -> str | None:
+        """Why requests are not taken; None when they are."""
+        broken = [model.broken for model in self.models.values() if model.broken is not None]
+        return broken[0] if broken else self.admission.not_ready
+
+    @property
+    def stalled(self) -> str | None:
+        """Why the process is beyond help; None while it works."""
+        for model in self.models.values():
+            if not model.engine.alive:
+                return f"an engine worker of {model.name} has died"
+            if (
+                model.engine.oldest_wait_s() > STALLED_S
+                and self.clock() - model.engine.beat_s > STALLED_S
+            ):
+                return f"the engine of {model.name} has not moved for {STALLED_S:g} s"
+        return None
+
+    async def run(self) -> None:
+        """Beat: gauges, expiry, and a probe of models that failed. Ends by cancellation."""
+        while True:
+            due = self.clock() + BEAT_S
+            await asyncio.sleep(BEAT_S)
+            self.metrics.loop_lag.set(max(self.clock() - due, 0.0))
+            for model in self.models.values():
+                model.tick()
+                await model.probe()
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the engines."""
+        for model in self.models.values():
+            model.start(loop)
+
+    async def stop(self) -> None:
+        """Turn new requests away, answer those that are in, then end all threads."""
+        self.admission.not_ready = "the server is draining; try another replica"
+        for model in self.models.values():
+            await asyncio.to_thread(model.stop)
+        self.decode_pool.shutdown()
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Load, serve, drain."""
+    service = await asyncio.to_thread(Service, app.state.settings, app.state.metrics)
+    service.start(asyncio.get_running_loop())
+    app.state.service = service
+    beat = asyncio.create_task(service.run())
+    log.info("ready: %s", ", ".join(service.models))
+    try:
+        yield
+    finally:
+        beat.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await beat
+        await service.stop()
+
+
+def service_of(request: Request) -> Service:
+    """The running service, for routes."""
+    service: Service = request.app.state.service
+    return service

@@ -1,0 +1,162 @@
+"""Prometheus metrics: one registry an app, children looked up once."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS_TYPE
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
+
+from scheduler.controller import BudgetController
+
+ROUTES: Final = ("/predict", "/budget", "/frontier", "/metrics", "/livez", "/readyz", "other")
+LATENCY_BUCKETS: Final = tuple(
+    round(1e-4 * 10 ** (i / 6), 7) for i in range(31)
+)  # 0.1 ms to 10 s, six a decade
+BATCH_BUCKETS: Final = tuple(float(2**i) for i in range(11))
+REJECTIONS: Final = ("queue_full", "not_ready", "body_too_large")
+
+
+class Metrics:
+    """Every metric family of the server.
+
+    Args:
+        registry: Where they are registered.
+        version: Of this program.
+    """
+
+    def __init__(self, registry: CollectorRegistry, version: str) -> None:
+        self.registry = registry
+        self.requests = Counter(
+            "eenet_requests", "Requests answered.", ["route", "status"], registry=registry
+        )
+        self.predictions = Counter(
+            "eenet_predictions", "Samples answered.", ["model", "exit"], registry=registry
+        )
+        self.rejected = Counter(
+            "eenet_rejected", "Samples or requests turned away.", ["reason"], registry=registry
+        )
+        self.inflight = Gauge(
+            "eenet_inflight_samples", "Samples admitted and not yet answered.", registry=registry
+        )
+        self.loop_lag = Gauge(
+            "eenet_event_loop_lag_seconds", "How late the event loop's beat was.", registry=registry
+        )
+        self.build_info = Gauge("eenet_build_info", "The program.", ["version"], registry=registry)
+        self.build_info.labels(version).set(1)
+        self.model_info = Gauge(
+            "eenet_model_info",
+            "A loaded model.",
+            ["model", "version", "policy", "device"],
+            registry=registry,
+        )
+        self.request_latency = self._latency(
+            "request", "Headers received to answer ready, a sample."
+        )
+        self.compute_latency = self._latency(
+            "compute", "Wall time of the batches a sample was in, summed over its stages."
+        )
+        self.queue_latency = self._latency("queue", "Waiting for a worker, a sample.")
+        self.decode_latency = self._latency("decode", "Bytes to network input, a sample.")
+        self.stage_latency = self._latency(
+            "stage", "One batch through a stage, its head and the policy.", "stage"
+        )
+        self.batch_size = Histogram(
+            "eenet_batch_size",
+            "Rows of one executed batch.",
+            ["model", "stage"],
+            buckets=BATCH_BUCKETS,
+            registry=registry,
+        )
+        self.queue_depth = self._gauge("queue_depth", "Rows waiting before a stage.", "stage")
+        self.queue_oldest = self._gauge(
+            "queue_oldest_seconds", "Age of the row that has waited longest."
+        )
+        self.budget = self._gauge("budget_seconds", "The budget in force; NaN without one.")
+        self.effective_budget = self._gauge(
+            "effective_budget_seconds", "What the controller aims at; NaN without a budget."
+        )
+        self.parameter = self._gauge("policy_parameter", "The policy's parameter in force.")
+        self.rolling_latency = self._gauge(
+            "rolling_latency_seconds", "Mean latency over the window; NaN before the first sample."
+        )
+        self.feasible = self._gauge(
+            "budget_feasible", "1 if the budget can be kept at present costs."
+        )
+        self.expected_accuracy = self._gauge(
+            "expected_accuracy", "The frontier's accuracy at the parameter in force."
+        )
+        self.threshold = self._gauge("threshold", "The exit score from which rows leave.", "exit")
+        self.exit_rate = self._gauge(
+            "exit_rate", "Share of the window's samples that left here.", "exit"
+        )
+        for reason in REJECTIONS:
+            self.rejected.labels(reason)
+
+    def observe_request(self, route: str, status: int) -> None:
+        """Count one answered request under a known route, or as `other`."""
+        self.requests.labels(route if route in ROUTES else "other", str(status)).inc()
+
+    def _latency(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(
+            f"eenet_{name}_latency_seconds",
+            text,
+            ["model", *labels],
+            buckets=LATENCY_BUCKETS,
+            registry=self.registry,
+        )
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"eenet_{name}", text, ["model", *labels], registry=self.registry)
+
+
+class ModelMetrics:
+    """One model's children of every family, so that the hot path looks no label up."""
+
+    def __init__(self, metrics: Metrics, model: str, num_exits: int) -> None:
+        exits = [str(k) for k in range(num_exits)]
+        self.predictions = [metrics.predictions.labels(model, k) for k in exits]
+        self.request_latency = metrics.request_latency.labels(model)
+        self.compute_latency = metrics.compute_latency.labels(model)
+        self.queue_latency = metrics.queue_latency.labels(model)
+        self.decode_latency = metrics.decode_latency.labels(model)
+        self.stage_latency = [metrics.stage_latency.labels(model, k) for k in exits]
+        self.batch_size = [metrics.batch_size.labels(model, k) for k in exits]
+        self._queue_depth = [metrics.queue_depth.labels(model, k) for k in exits]
+        self._queue_oldest = metrics.queue_oldest.labels(model)
+        self._budget = metrics.budget.labels(model)
+        self._effective_budget = metrics.effective_budget.labels(model)
+        self._parameter = metrics.parameter.labels(model)
+        self._rolling_latency = metrics.rolling_latency.labels(model)
+        self._feasible = metrics.feasible.labels(model)
+        self._expected_accuracy = metrics.expected_accuracy.labels(model)
+        self._threshold = [metrics.threshold.labels(model, k) for k in exits[:-1]]
+        self._exit_rate = [metrics.exit_rate.labels(model, k) for k in exits]
+
+    def show_control(self, controller: BudgetController, thresholds: Sequence[float]) -> None:
+        """Set the gauges of the budget to the controller's present state."""
+        nan = float("nan")
+        ms = [controller.budget_ms, controller.effective_budget_ms, controller.rolling_latency_ms]
+        for gauge, value in zip(
+            [self._budget, self._effective_budget, self._rolling_latency], ms, strict=True
+        ):
+            gauge.set(nan if value is None else value / 1e3)
+        self._parameter.set(controller.parameter)
+        self._feasible.set(controller.feasible)
+        self._expected_accuracy.set(
+            controller.frontier.at_parameter(controller.parameter).expected_accuracy
+        )
+        rates = controller.exit_rates or [nan] * len(thresholds)
+        for gauge, threshold in zip(self._threshold, thresholds[:-1], strict=True):
+            gauge.set(threshold)
+        for gauge, rate in zip(self._exit_rate, rates, strict=True):
+            gauge.set(rate)
+
+    def show_queues(self, depths: Sequence[int], oldest_s: float) -> None:
+        """Set the gauges of the ready lists."""
+        for gauge, depth in zip(self._queue_depth, depths, strict=True):
+            gauge.set(depth)
+        self._queue_oldest.set(oldest_s)
+
+
+__all__ = ["OPENMETRICS_TYPE", "Metrics", "ModelMetrics", "openmetrics_text"]

@@ -1,0 +1,327 @@
+"""A loaded model: bundle, engine, controllers, and the way from bytes to an answer."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
+
+from models.backend import StageBackend
+from models.bundle import Bundle
+from models.onnx_backend import OnnxBackend
+from models.preprocess import UndecodableImage
+from scheduler.controller import BudgetController, ControllerConfig, Sample
+from scheduler.policy import ExitPolicy
+from scheduler.scheduler import load_scheduler
+from server.engine import Answer, Completion, Engine, Row
+from server.errors import InferenceFailed, InvalidContent, ServeError
+from server.metrics import Metrics, ModelMetrics
+from server.schemas import BudgetState, FrontierEntry, Options
+from server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+Measure = Literal["compute", "end_to_end"]
+WARM_UP_ROUNDS = 20
+COST_ROUNDS = 100
+
+
+class Served(NamedTuple):
+    """One sample's answer and where its time went."""
+
+    answer: Answer
+    decode_ms: float
+    total_ms: float
+
+
+class _Request(NamedTuple):
+    """What is needed when a row completes: tag of the engine's rows."""
+
+    future: asyncio.Future[Served]
+    received_s: float
+    decode_ms: float
+    controlled: bool  # under the global budget
+
+
+class ServedModel:
+    """One bundle being served. All methods but the constructor belong to the event loop's thread.
+
+    The constructor loads, warms up and measures what each exit costs on this host; `start` and
+    `stop` bracket serving.
+
+    Args:
+        bundle: A verified bundle.
+        settings: The server's.
+        metrics: The app's.
+        decode_pool: Threads that turn bytes into arrays.
+        clock: Seconds, monotonic.
+
+    Raises:
+        ValueError: If a graph or the scheduler cannot be read, or they do not fit together.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        settings: Settings,
+        metrics: Metrics,
+        decode_pool: ThreadPoolExecutor,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        manifest = bundle.manifest
+        self.name, self.version, self.classes = manifest.name, manifest.version, manifest.classes
+        self.num_exits = manifest.num_exits
+        self.broken: str | None = None
+        self.clock = clock
+        self._preprocess = bundle.preprocessor(settings.max_pixels)
+        self._decode_pool = decode_pool
+        self._metrics = ModelMetrics(metrics, self.name, self.num_exits)
+        backend = OnnxBackend(bundle.stage_files, bundle.head_files, device=settings.device)
+        policy, frontier = load_scheduler(bundle.folder)
+        if policy.num_exits != self.num_exits:
+            raise ValueError(
+                f"{bundle.folder}: the scheduler has {policy.num_exits} exits, the network "
+                f"{self.num_exits}"
+            )
+        metrics.model_info.labels(self.name, self.version, policy.kind, backend.device).set(1)
+        self._example: NDArray[np.float32] = np.zeros(
+            (1, 3, manifest.preprocessing.height, manifest.preprocessing.width), np.float32
+        )
+        self.costs_ms = _measure_costs(backend, policy, self._example, settings.max_batch)
+        frontier = frontier.with_costs(self.costs_ms)
+        log.info(
+            "%s costs %s ms until each exit on this host",
+            self.name,
+            self.costs_ms.round(3).tolist(),
+        )
+        budget_ms = settings.budget_ms or manifest.default_budget_ms
+        config = ControllerConfig(window=settings.window)
+        self.measure: Measure = settings.measure
+        self._controllers: dict[Measure, BudgetController] = {
+            "compute": BudgetController(frontier, budget_ms, config),
+            "end_to_end": BudgetController(frontier, budget_ms, config),
+        }
+        self.engine = Engine(
+            backend,
+            policy,
+            self.controller.parameter,
+            workers=settings.workers,
+            max_batch=settings.max_batch,
+            metrics=self._metrics,
+            on_batch=self._on_batch,
+            clock=clock,
+        )
+
+    @property
+    def controller(self) -> BudgetController:
+        """The controller in command."""
+        return self._controllers[self.measure]
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the engine; answers go to this loop."""
+        self._loop = loop
+        self.engine.start()
+
+    def stop(self) -> None:
+        """Answer what is in, then end the workers; blocks."""
+        self.engine.stop()
+
+    async def predict(
+        self, load: Callable[[], bytes], options: Options, received_s: float
+    ) -> Served:
+        """Answer one sample.
+
+        Args:
+            load: Gives the picture's bytes; called on a decode thread.
+            options: The request's.
+            received_s: When its headers came, on the model's clock.
+
+        Raises:
+            ServeError: If the input is bad, the deadline passes before the first exit, or the
+                network fails.
+        """
+        array, decode_ms = await self._loop.run_in_executor(self._decode_pool, self._decode, load)
+        self._metrics.decode_latency.observe(decode_ms / 1e3)
+        future: asyncio.Future[Served] = self._loop.create_future()
+        own = (
+            None if options.budget_ms is None else self.controller.parameter_for(options.budget_ms)
+        )
+        deadline_s = None if options.deadline_ms is None else received_s + options.deadline_ms / 1e3
+        tag = _Request(future, received_s, decode_ms, controlled=own is None)
+        row = Row(array, tag, own, deadline_s, options.priority, options.trace)
+        self.engine.submit([row])
+        return await future
+
+    def set_budget(self, *, budget_ms: float | None, measure: Measure) -> None:
+        """Set what the budget is and which latency it is about; the windows stay."""
+        self.measure = measure
+        for controller in self._controllers.values():
+            controller.set_budget(budget_ms)
+        self.engine.parameter = self.controller.parameter
+        log.info("%s: budget %s ms of %s latency", self.name, budget_ms, measure)
+
+    def tick(self) -> None:
+        """Forget what is too old and refresh the gauges."""
+        for controller in self._controllers.values():
+            controller.expire(self.clock())
+        thresholds = self.engine.policy.thresholds(self.controller.parameter)
+        self._metrics.show_control(self.controller, thresholds.tolist())
+        self._metrics.show_queues(self.engine.queue_depths, self.engine.oldest_wait_s())
+
+    async def probe(self) -> None:
+        """After a failed batch run the warm-up input: the model is broken if that fails too."""
+        if not self.engine.failed:
+            return
+        future: asyncio.Future[Served] = self._loop.create_future()
+        self.engine.submit(
+            [Row(self._example, _Request(future, self.clock(), 0.0, controlled=False), priority=0)]
+        )
+        try:
+            await future
+        except ServeError:
+            self.broken = f"{self.name} fails on every input; see the log and restart"
+        else:
+            self.broken, self.engine.failed = None, False
+
+    def budget_state(self) -> BudgetState:
+        """What GET /budget says."""
+        control = self.controller
+        control.expire(self.clock())
+        point = control.frontier.at_parameter(control.parameter)
+        return BudgetState(
+            model=self.name,
+            policy=self.engine.policy.kind,
+            budget_ms=control.budget_ms,
+            measure=self.measure,
+            effective_budget_ms=control.effective_budget_ms,
+            parameter=control.parameter,
+            rolling_latency_ms=control.rolling_latency_ms,
+            window=control.config.window,
+            samples=control.samples,
+            floor_ms=control.floor_ms,
+            ceiling_ms=control.ceiling_ms,
+            feasible=control.feasible,
+            reason=self._reason(),
+            expected_accuracy=point.expected_accuracy,
+            expected_exit_rates=point.exit_rates.tolist(),
+            exit_rates=control.exit_rates,
+            thresholds=[
+                shown_threshold(value, last=exit == self.num_exits - 1)
+                for exit, value in enumerate(
+                    self.engine.policy.thresholds(control.parameter).tolist()
+                )
+            ],
+        )
+
+    def frontier(self) -> list[FrontierEntry]:
+        """What GET /frontier says: what each budget buys on this host at present."""
+        control = self.controller
+        frontier, present_ms = control.frontier, control.present_ms
+        return [
+            FrontierEntry(
+                budget_ms=present_ms(point.expected_cost_ms),
+                parameter=point.parameter,
+                expected_accuracy=point.expected_accuracy,
+                expected_cost_ms=present_ms(point.expected_cost_ms),
+                exit_rates=point.exit_rates.tolist(),
+            )
+            for point in (frontier[index] for index in range(len(frontier)))
+        ]
+
+    def _reason(self) -> str | None:
+        control = self.controller
+        if control.feasible:
+            return None
+        return (
+            f"the budget of {control.budget_ms:g} ms is below {control.floor_ms:.3g} ms, what "
+            f"leaving at exit 0 costs "
+            "now; every sample leaves there"
+        )
+
+    def _decode(self, load: Callable[[], bytes]) -> tuple[NDArray[np.float32], float]:
+        started = self.clock()
+        try:
+            array = self._preprocess(load())
+        except UndecodableImage as error:
+            raise InvalidContent(str(error)) from error
+        return array, (self.clock() - started) * 1e3
+
+    def _on_batch(self, completions: list[Completion]) -> None:
+        """Worker thread: hand a batch's completions to the loop in one call."""
+        self._loop.call_soon_threadsafe(self._deliver, completions)
+
+    def _deliver(self, completions: list[Completion]) -> None:
+        """Loop: answer the waiting requests and tell the controllers."""
+        now = self.clock()
+        answered: list[tuple[_Request, Answer, float]] = []
+        for row, outcome in completions:
+            request = row.tag
+            assert isinstance(request, _Request), "rows of this engine come from predict and probe"
+            total_ms = (now - request.received_s) * 1e3
+            if isinstance(outcome, Answer):
+                answered.append((request, outcome, total_ms))
+            if request.future.done():
+                continue
+            if isinstance(outcome, Answer):
+                request.future.set_result(Served(outcome, request.decode_ms, total_ms))
+            else:
+                request.future.set_exception(outcome)
+        for _, answer, total_ms in answered:
+            self._metrics.predictions[answer.exit].inc()
+            self._metrics.request_latency.observe(total_ms / 1e3)
+            self._metrics.compute_latency.observe(answer.compute_ms / 1e3)
+            self._metrics.queue_latency.observe(answer.queue_ms / 1e3)
+        self._control(
+            [(answer, total_ms) for request, answer, total_ms in answered if request.controlled],
+            now,
+        )
+
+    def _control(self, answered: list[tuple[Answer, float]], now: float) -> None:
+        compute = [Sample(answer.exit, answer.compute_ms, 0.0) for answer, _ in answered]
+        end_to_end = [
+            Sample(answer.exit, total_ms, total_ms - answer.compute_ms)
+            for answer, total_ms in answered
+        ]
+        self._controllers["compute"].observe(compute, now)
+        self._controllers["end_to_end"].observe(end_to_end, now)
+        self.engine.parameter = self.controller.parameter
+
+
+def shown_threshold(value: float, *, last: bool) -> float | None:
+    """A threshold for people: None where it never fires or is the last, 0 where it always does."""
+    if last or value == math.inf:
+        return None
+    return 0.0 if value == -math.inf else value
+
+
+def _measure_costs(
+    backend: StageBackend, policy: ExitPolicy, example: NDArray[np.float32], max_batch: int
+) -> NDArray[np.float64]:
+    """Warm up and measure the median latency until each exit, (K,), through the engine."""
+    elapsed: list[list[float]] = []
+
+    def keep(completions: list[Completion]) -> None:
+        for _, outcome in completions:
+            if not isinstance(outcome, Answer) or outcome.trace is None:
+                raise InferenceFailed(
+                    "the network failed on the warm-up input; the log has the trace"
+                )
+            elapsed.append([entry.elapsed_ms for entry in outcome.trace])
+
+    metrics = ModelMetrics(Metrics(CollectorRegistry(), ""), "warm-up", backend.num_exits)
+    engine = Engine(
+        backend, policy, math.inf, workers=1, max_batch=1, metrics=metrics, on_batch=keep
+    )
+    engine.submit([Row(example, traced=True) for _ in range(WARM_UP_ROUNDS + COST_ROUNDS)])
+    engine.start()
+    engine.stop()
+    if len(elapsed) < WARM_UP_ROUNDS + COST_ROUNDS:
+        raise ValueError("the network failed on the warm-up input; the log has the trace")
+    costs: NDArray[np.float64] = np.median(np.array(elapsed[WARM_UP_ROUNDS:]), axis=0)
+    return costs

@@ -1,0 +1,43 @@
+"""GET /livez, /readyz (and its aliases), /metrics."""
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from server.errors import NotReady
+from server.lifecycle import service_of
+from server.metrics import OPENMETRICS_TYPE, openmetrics_text
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/livez")
+async def livez(request: Request) -> dict[str, str]:
+    """200 while the event loop and the engines beat."""
+    if reason := service_of(request).stalled:
+        raise NotReady(reason)
+    return {"status": "live"}
+
+
+@router.get("/readyz")
+@router.get("/health", include_in_schema=False)
+@router.get("/healthz", include_in_schema=False)
+@router.get("/ping", include_in_schema=False)
+async def readyz(request: Request) -> dict[str, str]:
+    """200 when requests are taken: models loaded and warm, not draining, not broken."""
+    service = service_of(request)
+    if reason := service.unready or service.stalled:
+        raise NotReady(reason)
+    return {"status": "ready"}
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Prometheus text, OpenMetrics when the scraper asks for it."""
+    service = service_of(request)
+    for model in service.models.values():
+        model.tick()
+    registry = service.metrics.registry
+    if "application/openmetrics-text" in request.headers.get("accept", ""):
+        return Response(openmetrics_text(registry), media_type=OPENMETRICS_TYPE)
+    text: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

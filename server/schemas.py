@@ -1,0 +1,171 @@
+"""Requests and answers as pydantic models; the OpenAPI page is made from them."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Options(BaseModel):
+    """What a prediction request may ask for, in the query or beside the input."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = Field(
+        None, description="name of a loaded model; needed only when several could answer"
+    )
+    budget_ms: Positive | None = Field(None, description="this request's own mean-latency wish")
+    deadline_ms: Positive | None = Field(
+        None, description="hard limit, counted from the request's headers"
+    )
+    top_k: int = Field(5, ge=1, le=1000, description="classes to list")
+    trace: bool = Field(False, description="tell what each exit said")
+    priority: int = Field(1, ge=0, le=3, description="0 goes first")
+
+
+class PredictBody(Options):
+    """A JSON request: one image, or a list of them, in base64."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    image: str | None = None
+    images: list[str] | None = Field(None, min_length=1)
+    text: str | None = None
+    texts: list[str] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_input(self) -> "PredictBody":
+        given = [
+            name for name in ("image", "images", "text", "texts") if getattr(self, name) is not None
+        ]
+        if len(given) != 1:
+            found = f"got {' and '.join(given)}" if given else "got none"
+            raise ValueError(f"give exactly one of image, images, text and texts; {found}")
+        return self
+
+
+class ClassProbability(BaseModel):
+    """One line of the ranking."""
+
+    label: str
+    class_id: int
+    probability: float
+
+
+class LatencyMs(BaseModel):
+    """Where the time went: total is headers received to answer ready."""
+
+    total: float
+    queue: float
+    decode: float
+    compute: float
+
+
+class TraceStep(BaseModel):
+    """What the sample showed at one exit; `threshold` is null where none applies."""
+
+    exit: int
+    label: str
+    confidence: float
+    score: float
+    threshold: float | None
+    elapsed_ms: float
+
+
+class Prediction(BaseModel):
+    """One sample's answer; `trace` and `deadline_exceeded` appear where they apply."""
+
+    model: str
+    version: str
+    label: str
+    class_id: int
+    confidence: float
+    exit: int
+    num_exits: int
+    top_k: list[ClassProbability]
+    latency_ms: LatencyMs
+    request_id: str
+    trace: list[TraceStep] | None = None
+    deadline_exceeded: bool | None = None
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    error: str
+
+
+class ItemError(BaseModel):
+    """A list item that failed; the others are answered all the same."""
+
+    error: Problem
+
+
+class Predictions(BaseModel):
+    """Answers in the order of the items."""
+
+    predictions: list[Prediction | ItemError]
+
+
+class BudgetChange(BaseModel):
+    """What an operator sets: either field or both."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    budget_ms: Positive | None = Field(None, description="mean latency per sample, in milliseconds")
+    measure: Literal["compute", "end_to_end"] | None = Field(
+        None, description="the latency that the budget is about"
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> "BudgetChange":
+        if not self.model_fields_set:
+            raise ValueError("give budget_ms, measure or both; an empty change means nothing")
+        if "measure" in self.model_fields_set and self.measure is None:
+            raise ValueError("measure is null; give compute or end_to_end")
+        return self
+
+
+class BudgetState(BaseModel):
+    """The budget of one model and what became of it; see the contract in docs/http.md."""
+
+    model: str
+    policy: str
+    budget_ms: float | None
+    measure: str
+    effective_budget_ms: float | None
+    parameter: float
+    rolling_latency_ms: float | None
+    window: int
+    samples: int
+    floor_ms: float
+    ceiling_ms: float
+    feasible: bool
+    reason: str | None
+    expected_accuracy: float
+    expected_exit_rates: list[float]
+    exit_rates: list[float] | None
+    thresholds: list[float | None]
+
+
+class Budgets(BaseModel):
+    """All budgets asked for."""
+
+    models: list[BudgetState]
+
+
+class FrontierEntry(BaseModel):
+    """What a budget buys, in this host's milliseconds."""
+
+    budget_ms: float
+    parameter: float
+    expected_accuracy: float
+    expected_cost_ms: float
+    exit_rates: list[float]

@@ -1,0 +1,119 @@
+"""The server's configuration: flags > environment > TOML file > defaults."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+ENV_PREFIX = "EENET_"
+SHIPPED_BUNDLE = Path(__file__).resolve().parent.parent / "models" / "zoo" / "cifar10-resnet56"
+
+
+class Settings(BaseSettings):
+    """Every flag of `eenet serve`; the environment has each as EENET_NAME."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, allow_inf_nan=False
+    )
+
+    bundle: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (SHIPPED_BUNDLE,),
+        min_length=1,
+        description="bundle folder; repeat for several models (':' between them in the "
+        "environment)",
+    )
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N"
+    )
+    budget_ms: float | None = Field(
+        None, gt=0, description="mean latency per sample; default: the bundle's own"
+    )
+    measure: Literal["compute", "end_to_end"] = Field(
+        "compute", description="the latency that the budget is about"
+    )
+    window: int = Field(1000, ge=10, le=1_000_000, description="samples in the rolling mean")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on")
+    engine_workers: int | None = Field(
+        None, ge=1, le=256, description="threads that run the network; default: one a core"
+    )
+    max_batch: int = Field(
+        1, ge=1, le=1024, description="most rows of one batch; more than 1 gains nothing on a CPU"
+    )
+    max_queue: int = Field(512, ge=1, description="most samples in flight; more are answered 429")
+    max_body_mib: int = Field(32, ge=1, le=1024, description="largest request body")
+    max_pixels: int = Field(50_000_000, ge=1, description="largest picture, judged by its header")
+    max_items: int = Field(256, ge=1, description="most items of one list request")
+    decode_workers: int = Field(2, ge=1, le=64, description="threads that decode pictures")
+    drain_s: int = Field(20, ge=0, description="longest wait for open requests at shutdown")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe line logged"
+    )
+
+    @field_validator("bundle", mode="before")
+    @classmethod
+    def _split_paths(cls, value: object) -> object:
+        return tuple(value.split(os.pathsep)) if isinstance(value, str) else value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags and file arrive merged in `init`; the environment comes between them."""
+        return (init_settings, env_settings)
+
+    @property
+    def workers(self) -> int:
+        """Engine threads: those asked for, else one for each core this process may use."""
+        return self.engine_workers or len(os.sched_getaffinity(0))
+
+
+def load_settings(
+    flags: Mapping[str, Any], config: Path | None, environ: Mapping[str, str]
+) -> Settings:
+    """Merge flags, environment and file.
+
+    Args:
+        flags: Those given on the command line, by field name.
+        config: A TOML file of field names, or None.
+        environ: The environment.
+
+    Raises:
+        ValueError: If the file cannot be read, or any of the three names an unknown key or a bad
+            value.
+    """
+    known = Settings.model_fields.keys()
+    for name in environ:
+        if name.startswith(ENV_PREFIX) and name.removeprefix(ENV_PREFIX).lower() not in known:
+            raise ValueError(
+                f"environment variable {name} is no setting of `eenet serve`; see `eenet serve "
+                f"--help`"
+            )
+    from_file = _read_toml(config) if config else {}
+    for name in from_file.keys() - known:
+        raise ValueError(
+            f"{config} sets {name!r}, which is no setting of `eenet serve`; see `eenet serve "
+            f"--help`"
+        )
+    # What the environment sets must win over the file, so the file only fills what is set nowhere
+    # else.
+    in_environ = {
+        name.removeprefix(ENV_PREFIX).lower() for name in environ if name.startswith(ENV_PREFIX)
+    }
+    return Settings(**{**{k: v for k, v in from_file.items() if k not in in_environ}, **flags})
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"configuration {path} cannot be read: {error}") from error
