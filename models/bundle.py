@@ -144,7 +144,8 @@ def _check_listed(bundle: Bundle) -> None:
 def _check_file(folder: Path, name: str, expected: File) -> None:
     pure = PurePosixPath(name)
     if (
-        pure.is_absolute()
+        "\0" in name
+        or pure.is_absolute()
         or ".." in pure.parts
         or not (folder / name).resolve().is_relative_to(folder.resolve())
     ):

@@ -3,7 +3,7 @@
 import io
 import itertools
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,22 +81,23 @@ def load_dataset(path: Path, *, calibration_size: int, seed: int) -> Dataset:
 
 
 def _read_npz(path: Path) -> tuple[tuple[str, ...], Split, Split]:
-    with np.load(path, allow_pickle=False) as arrays:
-        if missing := {"blob", "off", "y", "test"} - set(arrays.files):
-            raise ValueError(
-                f"{path} lacks the array {min(missing)!r}; it needs blob, off, y and test"
-            )
-        blob, offsets = arrays["blob"].tobytes(), arrays["off"]
-        labels, is_test = arrays["y"].astype(np.int64), arrays["test"].astype(bool)
-        classes = (
-            tuple(map(str, arrays["classes"])) if "classes" in arrays.files else CIFAR10_CLASSES
-        )
+    arrays = _load_arrays(path)
+    if missing := {"blob", "off", "y", "test"} - arrays.keys():
+        raise ValueError(f"{path} lacks the array {min(missing)!r}; it needs blob, off, y and test")
+    blob, offsets = arrays["blob"].tobytes(), arrays["off"]
+    labels, is_test = arrays["y"].astype(np.int64), arrays["test"].astype(bool)
+    classes = tuple(map(str, arrays["classes"])) if "classes" in arrays else CIFAR10_CLASSES
     if labels.min() < 0 or labels.max() >= len(classes):
         raise ValueError(
             f"{path} has labels {labels.min()}..{labels.max()} but {len(classes)} classes; add "
             f"`classes`"
         )
-    images = np.stack([_decode(blob[a:b]) for a, b in itertools.pairwise(offsets)])
+    images = np.stack(
+        [
+            _decode(blob[a:b], f"picture {i} of {path}")
+            for i, (a, b) in enumerate(itertools.pairwise(offsets))
+        ]
+    )
     return (
         classes,
         Split(images[~is_test], labels[~is_test]),
@@ -110,7 +111,8 @@ def _read_folder(path: Path) -> tuple[tuple[str, ...], Split, Split]:
         raise ValueError(
             f"{path}/train holds {len(classes)} class folders; it needs one per class, at least two"
         )
-    splits = []
+    splits: list[Split] = []
+    shapes: set[tuple[int, ...]] = set()
     for part in ("train", "test"):
         files = [
             (file, label)
@@ -122,15 +124,25 @@ def _read_folder(path: Path) -> tuple[tuple[str, ...], Split, Split]:
             raise ValueError(
                 f"{path}/{part} holds no images ({', '.join(IMAGE_SUFFIXES)}) in its class folders"
             )
-        images = [_decode(file.read_bytes()) for file, _ in files]
-        if len({image.shape for image in images}) > 1:
-            raise ValueError(
-                f"the images of {path}/{part} differ in size; resize them to one size first"
-            )
+        images = [_decode(file.read_bytes(), str(file)) for file, _ in files]
+        shapes |= {image.shape for image in images}
+        if len(shapes) > 1:
+            raise ValueError(f"the images of {path} differ in size; resize them to one size first")
         splits.append(Split(np.stack(images), np.array([label for _, label in files], np.int64)))
     return classes, splits[0], splits[1]
 
 
-def _decode(data: bytes) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))
+def _load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception as error:  # numpy and zipfile raise a dozen types on a damaged archive
+        raise ValueError(f"{path} cannot be read as an .npz file: {error}") from error
+
+
+def _decode(data: bytes, source: str) -> NDArray[np.uint8]:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:  # decoders of damaged files raise a dozen types
+        raise ValueError(f"{source} is damaged or no picture: {error}") from error

@@ -59,7 +59,7 @@ class ImagePreprocessor:
             try:
                 image.draft(None, (DRAFT_FACTOR * self.width, DRAFT_FACTOR * self.height))
                 image.load()
-                rgb = _to_rgb(ImageOps.exif_transpose(image))
+                rgb = _to_rgb(_upright(image))
             except Exception as error:  # decoders of damaged files raise a dozen types
                 raise UndecodableImage(
                     f"the {image.format} image is damaged or cut off: {error}"
@@ -96,6 +96,13 @@ class ImagePreprocessor:
                 f"the image is {width}x{height}, more than {self.max_pixels} pixels, the limit "
                 f"here; scale it down first"
             )
+        return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # unreadable EXIF is no reason to refuse pixels that are already decoded
         return image
 
 

@@ -73,7 +73,7 @@ def parse_heads(text: str) -> tuple[tuple[Conv, ...], ...]:
         ValueError: If the text is of another form.
     """
     try:
-        return tuple(
+        heads = tuple(
             tuple(Conv(*map(int, conv.split("/"))) for conv in head.split(",") if conv)
             for head in text.split(";")
         )
@@ -81,6 +81,9 @@ def parse_heads(text: str) -> tuple[tuple[Conv, ...], ...]:
         raise ValueError(
             f"heads {text!r} are not of the form '32/2,64/2;64/2' (channels/stride)"
         ) from error
+    if any(min(conv) < 1 for head in heads for conv in head):
+        raise ValueError(f"heads {text!r} have channels or a stride below 1")
+    return heads
 
 
 def heads_text(heads: Sequence[Sequence[Conv]]) -> str:

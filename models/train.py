@@ -187,7 +187,9 @@ class Trainer:
             self.step += 1
             self.loss_sum += loss
             on_step(self.step, loss)
-            if self.clock() - saved > self.checkpoint_seconds:
+            # At an epoch's end only with its report: a run resumed there would never make it.
+            due = self.clock() - saved > self.checkpoint_seconds
+            if due and self.step % self.steps_per_epoch:
                 self._save("last")
                 saved = self.clock()
         report = EpochReport(
@@ -239,11 +241,13 @@ class Trainer:
             tensors[f"momentum.{index}"] = state["momentum_buffer"]
         tensors["step"] = torch.tensor(self.step)
         tensors["loss_sum"] = torch.tensor(self.loss_sum, dtype=torch.float64)
-        _save_tensors(tensors, self.out / f"{name}.safetensors")
+        # Reports first: a kill between the two files leaves a report too many, which the resumed
+        # run drops and earns again, never one too few.
         write_json(
             {"step": self.step, "reports": [r._asdict() for r in self.reports]},
             self.out / "progress.json",
         )
+        _save_tensors(tensors, self.out / f"{name}.safetensors")
 
     def _resume(self) -> None:
         path = self.out / "last.safetensors"
@@ -261,8 +265,6 @@ class Trainer:
         self.step, self.loss_sum = int(tensors["step"]), float(tensors["loss_sum"])
         done = self.step // self.steps_per_epoch
         progress = json.loads((self.out / "progress.json").read_text())
-        # A kill between the two files leaves the reports at most one epoch short or long of the
-        # weights.
         self.reports = [EpochReport(**r) for r in progress["reports"]][:done]
         log.info("resuming %s at step %d", self.out, self.step)
 

@@ -64,7 +64,6 @@ class Sample(NamedTuple):
 class _Seen(NamedTuple):
     time_s: float
     latency_ms: float
-    budget_ms: float | None
     exit: int
 
 
@@ -99,8 +98,14 @@ class BudgetController:
         self.budget_ms = budget_ms
         self.ratio = 1.0
         self.overhead_ms = 0.0
+        self._horizon = max(1, round(config.horizon_share * config.window))
         self._seen: deque[_Seen] = deque()
         self._latency_sum = 0.0
+        self._exit_counts = [0] * len(frontier.costs_ms)
+        # Of the newest W - h samples, what each left of its own budget.
+        self._credits: deque[float] = deque()
+        self._credit_sum = 0.0
+        self._additions = 0
         self._due_samples = 0
         self._last_update_s: float | None = None
         self._effective_ms = budget_ms
@@ -146,10 +151,7 @@ class BudgetController:
         """Share of the window's samples at each exit, (K,); None before the first sample."""
         if not self._seen:
             return None
-        counts = [0] * len(self.frontier.costs_ms)
-        for seen in self._seen:
-            counts[seen.exit] += 1
-        return [count / len(self._seen) for count in counts]
+        return [count / len(self._seen) for count in self._exit_counts]
 
     def present_ms(self, cost_ms: float) -> float:
         """The latency to expect now where the frontier says `cost_ms`."""
@@ -163,9 +165,9 @@ class BudgetController:
     def expire(self, now_s: float) -> None:
         """Forget samples that are too old, when none arrive that would push them out."""
         while self._seen and now_s - self._seen[0].time_s > self.config.max_age_s:
-            self._latency_sum -= self._seen.popleft().latency_ms
-        if not self._seen:
-            self._latency_sum = 0.0
+            self._forget_oldest()
+        while len(self._credits) > len(self._seen):
+            self._credit_sum -= self._credits.popleft()
 
     def observe(self, samples: Iterable[Sample], now_s: float) -> bool:
         """Take completed samples in.
@@ -197,14 +199,38 @@ class BudgetController:
         return self.frontier.at_cost((budget_ms - self.overhead_ms) / self.ratio).parameter
 
     def _add(self, sample: Sample, now_s: float) -> None:
-        self._seen.append(_Seen(now_s, sample.latency_ms, self.budget_ms, sample.exit))
+        self._seen.append(_Seen(now_s, sample.latency_ms, sample.exit))
         self._latency_sum += sample.latency_ms
+        self._exit_counts[sample.exit] += 1
         if len(self._seen) > self.config.window:
-            self._latency_sum -= self._seen.popleft().latency_ms
+            self._forget_oldest()
+        # Without a budget nothing was promised, so nothing is left over or owed.
+        promised_ms = sample.latency_ms if self.budget_ms is None else self._share * self.budget_ms
+        self._credits.append(promised_ms - sample.latency_ms)
+        self._credit_sum += self._credits[-1]
+        if len(self._credits) > self.config.window - self._horizon:
+            self._credit_sum -= self._credits.popleft()
         predicted_ms = float(self.frontier.costs_ms[sample.exit])
         step = 1 / self.config.ratio_samples
         self.ratio += step * ((sample.latency_ms - sample.overhead_ms) / predicted_ms - self.ratio)
         self.overhead_ms += step * (sample.overhead_ms - self.overhead_ms)
+        self._additions += 1
+        if self._additions % self.config.window == 0:
+            self._sum_anew()
+
+    def _forget_oldest(self) -> None:
+        oldest = self._seen.popleft()
+        self._latency_sum -= oldest.latency_ms
+        self._exit_counts[oldest.exit] -= 1
+
+    def _sum_anew(self) -> None:
+        """Once a window: adding and taking away for days would pile up rounding errors."""
+        self._latency_sum = math.fsum(seen.latency_ms for seen in self._seen)
+        self._credit_sum = math.fsum(self._credits)
+
+    @property
+    def _share(self) -> float:
+        return 1 - self.config.window_margin
 
     def _aim(self) -> None:
         """Work out the effective budget and the parameter from the window as it is."""
@@ -212,15 +238,8 @@ class BudgetController:
             self._effective_ms = None
             self._parameter = self.frontier[-1].parameter
             return
-        share = 1 - self.config.window_margin
-        horizon = max(1, round(self.config.horizon_share * self.config.window))
-        credit = 0.0
-        newest = min(len(self._seen), self.config.window - horizon)
-        for index in range(len(self._seen) - newest, len(self._seen)):
-            seen = self._seen[index]
-            budget = self.budget_ms if seen.budget_ms is None else seen.budget_ms
-            credit += budget * share - seen.latency_ms
         bound = self.config.max_correction * self.budget_ms
-        aim = self.budget_ms * share + min(max(credit / horizon, -bound), bound)
+        correction = min(max(self._credit_sum / self._horizon, -bound), bound)
+        aim = self._share * self.budget_ms + correction
         self._effective_ms = min(max(aim, self.floor_ms), self.ceiling_ms)
         self._parameter = self.parameter_for(self._effective_ms)

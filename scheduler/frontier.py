@@ -10,6 +10,7 @@ from scheduler.thresholds import ThresholdTable, repaired_thresholds, route
 
 Array = NDArray[np.float64]
 GRID_STEP = 0.003
+ROUNDING = 1e-9
 
 
 class FrontierPoint(NamedTuple):
@@ -56,6 +57,7 @@ class Frontier:
 
     def at_cost(self, cost_ms: float) -> FrontierPoint:
         """The dearest point that costs at most `cost_ms`; the cheapest where none does."""
+        cost_ms *= 1 + ROUNDING  # so that the cost of a point, worked out another way, finds it
         return self[max(int(np.searchsorted(self.expected_costs_ms, cost_ms, side="right")) - 1, 0)]
 
     def at_parameter(self, parameter: float) -> FrontierPoint:
@@ -69,8 +71,7 @@ class Frontier:
         that no longer cost more than all before them are dropped.
         """
         moved = replace(self, costs_ms=costs_ms)
-        costs = moved.expected_costs_ms
-        rising = np.r_[True, costs[1:] > np.maximum.accumulate(costs)[:-1]]
+        rising = _rising(moved.expected_costs_ms)
         return replace(
             moved,
             parameters=self.parameters[rising],
@@ -119,6 +120,12 @@ def tabulate(
     exits = np.stack([route(scores, row) for row in thresholds])  # (G, N)
     rates = np.stack([(exits == k).mean(1) for k in range(len(costs_ms))], 1)
     accuracy = correct[np.arange(len(correct)), exits].mean(1)
-    frontier = Frontier(budgets, rates, accuracy, costs_ms).with_costs(costs_ms)
-    kept = np.isin(budgets, frontier.parameters)
+    kept = _rising(rates @ costs_ms)
+    frontier = Frontier(budgets[kept], rates[kept], accuracy[kept], costs_ms)
     return Tabulated(ThresholdTable(budgets[kept], thresholds[kept]), frontier)
+
+
+def _rising(costs: Array) -> NDArray[np.bool_]:
+    """Which points cost more than all before them, (G,)."""
+    higher = costs[1:] > np.maximum.accumulate(costs)[:-1]
+    return np.concatenate([np.array([True]), higher])

@@ -89,7 +89,7 @@ class Envelope:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, _without_known_traces(send))
             return
         received_s = self.clock()
         headers = Headers(scope=scope)
@@ -148,6 +148,19 @@ class Envelope:
             f"the body is larger than {self.max_body_bytes} bytes, the limit here; send less at "
             f"once"
         )
+
+
+def _without_known_traces(send: Send) -> Send:
+    """A start that fails for a known reason (a ValueError of ours) is told in its sentence."""
+
+    async def plainly(message: Message) -> None:
+        if message["type"] == "lifespan.startup.failed":
+            kind, _, sentence = message["message"].rstrip().rpartition("\n")[2].partition(": ")
+            if kind in ("ValueError", "models.bundle.BundleError"):
+                message = {**message, "message": sentence}
+        await send(message)
+
+    return plainly
 
 
 def _answer(

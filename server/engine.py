@@ -254,13 +254,13 @@ class Engine:
         stage = rows[0].stage
         inputs = rows[0].state if len(rows) == 1 else np.concatenate([row.state for row in rows])
         history = np.concatenate([row.history for row in rows])
+        state = self.backend.run_stage(stage, inputs)
+        log_probs = self.backend.run_head(stage, state).log_probs
+        scores, history = self.policy.score(stage, log_probs, history)
         parameter = self.parameter
         parameters = np.array(
             [parameter if row.parameter is None else row.parameter for row in rows]
         )
-        state = self.backend.run_stage(stage, inputs)
-        log_probs = self.backend.run_head(stage, state).log_probs
-        scores, history = self.policy.score(stage, log_probs, history)
         leave, thresholds = self.policy.decide(stage, scores, parameters)
         elapsed_ms = (self.clock() - started) * 1e3
         return _StageOutput(state, history, log_probs, scores, thresholds, leave, elapsed_ms)

@@ -17,6 +17,7 @@ from models.bundle import Bundle
 from models.onnx_backend import OnnxBackend
 from models.preprocess import UndecodableImage
 from scheduler.controller import BudgetController, ControllerConfig, Sample
+from scheduler.frontier import Frontier
 from scheduler.policy import ExitPolicy
 from scheduler.scheduler import load_scheduler
 from server.engine import Answer, Completion, Engine, Row
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 Measure = Literal["compute", "end_to_end"]
 WARM_UP_ROUNDS = 20
 COST_ROUNDS = 100
+SAME_SPEED = 0.25  # hosts whose costs differ by no more than this share are taken for the same
 
 
 class Served(NamedTuple):
@@ -94,13 +96,15 @@ class ServedModel:
             (1, 3, manifest.preprocessing.height, manifest.preprocessing.width), np.float32
         )
         self.costs_ms = _measure_costs(backend, policy, self._example, settings.max_batch)
-        frontier = frontier.with_costs(self.costs_ms)
+        built_on, frontier = frontier, frontier.with_costs(self.costs_ms)
         log.info(
             "%s costs %s ms until each exit on this host",
             self.name,
             self.costs_ms.round(3).tolist(),
         )
-        budget_ms = settings.budget_ms or manifest.default_budget_ms
+        budget_ms = settings.budget_ms
+        if budget_ms is None and manifest.default_budget_ms is not None:
+            budget_ms = default_budget_ms(manifest.default_budget_ms, built_on, frontier)
         config = ControllerConfig(window=settings.window)
         self.measure: Measure = settings.measure
         self._controllers: dict[Measure, BudgetController] = {
@@ -291,6 +295,23 @@ class ServedModel:
         self._controllers["compute"].observe(compute, now)
         self._controllers["end_to_end"].observe(end_to_end, now)
         self.engine.parameter = self.controller.parameter
+
+
+def default_budget_ms(default_ms: float, built_on: Frontier, here: Frontier) -> float:
+    """The bundle's default budget on this host.
+
+    It is in milliseconds of the machine that built the bundle. Where this host is much faster or
+    slower they would mean another trade, so the same point of the frontier is kept instead.
+    """
+    ratio = float(here.costs_ms[-1] / built_on.costs_ms[-1])
+    if abs(ratio - 1) <= SAME_SPEED:
+        return default_ms
+    point = here.at_parameter(built_on.at_cost(default_ms).parameter)
+    moved_ms = round(point.expected_cost_ms, 3)
+    log.info(
+        "this host takes %.2fx the time: default budget %g ms -> %g ms", ratio, default_ms, moved_ms
+    )
+    return moved_ms
 
 
 def shown_threshold(value: float, *, last: bool) -> float | None:

@@ -28,8 +28,8 @@ def train(args: argparse.Namespace) -> list[EpochReport]:
     model = cifar_resnet(config.depth, len(dataset.classes), config.exits, config.heads)
     if args.init is not None:
         load_plain_weights(model, args.init)
-    claim_folder(args.out, config, dataset.classes)
     trainer = Trainer(config, dataset, args.out, model, compiled=args.compile)
+    claim_folder(args.out, config, dataset.classes)  # last: settings that fail claim nothing
     with _progress(config.epochs * trainer.steps_per_epoch) as show:
         return trainer.run(show.step, show.epoch)
 

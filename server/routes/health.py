@@ -38,6 +38,6 @@ async def metrics(request: Request) -> Response:
         model.tick()
     registry = service.metrics.registry
     if "application/openmetrics-text" in request.headers.get("accept", ""):
-        return Response(openmetrics_text(registry), media_type=OPENMETRICS_TYPE)
-    text: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]
-    return Response(text, media_type=CONTENT_TYPE_LATEST)
+        text: bytes = openmetrics_text(registry)  # type: ignore[no-untyped-call]
+        return Response(text, media_type=OPENMETRICS_TYPE)
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

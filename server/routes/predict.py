@@ -133,28 +133,22 @@ async def _read_json(request: Request, service: Service) -> _Input:
 
 async def _read_form(request: Request) -> _Input:
     try:
-        form = await request.form()
+        async with request.form() as form:
+            parts = form.multi_items()
+            fields = {name: value for name, value in parts if not isinstance(value, UploadFile)}
+            bodies = [
+                await value.read()
+                for name, value in parts
+                if name in ("file", "image") and isinstance(value, UploadFile)
+            ]
     except MultiPartException as error:
         raise MalformedRequest(f"the form cannot be read: {error.message}") from error
-    fields = {
-        name: value for name, value in form.multi_items() if not isinstance(value, UploadFile)
-    }
     if "text" in fields:
-        raise InvalidContent(
-            "no text model is loaded; send one part named file (or image) with a picture"
-        )
-    files = [
-        value
-        for name, value in form.multi_items()
-        if name in ("file", "image") and isinstance(value, UploadFile)
-    ]
-    if len(files) != 1:
-        raise InvalidContent(
-            f"the form has {len(files)} parts named file or image that hold a file; send exactly "
-            f"one"
-        )
-    body = await files[0].read()
-    return _Input([lambda: body], False, _options({**request.query_params, **fields}))
+        raise InvalidContent("no text model is loaded; send one picture as the part named file")
+    if len(bodies) != 1:
+        raise InvalidContent(f"the form holds {len(bodies)} files named file or image; send one")
+    options = _options({**request.query_params, **fields})
+    return _Input([lambda: bodies[0]], False, options)
 
 
 def _options(given: Mapping[str, Any]) -> Options:

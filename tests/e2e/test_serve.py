@@ -1,0 +1,182 @@
+"""The real server as a process, real images over HTTP, a budget that moves."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import httpx
+import numpy as np
+import pytest
+
+from profiling.calibration import load_recorded
+
+if TYPE_CHECKING:
+    from tests.conftest import Images
+
+pytestmark = pytest.mark.e2e
+WINDOW = 200
+JPEG = {"content-type": "image/jpeg"}
+
+
+class Server(NamedTuple):
+    process: subprocess.Popen[bytes]
+    client: httpx.Client
+    ready_after_s: float
+
+
+class Round(NamedTuple):
+    """What sending images once brought: exits taken, share right, rows run by each stage."""
+
+    exits: list[int]
+    accuracy: float
+    stage_rows: list[float]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "server.cli", "serve"]
+    options = ["--port", str(port), "--window", str(WINDOW), "--log-level", "warning"]
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("EENET_")}
+    started = time.perf_counter()
+    process = subprocess.Popen([*command, *options], env=environ)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+        try:
+            while not is_ready(client):
+                assert process.poll() is None, "the server ended at start"
+                assert time.perf_counter() - started < 30, "the server does not get ready"
+                time.sleep(0.02)
+            yield Server(process, client, time.perf_counter() - started)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def stage_rows(client: httpx.Client) -> list[float]:
+    """Rows that each stage has run so far, as the server counts them."""
+    found = re.findall(r'eenet_batch_size_sum{.*stage="(\d)"} (\S+)', client.get("/metrics").text)
+    return [float(rows) for _, rows in sorted(found)]
+
+
+def send(client: httpx.Client, images: Images, count: int = 300) -> Round:
+    before, exits, right = stage_rows(client), [], 0
+    for file, label in zip(images.files[:count], images.labels[:count], strict=True):
+        answer = client.post("/predict", content=file, headers=JPEG)
+        assert answer.status_code == 200, answer.text
+        exits.append(answer.json()["exit"])
+        right += answer.json()["class_id"] == label
+    rows = [a - b for a, b in zip(stage_rows(client), before, strict=True)]
+    return Round(exits, right / count, rows)
+
+
+def budget(client: httpx.Client) -> dict:
+    return client.get("/budget").json()["models"][0]
+
+
+def settle(client: httpx.Client, images: Images) -> dict:
+    """Send until the window holds only samples of this budget and its mean is under it."""
+    send(client, images)
+    for _ in range(8):
+        shown = budget(client)
+        if shown["rolling_latency_ms"] <= shown["budget_ms"]:
+            return shown
+        send(client, images, 100)
+    raise AssertionError(f"the rolling latency does not settle under the budget: {budget(client)}")
+
+
+def test_it_is_ready_soon(server: Server) -> None:
+    assert server.ready_after_s < 5
+
+
+def test_accuracy_without_a_budget_is_the_recorded_one(
+    server: Server, images: Images, shipped_bundle: Path
+) -> None:
+    server.client.put("/budget", json={"budget_ms": None})
+    got = send(server.client, images)
+    recorded = load_recorded(shipped_bundle / "calibration.npz").test
+    assert recorded.labels[images.rows].tolist() == images.labels
+    offline = recorded.correct[images.rows, -1].mean()
+    assert got.exits == [2] * 300
+    # Half-precision records may turn one near-tie.
+    assert got.accuracy == pytest.approx(offline, abs=1.01 / 300)
+
+
+def test_the_budget_moves_exits_latency_and_work(server: Server, images: Images) -> None:
+    client = server.client
+    shown = budget(client)
+    floor, ceiling = shown["floor_ms"], shown["ceiling_ms"]
+
+    client.put("/budget", json={"budget_ms": floor + 0.8 * (ceiling - floor)})
+    loose = settle(client, images)
+    loose_round = send(client, images)
+    client.put("/budget", json={"budget_ms": floor + 0.3 * (ceiling - floor)})
+    tight = settle(client, images)
+    tight_round = send(client, images)
+
+    assert tight["rolling_latency_ms"] <= tight["budget_ms"] < loose["budget_ms"]
+    assert np.mean(tight_round.exits) < np.mean(loose_round.exits)
+    assert tight["exit_rates"][0] > loose["exit_rates"][0]
+    assert loose_round.stage_rows[0] == tight_round.stage_rows[0] == 300
+    assert tight_round.stage_rows[1] < loose_round.stage_rows[1]
+    assert tight_round.stage_rows[2] < loose_round.stage_rows[2]
+    for each in (loose_round, tight_round):  # what a stage did not have to do was not done
+        exits = np.array(each.exits)
+        assert each.stage_rows == [300, (exits > 0).sum(), (exits > 1).sum()]
+
+
+def test_accuracy_under_a_budget_is_the_replayed_one(
+    server: Server, images: Images, shipped_bundle: Path
+) -> None:
+    answers = [
+        server.client.post("/predict", content=file, headers=JPEG).json() for file in images.files
+    ]
+    recorded = load_recorded(shipped_bundle / "calibration.npz").test
+    exits = [answer["exit"] for answer in answers]
+    replayed = recorded.correct[images.rows, exits].mean()
+    got = np.mean([a["class_id"] == label for a, label in zip(answers, images.labels, strict=True)])
+    assert got == pytest.approx(replayed, abs=1.01 / 300)
+
+
+def test_it_stays_small(server: Server) -> None:
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    peak_kib = int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]
+    assert peak_kib < 300 * 1024
+
+
+def test_it_imports_neither_torch_nor_transformers(server: Server) -> None:
+    maps = Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert "onnxruntime" in maps
+    assert "libtorch" not in maps
+    code = (
+        "import sys; sys.argv = ['eenet', '--version']; import server.cli, server.app\n"
+        "try: server.cli.main(['--version'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'onnx', 'sklearn'} & set(sys.modules)))"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert printed.stdout.splitlines()[-1] == "[]"
+
+
+def test_it_drains_and_ends_on_sigterm(server: Server) -> None:
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(timeout=10) in (0, -signal.SIGTERM)

@@ -1,0 +1,53 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import Gauge
+
+from server.admission import Admission
+from server.errors import NotReady, QueueFull
+
+
+def admission(bound: int, now: list[float]) -> Admission:
+    return Admission(bound, Gauge("inflight", "", registry=None), clock=lambda: now[0])
+
+
+def test_the_bound_counts_samples_not_requests() -> None:
+    gate = admission(10, [0.0])
+    gate.admit(8)
+    with pytest.raises(QueueFull):
+        gate.admit(3)
+    gate.admit(2)
+    assert gate.samples == 10
+
+
+def test_retry_after_is_the_time_to_drain_at_the_recent_rate() -> None:
+    now = [0.0]
+    gate = admission(1000, now)
+    for _ in range(2000):  # 20 s at 100 samples a second
+        gate.admit(1)
+        now[0] += 0.01
+        gate.release(1)
+    gate.admit(1000)
+    with pytest.raises(QueueFull) as refused:
+        gate.admit(1)
+    # An exponential average of 10 s has seen 86 % of the rate after 20 s.
+    assert 10 <= int(refused.value.headers["Retry-After"]) <= 13
+
+
+def test_nothing_is_let_in_while_draining() -> None:
+    gate = admission(10, [0.0])
+    gate.not_ready = "the server is draining"
+    with pytest.raises(NotReady, match="draining"):
+        gate.admit(1)
+
+
+@given(st.lists(st.integers(1, 30), max_size=50))
+def test_the_bound_is_never_passed_and_everything_is_given_back(sizes: list[int]) -> None:
+    gate, inside = admission(64, [0.0]), []
+    for size in sizes:
+        try:
+            gate.admit(size)
+            inside.append(size)
+        except QueueFull:
+            gate.release(inside.pop()) if inside else None
+        assert gate.samples == sum(inside) <= 64

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from server.app import create_app
+from server.errors import INTERNAL_DETAIL
+from server.model import ServedModel
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from tests.conftest import Images
+
+JPEG = {"content-type": "image/jpeg"}
+
+
+def test_every_answer_carries_an_id_and_the_split_of_its_time(
+    client: TestClient, images: Images
+) -> None:
+    answer = client.post("/predict", content=images.files[0], headers=JPEG)
+    assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["x-request-id"])
+    timing = dict(part.split(";dur=") for part in answer.headers["server-timing"].split(", "))
+    assert set(timing) == {"total", "queue", "decode", "compute"}
+    assert float(timing["total"]) >= float(timing["compute"]) > 0
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
+def test_a_sound_request_id_is_echoed_and_another_replaced(client: TestClient) -> None:
+    assert client.get("/livez", headers={"x-request-id": "a.B-3_z"}).headers["x-request-id"] == (
+        "a.B-3_z"
+    )
+    assert client.get("/nope", headers={"x-request-id": "x" * 129}).headers["x-request-id"] != (
+        "x" * 129
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nope", 404, "not_found"),
+        ("GET", "/predict", 405, "method_not_allowed"),
+        ("GET", "/budget?model=nope", 404, "unknown_model"),
+        ("GET", "/frontier?model=nope", 404, "unknown_model"),
+        ("POST", "/predict", 415, "unsupported_media_type"),
+        ("PUT", "/budget", 422, "invalid_content"),
+    ],
+)
+def test_errors_are_problems(
+    client: TestClient, method: str, path: str, status: int, code: str
+) -> None:
+    answer = client.request(method, path)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert set(problem) == {"type", "title", "status", "detail", "code", "request_id", "error"}
+    assert (problem["status"], problem["code"]) == (status, code)
+    assert problem["detail"] == problem["error"]
+    assert problem["request_id"] == answer.headers["x-request-id"]
+
+
+def test_bodies_over_the_limit_are_refused_with_and_without_a_length(shipped_bundle: Path) -> None:
+    app = create_app(Settings(bundle=(shipped_bundle,), max_body_mib=1))
+    with TestClient(app) as client:
+        told = client.post("/predict", content=b"x" * (2**20 + 1), headers=JPEG)
+        chunked = client.post("/predict", content=iter([b"x" * 2**19] * 3), headers=JPEG)
+        text = client.get("/metrics").text
+    for answer in (told, chunked):
+        assert answer.status_code == 413
+        assert answer.json()["code"] == "body_too_large"
+        assert answer.headers["x-request-id"]
+    assert 'eenet_rejected_total{reason="body_too_large"} 2.0' in text
+
+
+def test_an_unknown_failure_is_logged_and_answered_with_a_fixed_sentence(
+    shipped_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(model: ServedModel) -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(ServedModel, "budget_state", broken)
+    with (
+        caplog.at_level(logging.ERROR),
+        TestClient(create_app(Settings(bundle=(shipped_bundle,)))) as client,
+    ):
+        answer = client.get("/budget")
+    assert answer.status_code == 500
+    assert answer.json()["detail"] == INTERNAL_DETAIL
+    assert "secret" not in answer.text
+    assert "secret detail" in caplog.text and answer.headers["x-request-id"] in caplog.text
+
+
+def test_live_and_ready_and_the_aliases(client: TestClient) -> None:
+    assert client.get("/livez").json() == {"status": "live"}
+    for path in ("/readyz", "/health", "/healthz", "/ping"):
+        assert client.get(path).json() == {"status": "ready"}
+
+
+def test_not_ready_while_draining_and_when_every_batch_fails(
+    shipped_bundle: Path, images: Images
+) -> None:
+    app = create_app(Settings(bundle=(shipped_bundle,)))
+    with TestClient(app) as client:
+        service = app.state.service
+        model = next(iter(service.models.values()))
+        run_stage = model.engine.backend.run_stage
+
+        def fail(stage: int, state: np.ndarray) -> np.ndarray:
+            raise RuntimeError("device lost")
+
+        model.engine.backend.run_stage = fail
+        answer = client.post("/predict", content=images.files[0], headers=JPEG)
+        assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+        client.portal.call(model.probe)
+        answer = client.get("/readyz")
+        assert answer.status_code == 503
+        assert "fails on every input" in answer.json()["detail"]
+
+        model.engine.backend.run_stage = run_stage
+        client.portal.call(model.probe)
+        assert client.get("/readyz").status_code == 200
+        service.admission.not_ready = "the server is draining"
+        assert client.get("/readyz").status_code == 503
+        refused = client.post("/predict", content=images.files[0], headers=JPEG)
+        assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
+        service.admission.not_ready = None
+
+
+def test_the_api_page_describes_the_routes(client: TestClient) -> None:
+    assert client.get("/docs").status_code == 200
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/predict", "/budget", "/frontier", "/metrics", "/livez", "/readyz"} <= set(paths)
+    body = paths["/predict"]["post"]["requestBody"]["content"]
+    assert set(body) == {"image/*", "multipart/form-data", "application/json"}

@@ -1,0 +1,94 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from server.cli import main
+
+
+def serve(*flags: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "server.cli", "serve", "--port", "0", *flags]
+    environment = {**os.environ, **environ}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, shipped_bundle: Path) -> Path:
+    return Path(shutil.copytree(shipped_bundle, tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize(
+    "file", ["bundle.json", "stages/1.onnx", "heads/0.onnx", "scheduler.npz", "calibration.npz"]
+)
+def test_a_missing_or_damaged_file_stops_the_start_with_one_sentence(
+    bundle: Path, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (bundle / file).read_bytes()
+    for damaged in (None, whole[: len(whole) // 2]):
+        (bundle / file).unlink(missing_ok=True)
+        if damaged is not None:
+            (bundle / file).write_bytes(damaged)
+        assert main(["serve", "--bundle", str(bundle), "--log-level", "error"]) == 2
+        told = capsys.readouterr().err
+        assert file in told and len(told.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--budget-ms", "0"], "budget_ms"),
+        (["--window", "many"], "window"),
+        (["--config", "nowhere.toml"], "nowhere.toml"),
+    ],
+)
+def test_a_bad_setting_stops_the_start_with_one_sentence(
+    flags: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", *flags]) == 2
+    told = capsys.readouterr().err
+    assert named in told and len(told.strip().splitlines()) == 1
+
+
+def test_a_model_that_cannot_start_is_told_without_a_trace() -> None:
+    ended = serve("--device", "cuda", "--log-level", "error")
+    assert ended.returncode != 0
+    assert "install the extra `gpu`" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_an_unknown_variable_stops_the_start() -> None:
+    ended = serve(EENET_BUDGET="1")
+    assert ended.returncode == 2 and "EENET_BUDGET is no setting" in ended.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["serve"], ["train"], ["build"]])
+def test_every_help_shows_an_example(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "example" in text and "eenet" in text
+
+
+def test_every_setting_is_a_flag_with_its_variable(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name in ("bundle", "device", "budget-ms", "measure", "window", "host", "port"):
+        assert f"--{name}" in text
+        assert f"$EENET_{name.replace('-', '_').upper()}" in text
+
+
+def test_build_names_what_a_folder_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build", str(tmp_path), "--out", str(tmp_path / "b")]) == 2
+    assert "run.json" in capsys.readouterr().err
+    (tmp_path / "run.json").write_text(json.dumps({}))
+    assert main(["build", str(tmp_path), "--out", str(tmp_path / "b")]) == 2
+    assert "best.safetensors" in capsys.readouterr().err

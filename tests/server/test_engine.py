@@ -1,0 +1,272 @@
+import threading
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
+
+from models.backend import HeadOutput
+from scheduler.baselines import MaxProbPolicy
+from scheduler.thresholds import ThresholdTable
+from server.engine import Answer, Completion, Engine, Row
+from server.errors import DeadlineExceeded, InferenceFailed
+from server.metrics import Metrics, ModelMetrics
+
+
+class FakeBackend:
+    """Three exits; a row's input is its max probability at every exit; POISON makes a stage fail.
+
+    Counts the rows that each stage has really run.
+    """
+
+    num_exits = 3
+    POISON = -1.0
+
+    def __init__(self, on_stage: Callable[[int], None] = lambda stage: None) -> None:
+        self.stage_rows: Counter[int] = Counter()
+        self.batches: list[tuple[int, list[float]]] = []
+        self.on_stage = on_stage
+
+    def run_stage(self, stage: int, state: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.on_stage(stage)
+        self.stage_rows[stage] += len(state)
+        self.batches.append((stage, state[:, stage].tolist()))
+        if (state == self.POISON).any():
+            raise RuntimeError("poisoned row")
+        return state
+
+    def run_head(self, exit: int, state: NDArray[np.float32]) -> HeadOutput:
+        best = state[:, exit]
+        log_probs = np.log(np.stack([best, 1 - best], 1))
+        return HeadOutput(log_probs, log_probs)
+
+
+def sure(*confidences: float) -> NDArray[np.float32]:
+    """The input of one row: its confidence at each exit."""
+    return np.array([confidences], np.float32)
+
+
+def policy() -> MaxProbPolicy:
+    """Parameter 1: exits fire at 0.9 and 0.8; parameter 2: nothing fires early."""
+    never = np.inf
+    return MaxProbPolicy(
+        ThresholdTable(np.array([1.0, 2.0]), np.array([[0.9, 0.8, -never], [never, never, -never]]))
+    )
+
+
+def serve(
+    rows: list[Row],
+    backend: FakeBackend | None = None,
+    *,
+    parameter: float = 1.0,
+    max_batch: int = 1,
+    workers: int = 1,
+    clock: Callable[[], float] | None = None,
+) -> dict[int, Completion]:
+    """Run rows to completion; completions by the row's place in the list."""
+    done: list[Completion] = []
+    lock = threading.Lock()
+
+    def on_batch(completions: list[Completion]) -> None:
+        with lock:
+            done.extend(completions)
+
+    metrics = ModelMetrics(Metrics(CollectorRegistry(), "test"), "fake", 3)
+    options = {} if clock is None else {"clock": clock}
+    engine = Engine(
+        backend or FakeBackend(),
+        policy(),
+        parameter,
+        workers=workers,
+        max_batch=max_batch,
+        metrics=metrics,
+        on_batch=on_batch,
+        **options,
+    )
+    engine.submit(rows)
+    engine.start()
+    engine.stop()
+    return {rows.index(completion.row): completion for completion in done}
+
+
+def test_a_row_leaves_at_the_first_exit_that_fires_and_later_stages_never_run_it() -> None:
+    backend = FakeBackend()
+    rows = [Row(sure(0.95, 0.99, 0.99)), Row(sure(0.6, 0.85, 0.99)), Row(sure(0.6, 0.6, 0.7))]
+    done = serve(rows, backend)
+    exits = [done[index].outcome.exit for index in range(3)]  # type: ignore[union-attr]
+    assert exits == [0, 1, 2]
+    assert backend.stage_rows == {0: 3, 1: 2, 2: 1}
+
+
+def test_the_answer_is_that_of_the_exit_taken() -> None:
+    answer = serve([Row(sure(0.6, 0.85, 0.99))])[0].outcome
+    assert isinstance(answer, Answer)
+    assert np.exp(answer.log_probs) == pytest.approx([0.85, 0.15])
+    assert answer.trace is None
+
+
+def test_a_row_obeys_its_own_parameter_beside_others_in_the_batch() -> None:
+    rows = [Row(sure(0.95, 0.95, 0.95)), Row(sure(0.95, 0.95, 0.95), parameter=2.0)]
+    done = serve(rows, max_batch=2)
+    assert [done[index].outcome.exit for index in range(2)] == [0, 2]  # type: ignore[union-attr]
+
+
+def test_an_infinite_parameter_runs_everything_to_the_end() -> None:
+    done = serve([Row(sure(0.99, 0.99, 0.99))], parameter=float("inf"))
+    assert done[0].outcome.exit == 2  # type: ignore[union-attr]
+
+
+def test_the_trace_has_an_entry_for_every_exit_passed() -> None:
+    answer = serve([Row(sure(0.6, 0.85, 0.99), traced=True)])[0].outcome
+    assert isinstance(answer, Answer) and answer.trace is not None
+    shown = [(e.exit, pytest.approx(e.score), e.threshold) for e in answer.trace]
+    assert shown == [(0, 0.6, 0.9), (1, 0.85, 0.8)]
+    assert answer.trace[0].elapsed_ms < answer.trace[1].elapsed_ms == answer.compute_ms
+
+
+def test_only_the_bad_row_of_a_batch_fails() -> None:
+    rows = [Row(sure(0.95, 0.9, 0.9)) for _ in range(7)]
+    rows[4].state = sure(FakeBackend.POISON, 0.9, 0.9)
+    done = serve(rows, max_batch=7)
+    failed = [index for index in range(7) if isinstance(done[index].outcome, InferenceFailed)]
+    assert failed == [4]
+
+
+def test_a_failed_batch_is_remembered_for_the_readiness_probe() -> None:
+    backend, metrics = FakeBackend(), ModelMetrics(Metrics(CollectorRegistry(), ""), "fake", 3)
+    engine = Engine(
+        backend,
+        policy(),
+        1.0,
+        workers=1,
+        max_batch=1,
+        metrics=metrics,
+        on_batch=lambda completions: None,
+    )
+    engine.submit([Row(sure(FakeBackend.POISON, 0.9, 0.9))])
+    assert not engine.failed
+    engine.start()
+    engine.stop()
+    assert engine.failed
+
+
+def test_rows_of_different_requests_share_a_batch_and_refill_the_next() -> None:
+    backend = FakeBackend()
+    rows = [Row(sure(0.95, 0.9, 0.9)), Row(sure(0.6, 0.6, 0.9)), Row(sure(0.6, 0.6, 0.9))]
+    serve(rows, backend, max_batch=8)
+    sizes = [(stage, len(batch)) for stage, batch in backend.batches]
+    assert sizes == [(0, 3), (1, 2), (2, 2)]
+
+
+def test_no_batch_passes_the_bound() -> None:
+    backend = FakeBackend()
+    serve([Row(sure(0.5, 0.5, 0.5)) for _ in range(20)], backend, max_batch=8)
+    assert max(len(batch) for _, batch in backend.batches) == 8
+
+
+def test_lower_priority_numbers_go_first() -> None:
+    backend = FakeBackend()
+    rows = [Row(sure(0.91, 0.9, 0.9), priority=3), Row(sure(0.92, 0.9, 0.9), priority=0)]
+    serve(rows, backend)
+    assert [batch for _, batch in backend.batches] == [
+        pytest.approx([0.92]),
+        pytest.approx([0.91]),
+    ]
+
+
+class StepClock:
+    """A clock that each stage moves by one second."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def step(self, stage: int) -> None:
+        self.now += 1.0
+
+
+def test_a_deadline_that_passed_in_the_queue_is_an_error_and_costs_no_compute() -> None:
+    clock = StepClock()
+    clock.now = 5.0
+    backend = FakeBackend(clock.step)
+    done = serve([Row(sure(0.95, 0.9, 0.9), deadline_s=4.0)], backend, clock=clock)
+    assert isinstance(done[0].outcome, DeadlineExceeded)
+    assert not backend.stage_rows
+
+
+def test_a_deadline_that_passes_before_the_first_exit_is_an_error() -> None:
+    clock = StepClock()
+    done = serve([Row(sure(0.95, 0.9, 0.9), deadline_s=0.5)], FakeBackend(clock.step), clock=clock)
+    assert isinstance(done[0].outcome, DeadlineExceeded)
+
+
+def test_a_row_leaves_early_when_the_next_exit_would_come_too_late() -> None:
+    # The first row teaches the engine that a stage takes a second.
+    clock = StepClock()
+    rows = [Row(sure(0.5, 0.5, 0.5)), Row(sure(0.5, 0.5, 0.5), deadline_s=4.5)]
+    done = serve(rows, FakeBackend(clock.step), clock=clock)
+    answer = done[1].outcome
+    assert isinstance(answer, Answer)
+    assert (answer.exit, answer.late) == (0, False)
+
+
+def test_a_late_answer_says_so() -> None:
+    # Nothing is known of stage 1 yet, so the row goes on and the deadline passes there.
+    clock = StepClock()
+    row = Row(sure(0.5, 0.5, 0.5), deadline_s=1.5)
+    answer = serve([row], FakeBackend(clock.step), clock=clock)[0].outcome
+    assert isinstance(answer, Answer)
+    assert (answer.exit, answer.late) == (1, True)
+
+
+def test_a_changed_parameter_applies_to_rows_already_on_their_way() -> None:
+    done: list[Completion] = []
+    metrics = ModelMetrics(Metrics(CollectorRegistry(), ""), "fake", 3)
+    backend = FakeBackend()
+    engine = Engine(
+        backend,
+        policy(),
+        2.0,
+        workers=1,
+        max_batch=1,
+        metrics=metrics,
+        on_batch=done.extend,
+    )
+
+    def open_exits(stage: int) -> None:
+        if stage == 1:
+            engine.parameter = 1.0
+
+    backend.on_stage = open_exits
+    engine.submit([Row(sure(0.95, 0.95, 0.95))])
+    engine.start()
+    engine.stop()
+    assert done[0].outcome.exit == 1  # type: ignore[union-attr]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    confidences=st.lists(
+        st.tuples(*[st.floats(0.5, 0.99)] * 3),
+        min_size=1,
+        max_size=40,
+    ),
+    max_batch=st.integers(1, 9),
+    workers=st.integers(1, 3),
+)
+def test_every_row_completes_once_at_the_exit_its_own_confidences_name(
+    confidences: list[tuple[float, float, float]], max_batch: int, workers: int
+) -> None:
+    rows = [Row(sure(*each)) for each in confidences]
+    done = serve(rows, max_batch=max_batch, workers=workers)
+    assert len(done) == len(rows)
+    for index, row in enumerate(confidences):
+        seen = np.exp(np.log(np.float32(row)).astype(np.float64))
+        expected = 0 if seen[0] >= 0.9 else 1 if seen[1] >= 0.8 else 2
+        assert done[index].outcome.exit == expected  # type: ignore[union-attr]

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from profiling.calibration import load_recorded
+from server.app import create_app
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from tests.conftest import Images
+
+JPEG = {"content-type": "image/jpeg"}
+KEYS = {
+    "model",
+    "version",
+    "label",
+    "class_id",
+    "confidence",
+    "exit",
+    "num_exits",
+    "top_k",
+    "latency_ms",
+    "request_id",
+}
+
+
+def encode(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def test_the_answer_has_the_shape_of_the_contract(client: TestClient, images: Images) -> None:
+    answer = client.post("/predict", content=images.files[0], headers=JPEG).json()
+    assert set(answer) == KEYS
+    assert (answer["model"], answer["version"]) == ("cifar10-resnet56", "1")
+    assert 0 <= answer["exit"] < answer["num_exits"] == 3
+    assert set(answer["latency_ms"]) == {"total", "queue", "decode", "compute"}
+    ranking = [entry["probability"] for entry in answer["top_k"]]
+    assert len(ranking) == 5 and ranking == sorted(ranking, reverse=True)
+    best = answer["top_k"][0]
+    assert (best["label"], best["class_id"]) == (answer["label"], answer["class_id"])
+    assert best["probability"] == answer["confidence"]
+
+
+@pytest.mark.parametrize("budget_ms", [1e-3, 1e6])
+def test_answers_are_those_recorded_in_the_bundle(
+    client: TestClient, images: Images, shipped_bundle: Path, budget_ms: float
+) -> None:
+    test = load_recorded(shipped_bundle / "calibration.npz").test
+    exit = 0 if budget_ms < 1 else 2
+    for file, row in zip(images.files[:40], images.rows[:40], strict=True):
+        options = {"budget_ms": budget_ms, "top_k": 10}
+        answer = client.post("/predict", params=options, content=file, headers=JPEG).json()
+        assert answer["exit"] == exit
+        got = [e["probability"] for e in sorted(answer["top_k"], key=lambda e: e["class_id"])]
+        assert got == pytest.approx(np.exp(test.log_probs[exit, row].astype(float)), abs=2e-3)
+
+
+def test_all_ways_of_sending_a_picture_give_the_same_answer(
+    client: TestClient, images: Images
+) -> None:
+    file, options = images.files[3], {"budget_ms": 1e6}
+    answers = [
+        client.post("/predict", params=options, content=file, headers=JPEG),
+        client.post("/predict", params=options, content=file, headers={"content-type": "image/x"}),
+        client.post("/predict", params=options, files={"file": ("a.jpg", file, "image/jpeg")}),
+        client.post("/predict", data=options, files={"image": ("a.jpg", file, "image/jpeg")}),
+        client.post("/predict", json={"image": encode(file), **options}),
+        client.post("/predict", params=options, json={"image": encode(file)}),
+        client.post(
+            "/predict", json={"image": f"data:image/jpeg;base64,{encode(file)}", **options}
+        ),
+    ]
+    assert {answer.status_code for answer in answers} == {200}
+    probabilities = [answer.json()["confidence"] for answer in answers]
+    assert probabilities == [probabilities[0]] * len(answers)
+    assert {answer.json()["exit"] for answer in answers} == {2}
+
+
+def test_a_list_is_answered_in_order_and_a_bad_item_hurts_no_other(
+    client: TestClient, images: Images
+) -> None:
+    items = [encode(file) for file in images.files[:6]]
+    items[2], items[4] = encode(b"no picture"), "!!!"
+    answer = client.post(
+        "/predict",
+        json={"images": items, "budget_ms": 1e6, "top_k": 1},
+        headers={"x-request-id": "batch"},
+    )
+    assert answer.status_code == 200
+    predictions = answer.json()["predictions"]
+    assert len(predictions) == 6
+    for index, entry in enumerate(predictions):
+        if index in (2, 4):
+            assert entry["error"]["status"] == 422
+            assert entry["error"]["request_id"] == f"batch/{index}"
+            continue
+        alone = client.post(
+            "/predict", params={"budget_ms": 1e6}, content=images.files[index], headers=JPEG
+        ).json()
+        assert entry["request_id"] == f"batch/{index}"
+        assert entry["class_id"] == alone["class_id"]
+        assert entry["confidence"] == pytest.approx(alone["confidence"], abs=1e-6)
+        assert len(entry["top_k"]) == 1
+
+
+def test_a_list_of_one_is_still_a_list(client: TestClient, images: Images) -> None:
+    answer = client.post("/predict", json={"images": [encode(images.files[0])]}).json()
+    assert len(answer["predictions"]) == 1
+
+
+def test_the_trace_shows_every_exit_passed(client: TestClient, images: Images) -> None:
+    options = {"trace": "true", "budget_ms": 1e6}
+    answer = client.post("/predict", params=options, content=images.files[0], headers=JPEG).json()
+    assert [entry["exit"] for entry in answer["trace"]] == [0, 1, 2]
+    assert [entry["threshold"] for entry in answer["trace"]] == [None, None, None]
+    elapsed = [entry["elapsed_ms"] for entry in answer["trace"]]
+    assert elapsed == sorted(elapsed)
+    assert answer["trace"][-1]["label"] == answer["label"]
+    assert set(answer["trace"][0]) == {
+        "exit",
+        "label",
+        "confidence",
+        "score",
+        "threshold",
+        "elapsed_ms",
+    }
+
+
+def test_the_trace_tells_why_a_sample_left(client: TestClient, images: Images) -> None:
+    state = client.get("/budget").json()["models"][0]
+    middle = (state["floor_ms"] + state["ceiling_ms"]) / 2
+    for file in images.files[:20]:
+        options = {"trace": "true", "budget_ms": middle}
+        answer = client.post("/predict", params=options, content=file, headers=JPEG).json()
+        *passed, left = answer["trace"]
+        assert all(entry["score"] < entry["threshold"] for entry in passed)
+        assert left["exit"] == answer["exit"]
+        assert left["threshold"] is None or left["score"] >= left["threshold"]
+
+
+def test_a_deadline_that_cannot_be_met_is_504(client: TestClient, images: Images) -> None:
+    answer = client.post(
+        "/predict", params={"deadline_ms": 0.001}, content=images.files[0], headers=JPEG
+    )
+    assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "budget_ms=0",
+        "budget_ms=-1",
+        "budget_ms=nan",
+        "budget_ms=inf",
+        "budget_ms=x",
+        "deadline_ms=0",
+        "top_k=0",
+        "top_k=1.5",
+        "trace=perhaps",
+        "priority=4",
+        "priority=-1",
+        "bugdet_ms=1",
+    ],
+)
+def test_bad_options_are_422_and_named(client: TestClient, images: Images, query: str) -> None:
+    answer = client.post(f"/predict?{query}", content=images.files[0], headers=JPEG)
+    assert answer.status_code == 422
+    assert query.partition("=")[0] in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"{", 400),
+        (b"\xff\xfe", 400),
+        (b"[]", 422),
+        (b"{}", 422),
+        (b'{"image": 5}', 422),
+        (b'{"image": ""}', 422),
+        (b'{"image": "aGk=", "images": ["aGk="]}', 422),
+        (b'{"images": []}', 422),
+        (b'{"images": "aGk="}', 422),
+        (b'{"image": "aGk=", "top_k": "3"}', 422),
+        (b'{"image": "aGk=", "budget_ms": NaN}', 422),
+        (b'{"image": "aGk=", "colour": 1}', 422),
+        (b'{"text": "hello"}', 404),
+        (b'{"image": "aGk=", "model": "nope"}', 404),
+    ],
+)
+def test_bad_json_gets_a_clear_error(client: TestClient, body: bytes, status: int) -> None:
+    answer = client.post("/predict", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == status
+    assert len(answer.json()["detail"]) > 10
+
+
+def test_bad_forms_get_a_clear_error(client: TestClient, images: Images) -> None:
+    file = ("a.jpg", images.files[0], "image/jpeg")
+    both = client.post("/predict", files={"file": file}, data={"text": "hello"})
+    two = client.post("/predict", files=[("file", file), ("image", file)])
+    none = client.post("/predict", files={"picture": file})
+    broken = client.post(
+        "/predict", content=b"--x\r\nnonsense", headers={"content-type": "multipart/form-data"}
+    )
+    assert [a.status_code for a in (both, two, none, broken)] == [422, 422, 422, 400]
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "application/octet-stream", ""])
+def test_other_media_types_are_415(client: TestClient, media_type: str) -> None:
+    answer = client.post("/predict", content=b"abc", headers={"content-type": media_type})
+    assert answer.status_code == 415
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0" + b"0" * 99]
+)
+def test_what_is_no_picture_is_422(client: TestClient, body: bytes) -> None:
+    answer = client.post("/predict", content=body, headers={"content-type": "image/png"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_content")
+
+
+def test_a_cut_off_png_is_422(client: TestClient, images: Images) -> None:
+    whole = png(Image.open(io.BytesIO(images.files[0])))
+    for length in (20, 40, len(whole) // 2, len(whole) - 30):
+        answer = client.post(
+            "/predict", content=whole[:length], headers={"content-type": "image/png"}
+        )
+        assert answer.status_code == 422
+
+
+def test_other_sizes_and_modes_are_recognised(client: TestClient, images: Images) -> None:
+    # A sample that the network is sure of must keep its label, whatever the picture's form.
+    options = {"budget_ms": 1e6}
+    for file in images.files:
+        answer = client.post("/predict", params=options, content=file, headers=JPEG).json()
+        if answer["confidence"] > 0.999:
+            break
+    image = Image.open(io.BytesIO(file)).convert("RGB")
+    forms = [
+        image.convert("RGBA"),
+        image.convert("P", palette=Image.Palette.ADAPTIVE),
+        image.resize((64, 64), Image.Resampling.BICUBIC),
+        image.resize((1000, 1000), Image.Resampling.BICUBIC),
+    ]
+    for form in forms:
+        got = client.post(
+            "/predict", params=options, content=png(form), headers={"content-type": "image/png"}
+        ).json()
+        assert got["label"] == answer["label"]
+
+
+def test_a_full_queue_is_429_with_a_time_to_come_back(shipped_bundle: Path, images: Images) -> None:
+    with TestClient(create_app(Settings(bundle=(shipped_bundle,), max_queue=4))) as client:
+        items = [encode(file) for file in images.files[:5]]
+        answer = client.post("/predict", json={"images": items})
+        text = client.get("/metrics").text
+    assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert 'eenet_rejected_total{reason="queue_full"} 1.0' in text
