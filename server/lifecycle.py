@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from models.bundle import load_bundle
 from server.admission import Admission
-from server.errors import UnknownModel
+from server.errors import InvalidContent, UnknownModel
 from server.metrics import Metrics
 from server.model import ServedModel
 from server.settings import Settings
@@ -56,13 +56,16 @@ class Service:
         """The model a request means.
 
         Raises:
-            UnknownModel: If none is loaded under the name, or none was named and there are several.
+            UnknownModel: If none is loaded under the name.
+            InvalidContent: If none was named and there are several.
         """
-        if name is None and len(self.models) == 1:
+        loaded = ", ".join(sorted(self.models))
+        if name is None:
+            if len(self.models) > 1:
+                raise InvalidContent(f"several models are loaded; name one of {loaded} as model")
             return next(iter(self.models.values()))
-        if name is None or name not in self.models:
-            wanted = "several models are loaded" if name is None else f"no model {name!r} is loaded"
-            raise UnknownModel(f"{wanted}; name one of {', '.join(sorted(self.models))}")
+        if name not in self.models:
+            raise UnknownModel(f"no model {name!r} is loaded; name one of {loaded}")
         return self.models[name]
 
     @property

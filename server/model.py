@@ -10,28 +10,23 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry
 
-from models.backend import StageBackend
 from models.bundle import Bundle
 from models.onnx_backend import OnnxBackend
 from models.preprocess import UndecodableImage
 from scheduler.controller import BudgetController, ControllerConfig, Sample
-from scheduler.frontier import Frontier
-from scheduler.policy import ExitPolicy
 from scheduler.scheduler import load_scheduler
-from server.engine import Answer, Completion, Engine, Row
-from server.errors import InferenceFailed, InvalidContent, ServeError
+from server.engine import Engine
+from server.errors import InvalidContent, ServeError
+from server.host_costs import default_budget_ms, measure_costs
 from server.metrics import Metrics, ModelMetrics
+from server.row import Answer, Completion, Row
 from server.schemas import BudgetState, FrontierEntry, Options
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
 Measure = Literal["compute", "end_to_end"]
-WARM_UP_ROUNDS = 20
-COST_ROUNDS = 100
-SAME_SPEED = 0.25  # hosts whose costs differ by no more than this share are taken for the same
 
 
 class Served(NamedTuple):
@@ -95,7 +90,7 @@ class ServedModel:
         self._example: NDArray[np.float32] = np.zeros(
             (1, 3, manifest.preprocessing.height, manifest.preprocessing.width), np.float32
         )
-        self.costs_ms = _measure_costs(backend, policy, self._example, settings.max_batch)
+        self.costs_ms = measure_costs(backend, policy, self._example)
         built_on, frontier = frontier, frontier.with_costs(self.costs_ms)
         log.info(
             "%s costs %s ms until each exit on this host",
@@ -297,52 +292,8 @@ class ServedModel:
         self.engine.parameter = self.controller.parameter
 
 
-def default_budget_ms(default_ms: float, built_on: Frontier, here: Frontier) -> float:
-    """The bundle's default budget on this host.
-
-    It is in milliseconds of the machine that built the bundle. Where this host is much faster or
-    slower they would mean another trade, so the same point of the frontier is kept instead.
-    """
-    ratio = float(here.costs_ms[-1] / built_on.costs_ms[-1])
-    if abs(ratio - 1) <= SAME_SPEED:
-        return default_ms
-    point = here.at_parameter(built_on.at_cost(default_ms).parameter)
-    moved_ms = round(point.expected_cost_ms, 3)
-    log.info(
-        "this host takes %.2fx the time: default budget %g ms -> %g ms", ratio, default_ms, moved_ms
-    )
-    return moved_ms
-
-
 def shown_threshold(value: float, *, last: bool) -> float | None:
     """A threshold for people: None where it never fires or is the last, 0 where it always does."""
     if last or value == math.inf:
         return None
     return 0.0 if value == -math.inf else value
-
-
-def _measure_costs(
-    backend: StageBackend, policy: ExitPolicy, example: NDArray[np.float32], max_batch: int
-) -> NDArray[np.float64]:
-    """Warm up and measure the median latency until each exit, (K,), through the engine."""
-    elapsed: list[list[float]] = []
-
-    def keep(completions: list[Completion]) -> None:
-        for _, outcome in completions:
-            if not isinstance(outcome, Answer) or outcome.trace is None:
-                raise InferenceFailed(
-                    "the network failed on the warm-up input; the log has the trace"
-                )
-            elapsed.append([entry.elapsed_ms for entry in outcome.trace])
-
-    metrics = ModelMetrics(Metrics(CollectorRegistry(), ""), "warm-up", backend.num_exits)
-    engine = Engine(
-        backend, policy, math.inf, workers=1, max_batch=1, metrics=metrics, on_batch=keep
-    )
-    engine.submit([Row(example, traced=True) for _ in range(WARM_UP_ROUNDS + COST_ROUNDS)])
-    engine.start()
-    engine.stop()
-    if len(elapsed) < WARM_UP_ROUNDS + COST_ROUNDS:
-        raise ValueError("the network failed on the warm-up input; the log has the trace")
-    costs: NDArray[np.float64] = np.median(np.array(elapsed[WARM_UP_ROUNDS:]), axis=0)
-    return costs

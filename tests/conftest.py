@@ -9,7 +9,7 @@ REPO = Path(__file__).resolve().parent.parent
 
 
 class Images(NamedTuple):
-    """300 test images of CIFAR-10 (JPEG re-encoded): their bytes, labels and rows in the test set."""
+    """300 test images of CIFAR-10 (JPEG re-encoded), and their rows in the test set."""
 
     files: list[bytes]
     labels: list[int]

@@ -18,7 +18,7 @@ from models.onnx_backend import OnnxBackend
 from models.resnet import cifar_resnet
 from models.run import Conv, TrainConfig
 from models.train import predict_logits
-from profiling.calibration import load_recorded
+from profiling.calibration import Predictions, load_recorded
 from scheduler.frontier import Frontier
 from scheduler.scheduler import load_scheduler
 from server.build import Built, PolicyName, Run, build_bundle, default_budget_ms, fit, load_run
@@ -153,14 +153,14 @@ def test_evaluations_run_over_the_budgets(case: Case) -> None:
 
 
 @pytest.mark.parametrize("policy", ["eenet", "maxprob"])
-def test_the_asked_policy_is_fitted(
-    case: Case, monkeypatch: pytest.MonkeyPatch, policy: PolicyName
-) -> None:
+def test_the_asked_policy_is_fitted(monkeypatch: pytest.MonkeyPatch, policy: PolicyName) -> None:
     for name in ("SCORE_STEPS", "ASSIGNMENT_STEPS"):
         monkeypatch.setattr(scheduler.eenet_fit, name, 1)
     monkeypatch.setattr(scheduler.frontier, "GRID_STEP", 0.1)
-    recorded = load_recorded(case.built.bundle.folder / "calibration.npz")
-    fitted = fit(policy, recorded.calibration, np.array([1.0, 2.0]), seed=0)
+    random = np.random.default_rng(0)
+    log_probs = np.log(random.dirichlet([1, 1, 1], (2, 1000))).astype(np.float16)
+    predictions = Predictions(log_probs, random.integers(0, 3, 1000))
+    fitted = fit(policy, predictions, np.array([1.0, 2.0]), seed=0)
     assert (fitted.policy.kind, fitted.policy.num_exits) == (policy, 2)
     assert fitted.frontier.costs_ms.tolist() == [1.0, 2.0]
 

@@ -12,9 +12,10 @@ from prometheus_client import CollectorRegistry
 from models.backend import HeadOutput
 from scheduler.baselines import MaxProbPolicy
 from scheduler.thresholds import ThresholdTable
-from server.engine import Answer, Completion, Engine, Row
+from server.engine import Engine
 from server.errors import DeadlineExceeded, InferenceFailed
 from server.metrics import Metrics, ModelMetrics
+from server.row import Answer, Completion, Row
 
 
 class FakeBackend:

@@ -1,0 +1,73 @@
+"""A sample on its way through the engine, and what comes of it."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.errors import ServeError
+
+
+class TraceEntry(NamedTuple):
+    """What a row showed at one exit; `threshold` is +inf where the exit never fires."""
+
+    exit: int
+    log_probs: NDArray[np.float32]
+    score: float
+    threshold: float
+    elapsed_ms: float
+
+
+class Answer(NamedTuple):
+    """A completed row.
+
+    Attributes:
+        exit: Where it left.
+        log_probs: Of that exit, (C,).
+        compute_ms: Wall time of the batches it was in, heads and policy included.
+        queue_ms: Time it waited for workers.
+        late: Whether its deadline had passed.
+        trace: One entry per exit passed, None unless asked for.
+    """
+
+    exit: int
+    log_probs: NDArray[np.float32]
+    compute_ms: float
+    queue_ms: float
+    late: bool
+    trace: list[TraceEntry] | None
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One sample on its way.
+
+    Attributes:
+        state: Behind the last stage it went through, (1, ...); at first the input.
+        tag: The caller's own; the engine never looks at it.
+        parameter: The policy's parameter of this row alone, or None for the one in force.
+        deadline_s: On the engine's clock, or None.
+        priority: 0 goes first, 3 last.
+        traced: Keep what it showed at each exit.
+    """
+
+    state: NDArray[np.float32]
+    tag: object = None
+    parameter: float | None = None
+    deadline_s: float | None = None
+    priority: int = 1
+    traced: bool = False
+    history: NDArray[np.float64] = field(default_factory=lambda: np.empty((1, 0)))
+    stage: int = 0
+    ready_s: float = 0.0
+    compute_ms: float = 0.0
+    queue_ms: float = 0.0
+    trace: list[TraceEntry] = field(default_factory=list)
+
+
+class Completion(NamedTuple):
+    """A row and what came of it."""
+
+    row: Row
+    outcome: Answer | ServeError
