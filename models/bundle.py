@@ -22,6 +22,10 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class _Version(BaseModel):
+    format_version: int
+
+
 class Preprocessing(_Strict):
     """Size and normalisation of the network's input."""
 
@@ -111,18 +115,21 @@ def load_bundle(folder: Path) -> Bundle:
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(f"{path} does not exist; give a folder that `eenet build` has written")
+    text = path.read_bytes()
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        # A newer format may have other fields: its version is judged before them.
+        version = _Version.model_validate_json(text).format_version
+        manifest = Manifest.model_validate_json(text) if version == FORMAT_VERSION else None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise BundleError(
             f"{path} is not a bundle description: {where}: {first['msg']}; build the bundle again"
         ) from error
-    if manifest.format_version != FORMAT_VERSION:
+    if manifest is None:
         raise BundleError(
-            f"{path} has format version {manifest.format_version}, this program reads "
-            f"{FORMAT_VERSION}; build the bundle again"
+            f"{path} has format version {version}, this program reads {FORMAT_VERSION}; build the "
+            "bundle again"
         )
     bundle = Bundle(folder, manifest)
     _check_listed(bundle)

@@ -67,7 +67,7 @@ def load_scheduler(folder: Path) -> Scheduler:
         raise ValueError(f"{path} names the policy {kind!r}; this program knows maxprob and eenet")
     path = folder / FILES[1]
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             frontier = Frontier(
                 arrays["parameters"],
                 arrays["exit_rates"],
@@ -82,7 +82,7 @@ def load_scheduler(folder: Path) -> Scheduler:
             )
     except Exception as error:  # numpy and zipfile raise a dozen types on a damaged archive
         raise ValueError(f"{path} cannot be read: {error}; build the bundle again") from error
-    if table.thresholds.shape[1] != num_exits or len(frontier.costs_ms) != num_exits:
+    if table.thresholds.shape[1:] != (num_exits,) or len(frontier.costs_ms) != num_exits:
         raise ValueError(
             f"{path} and {FILES[0]} disagree about the number of exits; build the bundle again"
         )

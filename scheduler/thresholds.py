@@ -58,7 +58,7 @@ def tilt(distribution: Array, costs: Array, budget: float) -> Array:
     logs, spread = np.log(distribution[support]), costs[support] - costs[support].mean()
     scale = 1 / max(np.ptp(spread), 1e-300)
     low, high = -1e3 * scale, 1e3 * scale
-    for _ in range(100):
+    for _ in range(60):
         theta = (low + high) / 2
         weights = _softmax(logs - theta * spread)
         if weights @ costs[support] > budget:

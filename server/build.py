@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from models.bundle import Bundle, write_manifest
+from models.bundle import MANIFEST, Bundle, write_manifest
 from models.data import Dataset, load_dataset
 from models.export import export_onnx, largest_disagreement
 from models.multi_exit import MultiExitModel
@@ -66,8 +66,11 @@ def load_run(folder: Path) -> Run:
         raise ValueError(
             f"{folder} holds no best.safetensors yet; let `eenet train` finish an epoch first"
         )
-    head = json.loads((folder / "run.json").read_text())
-    config, classes = TrainConfig.from_json(head["config"]), tuple(head["classes"])
+    try:
+        head = json.loads((folder / "run.json").read_text())
+        config, classes = TrainConfig.from_json(head["config"]), tuple(head["classes"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'run.json'} is damaged ({error}); train again") from error
     model = cifar_resnet(config.depth, len(classes), config.exits, config.heads)
     model.load_state_dict(load_file(folder / "best.safetensors"))
     return Run(config, classes, model)
@@ -96,8 +99,9 @@ def build_bundle(
         ValueError: If `out` holds something else, the data set does not fit, or the graphs differ
             from the network.
     """
-    if out.exists() and any(out.iterdir()) and not (out / "bundle.json").is_file():
-        raise ValueError(f"{out} holds other files than a bundle; give an empty or new folder")
+    out = out.resolve()
+    if out.is_file() or (out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
+        raise ValueError(f"{out} is something else than a bundle; give an empty or new folder")
     say("reading the data set")
     data = load_dataset(
         dataset or Path(run.config.dataset),
@@ -109,7 +113,7 @@ def build_bundle(
             f"the data set has the classes {data.classes}, the run {run.classes}; give the same "
             f"data set"
         )
-    part = out.with_name(f"{out.name}.part")
+    part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:

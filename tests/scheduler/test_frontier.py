@@ -1,0 +1,149 @@
+from functools import lru_cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from scheduler.frontier import Frontier, Tabulated, budget_grid, tabulate
+from scheduler.thresholds import route, tilt
+
+Array = NDArray[np.float64]
+
+
+@lru_cache
+def fitted(levels: int | None = None) -> tuple[Array, NDArray[np.bool_], Tabulated]:
+    """Scores (N, 3), correctness (N, 3) and what tabulate makes of them at costs 1, 2, 4.
+
+    With `levels`, the scores have only so many values.
+    """
+    rng = np.random.default_rng(0)
+    costs = np.array([1.0, 2.0, 4.0])
+    scores = rng.normal(size=(300, 3))
+    if levels:
+        scores = rng.integers(0, levels, (300, 3)).astype(float)
+    correct = rng.uniform(size=(300, 3)) < [0.6, 0.75, 0.9]
+    grid = np.linspace(1.0, 4.0, 25)
+    wanted = np.stack([tilt(np.full(3, 1 / 3), costs, budget) for budget in grid])
+    return scores, correct, tabulate(scores, correct, costs, grid, wanted)
+
+
+new_costs = st.lists(st.floats(0.05, 5.0), min_size=3, max_size=3).map(np.cumsum)
+
+
+def hand_made() -> Frontier:
+    return Frontier(
+        parameters=np.array([1.0, 2.0, 3.0]),
+        exit_rates=np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]),
+        expected_accuracy=np.array([0.6, 0.8, 0.9]),
+        costs_ms=np.array([1.0, 3.0]),
+    )
+
+
+def test_points_are_read_by_index() -> None:
+    point = hand_made()[1]
+    assert point[:3] == (2.0, 2.0, 0.8)
+    assert point.exit_rates.tolist() == [0.5, 0.5]
+    assert len(hand_made()) == 3
+
+
+@pytest.mark.parametrize(
+    ("cost", "parameter"), [(-1, 1), (0.5, 1), (1, 1), (1.9, 1), (2, 2), (2.9, 2), (3, 3), (9, 3)]
+)
+def test_at_cost_takes_the_dearest_point_within_it(cost: float, parameter: float) -> None:
+    assert hand_made().at_cost(cost).parameter == parameter
+
+
+@pytest.mark.parametrize(
+    ("asked", "parameter"), [(0, 1), (1, 1), (2.5, 2), (3, 3), (np.inf, 3), (-np.inf, 1)]
+)
+def test_at_parameter_takes_the_last_point_not_above_it(asked: float, parameter: float) -> None:
+    assert hand_made().at_parameter(asked).parameter == parameter
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from([None, 3, 20]), st.floats(0.0, 6.0))
+def test_at_cost_never_costs_more_than_asked(levels: int | None, asked: float) -> None:
+    *_, (_, frontier) = fitted(levels)
+    point = frontier.at_cost(asked)
+    if asked < 1.0:
+        assert point.expected_cost_ms == 1.0
+    else:
+        assert point.expected_cost_ms <= asked * (1 + 1e-8)
+        within = frontier.expected_costs_ms[frontier.expected_costs_ms <= asked]
+        assert point.expected_cost_ms >= within.max()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.sampled_from([None, 3, 20]), new_costs)
+def test_other_costs_give_what_routing_again_at_them_gives(
+    levels: int | None, costs: Array
+) -> None:
+    scores, correct, (table, frontier) = fitted(levels)
+    moved = frontier.with_costs(costs)
+    assert (np.diff(moved.expected_costs_ms) > 0).all()
+    for index in range(len(moved)):
+        point = moved[index]
+        exits = route(scores, table.at(point.parameter))
+        assert costs[exits].mean() == pytest.approx(point.expected_cost_ms)
+        assert correct[np.arange(300), exits].mean() == point.expected_accuracy
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.sampled_from([None, 3]), new_costs)
+def test_the_ends_are_all_at_the_first_and_all_at_the_last_exit(
+    levels: int | None, costs: Array
+) -> None:
+    *_, (_, frontier) = fitted(levels)
+    for curve in (frontier, frontier.with_costs(costs)):
+        assert curve[0].exit_rates.tolist() == [1, 0, 0]
+        assert curve[-1].exit_rates.tolist() == [0, 0, 1]
+
+
+def test_the_same_costs_change_nothing() -> None:
+    *_, (_, frontier) = fitted()
+    again = frontier.with_costs(frontier.costs_ms)
+    assert np.array_equal(again.parameters, frontier.parameters)
+    assert np.array_equal(again.exit_rates, frontier.exit_rates)
+
+
+def test_points_dearer_than_a_later_one_are_dropped() -> None:
+    frontier = Frontier(
+        parameters=np.array([1.0, 2.0, 3.0, 4.0]),
+        exit_rates=np.array([[1, 0, 0], [0.5, 0, 0.5], [0.2, 0.8, 0], [0, 0, 1.0]]),
+        expected_accuracy=np.array([0.5, 0.6, 0.7, 0.8]),
+        costs_ms=np.array([1.0, 3.0, 4.0]),
+    )
+    # The second point costs 5.5 here, the third 1.8 and no longer more than those before it.
+    moved = frontier.with_costs(np.array([1.0, 2.0, 10.0]))
+    assert moved.parameters.tolist() == [1, 2, 4]
+    assert moved.expected_costs_ms == pytest.approx([1, 5.5, 10])
+    assert moved.expected_accuracy.tolist() == [0.5, 0.6, 0.8]
+
+
+def test_tabulate_keeps_every_budget_and_leaves_out_what_ties_make_useless() -> None:
+    *_, (table, frontier) = fitted(levels=2)
+    assert len(frontier) < 25
+    assert (frontier.expected_costs_ms <= frontier.parameters).all()
+    assert (np.diff(frontier.expected_costs_ms) > 0).all()
+    assert np.array_equal(table.parameters, frontier.parameters)
+
+
+def test_right_answers_of_the_exits_taken_are_counted() -> None:
+    scores = np.array([[0.9, 0.0], [0.8, 0.0], [0.7, 0.0], [0.6, 0.0]])
+    correct = np.array([[True, False], [False, True], [False, True], [True, False]])
+    budgets, wanted = np.array([1.0, 2.0, 3.0]), np.array([[1.0, 0], [0.5, 0.5], [0, 1.0]])
+    _, frontier = tabulate(scores, correct, np.array([1.0, 3.0]), budgets, wanted)
+    assert frontier.exit_rates.tolist() == [[1, 0], [0.5, 0.5], [0, 1]]
+    # The two surest leave: one of them right; of the other two one is right at the end.
+    assert frontier.expected_accuracy.tolist() == [0.5, 0.5, 0.5]
+
+
+@given(st.floats(0.1, 10), st.floats(1.0001, 50))
+def test_budget_grid_spans_the_costs_in_small_steps(first: float, factor: float) -> None:
+    grid = budget_grid(np.array([first, first * factor]))
+    assert (grid[0], grid[-1]) == (first, first * factor)
+    steps = grid[1:] / grid[:-1]
+    assert (steps > 1).all()
+    assert (steps < 1.00302).all()
