@@ -54,7 +54,7 @@ def load_scheduler(folder: Path) -> Scheduler:
     try:
         head = json.loads(path.read_text())
         version, kind, num_exits = head["format_version"], head["policy"], head["num_exits"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a scheduler description; build the bundle again"
         ) from error

@@ -1,5 +1,6 @@
 """Thresholds on exit scores: from an exit distribution, repaired to keep a budget."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,9 @@ from numpy.typing import NDArray
 from scheduler.policy import Decision
 
 Array = NDArray[np.float64]
+
+REPAIR_STEPS = 40
+CLOSE_ENOUGH = 0.9995  # of the budget
 
 
 def quantile_thresholds(scores: Array, distribution: Array) -> Array:
@@ -73,8 +77,8 @@ def tilt(distribution: Array, costs: Array, budget: float) -> Array:
 def repaired_thresholds(scores: Array, distribution: Array, costs: Array, budget: float) -> Array:
     """Thresholds near a distribution that cost at most the budget, as close as ties allow.
 
-    The aim is lowered or raised by bisection on the realised cost, since rounding and ties move it
-    off `p . c`.
+    Rounding and ties move the realised cost off `p . c`, so the distribution is tilted,
+    `p_k exp(-theta c_k)`, with theta by bisection on the realised cost.
 
     Args:
         scores: (N, K).
@@ -85,22 +89,29 @@ def repaired_thresholds(scores: Array, distribution: Array, costs: Array, budget
     Returns:
         Thresholds (K,).
     """
-    everyone_out = np.full(len(costs), -np.inf)
-    best, best_cost = everyone_out, float(costs[0])
-    low, high = float(costs[0]), float(costs[-1])
-    aim = budget
-    for _ in range(30):
-        thresholds = quantile_thresholds(scores, tilt(distribution, costs, aim))
+    support = np.flatnonzero(distribution > 0)
+    logs, spread = np.log(distribution[support]), costs[support] - costs[0]
+    best, best_cost = np.full(len(costs), -np.inf), float(costs[0])  # all leave at once
+    cheap, dear = math.inf, -math.inf  # thetas known to cost at most, and more than, the budget
+    theta, step = 0.0, 1e-3 / float(costs[-1] - costs[0] or 1.0)
+    for _ in range(REPAIR_STEPS):
+        tilted = np.zeros_like(distribution)
+        tilted[support] = _softmax(logs - theta * spread)
+        thresholds = quantile_thresholds(scores, tilted)
         cost = float(costs[route(scores, thresholds)].mean())
         if cost <= budget:
-            low = aim
+            cheap = theta
             if cost > best_cost:
                 best, best_cost = thresholds, cost
-            if cost >= budget * 0.9995:
+            if cost >= budget * CLOSE_ENOUGH:
                 break
         else:
-            high = aim
-        aim = (low + high) / 2
+            dear = theta
+        if math.isinf(cheap) or math.isinf(dear):  # not yet between two: go on, ever further
+            theta += step if math.isinf(cheap) else -step
+            step *= 4
+        else:
+            theta = (cheap + dear) / 2
     return best
 
 

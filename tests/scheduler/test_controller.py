@@ -13,18 +13,26 @@ from scheduler.baselines import geometric_distribution
 from scheduler.controller import BudgetController, ControllerConfig, Sample
 from scheduler.frontier import Frontier
 
-COSTS_MS = (1.0, 2.0, 4.0)
-LOOSE_MS, TIGHT_MS = (1.0 + share * 3.0 for share in (0.8, 0.3))  # of the way from 1 to 4
+RESNET56_MS = (2.31, 4.15, 4.93)  # CIFAR-10 in the paper
+WIDE_MS = (1.0, 2.0, 4.0)  # a sample's cost says little about the mean of the next ones
 SETTLING = 300  # samples that the controller may take to settle beyond one window
 
 
 @lru_cache
-def frontier() -> Frontier:
-    """Geometric exits between the costs 1 and 4, with the budget as the parameter."""
-    costs = np.array(COSTS_MS)
-    budgets = np.linspace(1.0, 4.0, 400)
+def frontier(costs_ms: tuple[float, ...] = WIDE_MS) -> Frontier:
+    """Geometric exits between the first and the last cost, with the budget as the parameter."""
+    costs = np.array(costs_ms)
+    budgets = np.linspace(costs[0], costs[-1], 400)
     rates = np.stack([geometric_distribution(costs, budget) for budget in budgets])
     return Frontier(budgets, rates, rates @ np.array([0.6, 0.8, 0.9]), costs)
+
+
+def part_way(costs_ms: tuple[float, ...], share: float) -> float:
+    """The budget so far from floor to ceiling."""
+    return costs_ms[0] + share * (costs_ms[-1] - costs_ms[0])
+
+
+TIGHT_MS, LOOSE_MS = part_way(RESNET56_MS, 0.3), part_way(RESNET56_MS, 0.8)
 
 
 class Moment(NamedTuple):
@@ -50,9 +58,10 @@ class Plant:
         return [self._one() for _ in range(samples)]
 
     def _one(self) -> Moment:
-        rates = frontier().at_parameter(self.controller.parameter).exit_rates
+        curve = self.controller.frontier
+        rates = curve.at_parameter(self.controller.parameter).exit_rates
         exit = int(np.searchsorted(np.cumsum(rates)[:-1], self.rng.uniform(), side="right"))
-        compute_ms = COSTS_MS[exit] * self.slowdown * self.rng.uniform(0.9, 1.1)
+        compute_ms = curve.costs_ms[exit] * self.slowdown * self.rng.uniform(0.9, 1.1)
         overhead_ms = self.overhead_ms * self.rng.uniform(0.5, 1.5)
         self.now_s += 1 / self.samples_per_s
         sample = Sample(exit, compute_ms + overhead_ms, overhead_ms)
@@ -62,10 +71,12 @@ class Plant:
         return Moment(exit, rolling_ms, self.controller.budget_ms)
 
 
-def plant(budget_ms: float | None, **config: float) -> Plant:
+def plant(
+    budget_ms: float | None, costs_ms: tuple[float, ...] = RESNET56_MS, window: int = 1000
+) -> Plant:
     # The tests of the law count in samples: nothing may grow too old under them.
-    settings = ControllerConfig(**({"max_age_s": 1e9} | config))  # type: ignore[arg-type]
-    return Plant(BudgetController(frontier(), budget_ms, settings))
+    config = ControllerConfig(window=window, max_age_s=1e9)
+    return Plant(BudgetController(frontier(costs_ms), budget_ms, config))
 
 
 def rolling(moments: list[Moment]) -> NDArray[np.float64]:
@@ -95,6 +106,18 @@ def test_steps_of_the_budget_settle_under_it_and_near_it(
     assert_steady(host.run(5000), after, under_use)
 
 
+def test_exits_far_apart_in_cost_keep_excursions_small() -> None:
+    """The mean of a window of these wanders by more than the margin: above 0.4 to 3 % of the time.
+
+    Measured over 30,000 samples; the promise of 1 % is one of exits as near as most networks' are.
+    """
+    budget = part_way(WIDE_MS, 0.3)
+    means = rolling(plant(budget, WIDE_MS).run(10_000))[1000 + SETTLING :]
+    assert (means > budget).mean() <= 0.05
+    assert means.max() <= 1.02 * budget
+    assert means.mean() >= 0.95 * budget
+
+
 def test_a_fresh_start_never_strays_far_above_the_budget() -> None:
     moments = plant(TIGHT_MS).run(3000)
     assert rolling(moments)[300:].max() <= 1.05 * TIGHT_MS
@@ -103,31 +126,31 @@ def test_a_fresh_start_never_strays_far_above_the_budget() -> None:
 
 @pytest.mark.parametrize("window", [1000, 200])
 def test_a_slower_host_and_its_recovery_are_followed(window: int) -> None:
-    budget = 2.6
+    budget = 4.0
     host = plant(budget, window=window)
     host.run(2 * window)
     for slowdown in (1.6, 1.0):
         host.slowdown = slowdown
         transient = rolling(host.run(window + SETTLING))
-        assert transient.max() <= 1.15 * budget
+        assert transient.max() <= (1.05 if window == 1000 else 1.2) * budget
         assert_steady(host.run(3000), budget, 0.05 if window == 1000 else 0.08)
         assert host.controller.ratio == pytest.approx(slowdown, rel=0.02)
-        assert host.controller.floor_ms == pytest.approx(slowdown, rel=0.02)
-        assert host.controller.ceiling_ms == pytest.approx(4 * slowdown, rel=0.02)
+        assert host.controller.floor_ms == pytest.approx(2.31 * slowdown, rel=0.02)
+        assert host.controller.ceiling_ms == pytest.approx(4.93 * slowdown, rel=0.02)
 
 
 def test_overhead_that_no_exit_changes_is_met_by_leaving_earlier() -> None:
-    host = plant(2.6)
+    host = plant(4.0)
     exits_before = np.mean([moment.exit for moment in host.run(3000)])
     host.overhead_ms = 1.0
     host.run(1000 + SETTLING)
     moments = host.run(3000)
-    assert_steady(moments, 2.6, 0.05)
+    assert_steady(moments, 4.0, 0.05)
     assert np.mean([moment.exit for moment in moments]) < exits_before - 0.3
     assert host.controller.overhead_ms == pytest.approx(1.0, rel=0.1)
     # The overhead is not mistaken for a slower host.
     assert host.controller.ratio == pytest.approx(1.0, rel=0.02)
-    assert host.controller.floor_ms == pytest.approx(2.0, rel=0.1)
+    assert host.controller.floor_ms == pytest.approx(3.31, rel=0.05)
 
 
 def test_budgets_that_alternate_are_kept_on_average() -> None:
@@ -165,7 +188,7 @@ def test_taking_the_budget_away_opens_at_once_and_giving_it_back_closes() -> Non
 
 @pytest.mark.parametrize("slowdown", [1.0, 1.6])
 def test_a_budget_above_the_ceiling_lets_everything_run_to_the_end(slowdown: float) -> None:
-    host = plant(4.4 * slowdown)
+    host = plant(1.1 * 4.93 * slowdown)
     host.slowdown = slowdown
     host.run(2000)
     assert {moment.exit for moment in host.run(1000)} == {2}
@@ -173,14 +196,14 @@ def test_a_budget_above_the_ceiling_lets_everything_run_to_the_end(slowdown: flo
 
 
 def test_an_infeasible_budget_sends_everything_out_at_the_first_exit() -> None:
-    host = plant(0.8)
+    host = plant(0.8, WIDE_MS)
     assert not host.controller.feasible
     assert {moment.exit for moment in host.run(500)} == {0}
     assert not host.controller.feasible
 
 
 def test_a_budget_becomes_infeasible_on_a_slow_host_and_feasible_again() -> None:
-    host = plant(1.5)
+    host = plant(1.5, WIDE_MS)
     host.run(1000)
     assert host.controller.feasible
     host.slowdown = 1.8
@@ -194,7 +217,7 @@ def test_a_budget_becomes_infeasible_on_a_slow_host_and_feasible_again() -> None
 
 
 def test_overhead_alone_can_make_a_budget_infeasible() -> None:
-    host = plant(2.0)
+    host = plant(2.0, WIDE_MS)
     host.overhead_ms = 1.5
     assert {moment.exit for moment in host.run(2000)[1000:]} == {0}
     assert not host.controller.feasible
@@ -261,6 +284,11 @@ def test_a_new_budget_is_aimed_at_before_any_sample() -> None:
     stepped = controller(2.0)
     stepped.set_budget(3.0)
     assert stepped.parameter == pytest.approx(2.94, abs=0.01)
+
+
+@pytest.mark.parametrize(("budget", "effective"), [(0.5, 1.0), (9.0, 4.0)])
+def test_no_mean_is_aimed_at_that_no_exit_gives(budget: float, effective: float) -> None:
+    assert controller(budget).effective_budget_ms == effective
 
 
 def test_a_smaller_window_keeps_a_larger_margin() -> None:

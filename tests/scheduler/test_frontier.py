@@ -108,16 +108,16 @@ def test_the_same_costs_change_nothing() -> None:
     assert np.array_equal(again.exit_rates, frontier.exit_rates)
 
 
-def test_points_dearer_than_a_later_one_are_dropped() -> None:
+def test_points_that_cost_no_more_than_an_earlier_one_are_dropped() -> None:
     frontier = Frontier(
-        parameters=np.array([1.0, 2.0, 3.0, 4.0]),
-        exit_rates=np.array([[1, 0, 0], [0.5, 0, 0.5], [0.2, 0.8, 0], [0, 0, 1.0]]),
-        expected_accuracy=np.array([0.5, 0.6, 0.7, 0.8]),
+        parameters=np.array([1.0, 2.0, 3.0, 4.0, 5.0]),
+        exit_rates=np.array([[1, 0, 0], [0.5, 0, 0.5], [0.2, 0.8, 0], [0, 0.8, 0.2], [0, 0, 1.0]]),
+        expected_accuracy=np.array([0.5, 0.6, 0.7, 0.75, 0.8]),
         costs_ms=np.array([1.0, 3.0, 4.0]),
     )
-    # The second point costs 5.5 here, the third 1.8 and no longer more than those before it.
+    # The second point costs 5.5 here, the third 1.8 and the fourth 3.6.
     moved = frontier.with_costs(np.array([1.0, 2.0, 10.0]))
-    assert moved.parameters.tolist() == [1, 2, 4]
+    assert moved.parameters.tolist() == [1, 2, 5]
     assert moved.expected_costs_ms == pytest.approx([1, 5.5, 10])
     assert moved.expected_accuracy.tolist() == [0.5, 0.6, 0.8]
 
