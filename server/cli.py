@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(args)
     except ValidationError as error:
         return _complain(f"bad setting {first_error(error)}")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return _complain(str(error))
     except KeyboardInterrupt:
         return 130
@@ -110,9 +110,7 @@ def _serve(args: argparse.Namespace) -> None:
     _log_to_stderr(settings.log_level)
     logging.getLogger("eenet").info("settings %s", settings.model_dump_json())
     for folder in settings.bundle:
-        load_bundle(
-            folder
-        )  # a damaged bundle ends here, in one sentence, before anything is started
+        load_bundle(folder)  # a damaged one ends here, before anything is started
     uvicorn.run(
         create_app(settings),
         host=settings.host,

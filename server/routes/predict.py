@@ -119,10 +119,9 @@ async def _read_json(request: Request, service: Service) -> _Input:
     if parsed.text is not None or parsed.texts is not None:
         raise UnknownModel(f"no text model is loaded; {', '.join(service.models)} takes images")
     items = parsed.images if parsed.images is not None else [parsed.image or ""]
-    if len(items) > service.settings.max_items:
-        raise InvalidContent(
-            f"{len(items)} images in one list; {service.settings.max_items} is the most, split it"
-        )
+    most = min(service.settings.max_items, service.settings.max_queue)
+    if len(items) > most:
+        raise InvalidContent(f"{len(items)} images in one list; {most} is the most, split it")
     chosen = {
         name: getattr(parsed, name)
         for name in parsed.model_fields_set & Options.model_fields.keys()

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import base64
 import io
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +13,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from models.preprocess import ImagePreprocessor
 from profiling.calibration import load_recorded
 from server.app import create_app
 from server.settings import Settings
@@ -263,10 +267,55 @@ def test_other_sizes_and_modes_are_recognised(client: TestClient, images: Images
 
 
 def test_a_full_queue_is_429_with_a_time_to_come_back(shipped_bundle: Path, images: Images) -> None:
-    with TestClient(create_app(Settings(bundle=(shipped_bundle,), max_queue=4))) as client:
-        items = [encode(file) for file in images.files[:5]]
+    app = create_app(Settings(bundle=(shipped_bundle,), max_queue=4))
+    with TestClient(app) as client:
+        app.state.service.admission.admit(3)
+        items = [encode(file) for file in images.files[:2]]
         answer = client.post("/predict", json={"images": items})
         text = client.get("/metrics").text
+        app.state.service.admission.release(3)
+        assert client.post("/predict", json={"images": items}).status_code == 200
     assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
     assert int(answer.headers["retry-after"]) >= 1
     assert 'eenet_rejected_total{reason="queue_full"} 1.0' in text
+    assert "eenet_inflight_samples 3.0" in text
+
+
+def test_a_list_too_long_to_ever_fit_is_422(shipped_bundle: Path, images: Images) -> None:
+    with TestClient(create_app(Settings(bundle=(shipped_bundle,), max_queue=4))) as client:
+        answer = client.post("/predict", json={"images": [encode(images.files[0])] * 5})
+    assert answer.status_code == 422 and "split it" in answer.json()["detail"]
+
+
+def test_many_requests_at_once_are_all_answered(shipped_bundle: Path, images: Images) -> None:
+    with (
+        TestClient(create_app(Settings(bundle=(shipped_bundle,), engine_workers=2))) as client,
+        ThreadPoolExecutor(16) as pool,
+    ):
+
+        def send(index: int) -> int:
+            file = images.files[index % 50]
+            return client.post("/predict", content=file, headers=JPEG).status_code
+
+        codes = list(pool.map(send, range(200)))
+        text = client.get("/metrics").text
+    assert codes == [200] * 200
+    answered = re.findall(r"eenet_predictions_total{.*} (\S+)", text)
+    assert sum(map(float, answered)) == 200
+    assert "eenet_inflight_samples 0.0" in text
+
+
+def test_pictures_are_decoded_off_the_event_loop(
+    client: TestClient, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, decode = [], ImagePreprocessor.decode
+
+    def watched(preprocess: ImagePreprocessor, data: bytes) -> np.ndarray:
+        threads.append(threading.current_thread().name)
+        return decode(preprocess, data)
+
+    monkeypatch.setattr(ImagePreprocessor, "decode", watched)
+    client.post("/predict", content=images.files[0], headers=JPEG)
+    client.post("/predict", json={"images": [encode(file) for file in images.files[:3]]})
+    assert len(threads) == 4
+    assert all(name.startswith("decode") for name in threads)
