@@ -35,7 +35,7 @@ VERSION = "0.1.0"
 PROBLEM_TYPE = "application/problem+json"
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 ALIASES = {"/health": "/readyz", "/healthz": "/readyz", "/ping": "/readyz"}
-HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+HTTP_CODES = {400: "malformed", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
 def create_app(settings: Settings) -> FastAPI:

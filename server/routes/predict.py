@@ -12,7 +12,6 @@ from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
 
 from server.errors import (
     InvalidContent,
@@ -131,17 +130,14 @@ async def _read_json(request: Request, service: Service) -> _Input:
 
 
 async def _read_form(request: Request) -> _Input:
-    try:
-        async with request.form() as form:
-            parts = form.multi_items()
-            fields = {name: value for name, value in parts if not isinstance(value, UploadFile)}
-            bodies = [
-                await value.read()
-                for name, value in parts
-                if name in ("file", "image") and isinstance(value, UploadFile)
-            ]
-    except MultiPartException as error:
-        raise MalformedRequest(f"the form cannot be read: {error.message}") from error
+    async with request.form() as form:
+        parts = form.multi_items()
+        fields = {name: value for name, value in parts if not isinstance(value, UploadFile)}
+        bodies = [
+            await value.read()
+            for name, value in parts
+            if name in ("file", "image") and isinstance(value, UploadFile)
+        ]
     if "text" in fields:
         raise InvalidContent("no text model is loaded; send one picture as the part named file")
     if len(bodies) != 1:

@@ -214,6 +214,7 @@ def test_bad_forms_get_a_clear_error(client: TestClient, images: Images) -> None
         "/predict", content=b"--x\r\nnonsense", headers={"content-type": "multipart/form-data"}
     )
     assert [a.status_code for a in (both, two, none, broken)] == [422, 422, 422, 400]
+    assert broken.json()["code"] == "malformed"
 
 
 @pytest.mark.parametrize("media_type", ["text/plain", "application/octet-stream", ""])
