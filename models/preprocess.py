@@ -58,7 +58,7 @@ class ImagePreprocessor:
             try:
                 image.draft(None, (DRAFT_FACTOR * self.width, DRAFT_FACTOR * self.height))
                 image.load()
-                rgb = _to_rgb(_upright(image))
+                rgb = _to_rgb(_upright(self._shrunk(image)))
             except Exception as error:  # decoders of damaged files raise a dozen types
                 raise UndecodableImage(
                     f"the {image.format} image is damaged or cut off: {error}"
@@ -72,6 +72,27 @@ class ImagePreprocessor:
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         scaled = (images.astype(np.float32) / np.float32(255) - mean) / std
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+    def _shrunk(self, image: Image.Image) -> Image.Image:
+        """Cut away what no crop will use and shrink, before anything makes a copy of it all.
+
+        What is left covers the final crop either way up, at `DRAFT_FACTOR` times the input's size
+        or more; pictures smaller than that stay untouched.
+        """
+        small, large = sorted((self.width, self.height))
+        short = min(image.size)
+        keep = -(-short * large // small)
+        margins = [max((side - keep) // 2, 0) for side in image.size]
+        if any(margins):
+            left, top = margins
+            image = image.crop((left, top, image.width - left, image.height - top))
+        factor = short // (DRAFT_FACTOR * large)
+        if factor < 2:
+            return image
+        if image.mode in ("L", "LA", "RGB", "RGBA", "CMYK"):
+            return image.reduce(factor)
+        size = (max(image.width // factor, 1), max(image.height // factor, 1))
+        return image.resize(size, Image.Resampling.NEAREST)  # palettes and 16 bits do not average
 
     def _open(self, data: bytes) -> Image.Image:
         try:

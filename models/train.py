@@ -25,6 +25,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_PAD = 4
 EVALUATE_ROWS = 500
+SETTLED_FROM = 0.8  # share of the epochs after which the learning rate has come down
 
 
 class EpochReport(NamedTuple):
@@ -112,8 +113,9 @@ class Trainer:
 
     After every `checkpoint_seconds` and every epoch the folder holds `last.safetensors` (weights
     and momentum) and `progress.json` (step, reports); `best.safetensors` is the epoch with the
-    highest calibration accuracy, averaged over the exits. Order and augmentation are drawn from
-    (seed, epoch, step), so that a resumed run goes on exactly as if it had not stopped.
+    highest calibration accuracy, averaged over the exits, among the last fifth. Order and
+    augmentation are drawn from (seed, epoch, step), so that a resumed run goes on exactly as if it
+    had not stopped.
 
     Args:
         config: The run.
@@ -199,13 +201,19 @@ class Trainer:
             accuracy_per_exit(self.model, self.dataset.test),
             self.clock() - started,
         )
-        best = max((np.mean(r.calibration_accuracy) for r in self.reports), default=-1.0)
+        best = max(map(self._merit, self.reports), default=(False, -1.0))
         self.reports.append(report)
         self.loss_sum = 0.0
-        if np.mean(report.calibration_accuracy) > best:
+        if self._merit(report) > best:
             _save_tensors(_halved(self.model.state_dict()), self.out / "best.safetensors")
         self._save("last")
         return report
+
+    def _merit(self, report: EpochReport) -> tuple[bool, float]:
+        # Weights that have seen the calibration images before score best there at the start, while
+        # the learning rate has not yet made them forget: only the settled epochs are compared.
+        settled = report.epoch >= SETTLED_FROM * self.config.epochs
+        return settled, float(np.mean(report.calibration_accuracy))
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The epoch's remaining batches, from where `step` stands."""

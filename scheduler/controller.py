@@ -204,9 +204,7 @@ class BudgetController:
         self._exit_counts[sample.exit] += 1
         if len(self._seen) > self.config.window:
             self._forget_oldest()
-        # Without a budget nothing was promised, so nothing is left over or owed.
-        promised_ms = sample.latency_ms if self.budget_ms is None else self._share * self.budget_ms
-        self._credits.append(promised_ms - sample.latency_ms)
+        self._credits.append(self._promised_ms(sample) - sample.latency_ms)
         self._credit_sum += self._credits[-1]
         if len(self._credits) > self.config.window - self._horizon:
             self._credit_sum -= self._credits.popleft()
@@ -217,6 +215,16 @@ class BudgetController:
         self._additions += 1
         if self._additions % self.config.window == 0:
             self._sum_anew()
+
+    def _promised_ms(self, sample: Sample) -> float:
+        """The sample's share of the budget, as far as any parameter could have spent or kept it.
+
+        What no sample can use is not left over, and what none can save is not owed. Without a
+        budget nothing was promised.
+        """
+        if self.budget_ms is None:
+            return sample.latency_ms
+        return min(max(self._share * self.budget_ms, self.floor_ms), self.ceiling_ms)
 
     def _forget_oldest(self) -> None:
         oldest = self._seen.popleft()

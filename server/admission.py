@@ -28,7 +28,9 @@ class Admission:
         self.not_ready: str | None = None
         self._inflight = inflight
         self._clock = clock
-        self._rate = 0.0  # samples a second, an average that fades over RATE_MEMORY_S
+        # Samples answered and seconds busy, both fading over RATE_MEMORY_S of busy time.
+        self._answered = 0.0
+        self._busy_s = 0.0
         self._last_s = clock()
 
     def admit(self, samples: int) -> None:
@@ -48,18 +50,28 @@ class Admission:
                 f"again in {wait_s} s",
                 {"Retry-After": str(wait_s)},
             )
+        self._pass_time()
         self.samples += samples
         self._inflight.set(self.samples)
 
     def release(self, samples: int) -> None:
         """Samples are answered, well or badly."""
+        self._pass_time()
         self.samples -= samples
+        self._answered += samples
         self._inflight.set(self.samples)
-        now = self._clock()
-        fade = math.exp(-(now - self._last_s) / RATE_MEMORY_S)
-        self._rate = self._rate * fade + samples / RATE_MEMORY_S
-        self._last_s = now
 
     def retry_after_s(self) -> int:
         """Whole seconds until what is in flight has drained at the recent rate, 1 to 60."""
-        return min(max(math.ceil(self.samples / self._rate), 1), 60) if self._rate > 0 else 1
+        self._pass_time()
+        if not self._answered:
+            return 1
+        return min(max(math.ceil(self.samples * self._busy_s / self._answered), 1), 60)
+
+    def _pass_time(self) -> None:
+        now = self._clock()
+        if self.samples:
+            fade = math.exp(-(now - self._last_s) / RATE_MEMORY_S)
+            self._answered *= fade
+            self._busy_s = self._busy_s * fade + (now - self._last_s)
+        self._last_s = now

@@ -1,11 +1,11 @@
 """The ASGI app: routes, error answers, and what every answer carries."""
 
+import asyncio
 import logging
 import re
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
 
 import pydantic_core
 from fastapi import FastAPI, Request
@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_client import CollectorRegistry
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,7 +21,6 @@ from server.errors import (
     INTERNAL_DETAIL,
     BodyTooLarge,
     InvalidContent,
-    MalformedRequest,
     ServeError,
     problem,
 )
@@ -32,6 +32,8 @@ from server.settings import Settings
 log = logging.getLogger(__name__)
 
 VERSION = "0.1.0"
+SMALL_BODY_BYTES = 64 * 1024  # for routes that take no pictures
+CLIENT_LEFT = 499
 PROBLEM_TYPE = "application/problem+json"
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 ALIASES = {"/health": "/readyz", "/healthz": "/readyz", "/ping": "/readyz"}
@@ -114,13 +116,23 @@ class Envelope:
             await send(message)
 
         try:
-            if int(headers.get("content-length", 0)) > self.max_body_bytes:
-                raise self._too_large()
-            await self.app(scope, self._bounded(receive), send_with_headers)
+            limit = self.max_body_bytes if scope["path"] == "/predict" else SMALL_BODY_BYTES
+            if int(headers.get("content-length", 0)) > limit:
+                raise self._too_large(limit)
+            await self.app(scope, self._bounded(receive, limit), send_with_headers)
         except ServeError as error:
             await _answer(error.status, error.code, error.detail, request_id)(
                 scope, receive, send_with_headers
             )
+        except ClientDisconnect:
+            log.debug("request %s: the client left", request_id)
+            self.metrics.observe_request(scope["path"], CLIENT_LEFT)
+        except asyncio.CancelledError:  # the longest wait at shutdown is over
+            if not started:
+                sentence = "the server is draining and had no time left for this request"
+                answer = _answer(503, "not_ready", sentence, request_id)
+                await answer(scope, receive, send_with_headers)
+            raise
         except Exception:
             log.exception("request %s failed", request_id)
             if not started:
@@ -128,7 +140,7 @@ class Envelope:
                     scope, receive, send_with_headers
                 )
 
-    def _bounded(self, receive: Receive) -> Receive:
+    def _bounded(self, receive: Receive, limit: int) -> Receive:
         """Bodies that come in chunks announce no length: count them."""
         seen = 0
 
@@ -136,17 +148,16 @@ class Envelope:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > self.max_body_bytes:
-                raise self._too_large()
+            if seen > limit:
+                raise self._too_large(limit)
             return message
 
         return bounded
 
-    def _too_large(self) -> ServeError:
+    def _too_large(self, limit: int) -> ServeError:
         self.metrics.rejected.labels("body_too_large").inc()
         return BodyTooLarge(
-            f"the body is larger than {self.max_body_bytes} bytes, the limit here; send less at "
-            f"once"
+            f"the body is larger than {limit} bytes, the limit here; send less at once"
         )
 
 
@@ -172,21 +183,17 @@ def _answer(
 
 async def _known_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServeError), "registered for this class alone"
-    if error.code in ("queue_full", "not_ready"):
+    if request.url.path == "/predict" and error.code in ("queue_full", "not_ready"):
         request.app.state.metrics.rejected.labels(error.code).inc()
     return _answer(error.status, error.code, error.detail, request.state.request_id, error.headers)
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError), "registered for this class alone"
-    first: dict[str, Any] = dict(error.errors()[0])
-    if first["type"] == "json_invalid":
-        known: ServeError = MalformedRequest(f"the body is not JSON: {first['ctx']['error']}")
-    else:
-        where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
-        message = str(first["msg"]).removeprefix("Value error, ")
-        known = InvalidContent(f"{where}: {message}, got {first['input']!r:.80}")
-    return await _known_error(request, known)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    sentence = first["msg"].removeprefix("Value error, ")
+    return await _known_error(request, InvalidContent(f"{where}: {sentence}"))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from pydantic import ValidationError
 from models.bundle import load_bundle
 from models.run import TrainConfig
 from server.app import VERSION, create_app
-from server.routes.predict import first_error
+from server.bodies import first_error
+from server.lifecycle import DrainingServer
 from server.settings import ENV_PREFIX, Settings, load_settings
 
 EXAMPLES = """examples:
@@ -111,7 +113,7 @@ def _serve(args: argparse.Namespace) -> None:
     logging.getLogger("eenet").info("settings %s", settings.model_dump_json())
     for folder in settings.bundle:
         load_bundle(folder)  # a damaged one ends here, before anything is started
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
         port=settings.port,
@@ -119,6 +121,10 @@ def _serve(args: argparse.Namespace) -> None:
         access_log=False,
         timeout_graceful_shutdown=settings.drain_s,
     )
+    server = DrainingServer(config)
+    server.run()
+    if not server.started:
+        raise SystemExit(3)
 
 
 def _add_train(commands: Any) -> None:
@@ -221,6 +227,9 @@ def _build(args: argparse.Namespace) -> None:
     from server.build import build_bundle, load_run
 
     _log_to_stderr("warning")
+    # The exporter speaks of libraries that are not needed and of its own inner changes.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
     built = build_bundle(
         load_run(args.folder),
         args.out,

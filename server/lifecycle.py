@@ -6,7 +6,9 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
 
+import uvicorn
 from fastapi import FastAPI
 from starlette.requests import Request
 
@@ -21,6 +23,7 @@ log = logging.getLogger(__name__)
 
 BEAT_S = 0.25
 STALLED_S = 10.0
+DRAINING = "the server is draining; try another replica"
 
 
 class Service:
@@ -104,10 +107,21 @@ class Service:
 
     async def stop(self) -> None:
         """Turn new requests away, answer those that are in, then end all threads."""
-        self.admission.not_ready = "the server is draining; try another replica"
+        self.admission.not_ready = DRAINING
         for model in self.models.values():
             await asyncio.to_thread(model.stop)
         self.decode_pool.shutdown()
+
+
+class DrainingServer(uvicorn.Server):
+    """Says that it drains from the signal on, not only when the last request is over."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Turn new requests away, then let uvicorn end."""
+        app = self.config.app
+        if isinstance(app, FastAPI) and hasattr(app.state, "service"):
+            app.state.service.admission.not_ready = DRAINING
+        super().handle_exit(sig, frame)
 
 
 @contextlib.asynccontextmanager

@@ -5,12 +5,26 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Items = Annotated[list[str], Field(min_length=1, max_length=4096, fail_fast=True)]
 
 
-class Options(BaseModel):
-    """What a prediction request may ask for, in the query or beside the input."""
+class _KnownFields(BaseModel):
+    """Refuses the first unknown field, rather than listing all of a hostile body."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_unknown(cls, given: object) -> object:
+        if isinstance(given, dict):
+            for name in given:
+                if name not in cls.model_fields:
+                    raise ValueError(f"{name!r:.80} is no field here; mend its name")
+        return given
+
+
+class Options(_KnownFields):
+    """What a prediction request may ask for, in the query or beside the input."""
 
     model: str | None = Field(
         None, description="name of a loaded model; needed only when several could answer"
@@ -30,9 +44,9 @@ class PredictBody(Options):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     image: str | None = None
-    images: list[str] | None = Field(None, min_length=1)
+    images: Items | None = None
     text: str | None = None
-    texts: list[str] | None = Field(None, min_length=1)
+    texts: Items | None = None
 
     @model_validator(mode="after")
     def _one_input(self) -> "PredictBody":
@@ -114,7 +128,7 @@ class Predictions(BaseModel):
     predictions: list[Prediction | ItemError]
 
 
-class BudgetChange(BaseModel):
+class BudgetChange(_KnownFields):
     """What an operator sets: either field or both."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -131,6 +145,12 @@ class BudgetChange(BaseModel):
         if "measure" in self.model_fields_set and self.measure is None:
             raise ValueError("measure is null; give compute or end_to_end")
         return self
+
+
+class ModelQuery(_KnownFields):
+    """The query of routes about models."""
+
+    model: str | None = Field(None, description="name of a loaded model")
 
 
 class BudgetState(BaseModel):

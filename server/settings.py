@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     )
     max_items: int = Field(256, ge=1, description="most items of one list request")
     decode_workers: int = Field(2, ge=1, le=64, description="threads that decode pictures")
-    drain_s: int = Field(20, ge=0, description="longest wait for open requests at shutdown")
+    drain_s: int = Field(8, ge=0, description="longest wait for open requests at shutdown")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe line logged"
     )
@@ -108,9 +108,7 @@ def load_settings(
         )
     # What the environment sets must win over the file, so the file only fills what is set nowhere
     # else.
-    in_environ = {
-        name.removeprefix(ENV_PREFIX).lower() for name in environ if name.startswith(ENV_PREFIX)
-    }
+    in_environ = {name.upper().removeprefix(ENV_PREFIX).lower() for name in environ}
     return Settings(**{**{k: v for k, v in from_file.items() if k not in in_environ}, **flags})
 
 

@@ -46,6 +46,8 @@ def config_of(args: argparse.Namespace) -> TrainConfig:
             f"architecture {args.arch!r} is unknown; use resnet20, resnet32, resnet44, resnet56 "
             f"or resnet110"
         )
+    if args.init is not None and not args.init.is_file():
+        raise ValueError(f"{args.init} does not exist; --init takes a safetensors file")
     plain = args.exits == "none"
     try:
         exits = () if plain else tuple(int(block) for block in args.exits.split(","))

@@ -1,27 +1,40 @@
 """GET and PUT /budget, GET /frontier."""
 
-from typing import Any
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 
+from server.bodies import parse_json
 from server.lifecycle import Service, service_of
 from server.model import ServedModel
-from server.schemas import BudgetChange, Budgets, FrontierEntry
+from server.schemas import BudgetChange, Budgets, FrontierEntry, ModelQuery
 
 router = APIRouter(tags=["budget"])
 
+Named = Annotated[ModelQuery, Query()]
+
 
 @router.get("/budget")
-async def get_budget(request: Request, model: str | None = None) -> Budgets:
+async def get_budget(request: Request, query: Named) -> Budgets:
     """The budget of all models or of one, and what became of it."""
-    return Budgets(models=[each.budget_state() for each in _meant(service_of(request), model)])
+    meant = _meant(service_of(request), query.model)
+    return Budgets(models=[each.budget_state() for each in meant])
 
 
-@router.put("/budget")
-async def put_budget(request: Request, change: BudgetChange, model: str | None = None) -> Budgets:
+@router.put(
+    "/budget",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": BudgetChange.model_json_schema()}},
+        }
+    },
+)
+async def put_budget(request: Request, query: Named) -> Budgets:
     """Change the budget of all models or of one; in force from every sample's next exit on."""
-    meant = _meant(service_of(request), model)
-    given: dict[str, Any] = {name: getattr(change, name) for name in change.model_fields_set}
+    meant = _meant(service_of(request), query.model)
+    change = parse_json(BudgetChange, await request.body())
+    given = {name: getattr(change, name) for name in change.model_fields_set}
     for each in meant:
         each.set_budget(
             **{"budget_ms": each.controller.budget_ms, "measure": each.measure, **given}
@@ -30,9 +43,9 @@ async def put_budget(request: Request, change: BudgetChange, model: str | None =
 
 
 @router.get("/frontier")
-async def get_frontier(request: Request, model: str | None = None) -> list[FrontierEntry]:
+async def get_frontier(request: Request, query: Named) -> list[FrontierEntry]:
     """What each budget buys, in this host's present milliseconds."""
-    return service_of(request).pick(model).frontier()
+    return service_of(request).pick(query.model).frontier()
 
 
 def _meant(service: Service, name: str | None) -> list[ServedModel]:

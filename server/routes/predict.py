@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import binascii
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
+from server.bodies import first_error, parse_json
 from server.errors import (
     InvalidContent,
     MalformedRequest,
@@ -72,22 +73,28 @@ async def predict(request: Request) -> Response:
     model = service.pick(given.options.model)
     request_id: str = request.state.request_id
     service.admission.admit(len(given.loads))
-    try:
-        if not given.is_list:
-            served = await model.predict(given.loads[0], given.options, request.state.received_s)
-            request.state.server_timing = _timing(served)
-            return _json(_prediction(model, served, given.options, request_id))
-        outcomes = await asyncio.gather(
-            *(model.predict(load, given.options, request.state.received_s) for load in given.loads),
-            return_exceptions=True,
-        )
-    finally:
-        service.admission.release(len(given.loads))
+    answers = (
+        _admitted(service, model.predict(load, given.options, request.state.received_s))
+        for load in given.loads
+    )
+    if not given.is_list:
+        served = await next(answers)
+        request.state.server_timing = _timing(served)
+        return _json(_prediction(model, served, given.options, request_id))
+    outcomes = await asyncio.gather(*answers, return_exceptions=True)
     items = [
         _item(model, outcome, given.options, f"{request_id}/{i}")
         for i, outcome in enumerate(outcomes)
     ]
     return _json({"predictions": items})
+
+
+async def _admitted(service: Service, answer: Awaitable[Served]) -> Served:
+    """One admitted sample's answer; its place in the queue is given back."""
+    try:
+        return await answer
+    finally:
+        service.admission.release(1)
 
 
 async def _read(request: Request, service: Service) -> _Input:
@@ -107,14 +114,7 @@ async def _read(request: Request, service: Service) -> _Input:
 async def _read_json(request: Request, service: Service) -> _Input:
     body = await request.body()
     loop = asyncio.get_running_loop()
-    try:
-        parsed = await loop.run_in_executor(
-            service.decode_pool, PredictBody.model_validate_json, body
-        )
-    except ValidationError as error:
-        if error.errors()[0]["type"] == "json_invalid":
-            raise MalformedRequest(f"the body is not JSON: {error.errors()[0]['msg']}") from error
-        raise InvalidContent(first_error(error)) from error
+    parsed = await loop.run_in_executor(service.decode_pool, parse_json, PredictBody, body)
     if parsed.text is not None or parsed.texts is not None:
         raise UnknownModel(f"no text model is loaded; {', '.join(service.models)} takes images")
     items = parsed.images if parsed.images is not None else [parsed.image or ""]
@@ -130,14 +130,17 @@ async def _read_json(request: Request, service: Service) -> _Input:
 
 
 async def _read_form(request: Request) -> _Input:
-    async with request.form() as form:
-        parts = form.multi_items()
-        fields = {name: value for name, value in parts if not isinstance(value, UploadFile)}
-        bodies = [
-            await value.read()
-            for name, value in parts
-            if name in ("file", "image") and isinstance(value, UploadFile)
-        ]
+    try:
+        async with request.form() as form:
+            parts = form.multi_items()
+            fields = {name: value for name, value in parts if not isinstance(value, UploadFile)}
+            bodies = [
+                await value.read()
+                for name, value in parts
+                if name in ("file", "image") and isinstance(value, UploadFile)
+            ]
+    except UnicodeError as error:  # some charsets that a client may name fail their own way
+        raise MalformedRequest(f"the form cannot be read: {error}") from error
     if "text" in fields:
         raise InvalidContent("no text model is loaded; send one picture as the part named file")
     if len(bodies) != 1:
@@ -151,16 +154,6 @@ def _options(given: Mapping[str, Any]) -> Options:
         return Options.model_validate(dict(given))
     except ValidationError as error:
         raise InvalidContent(first_error(error)) from error
-
-
-def first_error(error: ValidationError) -> str:
-    """The first thing pydantic found, as one sentence."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        return f"{where} is no option of this request; leave it out or mend the spelling"
-    return f"{where}: {message}, got {first['input']!r:.80}" if where else message
 
 
 def _base64_loader(text: str) -> Callable[[], bytes]:

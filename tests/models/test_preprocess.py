@@ -316,3 +316,18 @@ def test_the_pixel_limit_is_exact() -> None:
 def test_a_picture_from_a_file_of_another_suffix_is_read_by_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "photo.txt").write_bytes(encode(noise(32, 32, 3), "WEBP"))
     assert preprocess((tmp_path / "photo.txt").read_bytes()).shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1", "I;16"])
+@pytest.mark.parametrize("size", [(2000, 1000), (1000, 2000), (1001, 301), (640, 640)])
+def test_large_pictures_keep_their_middle(mode: str, size: tuple[int, int]) -> None:
+    # White inside the middle square's right half, black elsewhere: no shrinking may move it.
+    width, height = size
+    grey = np.zeros((height, width), np.uint8)
+    grey[:, width // 2 :] = 255
+    image = Image.fromarray(grey)
+    image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    small = ImagePreprocessor(32, 32, (0, 0, 0), (1, 1, 1)).decode(buffer.getvalue())
+    assert small[:, :15].max() <= 30 and small[:, 17:].min() >= 225

@@ -411,3 +411,30 @@ def test_rounding_errors_of_large_latencies_do_not_stay() -> None:
     target.observe([Sample(0, 1e15)] * 10, 0.0)
     target.observe([Sample(0, 0.1)] * 30, 0.0)
     assert target.rolling_latency_ms == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("before", [None, 1e6, 1e308, 1e-6])
+def test_budgets_that_no_sample_could_use_or_keep_leave_no_credit(before: float | None) -> None:
+    shares = np.linspace(0, 1, 101)
+    frontier = Frontier(
+        parameters=1 + shares,
+        exit_rates=np.stack([1 - shares, shares], 1),
+        expected_accuracy=0.8 + 0.1 * shares,
+        costs_ms=np.array([1.0, 2.0]),
+    )
+    controller, now_s = BudgetController(frontier, before, ControllerConfig()), 0.0
+    rng = np.random.default_rng(0)
+
+    def send(count: int) -> float:
+        nonlocal now_s
+        total = 0.0
+        for _ in range(count):
+            exit = int(rng.random() < frontier.at_parameter(controller.parameter).exit_rates[1])
+            now_s += 0.002
+            controller.observe([Sample(exit, 1.0 + exit)], now_s)
+            total += 1.0 + exit
+        return total / count
+
+    send(3000)
+    controller.set_budget(1.5)
+    assert send(1000) == pytest.approx(1.5 * 0.98, rel=0.02)

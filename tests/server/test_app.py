@@ -48,7 +48,7 @@ def test_a_sound_request_id_is_echoed_and_another_replaced(client: TestClient) -
         ("GET", "/budget?model=nope", 404, "unknown_model"),
         ("GET", "/frontier?model=nope", 404, "unknown_model"),
         ("POST", "/predict", 415, "unsupported_media_type"),
-        ("PUT", "/budget", 422, "invalid_content"),
+        ("PUT", "/budget", 400, "malformed"),
     ],
 )
 def test_errors_are_problems(
@@ -137,3 +137,55 @@ def test_the_api_page_describes_the_routes(client: TestClient) -> None:
     assert {"/predict", "/budget", "/frontier", "/metrics", "/livez", "/readyz"} <= set(paths)
     body = paths["/predict"]["post"]["requestBody"]["content"]
     assert set(body) == {"image/*", "multipart/form-data", "application/json"}
+
+
+def test_a_client_that_leaves_mid_body_is_no_failure_of_the_server(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/predict",
+        "raw_path": b"/predict",
+        "query_string": b"",
+        "headers": [(b"content-type", b"image/png"), (b"content-length", b"5000")],
+        "http_version": "1.1",
+        "scheme": "http",
+        "server": ("testserver", 80),
+    }
+    messages = iter(
+        [
+            {"type": "http.request", "body": b"abc", "more_body": True},
+            {"type": "http.disconnect"},
+        ]
+    )
+
+    async def receive() -> dict:
+        return next(messages)
+
+    async def send(message: dict) -> None:
+        raise AssertionError("nobody is there to read an answer")
+
+    with caplog.at_level(logging.INFO):
+        client.portal.call(client.app, scope, receive, send)
+    assert not caplog.records
+    text = client.get("/metrics").text
+    assert 'eenet_requests_total{route="/predict",status="499"} 1.0' in text
+    assert 'route="/predict",status="500"' not in text
+
+
+def test_only_pictures_may_be_large(client: TestClient) -> None:
+    large = b'{"budget_ms": ' + b" " * 70_000 + b"1}"
+    kind = {"content-type": "application/json"}
+    assert client.put("/budget", content=large, headers=kind).status_code == 413
+    assert client.put("/budget", content=iter([large]), headers=kind).status_code == 413
+
+
+def test_a_misspelt_query_is_422(client: TestClient) -> None:
+    answers = [
+        client.get("/budget?modle=x"),
+        client.put("/budget?modle=x", json={"budget_ms": 1.0}),
+        client.get("/frontier?modle=x"),
+    ]
+    for answer in answers:
+        assert answer.status_code == 422 and "modle" in answer.json()["detail"]

@@ -320,3 +320,24 @@ def test_pictures_are_decoded_off_the_event_loop(
     client.post("/predict", json={"images": [encode(file) for file in images.files[:3]]})
     assert len(threads) == 4
     assert all(name.startswith("decode") for name in threads)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"images": [' + b"1," * 200_000 + b"1]}",
+        b"{" + b",".join(b'"k%d": 1' % index for index in range(100_000)) + b"}",
+    ],
+    ids=["many bad items", "many unknown fields"],
+)
+def test_a_hostile_body_gets_one_short_sentence(client: TestClient, body: bytes) -> None:
+    answer = client.post("/predict", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert len(answer.content) < 1000
+
+
+def test_a_form_of_a_charset_that_fails_is_400(client: TestClient) -> None:
+    body = b'--B\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--B--\r\n'
+    kind = "multipart/form-data; boundary=B; charset=undefined"
+    answer = client.post("/predict", content=body, headers={"content-type": kind})
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed")

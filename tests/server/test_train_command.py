@@ -127,12 +127,18 @@ def test_training_may_start_from_a_plain_network(
     assert "plain.safetensors lacks 'bn1.weight'" in capsys.readouterr().err
 
 
-def test_the_command_line_becomes_the_config() -> None:
-    made = config_of(arguments(init=Path("p.safetensors"), epochs=7, peak_lr=0.3, seed=5))
+def test_the_command_line_becomes_the_config(tmp_path: Path) -> None:
+    (tmp_path / "p.safetensors").touch()
+    made = config_of(arguments(init=tmp_path / "p.safetensors", epochs=7, peak_lr=0.3, seed=5))
     assert (made.depth, made.exits) == (20, (3, 6))
     assert made.heads == ((Conv(8, 2), Conv(8, 1)), (Conv(4, 1),))
-    assert (made.dataset, made.init) == ("d", "p.safetensors")
+    assert (made.dataset, made.init) == ("d", str(tmp_path / "p.safetensors"))
     assert (made.epochs, made.peak_lr, made.seed) == (7, 0.3, 5)
+
+
+def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere\.safetensors does not exist"):
+        config_of(arguments(init=tmp_path / "nowhere.safetensors"))
 
 
 def test_every_setting_of_the_run_can_be_given() -> None:
