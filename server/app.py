@@ -128,11 +128,11 @@ class Envelope:
             log.debug("request %s: the client left", request_id)
             self.metrics.observe_request(scope["path"], CLIENT_LEFT)
         except asyncio.CancelledError:  # the longest wait at shutdown is over
-            if not started:
-                sentence = "the server is draining and had no time left for this request"
-                answer = _answer(503, "not_ready", sentence, request_id)
-                await answer(scope, receive, send_with_headers)
-            raise
+            if started:
+                raise
+            sentence = "the server is draining and had no time left for this request"
+            answer = _answer(503, "not_ready", sentence, request_id)
+            await answer(scope, receive, send_with_headers)
         except Exception:
             log.exception("request %s failed", request_id)
             if not started:

@@ -46,6 +46,7 @@ class Service:
         self.clock = clock
         self.decode_pool = ThreadPoolExecutor(settings.decode_workers, thread_name_prefix="decode")
         self.admission = Admission(settings.max_queue, metrics.inflight, clock)
+        self.draining = False
         self.models: dict[str, ServedModel] = {}
         for folder in settings.bundle:
             model = ServedModel(load_bundle(folder), settings, metrics, self.decode_pool, clock)
@@ -75,7 +76,7 @@ class Service:
     def unready(self) -> str | None:
         """Why requests are not taken; None when they are."""
         broken = [model.broken for model in self.models.values() if model.broken is not None]
-        return broken[0] if broken else self.admission.not_ready
+        return broken[0] if broken else DRAINING if self.draining else self.admission.not_ready
 
     @property
     def stalled(self) -> str | None:
@@ -117,10 +118,10 @@ class DrainingServer(uvicorn.Server):
     """Says that it drains from the signal on, not only when the last request is over."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Turn new requests away, then let uvicorn end."""
+        """Tell probes to look elsewhere; what was accepted is still answered."""
         app = self.config.app
         if isinstance(app, FastAPI) and hasattr(app.state, "service"):
-            app.state.service.admission.not_ready = DRAINING
+            app.state.service.draining = True
         super().handle_exit(sig, frame)
 
 

@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     )
     max_items: int = Field(256, ge=1, description="most items of one list request")
     decode_workers: int = Field(2, ge=1, le=64, description="threads that decode pictures")
-    drain_s: int = Field(8, ge=0, description="longest wait for open requests at shutdown")
+    drain_s: int = Field(6, ge=0, description="longest wait for open requests at shutdown")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe line logged"
     )

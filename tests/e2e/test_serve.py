@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -74,6 +76,11 @@ def stage_rows(client: httpx.Client) -> list[float]:
     """Rows that each stage has run so far, as the server counts them."""
     found = re.findall(r'eenet_batch_size_sum{.*stage="(\d)"} (\S+)', client.get("/metrics").text)
     return [float(rows) for _, rows in sorted(found)]
+
+
+def depths(client: httpx.Client) -> list[float]:
+    found = re.findall(r"eenet_queue_depth{.*} (\S+)", client.get("/metrics").text)
+    return [float(rows) for rows in found]
 
 
 def send(client: httpx.Client, images: Images, count: int = 300) -> Round:
@@ -177,6 +184,21 @@ def test_it_imports_neither_torch_nor_transformers(server: Server) -> None:
     assert printed.stdout.splitlines()[-1] == "[]"
 
 
-def test_it_drains_and_ends_on_sigterm(server: Server) -> None:
-    server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(timeout=10) in (0, -signal.SIGTERM)
+def test_it_answers_what_it_has_and_ends_on_sigterm(server: Server, images: Images) -> None:
+    base = server.client.base_url
+    with ThreadPoolExecutor(8) as pool, socket.create_connection((base.host, base.port)) as half:
+        half.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n")
+        half.sendall(b"Content-Length: 5000\r\n\r\nabc")
+        body = base64.b64encode(images.files[0]).decode()
+        lists = [
+            pool.submit(server.client.post, "/predict", json={"images": [body] * 50})
+            for _ in range(4)
+        ]
+        while not any(rows > 0 for rows in depths(server.client)):
+            assert not all(each.done() for each in lists), "the lists were over too soon"
+        server.process.send_signal(signal.SIGTERM)
+        assert [each.result().status_code for each in lists] == [200] * 4
+        # The half-sent request is told so in the end, and does not hold the process for ever.
+        half.settimeout(15)
+        assert half.recv(4096).startswith(b"HTTP/1.1 503")
+        assert server.process.wait(timeout=10) in (0, -signal.SIGTERM)

@@ -129,6 +129,10 @@ def test_not_ready_while_draining_and_when_every_batch_fails(
         refused = client.post("/predict", content=images.files[0], headers=JPEG)
         assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
         service.admission.not_ready = None
+        service.draining = True
+        assert "draining" in client.get("/readyz").json()["detail"]
+        late = client.post("/predict", content=images.files[0], headers=JPEG)
+        assert late.status_code == 200, "what was accepted before the end is still answered"
 
 
 def test_the_api_page_describes_the_routes(client: TestClient) -> None:
