@@ -58,20 +58,15 @@ def tilt(distribution: Array, costs: Array, budget: float) -> Array:
         budget: Between the costs of the cheapest and the dearest exit that p reaches; clamped to
             them otherwise.
     """
-    support = np.flatnonzero(distribution > 0)
-    logs, spread = np.log(distribution[support]), costs[support] - costs[support].mean()
-    scale = 1 / max(np.ptp(spread), 1e-300)
+    scale = 1 / max(np.ptp(costs[distribution > 0]), 1e-300)
     low, high = -1e3 * scale, 1e3 * scale
     for _ in range(60):
         theta = (low + high) / 2
-        weights = _softmax(logs - theta * spread)
-        if weights @ costs[support] > budget:
+        if _tilted(distribution, costs, theta) @ costs > budget:
             low = theta
         else:
             high = theta
-    tilted = np.zeros_like(distribution)
-    tilted[support] = _softmax(logs - high * spread)
-    return tilted
+    return _tilted(distribution, costs, high)
 
 
 def repaired_thresholds(scores: Array, distribution: Array, costs: Array, budget: float) -> Array:
@@ -89,15 +84,11 @@ def repaired_thresholds(scores: Array, distribution: Array, costs: Array, budget
     Returns:
         Thresholds (K,).
     """
-    support = np.flatnonzero(distribution > 0)
-    logs, spread = np.log(distribution[support]), costs[support] - costs[0]
     best, best_cost = np.full(len(costs), -np.inf), float(costs[0])  # all leave at once
     cheap, dear = math.inf, -math.inf  # thetas known to cost at most, and more than, the budget
     theta, step = 0.0, 1e-3 / float(costs[-1] - costs[0] or 1.0)
     for _ in range(REPAIR_STEPS):
-        tilted = np.zeros_like(distribution)
-        tilted[support] = _softmax(logs - theta * spread)
-        thresholds = quantile_thresholds(scores, tilted)
+        thresholds = quantile_thresholds(scores, _tilted(distribution, costs, theta))
         cost = float(costs[route(scores, thresholds)].mean())
         if cost <= budget:
             cheap = theta
@@ -142,7 +133,11 @@ class ThresholdTable:
         return np.maximum(np.searchsorted(self.parameters, parameters, side="right") - 1, 0)
 
 
-def _softmax(logits: Array) -> Array:
-    weights = np.exp(logits - logits.max())
-    normalised: Array = weights / weights.sum()
-    return normalised
+def _tilted(distribution: Array, costs: Array, theta: float) -> Array:
+    """`p_k exp(-theta c_k)`, normalised; exits that p does not reach stay out."""
+    reached = distribution > 0
+    exponents = np.log(distribution[reached]) - theta * (costs[reached] - costs[reached].mean())
+    weights = np.exp(exponents - exponents.max())
+    tilted = np.zeros_like(distribution)
+    tilted[reached] = weights / weights.sum()
+    return tilted

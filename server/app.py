@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.bodies import sentence_of
 from server.errors import (
     INTERNAL_DETAIL,
     BodyTooLarge,
@@ -190,10 +191,7 @@ async def _known_error(request: Request, error: Exception) -> Response:
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError), "registered for this class alone"
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    sentence = first["msg"].removeprefix("Value error, ")
-    return await _known_error(request, InvalidContent(f"{where}: {sentence}"))
+    return await _known_error(request, InvalidContent(sentence_of(error.errors()[0])))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

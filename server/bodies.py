@@ -1,6 +1,7 @@
 """JSON bodies as models, and what is wrong with them in one sentence."""
 
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -19,14 +20,19 @@ def parse_json(model: type[Body], body: bytes) -> Body:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        if error.errors(include_input=False)[0]["type"] == "json_invalid":
-            raise MalformedRequest(f"the body is not JSON: {first_error(error)}") from error
-        raise InvalidContent(first_error(error)) from error
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            raise MalformedRequest(f"the body is not JSON: {sentence_of(first)}") from error
+        raise InvalidContent(sentence_of(first)) from error
 
 
 def first_error(error: ValidationError) -> str:
     """The first thing pydantic found, as one sentence."""
-    first = error.errors()[0]
+    return sentence_of(error.errors()[0])
+
+
+def sentence_of(first: Mapping[str, Any]) -> str:
+    """One entry of pydantic's errors, as one sentence."""
     where = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if not where or not isinstance(first["input"], str | int | float | None):

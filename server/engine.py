@@ -162,7 +162,7 @@ class Engine:
             output = self._execute(rows, started)
         except Exception:
             return completions + self._fail(rows)
-        self._record(rows, output, self.clock() - started)
+        self._record(rows, output)
         staying = []
         for index, row in enumerate(rows):
             answer = self._settle(row, index, output)
@@ -201,13 +201,11 @@ class Engine:
         elapsed_ms = (self.clock() - started) * 1e3
         return _StageOutput(state, history, log_probs, scores, thresholds, leave, elapsed_ms)
 
-    def _record(self, rows: list[Row], output: _StageOutput, seconds: float) -> None:
+    def _record(self, rows: list[Row], output: _StageOutput) -> None:
         stage = rows[0].stage
-        self.metrics.stage_latency[stage].observe(seconds)
+        self.metrics.stage_latency[stage].observe(output.elapsed_ms / 1e3)
         self.metrics.batch_size[stage].observe(len(rows))
-        self._recent_s[stage].append(
-            seconds + max(self.clock() - seconds - row.ready_s for row in rows)
-        )
+        self._recent_s[stage].append(self.clock() - min(row.ready_s for row in rows))
 
     def _settle(self, row: Row, index: int, output: _StageOutput) -> Answer | ServeError | None:
         """Book the stage on a row; its answer if it leaves here, None if it goes on."""

@@ -90,12 +90,12 @@ class ServedModel:
         self._example: NDArray[np.float32] = np.zeros(
             (1, 3, manifest.preprocessing.height, manifest.preprocessing.width), np.float32
         )
-        self.costs_ms = measure_costs(backend, policy, self._example)
-        built_on, frontier = frontier, frontier.with_costs(self.costs_ms)
+        costs_ms = measure_costs(backend, policy, self._example)
+        built_on, frontier = frontier, frontier.with_costs(costs_ms)
         log.info(
             "%s costs %s ms until each exit on this host",
             self.name,
-            self.costs_ms.round(3).tolist(),
+            costs_ms.round(3).tolist(),
         )
         budget_ms = settings.budget_ms
         if budget_ms is None and manifest.default_budget_ms is not None:

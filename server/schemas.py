@@ -41,7 +41,7 @@ class Options(_KnownFields):
 class PredictBody(Options):
     """A JSON request: one image, or a list of them, in base64."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
     image: str | None = None
     images: Items | None = None
@@ -131,7 +131,7 @@ class Predictions(BaseModel):
 class BudgetChange(_KnownFields):
     """What an operator sets: either field or both."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
     budget_ms: Positive | None = Field(None, description="mean latency per sample, in milliseconds")
     measure: Literal["compute", "end_to_end"] | None = Field(
