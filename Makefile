@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUNTIME ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 PIP = .venv/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: install serve test lint
+.PHONY: install serve test lint bars bench
 
 install: .venv/.dev
 
@@ -12,6 +12,14 @@ serve: .venv/.serve-$(RUNTIME)
 
 test: .venv/.dev
 	.venv/bin/python -m pytest
+
+bars: .venv/.dev
+	mkdir -p build
+	for seed in 0 1 2; do .venv/bin/python docs/make_predictions.py digits --seed $$seed --out build/digits$$seed.npz; done
+	.venv/bin/python docs/policy_bars.py models/zoo/cifar10-resnet56 digits:1,2,3.3,5 build/digits0.npz build/digits1.npz build/digits2.npz
+
+bench: .venv/.dev
+	.venv/bin/python docs/bench_policies.py
 
 lint: .venv/.dev
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .

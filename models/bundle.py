@@ -102,8 +102,16 @@ def write_manifest(folder: Path, **fields: Any) -> Bundle:
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     files = {path.relative_to(folder).as_posix(): _describe(path) for path in paths}
     manifest = Manifest(format_version=FORMAT_VERSION, files=files, **fields)
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
+    part = folder / f".{MANIFEST}.part"
+    part.write_text(manifest.model_dump_json(indent=1) + "\n")
+    part.replace(folder / MANIFEST)
     return Bundle(folder, manifest)
+
+
+def rewrite_manifest(bundle: Bundle, **changes: Any) -> Bundle:
+    """Hash the files of a changed bundle again; its manifest's other fields stay."""
+    kept = bundle.manifest.model_dump(exclude={"format_version", "files"})
+    return write_manifest(bundle.folder, **kept | changes)
 
 
 def load_bundle(folder: Path) -> Bundle:

@@ -7,18 +7,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.backend import StageBackend
+from scheduler.confidence import SMALLEST_LOG, finite_log_probs
 
 RECORD_ROWS = 100
+SUM_TOLERANCE = 0.005
 
 
 class Predictions(NamedTuple):
     """Log-probabilities (K, N, C) of every exit and the true labels (N,).
 
-    They are kept as float16 logarithms: float16 probabilities would tie at 1.0 where single
-    precision tells them apart.
+    In bundles they are kept as float16 logarithms: float16 probabilities would tie at 1.0 where
+    single precision tells them apart.
     """
 
-    log_probs: NDArray[np.float16]
+    log_probs: NDArray[np.floating]
     labels: NDArray[np.int64]
 
     @property
@@ -46,7 +48,8 @@ def record(
             state = backend.run_stage(k, state)
             rows.append(backend.run_head(k, state).log_probs)
         parts.append(np.stack(rows))
-    return Predictions(np.concatenate(parts, 1).astype(np.float16), labels)
+    log_probs = np.concatenate(parts, 1).clip(SMALLEST_LOG, 0.0)
+    return Predictions(log_probs.astype(np.float16), labels)
 
 
 def save_recorded(recorded: Recorded, path: Path) -> None:
@@ -70,3 +73,90 @@ def load_recorded(path: Path) -> Recorded:
                 for part in ("calibration", "test")
             )
         )
+
+
+def load_predictions(path: Path) -> Recorded:
+    """Read predictions of any framework: probabilities of every exit and true labels.
+
+    Args:
+        path: An npz of `calibration_probs (K, N, C)`, `calibration_labels (N,)`, `test_probs
+            (K, M, C)`, `test_labels (M,)`; probabilities in half, single or double precision. Rows
+            that miss a sum of 1 by at most 0.005 are brought to it.
+
+    Raises:
+        ValueError: A sentence that names the array, the index and the remedy.
+    """
+    names = [f"{part}_{what}" for part in ("calibration", "test") for what in ("probs", "labels")]
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in names if name in file.files}
+    except OSError as error:
+        raise ValueError(f"{path} cannot be opened: {error.strerror or error}") from error
+    except Exception as error:  # numpy and zipfile raise a dozen types on a damaged archive
+        raise ValueError(
+            f"{path} is not an npz of plain arrays, or damaged; write it with numpy.savez"
+        ) from error
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise ValueError(f"{path} lacks {missing[0]}; it must hold {', '.join(names)}")
+    calibration, test = (
+        Predictions(
+            _checked_log_probs(f"{part}_probs", arrays[f"{part}_probs"]),
+            _checked_labels(
+                f"{part}_labels", arrays[f"{part}_labels"], arrays[f"{part}_probs"].shape
+            ),
+        )
+        for part in ("calibration", "test")
+    )
+    if calibration.log_probs.shape[::2] != test.log_probs.shape[::2]:
+        raise ValueError(
+            f"calibration_probs has the shape {calibration.log_probs.shape}, test_probs "
+            f"{test.log_probs.shape}; exits and classes must be the same in both"
+        )
+    return Recorded(calibration, test)
+
+
+def _checked_log_probs(name: str, probs: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Finite logarithms of probabilities (K, N, C), each row brought to a sum of 1."""
+    if probs.ndim != 3 or probs.dtype.kind != "f" or 0 in probs.shape:
+        raise ValueError(
+            f"{name} has the shape {probs.shape} and the type {probs.dtype}; give floating-point "
+            f"probabilities (exits, rows, classes)"
+        )
+    parts = []
+    for exit, shown in enumerate(probs):  # one exit at a time: with many classes all are gigabytes
+        rows = shown.astype(np.float64)
+        bad = np.flatnonzero(~np.isfinite(rows).all(1) | (rows < 0).any(1))
+        if len(bad):
+            raise ValueError(
+                f"{name}[{exit}, {bad[0]}] holds NaN, infinite or negative values; give "
+                f"probabilities, or leave that row out"
+            )
+        sums = rows.sum(1)
+        off = np.flatnonzero(np.abs(sums - 1) > SUM_TOLERANCE)
+        if len(off):
+            raise ValueError(
+                f"{name}[{exit}, {off[0]}] sums to {sums[off[0]]:.4g}, further than "
+                f"{SUM_TOLERANCE} from 1; give the softmax of the logits"
+            )
+        parts.append(finite_log_probs(rows / sums[:, None]).astype(np.float32))
+    return np.stack(parts)
+
+
+def _checked_labels(
+    name: str, labels: NDArray[np.integer], probs_shape: tuple[int, ...]
+) -> NDArray[np.int64]:
+    """Labels (N,) of probabilities (K, N, C)."""
+    _, num_rows, num_classes = probs_shape
+    if labels.shape != (num_rows,) or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name} has the shape {labels.shape} and the type {labels.dtype}; give one whole "
+            f"number for each of the {num_rows} rows"
+        )
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(wrong):
+        raise ValueError(
+            f"{name}[{wrong[0]}] is {labels[wrong[0]]}, outside the classes 0 to "
+            f"{num_classes - 1}; mend the label or give probabilities of all classes"
+        )
+    return labels.astype(np.int64)

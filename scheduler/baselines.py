@@ -1,4 +1,4 @@
-"""The simplest policy: leave at the first exit that is sure enough."""
+"""Policies on unlearned confidences: max probability, entropy, patience."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,22 +6,23 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.confidence import max_probability
-from scheduler.policy import Decision, Scored
-from scheduler.thresholds import ThresholdTable
+from scheduler.confidence import entropy_confidence, max_probability
+from scheduler.policy import Scored
+from scheduler.thresholds import ThresholdPolicy
+
+NO_CLASS = -1
 
 
 @dataclass(frozen=True)
-class MaxProbPolicy:
-    """Score = largest class probability, the rule of MSDNet (Huang et al. 2018)."""
+class ConfidencePolicy(ThresholdPolicy):
+    """Score = a confidence of this exit alone.
 
-    kind: ClassVar[str] = "maxprob"
-    table: ThresholdTable
+    `maxprob` is the rule of MSDNet (Huang et al. 2018), `entropy` that of BranchyNet
+    (Teerapittayanon et al. 2016); `maxprob-opt` and `entropy-opt` score alike and differ in where
+    their thresholds come from.
+    """
 
-    @property
-    def num_exits(self) -> int:
-        """K."""
-        return len(self.table.thresholds[0])
+    kind: str
 
     def start(self, rows: int) -> NDArray[np.float64]:
         """An empty history: earlier exits do not matter."""
@@ -30,18 +31,36 @@ class MaxProbPolicy:
     def score(
         self, exit: int, log_probs: NDArray[np.floating], history: NDArray[np.float64]
     ) -> Scored:
-        """The largest class probability of each row."""
-        return Scored(max_probability(log_probs), history)
+        """The confidence of each row."""
+        confidence = entropy_confidence if self.kind.startswith("entropy") else max_probability
+        return Scored(confidence(log_probs), history, history)
 
-    def decide(
-        self, exit: int, scores: NDArray[np.float64], parameters: NDArray[np.float64]
-    ) -> Decision:
-        """Leave where the score reaches the threshold of the row's own budget."""
-        return self.table.decide(exit, scores, parameters)
 
-    def thresholds(self, parameter: float) -> NDArray[np.float64]:
-        """The thresholds (K,) at one budget."""
-        return self.table.at(parameter)
+@dataclass(frozen=True)
+class PatiencePolicy(ThresholdPolicy):
+    """Score = length of the run of equal answers that ends here (PABEE, Zhou et al. 2020).
+
+    Runs of one length are told apart by the max probability, which is added: it never makes a
+    shorter run beat a longer one.
+    """
+
+    kind: ClassVar[str] = "patience"
+
+    def start(self, rows: int) -> NDArray[np.float64]:
+        """A history (rows, 2) of no answer and no run."""
+        return np.tile([float(NO_CLASS), 0.0], (rows, 1))
+
+    def score(
+        self, exit: int, log_probs: NDArray[np.floating], history: NDArray[np.float64]
+    ) -> Scored:
+        """Run length plus max probability of each row."""
+        answers = log_probs.argmax(1)
+        runs = np.where(answers == history[:, 0], history[:, 1], 0.0) + 1
+        return Scored(
+            runs + max_probability(log_probs),
+            np.stack([answers, runs], 1),
+            np.empty((len(answers), 0)),
+        )
 
 
 def geometric_distribution(costs: NDArray[np.float64], budget: float) -> NDArray[np.float64]:

@@ -4,27 +4,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
+Array = NDArray[np.float64]
+
+SMALLEST_LOG = -100.0  # stands for the logarithm of 0: finite, and e^-100 adds nothing
 
 
-def max_probability(log_probs: Floats) -> NDArray[np.float64]:
+def finite_log_probs(probs: Floats) -> Array:
+    """Logarithms of probabilities (..., C), of 0 too."""
+    logs: Array = np.log(np.maximum(probs.astype(np.float64), np.exp(SMALLEST_LOG)))
+    return logs
+
+
+def max_probability(log_probs: Floats) -> Array:
     """`max_c yhat_c`; (A, C) in, (A,) out."""
-    best: NDArray[np.float64] = np.exp(log_probs.max(-1).astype(np.float64))
+    best: Array = np.exp(log_probs.max(-1), dtype=np.float64)
     return best
 
 
-def entropy_confidence(log_probs: Floats) -> NDArray[np.float64]:
+def entropy_confidence(log_probs: Floats, probs: Array | None = None) -> Array:
     """`1 + sum_c yhat log yhat / log C`: 1 if certain, 0 if uniform; (A, C) to (A,).
 
-    A log-probability of -inf counts as its limit, 0 log 0 = 0.
+    Args:
+        log_probs: Logarithms; -inf counts as its limit, 0 log 0 = 0.
+        probs: Their exponentials, where the caller has them.
     """
-    logs = log_probs.astype(np.float64)
-    probs = np.exp(logs)
-    terms = probs * np.where(probs > 0, logs, 0.0)
-    confidence: NDArray[np.float64] = 1 + terms.sum(-1) / np.log(logs.shape[-1])
+    if probs is None:
+        probs = np.exp(log_probs, dtype=np.float64)
+    negative_entropy: Array = np.einsum(
+        "...c,...c->...", probs, np.maximum(log_probs, SMALLEST_LOG)
+    )
+    confidence: Array = 1 + negative_entropy / np.log(log_probs.shape[-1])
     return confidence
 
 
-def vote(counts: Floats) -> NDArray[np.float64]:
-    """`max_c #{k' <= k : argmax yhat_k' = c} / k` from vote counts; (A, C) in, (A,) out."""
-    share: NDArray[np.float64] = counts.max(-1) / counts.sum(-1)
+def vote(counts: Floats, exits: int) -> Array:
+    """`max_c #{k' <= k : argmax yhat_k' = c} / k` from vote counts of k exits; (A, C) to (A,)."""
+    share: Array = counts.max(-1) / exits
     return share

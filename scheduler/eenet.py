@@ -1,14 +1,23 @@
 """EENet (Ilhan et al., "Adaptive Deep Neural Network Inference Optimization", WACV 2024)."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.confidence import entropy_confidence, max_probability, vote
-from scheduler.policy import Decision, Scored
-from scheduler.thresholds import ThresholdTable
+from scheduler.confidence import (
+    entropy_confidence,
+    finite_log_probs,
+    vote,
+)
+from scheduler.policy import Scored, score_all
+from scheduler.thresholds import ThresholdPolicy, ThresholdTable
+
+Array = NDArray[np.float64]
 
 NUM_CONFIDENCES = 3  # max probability, entropy, vote
 
@@ -23,76 +32,221 @@ class ExitScorer:
     Attributes:
         weights: psi, one array (C + 3 + k,) per exit: class probabilities, the three confidences
             (max probability, entropy, vote), the scores of the exits before.
+        clamp_history: Whether b_k is clamped; off only to compare with the published evaluation,
+            which forgets to.
     """
 
-    weights: tuple[NDArray[np.float64], ...]
+    weights: tuple[Array, ...]
+    clamp_history: bool = True
+
+    def __post_init__(self) -> None:
+        widths = [len(self.weights[0]) + k for k in range(len(self.weights))]
+        if [each.shape for each in self.weights] != [(width,) for width in widths]:
+            raise ValueError("score weights must be vectors, one longer from exit to exit")
 
     @property
     def num_classes(self) -> int:
         """C."""
         return len(self.weights[0]) - NUM_CONFIDENCES
 
-    def start(self, rows: int) -> NDArray[np.float64]:
+    def start(self, rows: int) -> Array:
         """A history (rows, C + K) of no votes and no scores."""
         return np.zeros((rows, self.num_classes + len(self.weights)))
 
     def features(
-        self, exit: int, log_probs: NDArray[np.floating], history: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        self, exit: int, log_probs: NDArray[np.floating], history: Array
+    ) -> tuple[Array, Array]:
         """The inputs [yhat_k, a_k, b_k] (A, C + 3 + k), and the history with this exit's votes."""
-        num_classes = self.num_classes
+        num_classes, probs = self.num_classes, np.exp(log_probs, dtype=np.float64)
         history = history.copy()
         history[np.arange(len(log_probs)), log_probs.argmax(-1)] += 1
-        votes, earlier_scores = (
-            history[:, :num_classes],
-            history[:, num_classes : num_classes + exit],
-        )
-        confidences = np.stack(
-            [max_probability(log_probs), entropy_confidence(log_probs), vote(votes)], 1
-        )
-        return np.concatenate(
-            [np.exp(log_probs.astype(np.float64)), confidences, earlier_scores], 1
-        ), history
+        inputs = np.empty((len(log_probs), num_classes + NUM_CONFIDENCES + exit))
+        inputs[:, :num_classes] = probs
+        inputs[:, num_classes] = probs.max(-1)
+        inputs[:, num_classes + 1] = entropy_confidence(log_probs, probs)
+        inputs[:, num_classes + 2] = vote(history[:, :num_classes], exit + 1)
+        inputs[:, num_classes + 3 :] = history[:, num_classes : num_classes + exit]
+        return inputs, history
 
-    def score(
-        self, exit: int, log_probs: NDArray[np.floating], history: NDArray[np.float64]
-    ) -> Scored:
-        """The unclamped scores (A,) at an exit, and the history with the clamped ones added."""
+    def score(self, exit: int, log_probs: NDArray[np.floating], history: Array) -> Scored:
+        """The unclamped scores (A,) at an exit, and the history with this exit's score added."""
         inputs, history = self.features(exit, log_probs, history)
-        scores = inputs @ self.weights[exit]
-        history[:, self.num_classes + exit] = scores.clip(0, 1)
-        return Scored(scores, history)
+        # Not a matrix product, whose rounding depends on the batch: thresholds are scores of rows.
+        scores = (inputs * self.weights[exit]).sum(1)
+        history[:, self.num_classes + exit] = scores.clip(0, 1) if self.clamp_history else scores
+        return Scored(scores, history, np.empty((len(scores), 0)))
 
 
 @dataclass(frozen=True)
-class EENetPolicy:
-    """Learned exit scores against thresholds from a learned exit distribution per budget."""
+class PublishedAssigner:
+    """The published exit assignment h_k: linear, sigmoid, linear, sigmoid, on inputs without vote.
+
+    Attributes:
+        layers: Per exit (weight (H, C + 2 + k), bias (H,), weight (1, H), bias (1,)).
+    """
+
+    layers: tuple[tuple[Array, Array, Array, Array], ...]
+
+    def __call__(self, features: list[Array]) -> Array:
+        """Softmax over exits of h, (N, K), from the features (N, C + 2 + k) of each exit."""
+        raw = [
+            _sigmoid(_sigmoid(inputs @ first.T + first_bias) @ second.T + second_bias)[:, 0]
+            for inputs, (first, first_bias, second, second_bias) in zip(
+                features, self.layers, strict=True
+            )
+        ]
+        weights = np.exp(np.stack(raw, 1))
+        shares: Array = weights / weights.sum(1, keepdims=True)
+        return shares
+
+
+@dataclass(frozen=True)
+class EENetPolicy(ThresholdPolicy):
+    """Learned exit scores against thresholds from a learned exit distribution per budget.
+
+    Attributes:
+        scorer: g, the exit scores.
+        assigner: h as published, where the policy was read from published weights.
+    """
 
     kind: ClassVar[str] = "eenet"
     scorer: ExitScorer
-    table: ThresholdTable
+    assigner: PublishedAssigner | None = None
 
-    @property
-    def num_exits(self) -> int:
-        """K."""
-        return len(self.scorer.weights)
-
-    def start(self, rows: int) -> NDArray[np.float64]:
+    def start(self, rows: int) -> Array:
         """A history of no votes and no scores."""
         return self.scorer.start(rows)
 
-    def score(
-        self, exit: int, log_probs: NDArray[np.floating], history: NDArray[np.float64]
-    ) -> Scored:
+    def score(self, exit: int, log_probs: NDArray[np.floating], history: Array) -> Scored:
         """The unclamped linear score of each row."""
         return self.scorer.score(exit, log_probs, history)
 
-    def decide(
-        self, exit: int, scores: NDArray[np.float64], parameters: NDArray[np.float64]
-    ) -> Decision:
-        """Leave where the score reaches the threshold of the row's own budget."""
-        return self.table.decide(exit, scores, parameters)
+    def scores(
+        self, probs: NDArray[np.floating], history: Literal["clamped", "raw"] = "clamped"
+    ) -> Array:
+        """The unclamped linear scores of recorded probabilities.
 
-    def thresholds(self, parameter: float) -> NDArray[np.float64]:
-        """The thresholds (K,) at one budget."""
-        return self.table.at(parameter)
+        Args:
+            probs: Class probabilities, (K, N, C).
+            history: How earlier scores enter: clamped to [0, 1], as in training and in serving, or
+                raw, as the published evaluation runs.
+
+        Returns:
+            (N, K).
+
+        Raises:
+            ValueError: If the shape does not fit the weights or `history` is neither.
+        """
+        if history not in ("clamped", "raw"):
+            raise ValueError(f"history is {history!r}; give 'clamped' or 'raw'")
+        scorer = replace(self.scorer, clamp_history=history == "clamped")
+        return score_all(replace(self, scorer=scorer), self._checked(probs))
+
+    def assignment(self, probs: NDArray[np.floating]) -> Array:
+        """The published exit assignment r of recorded probabilities (K, N, C), (N, K).
+
+        Raises:
+            ValueError: If the policy has no assignment weights, or the shape does not fit.
+        """
+        if self.assigner is None:
+            raise ValueError(
+                "this policy has no assignment weights: they are read from published files and "
+                "dropped once thresholds are fitted"
+            )
+        log_probs, num_classes = self._checked(probs), self.scorer.num_classes
+        history, features = self.start(log_probs.shape[1]), []
+        for exit, rows in enumerate(log_probs):
+            inputs, _ = self.scorer.features(exit, rows, history)
+            features.append(np.delete(inputs, num_classes + NUM_CONFIDENCES - 1, axis=1))
+            history = self.score(exit, rows, history).history
+        return self.assigner(features)
+
+    def _checked(self, probs: NDArray[np.floating]) -> Array:
+        expected = (self.num_exits, self.scorer.num_classes)
+        if probs.ndim != 3 or (probs.shape[0], probs.shape[2]) != expected:
+            raise ValueError(
+                f"probs has the shape {probs.shape}, the scheduler has {expected[0]} exits and "
+                f"{expected[1]} classes; give (K, N, C) = ({expected[0]}, N, {expected[1]})"
+            )
+        return finite_log_probs(probs)
+
+
+def load_published_scheduler(path: str | Path) -> EENetPolicy:
+    """Read a fitted scheduler of the published EENet code from an npz.
+
+    Its keys are `exit{k}.score.prediction.weight (1, C)`, `exit{k}.score.confidence.weight
+    (2 + k,)` (max probability, entropy, earlier scores; the published code leaves the vote out) and
+    `exit{k}.assign.{0,2}.{weight,bias}`; other keys are ignored. The policy scores and assigns;
+    thresholds come from fitting it to a calibration set, until then only the last exit fires.
+
+    Args:
+        path: The npz.
+
+    Raises:
+        ValueError: If it cannot be read, or weights are missing or of shapes that disagree.
+    """
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            published = {
+                key: arrays[key].astype(np.float64)
+                for key in arrays.files
+                if key.startswith("exit")
+            }
+    except OSError as error:
+        raise ValueError(f"{path} cannot be opened: {error.strerror or error}") from error
+    except Exception as error:  # numpy and zipfile raise a dozen types on a damaged archive
+        raise ValueError(
+            f"{path} is not an npz of plain arrays, or damaged; write it with numpy.savez"
+        ) from error
+    found = [int(match[1]) for key in published if (match := re.match(r"exit(\d+)\.", key))]
+    num_exits = max(found, default=-1) + 1
+    if num_exits < 2:
+        raise ValueError(
+            f"{path} holds weights of {num_exits} exits; an npz with "
+            f"exit0.score.prediction.weight, exit1.score.prediction.weight, ... is needed"
+        )
+    num_classes = _needed(published, "exit0.score.prediction.weight", path).size
+    weights, layers = [], []
+    for k in range(num_exits):
+        width = num_classes + 2 + k
+        prediction = _taken(published, f"exit{k}.score.prediction.weight", (num_classes,), path)
+        confidence = _taken(published, f"exit{k}.score.confidence.weight", (2 + k,), path)
+        weights.append(np.concatenate([prediction, confidence[:2], [0.0], confidence[2:]]))
+        hidden = _needed(published, f"exit{k}.assign.0.bias", path).size
+        layers.append(
+            (
+                _taken(published, f"exit{k}.assign.0.weight", (hidden, width), path),
+                _taken(published, f"exit{k}.assign.0.bias", (hidden,), path),
+                _taken(published, f"exit{k}.assign.2.weight", (1, hidden), path),
+                _taken(published, f"exit{k}.assign.2.bias", (1,), path),
+            )
+        )
+    return EENetPolicy(
+        ThresholdTable.closed(num_exits),
+        ExitScorer(tuple(weights)),
+        PublishedAssigner(tuple(layers)),
+    )
+
+
+def _needed(arrays: Mapping[str, Array], key: str, path: str | Path) -> Array:
+    if key not in arrays:
+        raise ValueError(f"{path} lacks {key}; export every exit's score and assign weights")
+    return arrays[key]
+
+
+def _taken(
+    arrays: Mapping[str, Array], key: str, shape: tuple[int, ...], path: str | Path
+) -> Array:
+    """One weight array, brought to its shape."""
+    array = _needed(arrays, key, path)
+    if array.size != np.prod(shape) or not np.isfinite(array).all():
+        raise ValueError(
+            f"{path}: {key} has the shape {array.shape} or values that are not finite, finite "
+            f"{shape} is needed; export the weights again"
+        )
+    return array.reshape(shape)
+
+
+def _sigmoid(values: Array) -> Array:
+    result: Array = 0.5 + 0.5 * np.tanh(0.5 * values)
+    return result

@@ -1,5 +1,7 @@
 """Fitting EENet: exit scores and exit distributions in turn, for all budgets at once."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -8,10 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scheduler.eenet import NUM_CONFIDENCES, EENetPolicy, ExitScorer
-from scheduler.frontier import budget_grid, tabulate
+from scheduler.frontier import budget_grid
 from scheduler.policy import score_all
-from scheduler.scheduler import Scheduler
-from scheduler.thresholds import ThresholdTable, repaired_thresholds, route, tilt
+from scheduler.thresholds import ThresholdTable, repaired_thresholds, route, tabulate, tilt
 
 Array = NDArray[np.float64]
 
@@ -20,6 +21,10 @@ KL_WEIGHT = 1e-3  # weight of KL(p* || r), as published
 SCORE_STEPS, ASSIGNMENT_STEPS = 60, 60
 SCORE_LR, ASSIGNMENT_LR = 3e-3, 2e-2
 EPSILON = 1e-4  # keeps the logarithms of the clamped scores finite
+MAX_WIDTH = 64
+ASSIGNMENT_VALUES = 20_000_000  # probabilities that h is fitted to; rows beyond tell it no more
+NUM_BUDGETS = 24
+SMALL_PROBLEM = 2_000_000  # probabilities
 
 
 def fit_eenet(
@@ -27,12 +32,12 @@ def fit_eenet(
     labels: NDArray[np.int64],
     costs_ms: Array,
     *,
+    budgets_ms: Array | None = None,
     seed: int = 0,
     rounds: int = 4,
-    restarts: int = 2,
-    num_budgets: int = 24,
+    restarts: int = 1,
     use_vote: bool = True,
-) -> Scheduler:
+) -> EENetPolicy:
     """Fit exit scores g and, per budget, the exit assignment h (Ilhan et al. 2024, section 3).
 
     g and h take turns: h learns to spend each budget on the exits whose scores promise most, g
@@ -44,33 +49,76 @@ def fit_eenet(
         log_probs: Calibration log-probabilities, (K, N, C).
         labels: (N,).
         costs_ms: Latency from the start until each exit, rising, (K,).
+        budgets_ms: Rising budgets that h is fitted for, strictly inside the range of costs, (B,);
+            between them the exit distribution is interpolated. One alone: g is fitted for it, as
+            in the paper. None: 24 over the range.
         seed: Of the assignment networks.
         rounds: Alternations per restart.
         restarts: Independent starts.
-        num_budgets: Budgets the assignment is fitted for; between them the exit distribution is
-            interpolated.
         use_vote: Let the scores see the vote (the paper does, the published code does not).
 
     Returns:
         The policy with thresholds for every budget between the first and the last cost.
     """
-    problem = _Problem.of(log_probs, labels, costs_ms, num_budgets, use_vote)
-    candidates = []
-    for restart in range(restarts):
-        torch.manual_seed(seed + restart)
-        weights = problem.initial_weights()
-        assignment = _Assignment(problem.num_features, len(problem.budgets))
-        for _ in range(rounds):
-            features, scores = problem.replay(weights)
-            shares = _fit_assignment(assignment, features, scores, problem)
-            candidates.append(problem.candidate(weights, shares))
-            weights = _fit_scores(weights, features, shares.mean(0), problem)
-        features, scores = problem.replay(weights)
-        candidates.append(
-            problem.candidate(weights, _fit_assignment(assignment, features, scores, problem))
-        )
+    if budgets_ms is None:
+        budgets_ms = np.linspace(costs_ms[0], costs_ms[-1], NUM_BUDGETS + 2)[1:-1]
+    correct = (log_probs.argmax(-1) == labels).T
+    problem = _Problem(log_probs, correct, costs_ms, budgets_ms, use_vote)
+    with _threads_for(log_probs):
+        candidates = [
+            candidate
+            for restart in range(restarts)
+            for candidate in _alternate(problem, rounds, seed + restart)
+        ]
     best = max(candidates, key=lambda candidate: candidate.accuracy)
     return problem.finish(best)
+
+
+def fit_published(
+    policy: EENetPolicy, log_probs: NDArray[np.floating], costs_ms: Array
+) -> EENetPolicy:
+    """Thresholds for every budget on published scores, from the published assignment.
+
+    Their mean assignment is the exit distribution of the one budget it was fitted for; for the
+    others it is tilted, p_k exp(-theta c_k), until it costs the budget.
+
+    Args:
+        policy: From `load_published_scheduler`.
+        log_probs: Calibration log-probabilities, (K, N, C).
+        costs_ms: Latency from the start until each exit, rising, (K,).
+
+    Raises:
+        ValueError: If exits or classes differ from those of the weights.
+    """
+    published = policy.assignment(np.exp(log_probs, dtype=np.float64)).mean(0)
+    budgets = budget_grid(costs_ms)
+    wanted = np.stack([tilt(published, costs_ms, budget) for budget in budgets])
+    table = tabulate(score_all(policy, log_probs), costs_ms, budgets, wanted)
+    return EENetPolicy(table, policy.scorer)
+
+
+@contextmanager
+def _threads_for(log_probs: NDArray[np.floating]) -> Iterator[None]:
+    """One torch thread for small problems: there more only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if log_probs.size < SMALL_PROBLEM else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _alternate(problem: "_Problem", rounds: int, seed: int) -> "Iterator[_Candidate]":
+    """Fit h and g in turns; what each turn leaves is a candidate."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = problem.initial_weights()
+    assignment = _Assignment(problem.num_features, len(problem.budgets), generator)
+    for left in reversed(range(rounds + 1)):
+        features, scores = problem.replay(weights)
+        shares = _fit_assignment(assignment, features, scores, problem, generator)
+        yield problem.candidate(weights, shares)
+        if left > 0:
+            weights = _fit_scores(weights, features, shares.mean(2).T, problem)
 
 
 class _Candidate(NamedTuple):
@@ -87,19 +135,6 @@ class _Problem(NamedTuple):
     costs: Array  # (K,)
     budgets: Array  # (B,)
     use_vote: bool
-
-    @classmethod
-    def of(
-        cls,
-        log_probs: NDArray[np.floating],
-        labels: NDArray[np.int64],
-        costs: Array,
-        num_budgets: int,
-        use_vote: bool,
-    ) -> "_Problem":
-        correct = (log_probs.argmax(-1) == labels).T
-        inner = np.linspace(costs[0], costs[-1], num_budgets + 2)[1:-1]
-        return cls(log_probs, correct, costs, inner, use_vote)
 
     @property
     def num_features(self) -> list[int]:
@@ -119,18 +154,19 @@ class _Problem(NamedTuple):
         history = scorer.start(self.log_probs.shape[1])
         features, columns = [], []
         for k, rows in enumerate(self.log_probs):
-            inputs, _ = scorer.features(k, rows, history)
-            scores, history = scorer.score(k, rows, history)
+            inputs, history = scorer.features(k, rows, history)
+            scores = (inputs * weights[k]).sum(1)
+            history[:, scorer.num_classes + k] = scores.clip(0, 1)
             if not self.use_vote:
                 inputs[:, rows.shape[-1] + NUM_CONFIDENCES - 1] = 0.0
-            features.append(torch.from_numpy(inputs).float())
+            features.append(torch.from_numpy(inputs.astype(np.float32)))
             columns.append(scores)
         return features, np.stack(columns, 1)
 
     def candidate(self, weights: tuple[Array, ...], shares: Tensor) -> _Candidate:
-        """Judge scores and shares (B, N, K) by the accuracy they reach under every budget."""
+        """Judge scores and shares (K, N, B) by the accuracy they reach under every budget."""
         scores = score_all(_policy(weights), self.log_probs)
-        wanted = shares.mean(1).double().numpy()
+        wanted = shares.mean(1).double().numpy().T
         distributions = np.stack(
             [tilt(p, self.costs, b) for p, b in zip(wanted, self.budgets, strict=True)]
         )
@@ -140,63 +176,75 @@ class _Problem(NamedTuple):
             accuracies.append(self.correct[np.arange(len(exits)), exits].mean())
         return _Candidate(weights, distributions, float(np.mean(accuracies)))
 
-    def finish(self, best: _Candidate) -> Scheduler:
+    def finish(self, best: _Candidate) -> EENetPolicy:
         """Interpolate the distributions (p . c stays exact) and tabulate the thresholds."""
         first, last = np.eye(len(self.costs))[[0, -1]]
         knots, values = (
             np.r_[self.costs[0], self.budgets, self.costs[-1]],
             np.stack([first, *best.distributions, last]),
         )
-        grid = budget_grid(self.costs)
-        distributions = np.stack([np.interp(grid, knots, column) for column in values.T], 1)
+        grid = np.union1d(budget_grid(self.costs), self.budgets)
+        wanted = np.stack([np.interp(grid, knots, column) for column in values.T], 1)
         scores = score_all(_policy(best.weights), self.log_probs)
-        table, frontier = tabulate(scores, self.correct, self.costs, grid, distributions)
-        return Scheduler(EENetPolicy(ExitScorer(best.weights), table), frontier)
+        return EENetPolicy(tabulate(scores, self.costs, grid, wanted), ExitScorer(best.weights))
 
 
 def _policy(weights: tuple[Array, ...]) -> EENetPolicy:
     """A policy that scores but has no thresholds yet."""
-    return EENetPolicy(
-        ExitScorer(weights), ThresholdTable(np.zeros(1), np.zeros((1, len(weights))))
-    )
+    return EENetPolicy(ThresholdTable.closed(len(weights)), ExitScorer(weights))
 
 
 class _Assignment(nn.Module):
-    """h for B budgets at once: B two-layer networks side by side per exit, raw outputs."""
+    """h: per exit two layers, ReLU between, raw outputs, one for each of B budgets.
 
-    def __init__(self, num_features: list[int], num_budgets: int) -> None:
+    The budgets share the first layer, which fits them all in the time of one and no worse.
+    """
+
+    def __init__(
+        self, num_features: list[int], num_budgets: int, generator: torch.Generator
+    ) -> None:
         super().__init__()
-        self.first, self.second = nn.ModuleList(), nn.ModuleList()
-        for width in num_features:
-            hidden = min(64, max(2, width // 2))
-            self.first.append(nn.Linear(width, num_budgets * hidden))
-            self.second.append(nn.Linear(hidden, num_budgets))
-        self.num_budgets = num_budgets
+        widths = [min(MAX_WIDTH, max(2, width // 2)) for width in num_features]
+        pairs = list(zip(num_features, widths, strict=True))
+        self.first = nn.ModuleList(nn.Linear(inputs, width) for inputs, width in pairs)
+        self.second = nn.ModuleList(nn.Linear(width, num_budgets) for width in widths)
+        for layer in [*self.first, *self.second]:
+            bound = layer.in_features**-0.5
+            for parameter in layer.parameters():
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Log of the assignment r, softmax over exits, (B, N, K)."""
-        raw = []
-        for first, second, inputs in zip(self.first, self.second, features, strict=True):
-            hidden = torch.relu(first(inputs)).view(len(inputs), self.num_budgets, -1)  # (N, B, D)
-            weight, bias = second.get_parameter("weight"), second.get_parameter("bias")
-            raw.append((hidden * weight).sum(-1) + bias)  # (N, B)
-        return torch.stack(raw, -1).transpose(0, 1).log_softmax(-1)
+        """Log of the assignment r, softmax over exits, (K, N, B)."""
+        raw = [
+            second(torch.relu(first(inputs)))  # (N, B)
+            for first, second, inputs in zip(self.first, self.second, features, strict=True)
+        ]
+        return torch.stack(raw).log_softmax(0)
 
 
 def _fit_assignment(
-    assignment: _Assignment, features: list[Tensor], scores: Array, problem: _Problem
+    assignment: _Assignment,
+    features: list[Tensor],
+    scores: Array,
+    problem: _Problem,
+    generator: torch.Generator,
 ) -> Tensor:
-    """Minimise L_h for all budgets and return r (B, N, K)."""
+    """Minimise L_h for all budgets and return r (K, N, B)."""
     costs = torch.from_numpy(problem.costs).float()
     budgets = torch.from_numpy(problem.budgets).float()
-    target = torch.from_numpy(scores.clip(EPSILON, 1)).float()
-    target = target / target.sum(1, keepdim=True)  # p* with beta = 1
+    target = torch.from_numpy(scores.T.clip(EPSILON, 1)).float()
+    target = target / target.sum(0)  # p* with beta = 1, (K, N)
+    num_exits, num_rows, num_classes = problem.log_probs.shape
+    rows = torch.randperm(num_rows, generator=generator)
+    rows = rows[: max(ASSIGNMENT_VALUES // (num_exits * num_classes), 1)]
+    seen, target = [inputs[rows] for inputs in features], target[:, rows]
+    entropy = (target * target.log()).sum(0).mean()
     optimizer = torch.optim.Adam(assignment.parameters(), lr=ASSIGNMENT_LR)
     for _ in range(ASSIGNMENT_STEPS):
         optimizer.zero_grad()
-        log_r = assignment(features)
-        divergence = (target * (target.log() - log_r)).sum(-1).mean(1)
-        spent = (log_r.exp() @ costs).mean(1)
+        log_r = assignment(seen)
+        divergence = entropy - (target[:, :, None] * log_r).sum(0).mean(0)  # (B,)
+        spent = costs @ log_r.exp().mean(1)
         loss = (KL_WEIGHT * divergence + COST_WEIGHT * (budgets - spent).abs() / budgets).sum()
         loss.backward()
         optimizer.step()

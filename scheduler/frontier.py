@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.thresholds import ThresholdTable, repaired_thresholds, route
-
 Array = NDArray[np.float64]
 GRID_STEP = 0.003
+MAX_GRID = 800
 ROUNDING = 1e-9
+MOVED_SHARE = 0.2  # of a stage's share of the time
 
 
 class FrontierPoint(NamedTuple):
@@ -24,12 +24,12 @@ class FrontierPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class Frontier:
-    """The curve of a fitted policy, in the order of its rising parameter.
+    """The curve of a fitted policy, in the order of rising cost.
 
     Attributes:
-        parameters: The policy's scalar at each point, rising, (G,).
-        exit_rates: Share of the calibration rows that leave at each exit, (G, K).
-        expected_accuracy: Share of right answers on the calibration rows, (G,).
+        parameters: The policy's scalar at each point, rising or falling, (G,).
+        exit_rates: Share of rows expected to leave at each exit, (G, K).
+        expected_accuracy: Share of right answers expected, (G,).
         costs_ms: Latency from the start until each exit, rising, (K,).
     """
 
@@ -37,6 +37,11 @@ class Frontier:
     exit_rates: Array
     expected_accuracy: Array
     costs_ms: Array
+
+    def __post_init__(self) -> None:
+        points, exits = self.parameters.shape, self.costs_ms.shape
+        if self.exit_rates.shape != points + exits or self.expected_accuracy.shape != points:
+            raise ValueError("parameters, exit rates, accuracies and costs disagree in number")
 
     @property
     def expected_costs_ms(self) -> Array:
@@ -61,8 +66,12 @@ class Frontier:
         return self[max(int(np.searchsorted(self.expected_costs_ms, cost_ms, side="right")) - 1, 0)]
 
     def at_parameter(self, parameter: float) -> FrontierPoint:
-        """The point in force at a parameter value: the last one not above it."""
-        return self[max(int(np.searchsorted(self.parameters, parameter, side="right")) - 1, 0)]
+        """The point in force at a parameter value: the dearest that spends no more."""
+        towards_dearer = 1 if self.parameters[-1] >= self.parameters[0] else -1
+        reached = np.searchsorted(
+            towards_dearer * self.parameters, towards_dearer * parameter, side="right"
+        )
+        return self[max(int(reached) - 1, 0)]
 
     def with_costs(self, costs_ms: Array) -> "Frontier":
         """The same exits at the costs of another host.
@@ -70,62 +79,35 @@ class Frontier:
         Routing does not depend on costs, so the expectations stay exact without refitting. Points
         that no longer cost more than all before them are dropped.
         """
-        moved = replace(self, costs_ms=costs_ms)
-        rising = _rising(moved.expected_costs_ms)
+        return replace(self, costs_ms=costs_ms).rising()
+
+    def rising(self) -> "Frontier":
+        """Without the points that cost no more than one before them.
+
+        The last point stays in place of one as dear: it alone runs every row to the end for sure.
+        """
+        costs = self.expected_costs_ms
+        kept = np.concatenate([[True], costs[1:] > np.maximum.accumulate(costs)[:-1]])
+        if not kept[-1]:
+            kept[np.flatnonzero(kept)[-1]] = False
+            kept[-1] = True
         return replace(
-            moved,
-            parameters=self.parameters[rising],
-            exit_rates=self.exit_rates[rising],
-            expected_accuracy=self.expected_accuracy[rising],
+            self,
+            parameters=self.parameters[kept],
+            exit_rates=self.exit_rates[kept],
+            expected_accuracy=self.expected_accuracy[kept],
         )
 
-
-class Tabulated(NamedTuple):
-    """Thresholds for every budget, and what they make of the calibration rows."""
-
-    table: ThresholdTable
-    frontier: Frontier
+    def moved_stages(self, costs_ms: Array) -> list[int]:
+        """Stages whose share of the whole time differs by more than 20 % at other costs."""
+        before = np.diff(self.costs_ms, prepend=0.0) / self.costs_ms[-1]
+        after = np.diff(costs_ms, prepend=0.0) / costs_ms[-1]
+        return [int(k) for k in np.flatnonzero(np.abs(after / before - 1) > MOVED_SHARE)]
 
 
 def budget_grid(costs_ms: Array) -> Array:
-    """Budgets from the first exit's cost to the last one's, in steps of at most 0.3 %, (G,)."""
+    """Budgets from the first exit's cost to the last one's, (G,): 25 to 801, in steps of 0.3 %."""
     steps = int(np.ceil(np.log(costs_ms[-1] / costs_ms[0]) / GRID_STEP))
-    grid: Array = np.geomspace(costs_ms[0], costs_ms[-1], max(steps, 1) + 1)
+    grid: Array = np.geomspace(costs_ms[0], costs_ms[-1], min(max(steps, 24), MAX_GRID) + 1)
     grid[0], grid[-1] = costs_ms[0], costs_ms[-1]
     return grid
-
-
-def tabulate(
-    scores: Array, correct: NDArray[np.bool_], costs_ms: Array, budgets: Array, distributions: Array
-) -> Tabulated:
-    """Turn exit distributions into thresholds that keep every budget on the calibration rows.
-
-    Args:
-        scores: Exit scores of the calibration rows, (N, K).
-        correct: Whether each exit's answer is right, (N, K).
-        costs_ms: Rising costs (K,).
-        budgets: Rising, from `costs_ms[0]` to `costs_ms[-1]`, (G,).
-        distributions: The exit distribution wanted at each budget, (G, K).
-
-    Returns:
-        A row of thresholds per budget and the frontier, both with the budget as the parameter.
-        Budgets that cost no more than a smaller one (ties in the scores) are left out.
-    """
-    rows = [
-        repaired_thresholds(scores, distribution, costs_ms, budget)
-        for budget, distribution in zip(budgets[:-1], distributions[:-1], strict=True)
-    ]
-    everyone_stays = np.array([np.inf] * (len(costs_ms) - 1) + [-np.inf])
-    thresholds = np.stack([*rows, everyone_stays])
-    exits = np.stack([route(scores, row) for row in thresholds])  # (G, N)
-    rates = np.stack([(exits == k).mean(1) for k in range(len(costs_ms))], 1)
-    accuracy = correct[np.arange(len(correct)), exits].mean(1)
-    kept = _rising(rates @ costs_ms)
-    frontier = Frontier(budgets[kept], rates[kept], accuracy[kept], costs_ms)
-    return Tabulated(ThresholdTable(budgets[kept], thresholds[kept]), frontier)
-
-
-def _rising(costs: Array) -> NDArray[np.bool_]:
-    """Which points cost more than all before them, (G,)."""
-    higher = costs[1:] > np.maximum.accumulate(costs)[:-1]
-    return np.concatenate([np.array([True]), higher])

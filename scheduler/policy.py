@@ -1,16 +1,27 @@
 """What every exit policy is: a score for each row at each exit, and a decision."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+REPLAY_ROWS = 4096  # at a time, so that histories of many classes stay small
+
 
 class Scored(NamedTuple):
-    """Exit scores (A,) and the history (A, H) with this exit added to it."""
+    """What one exit shows about its rows.
+
+    Attributes:
+        scores: Exit scores, (A,).
+        history: The rows' history with this exit added to it, (A, H).
+        outlook: What going on promises, in the policy's own terms, for `decide` alone, (A, G);
+            G = 0 where the score is all that counts.
+    """
 
     scores: NDArray[np.float64]
     history: NDArray[np.float64]
+    outlook: NDArray[np.float64]
 
 
 class Decision(NamedTuple):
@@ -36,6 +47,10 @@ class ExitPolicy(Protocol):
     def num_exits(self) -> int:
         """K."""
 
+    @property
+    def run_on(self) -> float:
+        """The parameter at which every row runs to the last exit."""
+
     def start(self, rows: int) -> NDArray[np.float64]:
         """The history (rows, H) of rows that have shown nothing yet."""
 
@@ -46,30 +61,61 @@ class ExitPolicy(Protocol):
 
         Args:
             exit: k, 0-based.
-            log_probs: Log-probabilities at this exit, (A, C).
+            log_probs: Finite log-probabilities at this exit, (A, C).
             history: What `start` or the previous exit's `score` returned for these rows, (A, H).
         """
 
-    def decide(
-        self, exit: int, scores: NDArray[np.float64], parameters: NDArray[np.float64]
-    ) -> Decision:
+    def decide(self, exit: int, scored: Scored, parameters: NDArray[np.float64]) -> Decision:
         """Decide which rows leave; at the last exit all do.
 
         Args:
             exit: k, 0-based.
-            scores: From `score`, (A,).
-            parameters: Each row's own value of the policy's scalar, (A,).
+            scored: From `score`, of A rows.
+            parameters: Each row's own value of the policy's scalar, (A,), or one for all, (1,).
         """
 
-    def thresholds(self, parameter: float) -> NDArray[np.float64]:
-        """The thresholds (K,) at one value; +inf where an exit never fires, -inf at the last."""
+    def thresholds(self, parameter: float) -> NDArray[np.float64] | None:
+        """The thresholds (K,) at one value, the same for all rows; None where there are none.
+
+        +inf where an exit never fires, -inf at the last.
+        """
+
+
+def replay(policy: ExitPolicy, log_probs: NDArray[np.floating]) -> list[Scored]:
+    """Score recorded predictions (K, N, C) at every exit, by the calls of serving.
+
+    Returns:
+        Per exit, K of them, the scores and outlook of all N rows; histories are left out.
+    """
+    chunks = []
+    for start in range(0, log_probs.shape[1], REPLAY_ROWS):
+        rows = log_probs[:, start : start + REPLAY_ROWS]
+        history, exits = policy.start(rows.shape[1]), []
+        for exit, shown in enumerate(rows):
+            scored = policy.score(exit, shown, history)
+            history = scored.history
+            exits.append(scored)
+        chunks.append(exits)
+    return [
+        Scored(
+            np.concatenate([part.scores for part in parts]),
+            np.empty((log_probs.shape[1], 0)),
+            np.concatenate([part.outlook for part in parts]),
+        )
+        for parts in zip(*chunks, strict=True)
+    ]
+
+
+def take_exits(
+    policy: ExitPolicy, replayed: Sequence[Scored], parameter: float
+) -> NDArray[np.intp]:
+    """The exit (N,) each replayed row takes at one parameter value: the first that lets it go."""
+    value = np.array([parameter])
+    leave = [policy.decide(exit, scored, value).leave for exit, scored in enumerate(replayed)]
+    exits: NDArray[np.intp] = np.stack(leave).argmax(0)
+    return exits
 
 
 def score_all(policy: ExitPolicy, log_probs: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Score recorded predictions (K, N, C) at every exit, (N, K), by the calls of serving."""
-    history = policy.start(log_probs.shape[1])
-    columns = []
-    for exit, rows in enumerate(log_probs):
-        scores, history = policy.score(exit, rows, history)
-        columns.append(scores)
-    return np.stack(columns, 1)
+    """The scores (N, K) of recorded predictions (K, N, C)."""
+    return np.stack([scored.scores for scored in replay(policy, log_probs)], 1)

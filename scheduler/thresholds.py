@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.policy import Decision
+from scheduler.policy import Decision, Scored
 
 Array = NDArray[np.float64]
 
@@ -118,19 +118,80 @@ class ThresholdTable:
     parameters: Array
     thresholds: Array
 
-    def decide(self, exit: int, scores: Array, parameters: Array) -> Decision:
-        """Rows leave where their score reaches the threshold of their own parameter; (A,) each."""
-        thresholds = self.thresholds[self._index(parameters), exit]
-        return Decision(scores >= thresholds, thresholds)
+    def __post_init__(self) -> None:
+        if self.thresholds.ndim != 2 or self.parameters.shape != self.thresholds.shape[:1]:
+            raise ValueError(
+                f"there are thresholds {self.thresholds.shape} for parameters "
+                f"{self.parameters.shape}"
+            )
 
-    def at(self, parameter: float) -> Array:
-        """The thresholds (K,) at one parameter value."""
-        row: Array = self.thresholds[self._index(np.array(parameter))]
-        return row
+    @classmethod
+    def closed(cls, num_exits: int) -> "ThresholdTable":
+        """No exit fires but the last: the table of a policy that has no thresholds yet."""
+        return cls(np.zeros(1), np.array([[np.inf] * (num_exits - 1) + [-np.inf]]))
 
-    def _index(self, parameters: Array) -> NDArray[np.intp]:
+    def at(self, parameters: Array) -> Array:
+        """The thresholds in force at parameter values; (...) in, (..., K) out."""
         # The grid point below: a parameter between two points never spends more than it says.
-        return np.maximum(np.searchsorted(self.parameters, parameters, side="right") - 1, 0)
+        below = np.searchsorted(self.parameters, parameters, side="right") - 1
+        thresholds: Array = self.thresholds[np.maximum(below, 0)]
+        return thresholds
+
+
+@dataclass(frozen=True)
+class ThresholdPolicy:
+    """Base of the policies whose score meets a threshold; the parameter is the budget in ms."""
+
+    table: ThresholdTable
+
+    @property
+    def num_exits(self) -> int:
+        """K."""
+        return len(self.table.thresholds[0])
+
+    @property
+    def run_on(self) -> float:
+        """The largest budget: every row runs to the last exit."""
+        return float(self.table.parameters[-1])
+
+    def decide(self, exit: int, scored: Scored, parameters: Array) -> Decision:
+        """Leave where the score reaches the threshold of the row's own budget."""
+        thresholds = self.table.at(parameters)[:, exit]
+        return Decision(scored.scores >= thresholds, thresholds)
+
+    def thresholds(self, parameter: float) -> Array:
+        """The thresholds (K,) at one budget."""
+        return self.table.at(np.array(parameter))
+
+
+def tabulate(
+    scores: Array,
+    costs_ms: Array,
+    budgets: Array,
+    distributions: Array,
+    parameters: Array | None = None,
+) -> ThresholdTable:
+    """Turn exit distributions into thresholds that keep every budget on the calibration rows.
+
+    Args:
+        scores: Exit scores of the calibration rows, (N, K).
+        costs_ms: Rising costs (K,).
+        budgets: Rising, from `costs_ms[0]`, (G,).
+        distributions: The exit distribution wanted at each budget, (G, K).
+        parameters: The budgets that the thresholds stand for, rising up to `costs_ms[-1]`, where
+            they are not those that are to be spent, (G,).
+
+    Returns:
+        A row of thresholds per budget; at the last nobody leaves early.
+    """
+    rows = [
+        repaired_thresholds(scores, distribution, costs_ms, budget)
+        for budget, distribution in zip(budgets[:-1], distributions[:-1], strict=True)
+    ]
+    everyone_stays = ThresholdTable.closed(len(costs_ms)).thresholds[0]
+    return ThresholdTable(
+        budgets if parameters is None else parameters, np.stack([*rows, everyone_stays])
+    )
 
 
 def _tilted(distribution: Array, costs: Array, theta: float) -> Array:

@@ -5,7 +5,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,19 +20,16 @@ from models.preprocess import ImagePreprocessor
 from models.resnet import cifar_resnet
 from models.run import TrainConfig, heads_text
 from models.train import IMAGENET_MEAN, IMAGENET_STD
-from profiling.calibration import Predictions, Recorded, record, save_recorded
+from profiling.calibration import Recorded, record, save_recorded
 from profiling.evaluate import Evaluation, evaluate, spread_budgets
 from profiling.latency import measure_latency, save_profile
-from scheduler.eenet_fit import fit_eenet
+from scheduler.fit import fit_scheduler
 from scheduler.frontier import Frontier
-from scheduler.maxprob_fit import fit_maxprob
-from scheduler.scheduler import Scheduler, save_scheduler
+from scheduler.scheduler import save_scheduler
 
 PARITY_IMAGES = 64
 PARITY_LIMIT = 1e-4
 ACCURACY_GIVEN_UP = 0.005  # by the default budget
-
-PolicyName = Literal["eenet", "maxprob"]
 
 
 class Run(NamedTuple):
@@ -82,7 +79,7 @@ def build_bundle(
     *,
     name: str,
     dataset: Path | None,
-    policy: PolicyName,
+    policy: str,
     say: Callable[[str], None],
 ) -> Built:
     """Build a bundle; an older one at `out` is replaced only by a finished one.
@@ -92,7 +89,7 @@ def build_bundle(
         out: The bundle's folder.
         name: The model's name in requests.
         dataset: Where the data set lies now; None: where it lay in training.
-        policy: Which scheduler to fit.
+        policy: Which policy to fit, one of `scheduler.fit.POLICIES`.
         say: Told each step.
 
     Raises:
@@ -126,7 +123,7 @@ def build_bundle(
 
 
 def _fill(
-    run: Run, folder: Path, data: Dataset, name: str, policy: PolicyName, say: Callable[[str], None]
+    run: Run, folder: Path, data: Dataset, name: str, policy: str, say: Callable[[str], None]
 ) -> Built:
     height, width = data.test.images.shape[1:3]
     preprocess = ImagePreprocessor(height, width, IMAGENET_MEAN, IMAGENET_STD)
@@ -155,7 +152,9 @@ def _fill(
     costs_ms = _profile(backend, test_inputs[:1], folder)
 
     say(f"fitting {policy}")
-    scheduler = fit(policy, calibration, costs_ms, seed=run.config.seed)
+    scheduler = fit_scheduler(
+        policy, calibration.log_probs, calibration.labels, costs_ms, seed=run.config.seed
+    )
     save_scheduler(scheduler, folder)
 
     accuracy = test.correct.mean(0).tolist()
@@ -185,24 +184,17 @@ def _fill(
             "test_accuracy": [round(share, 4) for share in accuracy],
         },
     )
+    recorded = Recorded(calibration, test)
     return Built(
-        bundle, disagreement, accuracy, evaluate(scheduler, test, spread_budgets(costs_ms))
+        bundle, disagreement, accuracy, evaluate(scheduler, recorded, spread_budgets(costs_ms))
     )
-
-
-def fit(
-    policy: PolicyName, calibration: Predictions, costs_ms: np.ndarray, *, seed: int
-) -> Scheduler:
-    """Fit a policy for every budget between the first and the last exit's cost."""
-    if policy == "maxprob":
-        return fit_maxprob(calibration.log_probs, calibration.labels, costs_ms)
-    return fit_eenet(calibration.log_probs, calibration.labels, costs_ms, seed=seed)
 
 
 def default_budget_ms(frontier: Frontier) -> float:
     """The smallest budget that gives up at most half a point, rounded up to 0.01 ms."""
     good = frontier.expected_accuracy >= frontier.expected_accuracy.max() - ACCURACY_GIVEN_UP
-    return math.ceil(float(frontier.expected_costs_ms[good].min()) * 100) / 100
+    rounded = math.ceil(float(frontier.expected_costs_ms[good].min()) * 100) / 100
+    return min(rounded, float(frontier.costs_ms[-1]))
 
 
 def _profile(backend: OnnxBackend, example: np.ndarray, folder: Path) -> np.ndarray:

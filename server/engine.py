@@ -192,14 +192,16 @@ class Engine:
         history = np.concatenate([row.history for row in rows])
         state = self.backend.run_stage(stage, inputs)
         log_probs = self.backend.run_head(stage, state).log_probs
-        scores, history = self.policy.score(stage, log_probs, history)
+        scored = self.policy.score(stage, log_probs, history)
         parameter = self.parameter
         parameters = np.array(
             [parameter if row.parameter is None else row.parameter for row in rows]
         )
-        leave, thresholds = self.policy.decide(stage, scores, parameters)
+        leave, thresholds = self.policy.decide(stage, scored, parameters)
         elapsed_ms = (self.clock() - started) * 1e3
-        return _StageOutput(state, history, log_probs, scores, thresholds, leave, elapsed_ms)
+        return _StageOutput(
+            state, scored.history, log_probs, scored.scores, thresholds, leave, elapsed_ms
+        )
 
     def _record(self, rows: list[Row], output: _StageOutput) -> None:
         stage = rows[0].stage

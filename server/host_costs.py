@@ -1,7 +1,6 @@
 """What exits cost on this host: it is never the machine that built the bundle."""
 
 import logging
-import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +37,7 @@ def measure_costs(
 
     metrics = ModelMetrics(Metrics(CollectorRegistry(), ""), "warm-up", backend.num_exits)
     engine = Engine(
-        backend, policy, math.inf, workers=1, max_batch=1, metrics=metrics, on_batch=keep
+        backend, policy, policy.run_on, workers=1, max_batch=1, metrics=metrics, on_batch=keep
     )
     engine.submit([Row(example, traced=True) for _ in range(WARM_UP_ROUNDS + COST_ROUNDS)])
     engine.start()

@@ -133,7 +133,9 @@ class ModelMetrics:
         self._threshold = [metrics.threshold.labels(model, k) for k in exits[:-1]]
         self._exit_rate = [metrics.exit_rate.labels(model, k) for k in exits]
 
-    def show_control(self, controller: BudgetController, thresholds: Sequence[float]) -> None:
+    def show_control(
+        self, controller: BudgetController, thresholds: Sequence[float] | None
+    ) -> None:
         """Set the gauges of the budget to the controller's present state."""
         nan = float("nan")
         ms = [controller.budget_ms, controller.effective_budget_ms, controller.rolling_latency_ms]
@@ -146,8 +148,9 @@ class ModelMetrics:
         self._expected_accuracy.set(
             controller.frontier.at_parameter(controller.parameter).expected_accuracy
         )
-        rates = controller.exit_rates or [nan] * len(thresholds)
-        for gauge, threshold in zip(self._threshold, thresholds[:-1], strict=True):
+        rates = controller.exit_rates or [nan] * len(self._exit_rate)
+        shared = [nan] * len(self._threshold) if thresholds is None else thresholds[:-1]
+        for gauge, threshold in zip(self._threshold, shared, strict=True):
             gauge.set(threshold)
         for gauge, rate in zip(self._exit_rate, rates, strict=True):
             gauge.set(rate)

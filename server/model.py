@@ -92,6 +92,14 @@ class ServedModel:
         )
         costs_ms = measure_costs(backend, policy, self._example)
         built_on, frontier = frontier, frontier.with_costs(costs_ms)
+        if moved := built_on.moved_stages(costs_ms):
+            log.warning(
+                "%s: the share of stages %s in the whole time differs by more than a fifth from "
+                "the machine that fitted the scheduler; `eenet fit` with this "
+                "host's --costs fits it again",
+                self.name,
+                moved,
+            )
         log.info(
             "%s costs %s ms until each exit on this host",
             self.name,
@@ -170,7 +178,8 @@ class ServedModel:
         for controller in self._controllers.values():
             controller.expire(self.clock())
         thresholds = self.engine.policy.thresholds(self.controller.parameter)
-        self._metrics.show_control(self.controller, thresholds.tolist())
+        shared = None if thresholds is None else thresholds.tolist()
+        self._metrics.show_control(self.controller, shared)
         self._metrics.show_queues(self.engine.queue_depths, self.engine.oldest_wait_s())
 
     async def probe(self) -> None:
@@ -210,12 +219,7 @@ class ServedModel:
             expected_accuracy=point.expected_accuracy,
             expected_exit_rates=point.exit_rates.tolist(),
             exit_rates=control.exit_rates,
-            thresholds=[
-                shown_threshold(value, last=exit == self.num_exits - 1)
-                for exit, value in enumerate(
-                    self.engine.policy.thresholds(control.parameter).tolist()
-                )
-            ],
+            thresholds=self._shown_thresholds(),
         )
 
     def frontier(self) -> list[FrontierEntry]:
@@ -231,6 +235,15 @@ class ServedModel:
                 exit_rates=point.exit_rates.tolist(),
             )
             for point in (frontier[index] for index in range(len(frontier)))
+        ]
+
+    def _shown_thresholds(self) -> list[float | None]:
+        thresholds = self.engine.policy.thresholds(self.controller.parameter)
+        if thresholds is None:
+            return [None] * self.num_exits
+        return [
+            shown_threshold(value, last=exit == self.num_exits - 1)
+            for exit, value in enumerate(thresholds.tolist())
         ]
 
     def _reason(self) -> str | None:

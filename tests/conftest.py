@@ -1,9 +1,12 @@
 import itertools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -27,3 +30,58 @@ def images() -> Images:
 @pytest.fixture(scope="session")
 def shipped_bundle() -> Path:
     return REPO / "models/zoo/cifar10-resnet56"
+
+
+@pytest.fixture(scope="session")
+def make_probs() -> Callable[..., tuple[NDArray[np.float64], NDArray[np.int64]]]:
+    """Makes probabilities (K, N, C) of 3 exits and 4 classes, and labels (N,) if none are given.
+
+    Later exits are surer and more often right.
+    """
+
+    def make(
+        rows: int, seed: int = 0, labels: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        rng, exits, classes = np.random.default_rng(seed), 3, 4
+        labels = rng.integers(0, classes, rows) if labels is None else labels
+        easiness = rng.uniform(0, 1, (rows, 1))
+        towards_label = easiness * np.eye(classes)[labels]
+        logits = np.stack(
+            [
+                rng.normal(size=(rows, classes)) + strength * towards_label
+                for strength in np.linspace(2, 7, exits)
+            ]
+        )
+        weights = np.exp(logits)
+        return weights / weights.sum(-1, keepdims=True), labels
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def fitting_quickly() -> Callable[[], AbstractContextManager[None]]:
+    """Makes contexts in which fits take few steps and know few budgets."""
+
+    @contextmanager
+    def quickly() -> Iterator[None]:
+        import scheduler.eenet_fit
+        import scheduler.frontier
+        import scheduler.stopping_fit
+        import scheduler.thresholds
+
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (scheduler.frontier, scheduler.stopping_fit):
+                patch.setattr(module, "GRID_STEP", 0.1)
+            patch.setattr(scheduler.thresholds, "REPAIR_STEPS", 15)
+            patch.setattr(scheduler.eenet_fit, "NUM_BUDGETS", 4)
+            for name in ("SCORE_STEPS", "ASSIGNMENT_STEPS"):
+                patch.setattr(scheduler.eenet_fit, name, 2)
+            yield
+
+    return quickly
+
+
+@pytest.fixture(scope="module")
+def quick_fits(fitting_quickly: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    with fitting_quickly():
+        yield

@@ -1,11 +1,23 @@
+import gc
+import os
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from models.backend import HeadOutput
-from profiling.calibration import Predictions, Recorded, load_recorded, record, save_recorded
+from profiling.calibration import (
+    Predictions,
+    Recorded,
+    load_predictions,
+    load_recorded,
+    record,
+    save_recorded,
+)
 
 
 class AddingBackend:
@@ -71,3 +83,237 @@ def test_recorded_sets_come_back_as_they_were_saved(tmp_path: Path) -> None:
         assert after.log_probs.dtype == np.float16
         assert np.array_equal(before.labels, after.labels)
         assert after.labels.dtype == np.int64
+
+
+def test_certain_answers_are_kept_as_finite_logarithms() -> None:
+    kept = record(AddingBackend(), np.array([[1e5], [-1e5]], np.float32), np.zeros(2, np.int64))
+    assert kept.log_probs.min() == -100 and kept.log_probs.max() == 0
+
+
+ROWS = {"calibration": 20, "test": 30}
+
+
+def sound_arrays() -> dict[str, NDArray[Any]]:
+    """Predictions of 3 exits and 4 classes, as of any framework."""
+    rng, arrays = np.random.default_rng(0), {}
+    for part, rows in ROWS.items():
+        arrays[f"{part}_probs"] = rng.dirichlet(np.ones(4), (3, rows))
+        arrays[f"{part}_labels"] = rng.integers(0, 4, rows)
+    return arrays
+
+
+def write(folder: Path, arrays: dict[str, NDArray[Any]]) -> Path:
+    np.savez(folder / "mine.npz", **arrays)  # type: ignore[arg-type]
+    return folder / "mine.npz"
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ValueError) as caught:
+        load_predictions(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tolerance"), [("f2", 2e-3), ("f4", 1e-6), ("f8", 1e-6), (">f4", 1e-6)]
+)
+def test_predictions_of_every_precision_are_read(
+    tmp_path: Path, kind: str, tolerance: float
+) -> None:
+    arrays = sound_arrays()
+    stored = {name: a.astype(kind) if "probs" in name else a for name, a in arrays.items()}
+    recorded = load_predictions(write(tmp_path, stored))
+    for part, found in zip(ROWS, recorded, strict=True):
+        assert np.exp(found.log_probs) == pytest.approx(arrays[f"{part}_probs"], abs=tolerance)
+        assert np.array_equal(found.labels, arrays[f"{part}_labels"])
+
+
+@pytest.mark.parametrize("kind", ["u1", "i2", ">i4", "u8"])
+def test_labels_may_be_whole_numbers_of_any_size(tmp_path: Path, kind: str) -> None:
+    arrays = sound_arrays()
+    stored = arrays | {"test_labels": arrays["test_labels"].astype(kind)}
+    labels = load_predictions(write(tmp_path, stored)).test.labels
+    assert labels.dtype == np.int64 and np.array_equal(labels, arrays["test_labels"])
+
+
+def test_a_probability_of_0_has_a_finite_logarithm(tmp_path: Path) -> None:
+    arrays = sound_arrays()
+    arrays["test_probs"][1, 7] = [0, 1, 0, 0]
+    log_probs = load_predictions(write(tmp_path, arrays)).test.log_probs
+    assert np.isfinite(log_probs).all()
+    assert np.exp(log_probs[1, 7]) == pytest.approx([0, 1, 0, 0], abs=1e-30)
+
+
+def test_other_arrays_in_the_file_do_no_harm(tmp_path: Path) -> None:
+    arrays = sound_arrays() | {"notes": np.array("made yesterday")}
+    assert len(load_predictions(write(tmp_path, arrays)).test.labels) == 30
+
+
+@pytest.mark.parametrize("total", [1 - 0.0049, 1 + 0.0049])
+def test_rows_that_nearly_sum_to_1_are_brought_to_it(tmp_path: Path, total: float) -> None:
+    arrays = sound_arrays()
+    exact = load_predictions(write(tmp_path, arrays)).test.log_probs
+    arrays["test_probs"] *= total
+    brought = load_predictions(write(tmp_path, arrays)).test.log_probs
+    assert brought == pytest.approx(exact, abs=1e-6)
+    assert np.exp(brought.astype(float)).sum(-1) == pytest.approx(np.ones((3, 30)), abs=1e-6)
+
+
+@pytest.mark.parametrize("total", [1 - 0.0051, 1 + 0.0051, 0.0, 2.0])
+@pytest.mark.parametrize("part", ROWS)
+def test_rows_that_sum_to_something_else_are_named(tmp_path: Path, part: str, total: float) -> None:
+    arrays = sound_arrays()
+    arrays[f"{part}_probs"][2, 11] *= total
+    told = refusal(write(tmp_path, arrays))
+    assert f"{part}_probs[2, 11] sums to {total:.4g}" in told and "softmax" in told
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1e-3])
+@pytest.mark.parametrize("part", ROWS)
+def test_values_that_are_no_probabilities_are_named(
+    tmp_path: Path, part: str, value: float
+) -> None:
+    arrays = sound_arrays()
+    arrays[f"{part}_probs"][1, 7, 3] = value
+    told = refusal(write(tmp_path, arrays))
+    assert f"{part}_probs[1, 7] holds NaN, infinite or negative" in told and "leave" in told
+
+
+def test_a_negative_value_is_told_even_where_the_row_sums_to_1(tmp_path: Path) -> None:
+    arrays = sound_arrays()
+    arrays["test_probs"][0, 29] = [-0.5, 0.5, 0.5, 0.5]
+    assert "test_probs[0, 29] holds NaN, infinite or negative" in refusal(write(tmp_path, arrays))
+
+
+def test_the_first_bad_row_is_the_one_that_is_named(tmp_path: Path) -> None:
+    arrays = sound_arrays()
+    arrays["calibration_probs"][1, [4, 9]] = np.nan
+    assert "calibration_probs[1, 4]" in refusal(write(tmp_path, arrays))
+
+
+@pytest.mark.parametrize("name", list(sound_arrays()))
+def test_a_missing_array_is_named(tmp_path: Path, name: str) -> None:
+    arrays = sound_arrays()
+    del arrays[name]
+    assert f"mine.npz lacks {name}; it must hold" in refusal(write(tmp_path, arrays))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda probs: probs[0],
+        lambda probs: probs[..., None],
+        lambda probs: probs[:0],
+        lambda probs: probs[:, :0],
+        lambda probs: probs[..., :0],
+        lambda probs: (probs > 0.5).astype(int),
+        lambda probs: probs > 0.5,
+        lambda probs: probs.astype(complex),
+        lambda probs: probs.astype(str),
+    ],
+    ids=["2-d", "4-d", "no exits", "no rows", "no classes", "whole", "bool", "complex", "text"],
+)
+def test_probabilities_of_another_shape_or_type_are_told_what_to_be(
+    tmp_path: Path, change: Callable[[NDArray[Any]], NDArray[Any]]
+) -> None:
+    arrays = sound_arrays()
+    changed = change(arrays["calibration_probs"])
+    told = refusal(write(tmp_path, arrays | {"calibration_probs": changed}))
+    assert f"calibration_probs has the shape {changed.shape} and the type" in told
+    assert "floating-point probabilities (exits, rows, classes)" in told
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+@pytest.mark.parametrize("part", ROWS)
+def test_a_label_outside_the_classes_is_named(tmp_path: Path, part: str, label: int) -> None:
+    arrays = sound_arrays()
+    arrays[f"{part}_labels"][13] = label
+    assert f"{part}_labels[13] is {label}, outside the classes 0 to 3" in (
+        refusal(write(tmp_path, arrays))
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda labels: labels[:-1],
+        lambda labels: labels[:, None],
+        lambda labels: labels.astype(float),
+        lambda labels: labels > 1,
+        lambda labels: labels.astype(str),
+    ],
+    ids=["too few", "2-d", "float", "bool", "text"],
+)
+def test_labels_of_another_length_or_type_are_told_what_to_be(
+    tmp_path: Path, change: Callable[[NDArray[Any]], NDArray[Any]]
+) -> None:
+    arrays = sound_arrays()
+    told = refusal(write(tmp_path, arrays | {"test_labels": change(arrays["test_labels"])}))
+    assert "test_labels has the shape" in told
+    assert "one whole number for each of the 30 rows" in told
+
+
+@pytest.mark.parametrize("cut", [np.s_[:2], np.s_[:, :, :3]], ids=["exits", "classes"])
+def test_both_sets_must_have_the_same_exits_and_classes(tmp_path: Path, cut: Any) -> None:
+    arrays = sound_arrays()
+    probs = arrays["test_probs"][cut]
+    arrays["test_probs"] = probs / probs.sum(-1, keepdims=True)
+    arrays["test_labels"] %= 3
+    told = refusal(write(tmp_path, arrays))
+    assert f"(3, 20, 4), test_probs {probs.shape}; exits and classes must be the same" in told
+
+
+def damaged_file(folder: Path, damage: str) -> Path:
+    path = write(folder, sound_arrays())
+    if damage == "an npy":
+        np.save(folder / "mine", sound_arrays()["test_probs"])
+        (folder / "mine.npy").rename(path)
+    elif damage == "missing":
+        path.unlink()
+    else:
+        whole = path.read_bytes()
+        contents = {"empty": b"", "text": b"hello", "cut off": whole[: len(whole) // 2]}
+        path.write_bytes(contents[damage])
+    return path
+
+
+DAMAGES = ["empty", "text", "cut off", "an npy", "missing"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_file_that_is_no_npz_is_one_sentence(tmp_path: Path, damage: str) -> None:
+    with warnings.catch_warnings():  # whether it is closed again is the next test's business
+        warnings.simplefilter("ignore", ResourceWarning)
+        path = damaged_file(tmp_path, damage)
+        problem = "cannot be opened" if damage == "missing" else "is not an npz of plain arrays"
+        assert f"{path} {problem}" in refusal(path)
+        gc.collect()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_file_that_is_no_npz_is_closed_again(tmp_path: Path, damage: str) -> None:
+    path = damaged_file(tmp_path, damage)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        refusal(path)
+        gc.collect()
+    assert [str(warning.message) for warning in told] == []
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("name", ["calibration_probs", "test_labels"])
+def test_a_pickle_in_the_file_is_not_opened(tmp_path: Path, name: str) -> None:
+    bomb = np.empty(1, object)
+    bomb[0] = Bomb(tmp_path / "opened")
+    path = write(tmp_path, sound_arrays() | {name: bomb})
+    assert "is not an npz of plain arrays" in refusal(path)
+    assert not (tmp_path / "opened").exists()

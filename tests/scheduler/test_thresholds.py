@@ -4,11 +4,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from scheduler.policy import Scored
 from scheduler.thresholds import (
+    ThresholdPolicy,
     ThresholdTable,
     quantile_thresholds,
     repaired_thresholds,
     route,
+    tabulate,
     tilt,
 )
 
@@ -179,12 +182,17 @@ def test_repair_at_the_first_cost_lets_everyone_out_at_once() -> None:
     assert counts(route(scores, thresholds), 3) == [500, 0, 0]
 
 
-# ThresholdTable
+# ThresholdTable and the policies on it
 
 
 def table_of_three() -> ThresholdTable:
     thresholds = np.array([[-np.inf, -np.inf], [0.5, -np.inf], [np.inf, -np.inf]])
     return ThresholdTable(np.array([1.0, 2.0, 3.0]), thresholds)
+
+
+def scored(scores: Array) -> Scored:
+    nothing = np.empty((len(scores), 0))
+    return Scored(scores, nothing, nothing)
 
 
 @pytest.mark.parametrize(
@@ -202,19 +210,7 @@ def table_of_three() -> ThresholdTable:
     ],
 )
 def test_table_gives_the_row_of_the_grid_point_below(parameter: float, threshold: float) -> None:
-    assert table_of_three().at(parameter).tolist() == [threshold, -np.inf]
-
-
-def test_table_decides_each_row_by_its_own_parameter() -> None:
-    scores, parameters = np.full(5, 0.5), np.array([0.0, 1.0, 2.0, 3.0, np.inf])
-    decision = table_of_three().decide(0, scores, parameters)
-    assert decision.leave.tolist() == [True, True, True, False, False]
-    assert decision.thresholds.tolist() == [-np.inf, -np.inf, 0.5, np.inf, np.inf]
-
-
-def test_everyone_leaves_at_the_last_exit_whatever_the_score() -> None:
-    scores, parameters = np.array([-1e9, 0.0, 1e9]), np.array([1.0, 2.0, 3.0])
-    assert table_of_three().decide(1, scores, parameters).leave.all()
+    assert ThresholdPolicy(table_of_three()).thresholds(parameter).tolist() == [threshold, -np.inf]
 
 
 @given(
@@ -226,8 +222,98 @@ def test_table_lookup_is_the_last_row_not_above_the_parameter(
 ) -> None:
     parameters = np.sort(grid)
     table = ThresholdTable(parameters, np.c_[parameters, np.full(len(grid), -np.inf)])
-    found = table.decide(0, np.zeros(len(asked)), np.array(asked)).thresholds
     lowest = min(grid)
     expected = [max((p for p in grid if p <= a), default=lowest) for a in asked]
-    assert found.tolist() == expected
-    assert [table.at(a)[0] for a in asked] == expected
+    assert table.at(np.array(asked))[:, 0].tolist() == expected
+    assert [table.at(np.array(a))[0] for a in asked] == expected
+
+
+def test_table_looks_up_whatever_shape_it_is_asked() -> None:
+    assert table_of_three().at(np.array(2.0)).shape == (2,)
+    assert table_of_three().at(np.full((4, 3), 2.0)).shape == (4, 3, 2)
+
+
+def test_a_closed_table_lets_go_at_the_last_exit_only() -> None:
+    table = ThresholdTable.closed(4)
+    for parameter in (-np.inf, 0.0, np.inf):
+        assert table.at(np.array(parameter)).tolist() == [np.inf, np.inf, np.inf, -np.inf]
+
+
+def test_policy_decides_each_row_by_its_own_parameter() -> None:
+    parameters = np.array([0.0, 1.0, 2.0, 3.0, np.inf])
+    decision = ThresholdPolicy(table_of_three()).decide(0, scored(np.full(5, 0.5)), parameters)
+    assert decision.leave.tolist() == [True, True, True, False, False]
+    assert decision.thresholds.tolist() == [-np.inf, -np.inf, 0.5, np.inf, np.inf]
+
+
+def test_one_parameter_serves_all_rows() -> None:
+    rows = scored(np.array([0.4, 0.5, 0.6]))
+    decision = ThresholdPolicy(table_of_three()).decide(0, rows, np.array([2.5]))
+    assert decision.leave.tolist() == [False, True, True]
+
+
+def test_everyone_leaves_at_the_last_exit_whatever_the_score() -> None:
+    rows = scored(np.array([-1e9, 0.0, 1e9]))
+    policy = ThresholdPolicy(table_of_three())
+    assert policy.decide(1, rows, np.array([1.0, 2.0, 3.0])).leave.all()
+
+
+def test_policy_tells_its_exits_and_the_budget_at_which_all_run_on() -> None:
+    policy = ThresholdPolicy(table_of_three())
+    assert (policy.num_exits, policy.run_on) == (2, 3.0)
+    assert policy.thresholds(policy.run_on).tolist() == [np.inf, -np.inf]
+
+
+# tabulate
+
+
+COSTS = np.array([1.0, 2.0, 4.0])
+
+
+def tabulated(scores: Array, points: int = 25) -> tuple[Array, ThresholdTable]:
+    """Budgets (G,) over COSTS and the table of tilted equal shares at each of them."""
+    budgets = np.linspace(1.0, 4.0, points)
+    wanted = np.stack([tilt(np.full(3, 1 / 3), COSTS, budget) for budget in budgets])
+    return budgets, tabulate(scores, COSTS, budgets, wanted)
+
+
+def spent(scores: Array, table: ThresholdTable) -> Array:
+    return np.array([COSTS[route(scores, row)].mean() for row in table.thresholds])
+
+
+@pytest.mark.parametrize("levels", [None, 2, 20])
+def test_tabulate_keeps_every_budget_whatever_ties_there_are(levels: int | None) -> None:
+    scores = continuous_scores(300, 3, 0)
+    if levels:
+        scores = np.random.default_rng(0).integers(0, levels, (300, 3)).astype(float)
+    budgets, table = tabulated(scores)
+    assert np.array_equal(table.parameters, budgets)
+    assert (spent(scores, table) <= budgets * (1 + 1e-12)).all()
+    if levels is None:
+        assert (spent(scores, table) >= 0.99 * budgets).all()
+
+
+def test_tabulate_lets_all_go_at_the_smallest_budget_and_none_before_the_end_at_the_largest() -> (
+    None
+):
+    scores = continuous_scores(300, 3, 0)
+    _, table = tabulated(scores)
+    assert counts(route(scores, table.thresholds[0]), 3) == [300, 0, 0]
+    assert table.thresholds[-1].tolist() == [np.inf, np.inf, -np.inf]
+
+
+def test_tabulate_sends_the_wanted_shares_where_they_cost_the_budget() -> None:
+    scores = continuous_scores(100, 2, 0)
+    budgets, wanted = np.array([1.0, 1.5, 2.0]), np.array([[1.0, 0], [0.5, 0.5], [0, 1.0]])
+    table = tabulate(scores, np.array([1.0, 2.0]), budgets, wanted)
+    taken = [counts(route(scores, row), 2) for row in table.thresholds]
+    assert taken == [[100, 0], [50, 50], [0, 100]]
+
+
+def test_budgets_may_be_spent_under_other_names() -> None:
+    scores = continuous_scores(300, 3, 0)
+    spendable, named = np.array([1.0, 1.5, 1.5, 1.5]), np.array([1.0, 1.5, 3.0, 4.0])
+    wanted = np.stack([tilt(np.full(3, 1 / 3), COSTS, budget) for budget in spendable])
+    table = tabulate(scores, COSTS, spendable, wanted, parameters=named)
+    assert table.parameters.tolist() == named.tolist()
+    assert (spent(scores, table)[:-1] <= 1.5).all()

@@ -10,19 +10,20 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import scheduler.eenet_fit
-import scheduler.frontier
 from models.bundle import load_bundle
 from models.data import Dataset, load_dataset
 from models.onnx_backend import OnnxBackend
 from models.resnet import cifar_resnet
 from models.run import Conv, TrainConfig
 from models.train import predict_logits
-from profiling.calibration import Predictions, load_recorded
+from profiling.calibration import load_recorded
+from profiling.evaluate import spread_budgets
 from scheduler.frontier import Frontier
 from scheduler.scheduler import load_scheduler
-from server.build import Built, PolicyName, Run, build_bundle, default_budget_ms, fit, load_run
+from server.build import Built, Run, build_bundle, default_budget_ms, load_run
 from server.train_command import claim_folder
+
+pytestmark = pytest.mark.usefixtures("quick_fits")
 
 
 class Case(NamedTuple):
@@ -63,14 +64,12 @@ def build(run: Run, out: Path, **changes: object) -> Built:
 
 
 @pytest.fixture(scope="module")
-def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+def case(tmp_path_factory: pytest.TempPathFactory, quick_fits: None) -> Case:
     folder = tmp_path_factory.mktemp("build")
     dataset = make_dataset(folder / "data")
     run_folder = make_run(folder / "run", dataset, exits=(1,))
     run, said = load_run(run_folder), list[str]()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler.frontier, "GRID_STEP", 0.1)  # fewer budgets, for speed
-        built = build(run, folder / "bundle", say=said.append)
+    built = build(run, folder / "bundle", say=said.append)
     data = load_dataset(dataset, calibration_size=12, seed=0)
     return Case(run_folder, run, data, built, said)
 
@@ -147,22 +146,12 @@ def test_the_scheduler_loads_with_the_profiled_costs(case: Case) -> None:
 
 
 def test_evaluations_run_over_the_budgets(case: Case) -> None:
-    budgets = [row.budget_ms for row in case.built.evaluations]
-    assert len(budgets) == 7 and budgets == sorted(budgets)
+    assert [row.policy for row in case.built.evaluations] == ["maxprob"] * 7
+    budgets = [row.budget for row in case.built.evaluations]
+    costs = load_scheduler(case.built.bundle.folder).frontier.costs_ms
+    assert budgets == spread_budgets(costs)
+    assert all(row.calibration_cost <= row.budget * (1 + 1e-9) for row in case.built.evaluations)
     assert all(sum(row.exit_rates) == pytest.approx(1) for row in case.built.evaluations)
-
-
-@pytest.mark.parametrize("policy", ["eenet", "maxprob"])
-def test_the_asked_policy_is_fitted(monkeypatch: pytest.MonkeyPatch, policy: PolicyName) -> None:
-    for name in ("SCORE_STEPS", "ASSIGNMENT_STEPS"):
-        monkeypatch.setattr(scheduler.eenet_fit, name, 1)
-    monkeypatch.setattr(scheduler.frontier, "GRID_STEP", 0.1)
-    random = np.random.default_rng(0)
-    log_probs = np.log(random.dirichlet([1, 1, 1], (2, 1000))).astype(np.float16)
-    predictions = Predictions(log_probs, random.integers(0, 3, 1000))
-    fitted = fit(policy, predictions, np.array([1.0, 2.0]), seed=0)
-    assert (fitted.policy.kind, fitted.policy.num_exits) == (policy, 2)
-    assert fitted.frontier.costs_ms.tolist() == [1.0, 2.0]
 
 
 @pytest.mark.parametrize(("given_up", "budget_ms"), [(0.004, 1.24), (0.006, 2.0)])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from scheduler.scheduler import POLICIES
 from server.cli import main
 
 
@@ -64,7 +65,7 @@ def test_an_unknown_variable_stops_the_start() -> None:
     assert ended.returncode == 2 and "EENET_BUDGET is no setting" in ended.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["train"], ["build"]])
+@pytest.mark.parametrize("command", [[], ["serve"], ["train"], ["build"], ["fit"], ["evaluate"]])
 def test_every_help_shows_an_example(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,7 +73,19 @@ def test_every_help_shows_an_example(
         main([*command, "--help"])
     text = capsys.readouterr().out
     assert ended.value.code == 0
-    assert "example" in text and "eenet" in text
+    _, _, example = text.partition("example")
+    assert f"eenet {' '.join(command)}".strip() in example
+
+
+@pytest.mark.parametrize("command", ["build", "fit"])
+def test_every_policy_may_be_asked_for_and_stopping_is_the_default(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"--policy {{{','.join(POLICIES)}}}" in text
+    assert "default: stopping" in text
 
 
 def test_every_setting_is_a_flag_with_its_variable(capsys: pytest.CaptureFixture[str]) -> None:

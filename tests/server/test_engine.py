@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
 from models.backend import HeadOutput
-from scheduler.baselines import MaxProbPolicy
+from scheduler.baselines import ConfidencePolicy
+from scheduler.policy import ExitPolicy, replay, take_exits
+from scheduler.stopping import StoppingPolicy
+from scheduler.stopping_fit import fit_stopping
 from scheduler.thresholds import ThresholdTable
 from server.engine import Engine
 from server.errors import DeadlineExceeded, InferenceFailed
@@ -51,18 +54,18 @@ def sure(*confidences: float) -> NDArray[np.float32]:
     return np.array([confidences], np.float32)
 
 
-def policy() -> MaxProbPolicy:
+def policy() -> ConfidencePolicy:
     """Parameter 1: exits fire at 0.9 and 0.8; parameter 2: nothing fires early."""
     never = np.inf
-    return MaxProbPolicy(
-        ThresholdTable(np.array([1.0, 2.0]), np.array([[0.9, 0.8, -never], [never, never, -never]]))
-    )
+    thresholds = np.array([[0.9, 0.8, -never], [never, never, -never]])
+    return ConfidencePolicy(ThresholdTable(np.array([1.0, 2.0]), thresholds), "maxprob")
 
 
 def serve(
     rows: list[Row],
     backend: FakeBackend | None = None,
     *,
+    by: ExitPolicy | None = None,
     parameter: float = 1.0,
     max_batch: int = 1,
     workers: int = 1,
@@ -80,7 +83,7 @@ def serve(
     options = {} if clock is None else {"clock": clock}
     engine = Engine(
         backend or FakeBackend(),
-        policy(),
+        by or policy(),
         parameter,
         workers=workers,
         max_batch=max_batch,
@@ -271,3 +274,76 @@ def test_every_row_completes_once_at_the_exit_its_own_confidences_name(
         seen = np.exp(np.log(np.float32(row)).astype(np.float64))
         expected = 0 if seen[0] >= 0.9 else 1 if seen[1] >= 0.8 else 2
         assert done[index].outcome.exit == expected  # type: ignore[union-attr]
+
+
+@pytest.fixture(scope="module")
+def stopping() -> StoppingPolicy:
+    """Fitted to rows whose confidences at the three exits hang together."""
+    rng = np.random.default_rng(0)
+    confidences = rng.beta([3, 5, 9], 2, (400, 3)).clip(0.01, 0.99)
+    log_probs = np.log(np.stack([confidences.T, 1 - confidences.T], -1))
+    labels = (rng.uniform(size=400) > confidences[:, 2]).astype(np.int64)
+    return fit_stopping(log_probs, labels, np.array([1.0, 2.0, 3.0]))
+
+
+CONFIDENCES = np.random.default_rng(1).beta([3, 5, 9], 2, (60, 3)).astype(np.float32)
+PRICES = (0.3, 0.1, 0.03, 0.0)
+
+
+@pytest.fixture(scope="module")
+def replayed(stopping: StoppingPolicy) -> dict[float, list[int]]:
+    """The exits that replaying names for CONFIDENCES, by price; at each exit some leave."""
+    columns = CONFIDENCES.T
+    log_probs = np.log(np.stack([columns, 1 - columns], -1))
+    scored = replay(stopping, log_probs)
+    exits = {price: take_exits(stopping, scored, price).tolist() for price in PRICES}
+    assert {exit for taken in exits.values() for exit in taken} == {0, 1, 2}
+    return exits
+
+
+@pytest.mark.parametrize("max_batch", [1, 7, 60])
+def test_rows_that_stop_at_a_price_of_their_own_leave_where_replaying_says(
+    stopping: StoppingPolicy, replayed: dict[float, list[int]], max_batch: int
+) -> None:
+    prices = [PRICES[index % 4] for index in range(60)]
+    rows = [
+        Row(each[None], parameter=price) for each, price in zip(CONFIDENCES, prices, strict=True)
+    ]
+    done = serve(rows, by=stopping, parameter=stopping.run_on, max_batch=max_batch)
+    exits = [done[index].outcome.exit for index in range(60)]  # type: ignore[union-attr]
+    assert exits == [replayed[price][index] for index, price in enumerate(prices)]
+
+
+def test_rows_without_a_price_stop_at_the_engines(
+    stopping: StoppingPolicy, replayed: dict[float, list[int]]
+) -> None:
+    rows = [Row(each[None]) for each in CONFIDENCES]
+    done = serve(rows, by=stopping, parameter=0.03, max_batch=9)
+    exits = [done[index].outcome.exit for index in range(60)]  # type: ignore[union-attr]
+    assert exits == replayed[0.03]
+
+
+@pytest.mark.parametrize(("at", "exit"), [("stop_at_once", 0), ("run_on", 2)])
+def test_at_the_extreme_prices_all_rows_leave_together(
+    stopping: StoppingPolicy, at: str, exit: int
+) -> None:
+    rows = [Row(each[None]) for each in CONFIDENCES]
+    done = serve(rows, by=stopping, parameter=getattr(stopping, at), max_batch=9)
+    assert {done[index].outcome.exit for index in range(60)} == {exit}  # type: ignore[union-attr]
+
+
+def test_the_trace_of_a_stopping_row_has_its_own_continuation_values(
+    stopping: StoppingPolicy,
+) -> None:
+    rows = [Row(each[None], traced=True) for each in CONFIDENCES]
+    done = serve(rows, by=stopping, parameter=0.03, max_batch=9)
+    at_first = set()
+    for index in range(60):
+        answer = done[index].outcome
+        assert isinstance(answer, Answer) and answer.trace is not None
+        *passed, left = answer.trace
+        assert all(entry.score < entry.threshold for entry in passed)
+        assert left.score >= left.threshold
+        assert (left.threshold == -np.inf) == (left.exit == 2)
+        at_first.add(answer.trace[0].threshold)
+    assert len(at_first) > 30

@@ -1,0 +1,136 @@
+"""Optimal stopping: leave once the answer is worth at least what going on promises."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.confidence import entropy_confidence
+from scheduler.policy import Decision, Scored
+
+Array = NDArray[np.float64]
+
+NUM_FEATURES = 6
+TINY = 1e-4  # keeps logits finite
+
+
+@dataclass(frozen=True)
+class StoppingPolicy:
+    """One price for a millisecond, and at each exit the comparison that it calls for.
+
+    For a fixed network the most accurate rule at a mean cost is an optimal-stopping rule with a
+    Lagrange multiplier lambda, the price of a millisecond (backward induction, e.g. Chow, Robbins
+    and Siegmund 1971; the continuation value by regression as in Longstaff and Schwartz 2001):
+
+        q_k = P(correct at k | s_k)
+        V_k = max(q_k, C_k),  C_k = E[V_{k+1} | s_k] - lambda (c_{k+1} - c_k),  V_{K-1} = q_{K-1}
+        leave at k  iff  q_k >= C_k
+
+    so that a hopeless row leaves early too. q_k and E[V_{k+1}] (both in [0, 1]) are logistic in a
+    few features of what the row has shown, E[V_{k+1}] once for each price of a grid and linear in
+    between; beyond the grid it stays as at its end. The score of a row is q_k, its threshold C_k.
+    Below price 0 waiting is rewarded: that spends budgets beyond what accuracy profits from.
+
+    Attributes:
+        prices: The grid, accuracy per ms, rising from 0, (G,).
+        steps_ms: Cost of going on from each exit, at fitting, (K - 1,).
+        weights: Per exit, of [1, features] for the logits of q and of E[V] at each price,
+            (F, 1 + G); at the last exit (F, 1).
+        class_offsets: Added to the logits by answer, (C, 1 + G); at the last exit (C, 1).
+    """
+
+    kind: ClassVar[str] = "stopping"
+    prices: Array
+    steps_ms: Array
+    weights: tuple[Array, ...]
+    class_offsets: tuple[Array, ...]
+
+    def __post_init__(self) -> None:
+        width, steps = 1 + len(self.prices), len(self.weights) - 1
+        expected = [(NUM_FEATURES, width)] * steps + [(NUM_FEATURES, 1)]
+        offsets = [(len(self.class_offsets[0]), columns) for _, columns in expected]
+        if (
+            [each.shape for each in self.weights] != expected
+            or [each.shape for each in self.class_offsets] != offsets
+            or self.steps_ms.shape != (steps,)
+        ):
+            raise ValueError("prices, steps, weights and class offsets are of shapes that disagree")
+
+    @property
+    def num_exits(self) -> int:
+        """K."""
+        return len(self.weights)
+
+    @property
+    def run_on(self) -> float:
+        """A price so far below 0 that waiting one step outweighs any answer."""
+        return float(-2 / self.steps_ms.min())
+
+    @property
+    def stop_at_once(self) -> float:
+        """A price at which the first exit is always the best."""
+        return float(2 / self.steps_ms[0])
+
+    def start(self, rows: int) -> Array:
+        """A history (rows, C): the sum of the class probabilities shown so far."""
+        return np.zeros((rows, len(self.class_offsets[0])))
+
+    def score(self, exit: int, log_probs: NDArray[np.floating], history: Array) -> Scored:
+        """The chance q that each row's answer is right, and E[V] at each price of the grid."""
+        inputs, answers, history = shown_features(exit, log_probs, history)
+        logits = inputs @ self.weights[exit] + self.class_offsets[exit][answers]
+        values = 0.5 + 0.5 * np.tanh(0.5 * logits)  # the logistic function, without overflow
+        return Scored(values[:, 0], history, values[:, 1:])
+
+    def decide(self, exit: int, scored: Scored, parameters: Array) -> Decision:
+        """Leave where q reaches the continuation value at the row's own price."""
+        if exit == self.num_exits - 1:
+            everyone = np.ones(len(scored.scores), np.bool_)
+            return Decision(everyone, np.full(len(scored.scores), -np.inf))
+        last = len(self.prices) - 1
+        place = np.interp(parameters, self.prices, np.arange(last + 1))  # clipped to the grid
+        below = np.minimum(place.astype(np.intp), last - 1)
+        weight, rows = place - below, np.arange(len(scored.scores))
+        ahead = (1 - weight) * scored.outlook[rows, below] + weight * scored.outlook[
+            rows, below + 1
+        ]
+        continuation = ahead - parameters * self.steps_ms[exit]
+        return Decision(scored.scores >= continuation, continuation)
+
+    def thresholds(self, parameter: float) -> None:
+        """None: every row has a threshold of its own."""
+
+
+def shown_features(
+    exit: int, log_probs: NDArray[np.floating], history: Array
+) -> tuple[Array, NDArray[np.intp], Array]:
+    """What a row has shown up to an exit, in a few numbers.
+
+    Args:
+        exit: k.
+        log_probs: (A, C).
+        history: Sum of the class probabilities of the exits before, (A, C).
+
+    Returns:
+        Features (A, 6): 1; the logit of the max probability; the max probability; the entropy
+        confidence; the margin to the second class; the logit of the mean probability that earlier
+        exits gave this answer (0 at the first). Then the answers (A,) and the new history.
+    """
+    probs = np.exp(log_probs, dtype=np.float64)
+    answers, rows = log_probs.argmax(1), np.arange(len(log_probs))
+    best, second = probs[rows, answers], np.partition(probs, -2, axis=1)[:, -2]
+    inputs = np.zeros((len(rows), NUM_FEATURES))
+    inputs[:, 0] = 1
+    inputs[:, 1] = _logit(best)
+    inputs[:, 2] = best
+    inputs[:, 3] = entropy_confidence(log_probs, probs)
+    inputs[:, 4] = best - second
+    if exit > 0:
+        inputs[:, 5] = _logit(history[rows, answers] / exit)
+    return inputs, answers, history + probs
+
+
+def _logit(probs: Array) -> Array:
+    logits: Array = np.log((probs + TINY) / (1 + TINY - probs))
+    return logits

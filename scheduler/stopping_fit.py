@@ -1,0 +1,192 @@
+"""Fitting the stopping policy: logistic regressions, backwards from the last exit."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.frontier import GRID_STEP
+from scheduler.policy import replay, take_exits
+from scheduler.stopping import NUM_FEATURES, StoppingPolicy, shown_features
+
+Array = NDArray[np.float64]
+
+PRICE_RATIO = 1.6  # between neighbours of the grid of prices
+MAX_PRICES = 32
+FOLDS = 4
+FEATURE_PENALTY, CLASS_PENALTY, INTERCEPT_PENALTY = 10.0, 10.0, 1e-2
+MAX_CLASS_OFFSETS = 128  # with more classes a calibration set says too little about each
+NEWTON_STEPS, NEWTON_TOLERANCE = 25, 1e-6
+MAX_LADDER, LADDER_ROUNDS = 1000, 14
+
+
+def fit_stopping(
+    log_probs: NDArray[np.floating],
+    labels: NDArray[np.int64],
+    costs_ms: Array,
+    *,
+    seed: int = 0,
+) -> StoppingPolicy:
+    """Fit P(correct) and, by backward induction at every price, the value of going on.
+
+    The values that the regressions aim at come from cross-fitted P(correct): of a row's own label
+    nothing enters what it is promised.
+
+    Args:
+        log_probs: Calibration log-probabilities, (K, N, C).
+        labels: (N,).
+        costs_ms: Latency from the start until each exit, rising, (K,).
+        seed: Of the folds.
+    """
+    num_exits, num_rows, _ = log_probs.shape
+    steps_ms, prices = np.diff(costs_ms), _price_grid(costs_ms)
+    correct = (log_probs.argmax(-1) == labels).T.astype(np.float64)
+    folds = np.random.default_rng(seed).permutation(num_rows) % FOLDS
+    designs = _designs(log_probs)
+    chances, held_out = [], np.empty((num_rows, num_exits))
+    for k, design in enumerate(designs):
+        chances.append(design.regress(correct[:, k]))
+        for fold in range(FOLDS):
+            rest, rows = folds != fold, folds == fold
+            part = design.regress(correct[rest, k], rest, chances[k])
+            held_out[rows, k] = design.predict(part, rows)
+    ahead = [np.empty((len(prices), design.inputs.shape[1])) for design in designs[:-1]]
+    for g, price in enumerate(prices):
+        value = held_out[:, -1]
+        for k in reversed(range(num_exits - 1)):
+            near = ahead[k][g - 1] if g > 0 else chances[k]
+            ahead[k][g] = designs[k].regress(value.clip(0, 1), start=near)
+            promised = designs[k].predict(ahead[k][g]) - price * steps_ms[k]
+            value = np.maximum(held_out[:, k], promised)
+    columns = [np.stack([chances[k], *ahead[k]], 1) for k in range(num_exits - 1)]
+    raw = [
+        design.unscaled(weights)
+        for design, weights in zip(designs, [*columns, chances[-1][:, None]], strict=True)
+    ]
+    return StoppingPolicy(
+        prices, steps_ms, tuple(pair[0] for pair in raw), tuple(pair[1] for pair in raw)
+    )
+
+
+def price_ladder(policy: StoppingPolicy, log_probs: NDArray[np.floating], costs_ms: Array) -> Array:
+    """Prices from stop-at-once down to run-to-the-end, close enough for any budget, (G,).
+
+    Between neighbours the mean cost of the rows (K, N, C) rises by at most a step of the budget
+    grid, or as little as ties allow.
+    """
+    replayed = replay(policy, log_probs)
+
+    def cost(price: float) -> float:
+        return float(costs_ms[take_exits(policy, replayed, price)].mean())
+
+    mirrored = -policy.prices[(policy.prices > 0) & (policy.prices < -policy.run_on)]
+    ladder = [policy.stop_at_once, *policy.prices[::-1], *mirrored, policy.run_on]
+    spent = [cost(price) for price in ladder]
+    finest = 1e-9 * (ladder[0] - ladder[-1])
+    for _ in range(LADDER_ROUNDS):
+        for i in reversed(range(len(ladder) - 1)):
+            wide = abs(spent[i + 1] - spent[i]) > GRID_STEP * spent[i]
+            if wide and ladder[i] - ladder[i + 1] > finest and len(ladder) < MAX_LADDER:
+                ladder.insert(i + 1, (ladder[i] + ladder[i + 1]) / 2)
+                spent.insert(i + 1, cost(ladder[i + 1]))
+    return np.array(ladder)
+
+
+class _Design:
+    """The inputs of the regressions at one exit: scaled features and the answer, one-hot."""
+
+    def __init__(self, features: Array, answers: NDArray[np.intp], num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.mean, self.scale = features.mean(0), features.std(0)
+        self.scale[self.scale < 1e-9] = 1.0  # a constant: the intercept and features not used yet
+        self.mean[0] = 0.0
+        scaled = (features - self.mean) / self.scale
+        with_offsets = num_classes <= MAX_CLASS_OFFSETS
+        offsets = np.eye(num_classes)[answers] if with_offsets else np.empty((len(answers), 0))
+        self.inputs = np.concatenate([scaled, offsets], 1)
+        self.penalty = np.full(self.inputs.shape[1], CLASS_PENALTY)
+        self.penalty[:NUM_FEATURES] = FEATURE_PENALTY
+        self.penalty[0] = INTERCEPT_PENALTY
+
+    def regress(
+        self, targets: Array, rows: NDArray[np.bool_] | None = None, start: Array | None = None
+    ) -> Array:
+        """Logistic regression of targets in [0, 1] on the chosen rows, weights (D,)."""
+        inputs = self.inputs if rows is None else self.inputs[rows]
+        return logistic_regression(inputs, targets, self.penalty, start)
+
+    def predict(self, weights: Array, rows: NDArray[np.bool_] | None = None) -> Array:
+        """What the weights (D,) say of the chosen rows."""
+        return _sigmoid((self.inputs if rows is None else self.inputs[rows]) @ weights)
+
+    def unscaled(self, weights: Array) -> tuple[Array, Array]:
+        """Weights (D, J) for features as they come, (F, J), and the class offsets (C, J)."""
+        plain = weights[:NUM_FEATURES] / self.scale[:, None]
+        plain[0] -= self.mean[1:] @ plain[1:]
+        offsets = np.zeros((self.num_classes, weights.shape[1]))
+        offsets[: len(weights) - NUM_FEATURES] = weights[NUM_FEATURES:]
+        return plain, offsets
+
+
+def _designs(log_probs: NDArray[np.floating]) -> list[_Design]:
+    _, num_rows, num_classes = log_probs.shape
+    history, designs = np.zeros((num_rows, num_classes)), []
+    for exit, rows in enumerate(log_probs):
+        features, answers, history = shown_features(exit, rows, history)
+        designs.append(_Design(features, answers, num_classes))
+    return designs
+
+
+def _price_grid(costs_ms: Array) -> Array:
+    """0, then rising geometrically to where going on never pays, (G,)."""
+    steps = np.diff(costs_ms)
+    low, high = 0.005 / (costs_ms[-1] - costs_ms[0]), 0.5 / steps.min()
+    count = int(np.ceil(np.log(high / low) / np.log(PRICE_RATIO))) + 1
+    return np.concatenate([[0.0], np.geomspace(low, high, min(count, MAX_PRICES))])
+
+
+def logistic_regression(
+    inputs: Array, targets: Array, penalty: Array, start: Array | None = None
+) -> Array:
+    """Ridge-penalised logistic regression with fractional targets, by damped Newton steps.
+
+    Args:
+        inputs: (N, D), the first column 1.
+        targets: In [0, 1], (N,).
+        penalty: Of each squared weight, positive, (D,).
+        start: Weights to start from, (D,).
+
+    Returns:
+        Weights (D,).
+    """
+    if start is None:
+        start = np.zeros(inputs.shape[1])
+        mean = targets.mean().clip(1e-3, 1 - 1e-3)
+        start[0] = np.log(mean / (1 - mean))
+    weights, loss = start, _penalised_loss(start, inputs, targets, penalty)
+    for _ in range(NEWTON_STEPS):
+        chances = _sigmoid(inputs @ weights)
+        gradient = inputs.T @ (chances - targets) + penalty * weights
+        curvature = np.maximum(chances * (1 - chances), 1e-6)
+        hessian = (inputs * curvature[:, None]).T @ inputs + np.diag(penalty)
+        step = np.linalg.solve(hessian, gradient)
+        size = 1.0
+        while (
+            better := _penalised_loss(weights - size * step, inputs, targets, penalty)
+        ) > loss and size > 1e-4:
+            size /= 2
+        if better > loss:
+            break
+        weights, gain, loss = weights - size * step, loss - better, better
+        if gain < NEWTON_TOLERANCE * len(targets):
+            break
+    return weights
+
+
+def _penalised_loss(weights: Array, inputs: Array, targets: Array, penalty: Array) -> float:
+    logits = inputs @ weights
+    entropy = np.logaddexp(0, logits) - targets * logits
+    return float(entropy.sum() + penalty @ weights**2 / 2)
+
+
+def _sigmoid(logits: Array) -> Array:
+    chances: Array = 0.5 + 0.5 * np.tanh(0.5 * logits)
+    return chances

@@ -1,0 +1,100 @@
+"""Fitting thresholds to given scores: geometric as published, or optimised under the budget."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.baselines import ConfidencePolicy, PatiencePolicy, geometric_distribution
+from scheduler.frontier import budget_grid
+from scheduler.policy import score_all
+from scheduler.thresholds import ThresholdTable, route, tabulate
+
+Array = NDArray[np.float64]
+
+NUM_PRICES = 40
+MAX_SWEEPS = 8
+
+
+def fit_confidence(
+    kind: str,
+    log_probs: NDArray[np.floating],
+    labels: NDArray[np.int64],
+    costs_ms: Array,
+) -> ConfidencePolicy:
+    """Thresholds on an unlearned confidence for every budget.
+
+    Args:
+        kind: maxprob, entropy, maxprob-opt or entropy-opt. `-opt`: thresholds optimised for
+            accuracy under the budget; else from geometric exit distributions (MSDNet, section
+            5.2).
+        log_probs: Calibration log-probabilities, (K, N, C).
+        labels: (N,).
+        costs_ms: Latency from the start until each exit, rising, (K,).
+    """
+    scores = score_all(ConfidencePolicy(ThresholdTable.closed(len(costs_ms)), kind), log_probs)
+    if kind.endswith("-opt"):
+        correct = (log_probs.argmax(-1) == labels).T
+        return ConfidencePolicy(optimised_table(scores, correct, costs_ms), kind)
+    return ConfidencePolicy(geometric_table(scores, costs_ms), kind)
+
+
+def fit_patience(log_probs: NDArray[np.floating], costs_ms: Array) -> PatiencePolicy:
+    """Thresholds on runs of equal answers from geometric exit distributions; args as above."""
+    scores = score_all(PatiencePolicy(ThresholdTable.closed(len(costs_ms))), log_probs)
+    return PatiencePolicy(geometric_table(scores, costs_ms))
+
+
+def geometric_table(scores: Array, costs_ms: Array) -> ThresholdTable:
+    """Thresholds on scores (N, K) for every budget, from geometric exit distributions."""
+    budgets = budget_grid(costs_ms)
+    wanted = np.stack([geometric_distribution(costs_ms, budget) for budget in budgets])
+    return tabulate(scores, costs_ms, budgets, wanted)
+
+
+def optimised_table(scores: Array, correct: NDArray[np.bool_], costs_ms: Array) -> ThresholdTable:
+    """Thresholds on scores that are right as often as possible under every budget.
+
+    For a price of a millisecond each threshold in turn is moved to where right answers minus
+    priced cost are most, until none moves. The prices give the upper hull of what thresholds on
+    these scores can buy; between two of its points the exit distribution is interpolated. A budget
+    beyond what accuracy profits from is not spent.
+
+    Args:
+        scores: (N, K).
+        correct: Whether each exit is right, (N, K).
+        costs_ms: Rising costs (K,).
+    """
+    num_exits = len(costs_ms)
+    budgets = budget_grid(costs_ms)
+    highest = 1 / np.diff(costs_ms).min()
+    # The last price is next to nothing: it settles ties alone, for the cheaper exit.
+    prices = np.append(np.geomspace(highest, highest * 1e-4, NUM_PRICES), highest * 1e-9)
+    costs, shares = [float(costs_ms[0])], [np.eye(num_exits)[0]]
+    orders = np.argsort(-scores, axis=0, kind="stable")
+    thresholds = np.r_[[-np.inf] * num_exits]
+    for price in prices:
+        thresholds = _best_thresholds(scores, orders, correct - price * costs_ms, thresholds)
+        exits = route(scores, thresholds)
+        if (cost := float(costs_ms[exits].mean())) > costs[-1]:
+            costs.append(cost)
+            shares.append(np.bincount(exits, minlength=num_exits) / len(exits))
+    wanted = np.stack([np.interp(budgets, costs, column) for column in np.transpose(shares)], 1)
+    return tabulate(scores, costs_ms, np.minimum(budgets, costs[-1]), wanted, parameters=budgets)
+
+
+def _best_thresholds(scores: Array, orders: NDArray[np.intp], gains: Array, start: Array) -> Array:
+    """Coordinate ascent on the mean gain (N, K) of the exits taken, from `start` (K,)."""
+    thresholds, num_exits = start.copy(), scores.shape[1]
+    for _ in range(MAX_SWEEPS):
+        before = thresholds.copy()
+        for k in reversed(range(num_exits - 1)):
+            reaches = (scores[:, :k] < thresholds[:k]).all(1)
+            later = k + 1 + route(scores[:, k + 1 :], thresholds[k + 1 :])
+            advantage = np.where(reaches, gains[:, k] - gains[np.arange(len(gains)), later], 0.0)
+            ranked = scores[orders[:, k], k]
+            total = np.cumsum(advantage[orders[:, k]])
+            total[:-1][ranked[1:] == ranked[:-1]] = -np.inf  # ties leave together
+            best = int(total.argmax())
+            thresholds[k] = ranked[best] if total[best] > 0 else np.inf
+        if (before == thresholds).all():
+            break
+    return thresholds

@@ -1,0 +1,226 @@
+"""A served model under policies of both kinds: common thresholds, and one price for all rows."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from profiling.calibration import load_recorded
+from scheduler.policy import score_all
+from scheduler.scheduler import load_scheduler
+from server.app import create_app
+from server.fit_command import refit
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from tests.conftest import Images
+
+JPEG = {"content-type": "image/jpeg"}
+Refitted = Callable[[str], Path]
+
+
+def serving(folder: Path) -> Iterator[TestClient]:
+    with TestClient(create_app(Settings(bundle=(folder,), window=100))) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def stopping(refitted: Refitted) -> Iterator[TestClient]:
+    yield from serving(refitted("stopping"))
+
+
+@pytest.fixture(scope="module")
+def maxprob(refitted: Refitted) -> Iterator[TestClient]:
+    yield from serving(refitted("maxprob"))
+
+
+@pytest.fixture(params=["stopping", "maxprob"])
+def either(request: pytest.FixtureRequest) -> TestClient:
+    return request.getfixturevalue(request.param)
+
+
+def state(client: TestClient) -> dict[str, Any]:
+    return client.get("/budget").json()["models"][0]
+
+
+def put(client: TestClient, budget_ms: float | None) -> dict[str, Any]:
+    answer = client.put("/budget", json={"budget_ms": budget_ms})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["models"][0]
+
+
+def put_share(client: TestClient, share: float) -> dict[str, Any]:
+    """A budget so far from all-leave-at-once to all-run-to-the-end."""
+    shown = state(client)
+    return put(client, shown["floor_ms"] + share * (shown["ceiling_ms"] - shown["floor_ms"]))
+
+
+def ask(client: TestClient, file: bytes, **options: object) -> dict[str, Any]:
+    answer = client.post("/predict", params=options, content=file, headers=JPEG)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def exits_of(client: TestClient, images: Images, count: int = 60, **options: object) -> list[int]:
+    return [ask(client, file, **options)["exit"] for file in images.files[:count]]
+
+
+def gauges(client: TestClient, name: str) -> list[float]:
+    lines = client.get("/metrics").text.splitlines()
+    return [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"eenet_{name}{{")]
+
+
+def test_the_policy_is_named(stopping: TestClient, maxprob: TestClient) -> None:
+    for client, policy in ((stopping, "stopping"), (maxprob, "maxprob")):
+        assert state(client)["policy"] == policy
+        assert f'policy="{policy}"' in client.get("/metrics").text
+
+
+def test_stopping_shows_its_price_and_no_thresholds(stopping: TestClient) -> None:
+    tight, loose = put_share(stopping, 0.2), put_share(stopping, 0.8)
+    for shown in (tight, loose):
+        assert shown["thresholds"] == [None, None, None]
+    assert tight["parameter"] > loose["parameter"]  # a millisecond is dearer where there are fewer
+
+
+def test_maxprob_shows_its_thresholds(maxprob: TestClient) -> None:
+    tight, loose = put_share(maxprob, 0.2), put_share(maxprob, 0.8)
+    for shown in (tight, loose):
+        assert 0 < shown["thresholds"][0] <= 1 and shown["thresholds"][2] is None
+    assert tight["thresholds"][0] < loose["thresholds"][0]
+    assert put(maxprob, 1e-4)["thresholds"][:2] == [0, 0]
+    assert put(maxprob, 1e6)["thresholds"] == [None, None, None]
+
+
+def test_without_a_budget_everything_runs_to_the_end(either: TestClient, images: Images) -> None:
+    shown = put(either, None)
+    assert shown["budget_ms"] is None and shown["feasible"] is True
+    assert exits_of(either, images) == [2] * 60
+
+
+def test_without_a_budget_the_parameter_is_the_one_that_runs_any_row_to_the_end(
+    either: TestClient, refitted: Refitted
+) -> None:
+    # Not one at which all rows of the calibration set did: others may be surer of themselves.
+    shown = put(either, None)
+    policy = load_scheduler(refitted(shown["policy"])).policy
+    assert shown["parameter"] == pytest.approx(policy.run_on)
+
+
+def test_a_tiny_budget_lets_everything_leave_at_once(either: TestClient, images: Images) -> None:
+    shown = put(either, 1e-3)
+    assert shown["feasible"] is False and "exit 0" in shown["reason"]
+    assert shown["expected_exit_rates"] == [1, 0, 0]
+    assert exits_of(either, images) == [0] * 60
+
+
+def test_a_budget_between_parts_the_rows(either: TestClient, images: Images) -> None:
+    put_share(either, 0.4)
+    assert set(exits_of(either, images)) == {0, 1, 2}
+
+
+def test_rows_keep_a_budget_of_their_own(either: TestClient, images: Images) -> None:
+    shown = put_share(either, 0.4)
+    assert exits_of(either, images, budget_ms=1e-3) == [0] * 60
+    assert exits_of(either, images, budget_ms=1e6) == [2] * 60
+    dear, cheap = (
+        sum(exits_of(either, images, budget_ms=share * shown["ceiling_ms"])) for share in (0.9, 0.5)
+    )
+    assert dear > cheap
+    assert state(either)["budget_ms"] == shown["budget_ms"]
+
+
+def test_the_trace_shows_what_each_row_met(either: TestClient, images: Images) -> None:
+    middle = put_share(either, 0.4)["budget_ms"]
+    ran_on = 0
+    for file in images.files[:60]:
+        answer = ask(either, file, trace=True, budget_ms=middle)
+        *passed, left = answer["trace"]
+        assert left["exit"] == answer["exit"] == len(passed)
+        assert all(entry["score"] < entry["threshold"] for entry in passed)
+        if left["exit"] == 2:
+            assert left["threshold"] is None
+            ran_on += 1
+        else:
+            assert left["score"] >= left["threshold"]
+    assert ran_on > 0
+
+
+def test_every_row_of_stopping_meets_thresholds_of_its_own(
+    stopping: TestClient, maxprob: TestClient, images: Images
+) -> None:
+    for client, alike in ((stopping, False), (maxprob, True)):
+        middle = put_share(client, 0.4)["budget_ms"]
+        put(client, None)  # so that nothing moves while we ask
+        met = {
+            ask(client, file, trace=True, budget_ms=middle)["trace"][0]["threshold"]
+            for file in images.files[:20]
+        }
+        assert (len(met) == 1) is alike
+        assert len(met) in (1, 20)
+
+
+def test_the_trace_without_a_budget_has_continuation_values_but_no_thresholds(
+    stopping: TestClient, maxprob: TestClient, images: Images
+) -> None:
+    for client, nothing_met in ((stopping, [False, False, True]), (maxprob, [True, True, True])):
+        put(client, None)
+        trace = ask(client, images.files[0], trace=True)["trace"]
+        assert [entry["exit"] for entry in trace] == [0, 1, 2]
+        assert [entry["threshold"] is None for entry in trace] == nothing_met
+
+
+def test_served_scores_are_those_of_the_recorded_predictions(
+    either: TestClient, refitted: Refitted, images: Images
+) -> None:
+    folder = refitted(state(either)["policy"])
+    test = load_recorded(folder / "calibration.npz").test
+    expected = score_all(load_scheduler(folder).policy, test.log_probs[:, images.rows[:30]])
+    for file, scores in zip(images.files[:30], expected, strict=True):
+        trace = ask(either, file, trace=True, budget_ms=1e6)["trace"]
+        assert [entry["score"] for entry in trace] == pytest.approx(scores, abs=5e-3)
+
+
+def test_metrics_have_thresholds_where_there_are_any(
+    stopping: TestClient, maxprob: TestClient
+) -> None:
+    shown = put_share(maxprob, 0.4)
+    assert gauges(maxprob, "threshold") == pytest.approx(shown["thresholds"][:2])
+    shown = put_share(stopping, 0.4)
+    assert all(math.isnan(value) for value in gauges(stopping, "threshold"))
+    assert gauges(stopping, "policy_parameter") == pytest.approx([shown["parameter"]])
+
+
+def test_metrics_are_given_before_the_first_sample(refitted: Refitted) -> None:
+    for client in serving(refitted("stopping")):
+        assert all(math.isnan(rate) for rate in gauges(client, "exit_rate"))
+        assert len(gauges(client, "exit_rate")) == 3
+        assert state(client)["exit_rates"] is None
+
+
+def test_the_window_keeps_counting_under_stopping(stopping: TestClient, images: Images) -> None:
+    put_share(stopping, 0.4)
+    before = state(stopping)["samples"]
+    taken = exits_of(stopping, images, count=30)
+    after = state(stopping)
+    assert after["samples"] == min(before + len(taken), 100)
+    assert sum(after["exit_rates"]) == pytest.approx(1)
+
+
+def test_a_host_whose_stages_share_the_time_otherwise_is_told_to_fit_again(
+    refitted: Refitted, tmp_path: Path, quick_fits: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(refitted("stopping"), tmp_path / "bundle"))
+    refit(folder, policy="stopping", costs_ms=np.array([1.0, 50.0, 51.0]))
+    with caplog.at_level(logging.WARNING):
+        for client in serving(folder):
+            assert state(client)["ceiling_ms"] < 50
+    assert "differs by more than a fifth" in caplog.text and "eenet fit" in caplog.text
