@@ -24,7 +24,6 @@ EPSILON = 1e-4  # keeps the logarithms of the clamped scores finite
 MAX_WIDTH = 64
 ASSIGNMENT_VALUES = 20_000_000  # probabilities that h is fitted to; rows beyond tell it no more
 NUM_BUDGETS = 24
-SMALL_PROBLEM = 2_000_000  # probabilities
 
 
 def fit_eenet(
@@ -64,7 +63,7 @@ def fit_eenet(
         budgets_ms = np.linspace(costs_ms[0], costs_ms[-1], NUM_BUDGETS + 2)[1:-1]
     correct = (log_probs.argmax(-1) == labels).T
     problem = _Problem(log_probs, correct, costs_ms, budgets_ms, use_vote)
-    with _threads_for(log_probs):
+    with _one_thread():
         candidates = [
             candidate
             for restart in range(restarts)
@@ -98,10 +97,10 @@ def fit_published(
 
 
 @contextmanager
-def _threads_for(log_probs: NDArray[np.floating]) -> Iterator[None]:
-    """One torch thread for small problems: there more only wait for each other."""
+def _one_thread() -> Iterator[None]:
+    """More torch threads gain little here, and wait for each other on cores that others use."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if log_probs.size < SMALL_PROBLEM else before)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
@@ -116,7 +115,7 @@ def _alternate(problem: "_Problem", rounds: int, seed: int) -> "Iterator[_Candid
     for left in reversed(range(rounds + 1)):
         features, scores = problem.replay(weights)
         shares = _fit_assignment(assignment, features, scores, problem, generator)
-        yield problem.candidate(weights, shares)
+        yield problem.candidate(weights, scores, shares)
         if left > 0:
             weights = _fit_scores(weights, features, shares.mean(2).T, problem)
 
@@ -163,9 +162,8 @@ class _Problem(NamedTuple):
             columns.append(scores)
         return features, np.stack(columns, 1)
 
-    def candidate(self, weights: tuple[Array, ...], shares: Tensor) -> _Candidate:
-        """Judge scores and shares (K, N, B) by the accuracy they reach under every budget."""
-        scores = score_all(_policy(weights), self.log_probs)
+    def candidate(self, weights: tuple[Array, ...], scores: Array, shares: Tensor) -> _Candidate:
+        """Judge scores (N, K) and shares (K, N, B) by the accuracy reached under every budget."""
         wanted = shares.mean(1).double().numpy().T
         distributions = np.stack(
             [tilt(p, self.costs, b) for p, b in zip(wanted, self.budgets, strict=True)]
