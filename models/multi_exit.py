@@ -5,13 +5,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+State = Tensor | tuple[Tensor, ...]
+
 
 class MultiExitModel(nn.Module):
     """A backbone in K stages with an exit head after each.
 
     Stage k maps the state behind stage k-1 (the input for k = 0) to its own state; exit head k maps
     that state to logits. Training and export use the same two lists, so what is trained is what is
-    served.
+    served. A state is one tensor, or a tuple of them where a backbone carries several; only stages
+    of one tensor can be exported.
 
     Args:
         stages: The backbone parts, K modules, state in and state out.
@@ -36,7 +39,7 @@ class MultiExitModel(nn.Module):
         """K, the number of exits, the last one included."""
         return len(self.heads)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: State) -> Tensor:
         """Return the logits of every exit, (K, N, C), for inputs x of N rows."""
         logits, state = [], x
         for stage, head in zip(self.stages, self.heads, strict=True):
