@@ -22,6 +22,7 @@ Array = NDArray[np.float64]
 FOLDS, FEW_FOLDS = 5, 3
 LARGE_PROBLEM = 20_000_000  # probabilities; from here on few folds
 MIN_ROWS = 10
+ABOVE_ZERO = 0.005  # how far rounding may take the logarithm of a probability
 
 
 class Problem(NamedTuple):
@@ -124,12 +125,12 @@ def check_problem(problem: Problem) -> None:
             f"label {labels[wrong[0]]} at row {wrong[0]} is outside the classes 0 to "
             f"{num_classes - 1}; mend the labels or give predictions of all classes"
         )
-    bad = np.argwhere(~np.isfinite(log_probs))
+    bad = np.argwhere(~(np.isfinite(log_probs) & (log_probs < ABOVE_ZERO)))
     if len(bad):
         exit, row, _ = bad[0]
         raise ValueError(
-            f"the prediction of exit {exit} for row {row} is not finite; leave the row out or "
-            f"run it again"
+            f"the prediction of exit {exit} for row {row} is no logarithm of probabilities "
+            f"(not finite, or above 0); leave the row out or run it again"
         )
     check_costs(costs_ms, num_exits)
 

@@ -25,7 +25,7 @@ class Scored(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """Whether each row leaves, (A,), and the threshold it met, (A,); +inf: never fires."""
+    """Whether each row leaves, (A,), and the threshold it met, (A,) or (1,); +inf: never."""
 
     leave: NDArray[np.bool_]
     thresholds: NDArray[np.float64]

@@ -69,8 +69,8 @@ def fit_stopping(
 def price_ladder(policy: StoppingPolicy, log_probs: NDArray[np.floating], costs_ms: Array) -> Array:
     """Prices from stop-at-once down to run-to-the-end, close enough for any budget, (G,).
 
-    Between neighbours the mean cost of the rows (K, N, C) rises by at most a step of the budget
-    grid, or as little as ties allow.
+    Between neighbours the mean cost of the rows (K, N, C) rises by about a step of the budget
+    grid at most, or as little as ties allow.
     """
     replayed = replay(policy, log_probs)
 

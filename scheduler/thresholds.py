@@ -12,6 +12,7 @@ Array = NDArray[np.float64]
 
 REPAIR_STEPS = 40
 CLOSE_ENOUGH = 0.9995  # of the budget
+LAST_ROW = 0.1  # of a row: finer steps of theta move none
 
 
 def quantile_thresholds(scores: Array, distribution: Array) -> Array:
@@ -86,7 +87,8 @@ def repaired_thresholds(scores: Array, distribution: Array, costs: Array, budget
     """
     best, best_cost = np.full(len(costs), -np.inf), float(costs[0])  # all leave at once
     cheap, dear = math.inf, -math.inf  # thetas known to cost at most, and more than, the budget
-    theta, step = 0.0, 1e-3 / float(costs[-1] - costs[0] or 1.0)
+    span = float(costs[-1] - costs[0]) or 1.0
+    theta, step = 0.0, 1e-3 / span
     for _ in range(REPAIR_STEPS):
         thresholds = quantile_thresholds(scores, _tilted(distribution, costs, theta))
         cost = float(costs[route(scores, thresholds)].mean())
@@ -98,6 +100,8 @@ def repaired_thresholds(scores: Array, distribution: Array, costs: Array, budget
                 break
         else:
             dear = theta
+        if (cheap - dear) * span * len(scores) < LAST_ROW:
+            break  # no quota changes any more
         if math.isinf(cheap) or math.isinf(dear):  # not yet between two: go on, ever further
             theta += step if math.isinf(cheap) else -step
             step *= 4

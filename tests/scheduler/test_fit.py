@@ -67,7 +67,9 @@ def test_frontier_has_many_points_of_rising_cost_and_monotone_parameter(fitted: 
 def test_frontier_spans_all_at_the_first_exit_to_all_at_the_last(fitted: Fitted) -> None:
     frontier, costs = fitted.scheduler.frontier, fitted.problem.costs_ms
     assert frontier[0].exit_rates.tolist() == [1, 0, 0]
-    assert frontier[-1].expected_cost_ms == pytest.approx(costs[-1], rel=0.005)
+    assert frontier[-1].exit_rates.tolist() == [0, 0, 1]
+    assert frontier[-1].expected_cost_ms == pytest.approx(costs[-1])
+    assert frontier[-1].parameter == fitted.scheduler.policy.run_on
     assert frontier.exit_rates.sum(1) == pytest.approx(np.ones(len(frontier)))
     assert (frontier.exit_rates >= 0).all()
 
@@ -102,6 +104,8 @@ def test_points_show_the_cost_of_the_calibration_rows_or_a_higher_one(fitted: Fi
         for parameter in shown.parameters
     ]
     assert (shown.expected_costs_ms >= np.array(realised) - 1e-9).all()
+    # The rows that it was not fitted to cost more at some of the budgets.
+    assert (shown.expected_costs_ms > np.array(realised) + 1e-6).any()
 
 
 def test_expected_accuracy_is_that_on_fresh_rows(fitted: Fitted) -> None:
@@ -183,6 +187,16 @@ def test_the_accuracy_expected_is_not_that_of_the_rows_fitted_to(kind: str) -> N
             )
         ]
     assert np.mean(told) < np.mean(seen) - 0.03
+
+
+@pytest.mark.parametrize("kind", ["stopping", "maxprob-opt"])
+def test_the_ends_of_the_frontier_are_right_as_often_as_the_end_exits(kind: str) -> None:
+    """Of few rows too, where the fits of the folds would let rows go at quite other prices."""
+    for seed in range(3):
+        problem = pure_noise(rows=20, seed=seed)
+        frontier = fit_scheduler(kind, *problem).frontier
+        right = (problem.log_probs.argmax(-1) == problem.labels).mean(1)
+        assert frontier.expected_accuracy[[0, -1]] == pytest.approx(right[[0, -1]])
 
 
 @pytest.mark.parametrize(("large", "fits"), [(False, [40] + [32] * 5), (True, [40, 26, 27, 27])])
@@ -279,6 +293,10 @@ BREAKS: dict[str, tuple[Callable[[Problem], Problem], str]] = {
         lambda p: p._replace(log_probs=p.log_probs[:0]),
         r"predictions have the shape \(0, 30, 5\).*at least one exit",
     ),
+    "probabilities, not logarithms": (
+        lambda p: p._replace(log_probs=np.exp(p.log_probs)),
+        r"prediction of exit 0 for row 0 is no logarithm of probabilities",
+    ),
     "one class": (
         lambda p: p._replace(log_probs=p.log_probs[:, :, :1]),
         r"predictions have the shape \(3, 30, 1\).*two classes",
@@ -309,7 +327,7 @@ BREAKS: dict[str, tuple[Callable[[Problem], Problem], str]] = {
     ),
     "minus infinity": (
         lambda p: p._replace(log_probs=with_value(p.log_probs, (1, 4, 0), -np.inf)),
-        "prediction of exit 1 for row 4 is not finite",
+        "prediction of exit 1 for row 4 is no logarithm",
     ),
     "a cost too few": (
         lambda p: p._replace(costs_ms=p.costs_ms[:2]),

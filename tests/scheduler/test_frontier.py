@@ -154,6 +154,26 @@ def test_of_points_that_cost_the_same_the_first_is_kept() -> None:
     assert twice.expected_accuracy.tolist() == [0.5, 0.9]
 
 
+def test_the_point_that_runs_all_to_the_end_for_sure_stays_in_place_of_one_as_dear() -> None:
+    surely = Frontier(
+        parameters=np.array([1.0, 2.0, 3.0]),
+        exit_rates=np.array([[1.0, 0], [0, 1.0], [0, 1.0]]),
+        expected_accuracy=np.array([0.5, 0.8, 0.9]),
+        costs_ms=np.array([1.0, 3.0]),
+    ).rising()
+    assert surely.parameters.tolist() == [1, 3]
+    assert surely.expected_accuracy.tolist() == [0.5, 0.9]
+
+
+def test_a_frontier_of_arrays_that_disagree_is_refused() -> None:
+    curve = hand_made()
+    for points, exits in ((2, 2), (3, 3)):
+        with pytest.raises(ValueError, match="disagree in number"):
+            Frontier(
+                curve.parameters, np.ones((points, exits)), curve.expected_accuracy, curve.costs_ms
+            )
+
+
 @pytest.mark.parametrize(
     ("costs", "moved"),
     [

@@ -185,9 +185,15 @@ def test_no_number_of_it_is_nan(case: tuple[Scheduler, Problem]) -> None:
         assert np.isfinite(scored.outlook).all()
 
 
-def test_its_frontier_rises_and_its_rates_are_shares(case: tuple[Scheduler, Problem]) -> None:
-    frontier = case[0].frontier
+def test_its_frontier_rises_from_all_at_the_first_exit_to_all_at_the_last(
+    case: tuple[Scheduler, Problem],
+) -> None:
+    frontier, problem = case[0].frontier, case[1]
     assert (np.diff(frontier.expected_costs_ms) > 0).all()
+    ends, right = np.eye(len(problem.costs_ms)), problem.log_probs.argmax(-1) == problem.labels
+    for end in (0, -1):
+        assert frontier.exit_rates[end].tolist() == ends[end].tolist()
+        assert frontier.expected_accuracy[end] == pytest.approx(right[end].mean())
     assert frontier.exit_rates.sum(1) == pytest.approx(np.ones(len(frontier)))
     assert frontier.expected_accuracy.min() >= 0
     assert frontier.expected_accuracy.max() <= 1
