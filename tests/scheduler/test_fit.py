@@ -323,7 +323,7 @@ BREAKS: dict[str, tuple[Callable[[Problem], Problem], str]] = {
     ),
     "NaN": (
         lambda p: p._replace(log_probs=with_value(p.log_probs, (2, 17, 3), np.nan)),
-        "prediction of exit 2 for row 17 is not finite",
+        "prediction of exit 2 for row 17 is no logarithm",
     ),
     "minus infinity": (
         lambda p: p._replace(log_probs=with_value(p.log_probs, (1, 4, 0), -np.inf)),
