@@ -133,10 +133,12 @@ def _checked_log_probs(name: str, probs: NDArray[np.floating]) -> NDArray[np.flo
                 f"probabilities, or leave that row out"
             )
         sums = rows.sum(1)
-        off = np.flatnonzero(np.abs(sums - 1) > SUM_TOLERANCE)
+        # Rounding of C numbers in the file's precision is not the row's fault.
+        rounding = 1e-3 if shown.dtype == np.float16 else 1e-6
+        off = np.flatnonzero(np.abs(sums - 1) > SUM_TOLERANCE + rounding)
         if len(off):
             raise ValueError(
-                f"{name}[{exit}, {off[0]}] sums to {sums[off[0]]:.4g}, further than "
+                f"{name}[{exit}, {off[0]}] sums to {sums[off[0]]:.6g}, further than "
                 f"{SUM_TOLERANCE} from 1; give the softmax of the logits"
             )
         parts.append(finite_log_probs(rows / sums[:, None]).astype(np.float32))

@@ -107,7 +107,7 @@ def accuracy_figure(
     left.set(xlabel="mean cost, ms", ylabel="test accuracy, %")
     if curves:  # the oracle may leave the frame, the policies must fill it
         low = min(curve.accuracy.min() for curve in curves.values())
-        high = max(curve.accuracy.max() for curve in curves.values())
+        high = max(max(curve.accuracy.max() for curve in curves.values()), low + 1e-3)
         left.set_ylim(100 * (low - 0.1 * (high - low)), 100 * (high + 0.25 * (high - low)))
     left.legend(fontsize=8, loc="lower right")
     _difference_axes(right, curves, test, budgets)
@@ -151,7 +151,7 @@ def rates_figure(curves: dict[str, Curve], budgets: Sequence[float]) -> Figure:
             budgets, rates, colors=shades, labels=[f"exit {k}" for k in range(num_exits)]
         )
         axes.set_title(policy, fontsize=9)
-        axes.set(ylim=(0, 1), xlim=(budgets[0], budgets[-1]))
+        axes.set(ylim=(0, 1), xlim=(budgets[0], max(budgets[-1], budgets[0] * 1.001)))
     for axes in figure.axes[len(curves) :]:
         axes.set_axis_off()
     figure.axes[0].legend(fontsize=7, loc="lower right")

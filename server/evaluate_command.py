@@ -73,7 +73,7 @@ def run_evaluation(
     return compare(
         subject.recorded,
         subject.costs_ms,
-        budgets=spread_budgets(subject.costs_ms) if budgets is None else budgets,
+        budgets=budgets or list(dict.fromkeys(spread_budgets(subject.costs_ms))),
         policies=EVALUATED if policies is None else policies,
         fitted=subject.fitted,
         seed=seed,
