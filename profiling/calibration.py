@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.backend import StageBackend
+from scheduler.arrays import read_arrays
 from scheduler.confidence import SMALLEST_LOG, finite_log_probs
 
 RECORD_ROWS = 100
@@ -87,15 +88,7 @@ def load_predictions(path: Path) -> Recorded:
         ValueError: A sentence that names the array, the index and the remedy.
     """
     names = [f"{part}_{what}" for part in ("calibration", "test") for what in ("probs", "labels")]
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in names if name in file.files}
-    except OSError as error:
-        raise ValueError(f"{path} cannot be opened: {error.strerror or error}") from error
-    except Exception as error:  # numpy and zipfile raise a dozen types on a damaged archive
-        raise ValueError(
-            f"{path} is not an npz of plain arrays, or damaged; write it with numpy.savez"
-        ) from error
+    arrays = read_arrays(path, names.__contains__)
     missing = [name for name in names if name not in arrays]
     if missing:
         raise ValueError(f"{path} lacks {missing[0]}; it must hold {', '.join(names)}")

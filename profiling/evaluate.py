@@ -62,6 +62,19 @@ class Comparison(NamedTuple):
     schedulers: dict[str, Scheduler]
     auroc: dict[str, list[float | None]]
 
+    @property
+    def budgets(self) -> list[float]:
+        """Each budget once, in order."""
+        return list(dict.fromkeys(judged.evaluation.budget for judged in self.judged))
+
+    @property
+    def by_policy(self) -> dict[str, list[Evaluation]]:
+        """The evaluations of each policy, in the order of the budgets."""
+        grouped: dict[str, list[Evaluation]] = {}
+        for judged in self.judged:
+            grouped.setdefault(judged.evaluation.policy, []).append(judged.evaluation)
+        return grouped
+
     def to_json(self) -> dict[str, Any]:
         """What `eenet evaluate --json` writes."""
         return {
@@ -105,9 +118,10 @@ def compare(
     calibration = recorded.calibration
     schedulers: dict[str, Scheduler] = {}
     judged, auroc = [], {}
+    correct = (calibration.correct, recorded.test.correct)
     for name in policies:
         say(f"fitting {name}" if name != ORACLE else "asking the oracle")
-        judge = _Judge(recorded, costs_ms, name, np.random.default_rng(seed))
+        judge = _Judge(recorded, correct, costs_ms, name, np.random.default_rng(seed))
         started = time.perf_counter()
         if name == ORACLE:
             judged += [judge.oracle(budget) for budget in budgets]
@@ -124,7 +138,7 @@ def compare(
             judged += judge.scheduler(schedulers[name], budgets, seconds)
         if name in schedulers:
             auroc[name] = ranking_quality(schedulers[name], recorded.test)
-    accuracy = recorded.test.correct.mean(0).tolist()
+    accuracy = correct[1].mean(0).tolist()
     return Comparison(costs_ms, accuracy, judged, schedulers, auroc)
 
 
@@ -132,9 +146,12 @@ def evaluate(
     scheduler: Scheduler, recorded: Recorded, budgets: Sequence[float], seed: int = 0
 ) -> list[Evaluation]:
     """Replay a fitted scheduler at fixed budgets, no control on top."""
-    judge = _Judge(
-        recorded, scheduler.frontier.costs_ms, scheduler.policy.kind, np.random.default_rng(seed)
+    correct, rng = (
+        (recorded.calibration.correct, recorded.test.correct),
+        np.random.default_rng(seed),
     )
+    costs_ms, kind = scheduler.frontier.costs_ms, scheduler.policy.kind
+    judge = _Judge(recorded, correct, costs_ms, kind, rng)
     return [judged.evaluation for judged in judge.scheduler(scheduler, budgets, 0.0)]
 
 
@@ -190,6 +207,7 @@ class _Judge(NamedTuple):
     """Replays one policy on both sets."""
 
     recorded: Recorded
+    correct: tuple[NDArray[np.bool_], NDArray[np.bool_]]  # of both sets, (N, K) and (M, K)
     costs_ms: Array
     policy: str
     rng: np.random.Generator
@@ -225,7 +243,7 @@ class _Judge(NamedTuple):
 
     def oracle(self, budget: float) -> Judged:
         calibration_exits, test_exits = (
-            oracle_exits(part.correct, self.costs_ms, budget) for part in self.recorded
+            oracle_exits(part, self.costs_ms, budget) for part in self.correct
         )
         return self._figures(budget, calibration_exits, test_exits, 0.0)
 
@@ -237,8 +255,8 @@ class _Judge(NamedTuple):
         seconds: float,
     ) -> Judged:
         (cost, accuracy), (test_cost, test_accuracy) = (
-            (float(self.costs_ms[exits].mean()), float(_right(part, exits).mean()))
-            for part, exits in zip(self.recorded, (calibration_exits, test_exits), strict=True)
+            (float(self.costs_ms[exits].mean()), float(part[np.arange(len(exits)), exits].mean()))
+            for part, exits in zip(self.correct, (calibration_exits, test_exits), strict=True)
         )
         rows = len(test_exits)
         # A resample of N right or wrong answers holds a binomial number of right ones.
@@ -260,11 +278,6 @@ class _Judge(NamedTuple):
             ),
             test_exits,
         )
-
-
-def _right(part: Predictions, exits: NDArray[np.intp]) -> NDArray[np.bool_]:
-    right: NDArray[np.bool_] = part.correct[np.arange(len(exits)), exits]
-    return right
 
 
 def _auroc(scores: Array, right: NDArray[np.bool_]) -> float | None:

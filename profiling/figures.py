@@ -50,12 +50,6 @@ class Curve(NamedTuple):
     exits: NDArray[np.intp]
 
 
-def exits_at(scheduler: Scheduler, test: Predictions, budget: float) -> NDArray[np.intp]:
-    """The exit (M,) of every test sample under a budget."""
-    parameter = scheduler.frontier.at_cost(budget).parameter
-    return take_exits(scheduler.policy, replay(scheduler.policy, test.log_probs), parameter)
-
-
 def curve_of(scheduler: Scheduler, test: Predictions, budgets: Sequence[float]) -> Curve:
     """Replay a scheduler under many budgets."""
     replayed = replay(scheduler.policy, test.log_probs)
@@ -69,6 +63,12 @@ def curve_of(scheduler: Scheduler, test: Predictions, budgets: Sequence[float]) 
     return Curve(scheduler.frontier.costs_ms[exits].mean(1), right.mean(1), exits)
 
 
+def exits_at(scheduler: Scheduler, test: Predictions, budget: float) -> NDArray[np.intp]:
+    """The exit (M,) of every test sample under a budget."""
+    exits: NDArray[np.intp] = curve_of(scheduler, test, [budget]).exits[0]
+    return exits
+
+
 def accuracy_figure(
     comparison: Comparison, curves: dict[str, Curve], test: Predictions, budgets: Sequence[float]
 ) -> Figure:
@@ -77,8 +77,8 @@ def accuracy_figure(
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for policy, curve in curves.items():
         left.plot(curve.costs, 100 * curve.accuracy, color=COLOURS[policy], lw=1.4, label=policy)
-    for policy in dict.fromkeys(judged.evaluation.policy for judged in comparison.judged):
-        rows = [j.evaluation for j in comparison.judged if j.evaluation.policy == policy]
+    by_policy = comparison.by_policy
+    for policy, rows in by_policy.items():
         if policy == ORACLE:
             continue
         middle = np.array([row.test_accuracy for row in rows])
@@ -93,11 +93,12 @@ def accuracy_figure(
             color=COLOURS[policy],
             label=policy if policy not in curves else None,
         )
-    if any(judged.evaluation.policy == ORACLE for judged in comparison.judged):
-        exits = [oracle_exits(test.correct, comparison.costs_ms, budget) for budget in budgets]
+    if ORACLE in by_policy:
+        correct = test.correct
+        exits = [oracle_exits(correct, comparison.costs_ms, budget) for budget in budgets]
         left.plot(
             [comparison.costs_ms[taken].mean() for taken in exits],
-            [100 * test.correct[np.arange(len(taken)), taken].mean() for taken in exits],
+            [100 * correct[np.arange(len(taken)), taken].mean() for taken in exits],
             "--",
             color=COLOURS[ORACLE],
             lw=1,
@@ -121,14 +122,14 @@ def _difference_axes(
     if base is None:
         axes.set_axis_off()
         return
-    rows = np.arange(len(test.labels))
-    reference = test.correct[rows, curves[base].exits].astype(np.float64)
+    rows, correct = np.arange(len(test.labels)), test.correct
+    reference = correct[rows, curves[base].exits].astype(np.float64)
     rng = np.random.default_rng(0)
     counts = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), RESAMPLES) / len(rows)
     for policy, curve in curves.items():
         if policy == base:
             continue
-        gains = 100 * (test.correct[rows, curve.exits] - reference)
+        gains = 100 * (correct[rows, curve.exits] - reference)
         axes.plot(budgets, gains.mean(1), color=COLOURS[policy], lw=1.4, label=policy)
         if policy in ("stopping", "eenet"):
             low, high = np.percentile(counts @ gains.T, [2.5, 97.5], axis=0)
@@ -166,10 +167,10 @@ def scores_figure(scheduler: Scheduler, test: Predictions, budget: float) -> Fig
     replayed = replay(policy, test.log_probs)
     figure = Figure(figsize=(2.4 * policy.num_exits, 2.2))
     panels = figure.subplots(1, policy.num_exits, squeeze=False)[0]
-    here = np.ones(len(test.labels), np.bool_)
+    here, correct = np.ones(len(test.labels), np.bool_), test.correct
     for exit, (axes, scored) in enumerate(zip(panels, replayed, strict=True)):
         decision = policy.decide(exit, scored, value)
-        scores, right = scored.scores[here], test.correct[here, exit]
+        scores, right = scored.scores[here], correct[here, exit]
         axes.set_title(f"exit {exit}: {here.sum()} samples", fontsize=9)
         axes.set_yticks([])
         axes.set_xlabel("score")
@@ -206,6 +207,7 @@ def reliability_figure(schedulers: dict[str, Scheduler], test: Predictions) -> F
         axes.plot([0, 1], [0, 1], color="#d1d5db", lw=1)
         axes.set_title(f"exit {exit}", fontsize=9)
         axes.set_xlabel("score")
+    correct = test.correct
     usual = [name for name in ("maxprob", "eenet", "stopping") if name in schedulers]
     for name in usual or schedulers:
         replayed = replay(schedulers[name].policy, test.log_probs)
@@ -214,7 +216,7 @@ def reliability_figure(schedulers: dict[str, Scheduler], test: Predictions) -> F
             bins = [part for part in order if len(part)]
             axes.plot(
                 [scored.scores[part].mean() for part in bins],
-                [test.correct[part, exit].mean() for part in bins],
+                [correct[part, exit].mean() for part in bins],
                 "o-",
                 ms=2.5,
                 lw=1,

@@ -164,11 +164,9 @@ def _summary(name: str, recorded: Recorded, comparison: Comparison) -> str:
 
 
 def _table(comparison: Comparison) -> str:
-    budgets = list(dict.fromkeys(judged.evaluation.budget for judged in comparison.judged))
-    head = "".join(f"<th>{budget:.4g} ms</th>" for budget in budgets)
+    head = "".join(f"<th>{budget:.4g} ms</th>" for budget in comparison.budgets)
     lines = [f"<tr><th>test accuracy % (mean cost ms)</th>{head}</tr>"]
-    for policy in dict.fromkeys(judged.evaluation.policy for judged in comparison.judged):
-        rows = [j.evaluation for j in comparison.judged if j.evaluation.policy == policy]
+    for policy, rows in comparison.by_policy.items():
         cells = "".join(
             f"<td>{100 * row.test_accuracy:.2f} ({row.test_cost:.3f})</td>" for row in rows
         )

@@ -9,6 +9,12 @@ Array = NDArray[np.float64]
 SMALLEST_LOG = -100.0  # stands for the logarithm of 0: finite, and e^-100 adds nothing
 
 
+def logistic(logits: Array) -> Array:
+    """`1 / (1 + e^-z)`, without overflow."""
+    chances: Array = 0.5 + 0.5 * np.tanh(0.5 * logits)
+    return chances
+
+
 def finite_log_probs(probs: Floats) -> Array:
     """Logarithms of probabilities (..., C), of 0 too."""
     logs: Array = np.log(np.maximum(probs.astype(np.float64), np.exp(SMALLEST_LOG)))

@@ -9,9 +9,11 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.arrays import read_arrays
 from scheduler.confidence import (
     entropy_confidence,
     finite_log_probs,
+    logistic,
     vote,
 )
 from scheduler.policy import Scored, score_all
@@ -70,7 +72,10 @@ class ExitScorer:
 
     def score(self, exit: int, log_probs: NDArray[np.floating], history: Array) -> Scored:
         """The unclamped scores (A,) at an exit, and the history with this exit's score added."""
-        inputs, history = self.features(exit, log_probs, history)
+        return self.score_features(exit, *self.features(exit, log_probs, history))
+
+    def score_features(self, exit: int, inputs: Array, history: Array) -> Scored:
+        """The same from `features`; their history is written to."""
         # Not a matrix product, whose rounding depends on the batch: thresholds are scores of rows.
         scores = (inputs * self.weights[exit]).sum(1)
         history[:, self.num_classes + exit] = scores.clip(0, 1) if self.clamp_history else scores
@@ -90,7 +95,7 @@ class PublishedAssigner:
     def __call__(self, features: list[Array]) -> Array:
         """Softmax over exits of h, (N, K), from the features (N, C + 2 + k) of each exit."""
         raw = [
-            _sigmoid(_sigmoid(inputs @ first.T + first_bias) @ second.T + second_bias)[:, 0]
+            logistic(logistic(inputs @ first.T + first_bias) @ second.T + second_bias)[:, 0]
             for inputs, (first, first_bias, second, second_bias) in zip(
                 features, self.layers, strict=True
             )
@@ -156,9 +161,9 @@ class EENetPolicy(ThresholdPolicy):
         log_probs, num_classes = self._checked(probs), self.scorer.num_classes
         history, features = self.start(log_probs.shape[1]), []
         for exit, rows in enumerate(log_probs):
-            inputs, _ = self.scorer.features(exit, rows, history)
+            inputs, history = self.scorer.features(exit, rows, history)
             features.append(np.delete(inputs, num_classes + NUM_CONFIDENCES - 1, axis=1))
-            history = self.score(exit, rows, history).history
+            history = self.scorer.score_features(exit, inputs, history).history
         return self.assigner(features)
 
     def _checked(self, probs: NDArray[np.floating]) -> Array:
@@ -185,16 +190,10 @@ def load_published_scheduler(path: str | Path) -> EENetPolicy:
     Raises:
         ValueError: If it cannot be read, or weights are missing or of shapes that disagree.
     """
+    arrays = read_arrays(path, lambda key: key.startswith("exit"))
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            published = {
-                key: arrays[key].astype(np.float64)
-                for key in arrays.files
-                if key.startswith("exit")
-            }
-    except OSError as error:
-        raise ValueError(f"{path} cannot be opened: {error.strerror or error}") from error
-    except Exception as error:  # numpy and zipfile raise a dozen types on a damaged archive
+        published = {key: array.astype(np.float64) for key, array in arrays.items()}
+    except ValueError as error:
         raise ValueError(
             f"{path} is not an npz of plain arrays, or damaged; write it with numpy.savez"
         ) from error
@@ -245,8 +244,3 @@ def _taken(
             f"{shape} is needed; export the weights again"
         )
     return array.reshape(shape)
-
-
-def _sigmoid(values: Array) -> Array:
-    result: Array = 0.5 + 0.5 * np.tanh(0.5 * values)
-    return result

@@ -154,8 +154,7 @@ class _Problem(NamedTuple):
         features, columns = [], []
         for k, rows in enumerate(self.log_probs):
             inputs, history = scorer.features(k, rows, history)
-            scores = (inputs * weights[k]).sum(1)
-            history[:, scorer.num_classes + k] = scores.clip(0, 1)
+            scores = scorer.score_features(k, inputs, history).scores
             if not self.use_vote:
                 inputs[:, rows.shape[-1] + NUM_CONFIDENCES - 1] = 0.0
             features.append(torch.from_numpy(inputs.astype(np.float32)))

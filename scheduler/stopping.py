@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.confidence import entropy_confidence
+from scheduler.confidence import entropy_confidence, logistic
 from scheduler.policy import Decision, Scored
 
 Array = NDArray[np.float64]
@@ -80,7 +80,7 @@ class StoppingPolicy:
         """The chance q that each row's answer is right, and E[V] at each price of the grid."""
         inputs, answers, history = shown_features(exit, log_probs, history)
         logits = inputs @ self.weights[exit] + self.class_offsets[exit][answers]
-        values = 0.5 + 0.5 * np.tanh(0.5 * logits)  # the logistic function, without overflow
+        values = logistic(logits)
         return Scored(values[:, 0], history, values[:, 1:])
 
     def decide(self, exit: int, scored: Scored, parameters: Array) -> Decision:

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.confidence import logistic
 from scheduler.frontier import GRID_STEP
 from scheduler.policy import replay, take_exits
 from scheduler.stopping import NUM_FEATURES, StoppingPolicy, shown_features
@@ -115,7 +116,7 @@ class _Design:
 
     def predict(self, weights: Array, rows: NDArray[np.bool_] | None = None) -> Array:
         """What the weights (D,) say of the chosen rows."""
-        return _sigmoid((self.inputs if rows is None else self.inputs[rows]) @ weights)
+        return logistic((self.inputs if rows is None else self.inputs[rows]) @ weights)
 
     def unscaled(self, weights: Array) -> tuple[Array, Array]:
         """Weights (D, J) for features as they come, (F, J), and the class offsets (C, J)."""
@@ -163,7 +164,7 @@ def logistic_regression(
         start[0] = np.log(mean / (1 - mean))
     weights, loss = start, _penalised_loss(start, inputs, targets, penalty)
     for _ in range(NEWTON_STEPS):
-        chances = _sigmoid(inputs @ weights)
+        chances = logistic(inputs @ weights)
         gradient = inputs.T @ (chances - targets) + penalty * weights
         curvature = np.maximum(chances * (1 - chances), 1e-6)
         hessian = (inputs * curvature[:, None]).T @ inputs + np.diag(penalty)
@@ -185,8 +186,3 @@ def _penalised_loss(weights: Array, inputs: Array, targets: Array, penalty: Arra
     logits = inputs @ weights
     entropy = np.logaddexp(0, logits) - targets * logits
     return float(entropy.sum() + penalty @ weights**2 / 2)
-
-
-def _sigmoid(logits: Array) -> Array:
-    chances: Array = 0.5 + 0.5 * np.tanh(0.5 * logits)
-    return chances

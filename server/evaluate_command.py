@@ -83,18 +83,14 @@ def run_evaluation(
 
 def table_of(comparison: Comparison) -> list[str]:
     """Lines for a terminal: test accuracy in %, and the test cost beneath the budget."""
-    budgets = list(dict.fromkeys(judged.evaluation.budget for judged in comparison.judged))
-    by_policy: dict[str, list[Any]] = {}
-    for judged in comparison.judged:
-        by_policy.setdefault(judged.evaluation.policy, []).append(judged.evaluation)
     costs = ", ".join(f"{cost:.4g}" for cost in comparison.costs_ms)
     accuracy = ", ".join(f"{100 * share:.2f}" for share in comparison.exit_accuracy)
     lines = [
         f"exits cost {costs} and are right in {accuracy} % of the test set",
         "test accuracy % (realised test cost) under a budget of",
-        f"{'':18}" + "".join(f"{budget:>16.4g}" for budget in budgets),
+        f"{'':18}" + "".join(f"{budget:>16.4g}" for budget in comparison.budgets),
     ]
-    for policy, rows in by_policy.items():
+    for policy, rows in comparison.by_policy.items():
         cells = [f"{100 * row.test_accuracy:.2f} ({row.test_cost:.3f})" for row in rows]
         lines.append(f"{policy:18}" + "".join(f"{cell:>16}" for cell in cells))
     widest = max(
