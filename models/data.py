@@ -1,148 +1,174 @@
-"""Labelled images in memory: training, calibration and test split."""
+"""Labelled pictures and texts: training, calibration and test split."""
 
-import io
-import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-CIFAR10_CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+from models.hub_datasets import HUB_DATASETS, read_hub_dataset
+from models.image_archive import read_image_archive
+from models.image_folder import read_image_folder
+from models.images import EncodedImages, LazyImages
+from models.samples import Samples, split_rows
+from models.text_table import SUFFIXES as TABLE_SUFFIXES
+from models.text_table import Columns, is_text_folder, read_texts
+
+log = logging.getLogger(__name__)
+
+Task = Literal["image", "text", "segmentation"]
+
+NAMES = (*HUB_DATASETS, "shapes")
+IN_MEMORY_BYTES = 2**31  # of decoded pictures; Tiny ImageNet has 1.4e9
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data set, and how it is read and split.
+
+    Attributes:
+        dataset: A path or, where nothing lies there, one of `NAMES`. A path leads to an `.npz` of
+            encoded pictures; a folder `train/CLASS/*` and `test/CLASS/*` (or `val`, `validation`),
+            or `CLASS/*` alone; a `.csv`, `.tsv` or `.jsonl` of texts, or a folder with two such
+            tables, `train` and `test` (or `validation`). Without a test set, a tenth of every class
+            becomes it.
+        text_column: Header of the texts or, in a table without headers, the column's number from 0.
+        label_column: Likewise of the labels.
+        calibration_size: Training rows held out; None: 5000, or a fifth of the training rows where
+            that is less.
+        image_size: Side of the square that pictures are scaled to cover and cut to; None: they stay
+            as they are, and all must be of one size.
+        seed: Of every split.
+    """
+
+    dataset: str
+    text_column: str = "text"
+    label_column: str = "label"
+    calibration_size: int | None = None
+    image_size: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("calibration_size", 1), ("image_size", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; it must be {least} or more")
+
+
+class Images(Protocol):
+    """N pictures of one size, in memory or decoded whenever they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, 3)."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, rows: NDArray[np.int64] | slice, /) -> NDArray[np.uint8]:
+        """Some of them, (n, H, W, 3).
+
+        Raises:
+            ValueError: If one is damaged; it is named.
+        """
 
 
 class Split(NamedTuple):
-    """Images (N, H, W, 3) uint8 and their labels (N,) int64."""
+    """N pictures or texts, and their labels (N,) or, in segmentation, masks (N, H, W)."""
 
-    images: NDArray[np.uint8]
+    inputs: Images | Sequence[str]
     labels: NDArray[np.int64]
 
 
 class Dataset(NamedTuple):
-    """Training, test and calibration set, the last held out of the training images."""
+    """Three splits that share no input; the calibration set is held out of the training rows."""
 
+    task: Task
     classes: tuple[str, ...]
     train: Split
     calibration: Split
     test: Split
 
 
-def load_dataset(path: Path, *, calibration_size: int, seed: int) -> Dataset:
-    """Read a data set and hold out its calibration set.
+def load_dataset(config: DataConfig) -> Dataset:
+    """Read, check and split a data set.
 
-    Args:
-        path: An `.npz` of encoded images (`blob` uint8, `off` (N+1,), `y` (N,), `test` (N,) bool
-            and, unless the ten classes are CIFAR-10's, `classes`), or a folder `train/CLASS/*` and
-            `test/CLASS/*`, all of one size.
-        calibration_size: How many training images to hold out.
-        seed: Of the permutation that picks them.
-
-    Returns:
-        The three splits.
+    A training row whose input also stands in the test set, or in an earlier training row, is
+    dropped; pictures are compared by their encoded bytes, texts without the blanks around them.
+    Pictures that take more than 2 GiB stay encoded.
 
     Raises:
-        ValueError: If the path is neither, lacks an array or a class, or is too small for the
-            calibration set.
+        ValueError: If the data set is unknown, damaged, or too small for its calibration set.
     """
+    path = Path(config.dataset)
+    if config.dataset == "shapes" and not path.exists():
+        from models.shapes import load_shapes  # the module knows this one
+
+        return load_shapes(config)
+    samples = _read(path, config)
+    if isinstance(samples.inputs, EncodedImages):
+        return _image_dataset(samples, samples.inputs, config)
+    return _text_dataset(samples, samples.inputs, config)
+
+
+def _read(path: Path, config: DataConfig) -> Samples:
+    columns = Columns(config.text_column, config.label_column)
+    suffix = path.suffix.lower()
     if path.is_dir():
-        classes, train, test = _read_folder(path)
-    elif path.suffix == ".npz" and path.is_file():
-        classes, train, test = _read_npz(path)
-    else:
+        is_text = is_text_folder(path) and not (path / "train").is_dir()
+        return read_texts(path, columns) if is_text else read_image_folder(path)
+    if path.exists() and suffix == ".npz":
+        return read_image_archive(path)
+    if path.exists() and suffix in TABLE_SUFFIXES:
+        return read_texts(path, columns)
+    if path.exists():
         raise ValueError(
-            f"data set {path} is neither an .npz file nor a folder with train/CLASS and test/CLASS"
+            f"data set {path} is of no known format; give an .npz, {', '.join(TABLE_SUFFIXES)} "
+            f"or a folder"
         )
-    if not 0 < calibration_size < len(train.labels):
+    if config.dataset in HUB_DATASETS:
+        return read_hub_dataset(config.dataset)
+    if config.dataset == "imagenet":
         raise ValueError(
-            f"calibration size {calibration_size} must lie between 1 and "
-            f"{len(train.labels) - 1}, the training images less one"
+            "imagenet cannot be fetched, since all must ask for it themselves; give the folder "
+            "that holds its train/CLASS/* and val/CLASS/*, and --image-size 224"
         )
-    order = np.random.default_rng(seed).permutation(len(train.labels))
-    held, rest = np.sort(order[:calibration_size]), np.sort(order[calibration_size:])
-    return Dataset(
-        classes,
-        Split(train.images[rest], train.labels[rest]),
-        Split(train.images[held], train.labels[held]),
-        test,
+    raise ValueError(
+        f"data set {config.dataset} is neither a file or folder here nor one of the names "
+        f"{', '.join(NAMES)}"
     )
 
 
-def _read_npz(path: Path) -> tuple[tuple[str, ...], Split, Split]:
-    arrays = _load_arrays(path)
-    if missing := {"blob", "off", "y", "test"} - arrays.keys():
-        raise ValueError(f"{path} lacks the array {min(missing)!r}; it needs blob, off, y and test")
-    blob, offsets = arrays["blob"].tobytes(), arrays["off"]
-    labels, is_test = arrays["y"].astype(np.int64), arrays["test"].astype(bool)
-    classes = tuple(map(str, arrays["classes"])) if "classes" in arrays else CIFAR10_CLASSES
-    if labels.min() < 0 or labels.max() >= len(classes):
+def _text_dataset(samples: Samples, texts: list[str], config: DataConfig) -> Dataset:
+    if config.image_size is not None:
         raise ValueError(
-            f"{path} has labels {labels.min()}..{labels.max()} but {len(classes)} classes; add "
-            f"`classes`"
+            f"image_size is {config.image_size}, but {config.dataset} holds texts; leave it out"
         )
-    images = np.stack(
-        [
-            _decode(blob[a:b], f"picture {i} of {path}")
-            for i, (a, b) in enumerate(itertools.pairwise(offsets))
-        ]
+    train, calibration, test = (
+        Split([texts[row] for row in part], samples.labels[part])
+        for part in split_rows(samples, config.calibration_size, config.seed)
     )
-    return (
-        classes,
-        Split(images[~is_test], labels[~is_test]),
-        Split(images[is_test], labels[is_test]),
+    return Dataset("text", samples.classes, train, calibration, test)
+
+
+def _image_dataset(samples: Samples, encoded: EncodedImages, config: DataConfig) -> Dataset:
+    log.info("comparing and checking %d pictures", len(samples.labels))
+    parts = split_rows(samples, config.calibration_size, config.seed)
+    height, width = encoded.common_size(config.image_size)
+    lazy = [LazyImages(encoded, part, height, width) for part in parts]
+    in_memory = sum(map(len, parts)) * height * width * 3 <= IN_MEMORY_BYTES
+    log.info(
+        "%d pictures of %dx%d, decoded %s",
+        sum(map(len, parts)),
+        width,
+        height,
+        "now" if in_memory else "whenever they are used",
     )
-
-
-def _read_folder(path: Path) -> tuple[tuple[str, ...], Split, Split]:
-    classes = tuple(sorted(p.name for p in (path / "train").glob("*") if p.is_dir()))
-    if len(classes) < 2:
-        raise ValueError(
-            f"{path}/train holds {len(classes)} class folders; it needs one per class, at least two"
-        )
-    splits: list[Split] = []
-    shapes: set[tuple[int, ...]] = set()
-    for part in ("train", "test"):
-        files = [
-            (file, label)
-            for label, name in enumerate(classes)
-            for file in sorted((path / part / name).glob("*"))
-            if file.suffix.lower() in IMAGE_SUFFIXES
-        ]
-        if not files:
-            raise ValueError(
-                f"{path}/{part} holds no images ({', '.join(IMAGE_SUFFIXES)}) in its class folders"
-            )
-        images = [_decode(file.read_bytes(), str(file)) for file, _ in files]
-        shapes |= {image.shape for image in images}
-        if len(shapes) > 1:
-            raise ValueError(f"the images of {path} differ in size; resize them to one size first")
-        splits.append(Split(np.stack(images), np.array([label for _, label in files], np.int64)))
-    return classes, splits[0], splits[1]
-
-
-def _load_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except Exception as error:  # numpy and zipfile raise a dozen types on a damaged archive
-        raise ValueError(f"{path} cannot be read as an .npz file: {error}") from error
-
-
-def _decode(data: bytes, source: str) -> NDArray[np.uint8]:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
-    except Exception as error:  # decoders of damaged files raise a dozen types
-        raise ValueError(f"{source} is damaged or no picture: {error}") from error
+    train, calibration, test = (
+        Split(images[:] if in_memory else images, samples.labels[part])
+        for images, part in zip(lazy, parts, strict=True)
+    )
+    return Dataset("image", samples.classes, train, calibration, test)
