@@ -6,9 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.backend import StageBackend
+from models.backend import StageBackend, State
 from scheduler.arrays import read_arrays
 from scheduler.confidence import SMALLEST_LOG, finite_log_probs
+from scheduler.pixels import shares_right
 
 RECORD_ROWS = 100
 SUM_TOLERANCE = 0.005
@@ -17,18 +18,18 @@ SUM_TOLERANCE = 0.005
 class Predictions(NamedTuple):
     """Log-probabilities (K, N, C) of every exit and the true labels (N,).
 
-    In bundles they are kept as float16 logarithms: float16 probabilities would tie at 1.0 where
-    single precision tells them apart.
+    Of a segmentation (K, N, P, C) and (N, P), on a grid of P pixels. In bundles they are kept as
+    float16 logarithms: float16 probabilities would tie at 1.0 where single precision tells them
+    apart.
     """
 
     log_probs: NDArray[np.floating]
     labels: NDArray[np.int64]
 
     @property
-    def correct(self) -> NDArray[np.bool_]:
-        """Whether each exit is right, (N, K)."""
-        right: NDArray[np.bool_] = (self.log_probs.argmax(-1) == self.labels).T
-        return right
+    def correct(self) -> NDArray[np.float64]:
+        """Whether each exit is right, 0 or 1, (N, K); of a segmentation the share of pixels."""
+        return shares_right(self.log_probs, self.labels)
 
 
 class Recorded(NamedTuple):
@@ -38,13 +39,11 @@ class Recorded(NamedTuple):
     test: Predictions
 
 
-def record(
-    backend: StageBackend, inputs: NDArray[np.float32], labels: NDArray[np.int64]
-) -> Predictions:
-    """Run inputs (N, ...) through every exit."""
+def record(backend: StageBackend, inputs: State, labels: NDArray[np.int64]) -> Predictions:
+    """Run inputs of N rows through every exit; of a segmentation the labels are (N, P)."""
     parts = []
-    for start in range(0, len(inputs), RECORD_ROWS):
-        state, rows = inputs[start : start + RECORD_ROWS], []
+    for start in range(0, len(labels), RECORD_ROWS):
+        state, rows = tuple(array[start : start + RECORD_ROWS] for array in inputs), []
         for k in range(backend.num_exits):
             state = backend.run_stage(k, state)
             rows.append(backend.run_head(k, state).log_probs)

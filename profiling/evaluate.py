@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiling.calibration import Predictions, Recorded
+from profiling.oracle import oracle_exits
 from scheduler.eenet_fit import fit_eenet
 from scheduler.fit import check_costs, fit_scheduler
 from scheduler.policy import replay, take_exits
@@ -184,30 +185,11 @@ def ranking_quality(scheduler: Scheduler, test: Predictions) -> list[float | Non
     ]
 
 
-def oracle_exits(correct: NDArray[np.bool_], costs_ms: Array, budget: float) -> NDArray[np.intp]:
-    """The cheapest exits that are right, for as many rows as the budget pays: an upper bound.
-
-    Rows that are never right, or too dear, leave at the first exit.
-
-    Args:
-        correct: Whether each exit is right, (N, K).
-        costs_ms: Rising costs (K,).
-        budget: At least the first.
-    """
-    cheapest = np.where(correct.any(1), correct.argmax(1), 0)
-    extra = costs_ms[cheapest] - costs_ms[0]
-    order = np.argsort(extra, kind="stable")
-    paid = np.cumsum(extra[order]) <= (budget - costs_ms[0]) * len(extra) * (1 + ROUNDING)
-    exits = np.zeros(len(extra), np.intp)
-    exits[order[paid]] = cheapest[order[paid]]
-    return exits
-
-
 class _Judge(NamedTuple):
     """Replays one policy on both sets."""
 
     recorded: Recorded
-    correct: tuple[NDArray[np.bool_], NDArray[np.bool_]]  # of both sets, (N, K) and (M, K)
+    correct: tuple[Array, Array]  # of both sets, (N, K) and (M, K)
     costs_ms: Array
     policy: str
     rng: np.random.Generator
@@ -258,9 +240,13 @@ class _Judge(NamedTuple):
             (float(self.costs_ms[exits].mean()), float(part[np.arange(len(exits)), exits].mean()))
             for part, exits in zip(self.correct, (calibration_exits, test_exits), strict=True)
         )
-        rows = len(test_exits)
-        # A resample of N right or wrong answers holds a binomial number of right ones.
-        resampled = self.rng.binomial(rows, test_accuracy, RESAMPLES) / rows
+        rows, pixels = len(test_exits), self.recorded.test.labels[0].size
+        # A resample of N rows holds a multinomial number of those with each share of right pixels.
+        wrong = np.rint(pixels * (1 - self.correct[1][np.arange(rows), test_exits])).astype(np.intp)
+        counts = self.rng.multinomial(
+            rows, np.bincount(wrong, minlength=pixels + 1) / rows, RESAMPLES
+        )
+        resampled = counts @ np.linspace(1, 0, pixels + 1) / rows
         low, high = np.percentile(resampled, [2.5, 97.5]).tolist()
         rates = (np.bincount(test_exits, minlength=len(self.costs_ms)) / rows).tolist()
         return Judged(
@@ -280,13 +266,12 @@ class _Judge(NamedTuple):
         )
 
 
-def _auroc(scores: Array, right: NDArray[np.bool_]) -> float | None:
-    """Chance that a right answer scores above a wrong one, ties counting half."""
-    _, ranks, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    middle = np.cumsum(counts) - (counts - 1) / 2  # mean rank of each distinct score, from 1
-    num_right = int(right.sum())
-    num_wrong = len(right) - num_right
-    if num_right == 0 or num_wrong == 0:
+def _auroc(scores: Array, right: Array) -> float | None:
+    """Chance that a right answer (or pixel) scores above a wrong one, ties counting half."""
+    _, ranks = np.unique(scores, return_inverse=True)
+    num_right, num_wrong = np.bincount(ranks, right), np.bincount(ranks, 1 - right)  # by score
+    pairs = num_right.sum() * num_wrong.sum()
+    if pairs == 0:
         return None
-    total = float(middle[ranks][right].sum())
-    return (total - num_right * (num_right + 1) / 2) / (num_right * num_wrong)
+    beaten = np.cumsum(num_wrong) - num_wrong / 2
+    return float(num_right @ beaten / pairs)

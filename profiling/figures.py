@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from profiling.calibration import Predictions
-from profiling.evaluate import ORACLE, PER_BUDGET, Comparison, oracle_exits
+from profiling.evaluate import ORACLE, PER_BUDGET, Comparison
+from profiling.oracle import oracle_exits
 from scheduler.policy import replay, take_exits
 from scheduler.scheduler import Scheduler
 
@@ -123,7 +124,7 @@ def _difference_axes(
         axes.set_axis_off()
         return
     rows, correct = np.arange(len(test.labels)), test.correct
-    reference = correct[rows, curves[base].exits].astype(np.float64)
+    reference = correct[rows, curves[base].exits]
     rng = np.random.default_rng(0)
     counts = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), RESAMPLES) / len(rows)
     for policy, curve in curves.items():
@@ -170,16 +171,17 @@ def scores_figure(scheduler: Scheduler, test: Predictions, budget: float) -> Fig
     here, correct = np.ones(len(test.labels), np.bool_), test.correct
     for exit, (axes, scored) in enumerate(zip(panels, replayed, strict=True)):
         decision = policy.decide(exit, scored, value)
-        scores, right = scored.scores[here], correct[here, exit]
+        scores, right = scored.scores[here], correct[here, exit]  # a row counts for each by share
         axes.set_title(f"exit {exit}: {here.sum()} samples", fontsize=9)
         axes.set_yticks([])
         axes.set_xlabel("score")
         if len(scores) == 0:
             continue
         bins = np.linspace(scores.min(), max(scores.max(), scores.min() + 1e-6), 31)
-        for part, colour in ((scores[right], RIGHT), (scores[~right], WRONG)):
-            axes.hist(part, bins, histtype="stepfilled", alpha=0.35, color=colour, log=True)
-            axes.hist(part, bins, histtype="step", color=colour, log=True)
+        for share, colour in ((right, RIGHT), (1 - right, WRONG)):
+            like = {"weights": share, "color": colour, "log": True}
+            axes.hist(scores, bins, histtype="stepfilled", alpha=0.35, **like)
+            axes.hist(scores, bins, histtype="step", **like)
         met = np.broadcast_to(decision.thresholds, here.shape)[here]
         met = met[np.isfinite(met)]
         if len(met):
@@ -242,17 +244,25 @@ def examples_figure(
         axes.set_axis_off()
     for exit in range(num_exits):
         for axes, row in zip(grid[exit], chosen_rows(exits, exit), strict=False):
-            answer = int(test.log_probs[exit, row].argmax())
             axes.imshow(pictures[row], interpolation="nearest")
-            axes.set_title(
-                classes[answer],
-                fontsize=7,
-                color="k" if answer == test.labels[row] else WRONG,
-            )
+            text, wrong = answer_text(test, exit, row, classes)
+            axes.set_title(text, fontsize=7, color=WRONG if wrong else "k")
         grid[exit][0].text(
             -0.15, 0.5, f"exit {exit}", transform=grid[exit][0].transAxes, rotation=90, va="center"
         )
     return figure
+
+
+def answer_text(test: Predictions, exit: int, row: int, classes: Sequence[str]) -> tuple[str, bool]:
+    """An exit's answer to a row, and whether it is wrong.
+
+    That is the class with its probability or, of a segmentation, how much is right: never wrong.
+    """
+    log_probs, label = test.log_probs[exit, row], test.labels[row]
+    answer = log_probs.argmax(-1)
+    if answer.ndim:
+        return f"right {np.mean(answer == label):.2f}", False
+    return f"{classes[answer]} {np.exp(float(log_probs[answer])):.2f}", bool(answer != label)
 
 
 def chosen_rows(exits: NDArray[np.intp], exit: int) -> list[int]:

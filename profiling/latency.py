@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.backend import StageBackend
+from models.backend import StageBackend, State, join_states
 
 PERCENTILES = (50, 90, 99)
 
@@ -56,7 +56,7 @@ class LatencyProfile(NamedTuple):
 
 def measure_latency(
     backend: StageBackend,
-    example: NDArray[np.float32],
+    example: State,
     *,
     batch_sizes: Sequence[int] = (1, 2, 4, 8),
     warm_up: int = 20,
@@ -70,7 +70,7 @@ def measure_latency(
 
     Args:
         backend: Whose stages and heads.
-        example: One input, (1, ...).
+        example: One input row.
         batch_sizes: Rows at a time; 1 must be among them.
         warm_up: Rounds not counted.
         repeats: Rounds counted.
@@ -78,7 +78,7 @@ def measure_latency(
     """
     by_batch = {}
     for rows in batch_sizes:
-        batch = np.repeat(example, rows, 0)
+        batch = join_states([example] * rows)
         rounds = np.stack([_one_round(backend, batch, clock) for _ in range(warm_up + repeats)])[
             warm_up:
         ]
@@ -103,7 +103,7 @@ def machine_name() -> str:
 
 
 def _one_round(
-    backend: StageBackend, batch: NDArray[np.float32], clock: Callable[[], float]
+    backend: StageBackend, batch: State, clock: Callable[[], float]
 ) -> NDArray[np.float64]:
     """Seconds of every stage and head, (2, K)."""
     seconds, state = np.zeros((2, backend.num_exits)), batch

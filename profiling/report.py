@@ -15,6 +15,7 @@ from profiling.figures import (
     EXAMPLES,
     STYLE,
     accuracy_figure,
+    answer_text,
     chosen_rows,
     curve_of,
     examples_figure,
@@ -138,13 +139,12 @@ def _examples_table(test: Predictions, exits: NDArray[np.intp], classes: Sequenc
     lines = [f"<tr><th>leaves at</th><th>test row</th><th>label</th>{head}</tr>"]
     for exit in range(num_exits):
         for row in chosen_rows(exits, exit)[: EXAMPLES // 2]:
-            shown = []
-            for k in range(exit + 1):
-                answer = int(test.log_probs[k, row].argmax())
-                sure = np.exp(float(test.log_probs[k, row, answer]))
-                shown.append(f"<td>{html.escape(classes[answer])} {sure:.2f}</td>")
+            shown = [
+                f"<td>{html.escape(answer_text(test, k, row, classes)[0])}</td>"
+                for k in range(exit + 1)
+            ]
             shown += ["<td></td>"] * (num_exits - exit - 1)
-            label = html.escape(classes[int(test.labels[row])])
+            label = html.escape(", ".join(classes[c] for c in np.unique(test.labels[row])))
             lines.append(
                 f"<tr><td>exit {exit}</td><td>{row}</td><td>{label}</td>{''.join(shown)}</tr>"
             )
@@ -152,14 +152,14 @@ def _examples_table(test: Predictions, exits: NDArray[np.intp], classes: Sequenc
 
 
 def _summary(name: str, recorded: Recorded, comparison: Comparison) -> str:
-    num_exits, rows, num_classes = recorded.test.log_probs.shape
+    num_exits, rows, *pixels, num_classes = recorded.test.log_probs.shape
     costs = ", ".join(f"{cost:.4g}" for cost in comparison.costs_ms)
     accuracy = ", ".join(f"{100 * share:.2f}" for share in comparison.exit_accuracy)
     return (
         f"<p>{html.escape(name)}: {num_exits} exits, {num_classes} classes. Policies are fitted to "
         f"{len(recorded.calibration.labels)} calibration samples and judged on {rows} test "
         f"samples. Until its exits the network takes {costs} ms; there it is right in {accuracy} "
-        f"% of the test set.</p>"
+        f"% of the {'pixels of the ' if pixels else ''}test set.</p>"
     )
 
 

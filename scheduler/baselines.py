@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.confidence import entropy_confidence, max_probability
+from scheduler.pixels import pixel_histories, pixels_of, row_histories, row_means
 from scheduler.policy import Scored
 from scheduler.thresholds import ThresholdPolicy
 
@@ -33,7 +34,8 @@ class ConfidencePolicy(ThresholdPolicy):
     ) -> Scored:
         """The confidence of each row."""
         confidence = entropy_confidence if self.kind.startswith("entropy") else max_probability
-        return Scored(confidence(log_probs), history, history)
+        scores = row_means(confidence(pixels_of(log_probs)), len(log_probs))
+        return Scored(scores, history, history)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class PatiencePolicy(ThresholdPolicy):
     """Score = length of the run of equal answers that ends here (PABEE, Zhou et al. 2020).
 
     Runs of one length are told apart by the max probability, which is added: it never makes a
-    shorter run beat a longer one.
+    shorter run beat a longer one. Of P pixels, each with a run of its own, it is the mean.
     """
 
     kind: ClassVar[str] = "patience"
@@ -54,12 +56,14 @@ class PatiencePolicy(ThresholdPolicy):
         self, exit: int, log_probs: NDArray[np.floating], history: NDArray[np.float64]
     ) -> Scored:
         """Run length plus max probability of each row."""
-        answers = log_probs.argmax(1)
-        runs = np.where(answers == history[:, 0], history[:, 1], 0.0) + 1
+        num_rows, pixels = len(log_probs), pixels_of(log_probs)
+        before = pixel_histories(history, pixels, 2)
+        answers = pixels.argmax(1)
+        runs = np.where(answers == before[:, 0], before[:, 1], 0.0) + 1
         return Scored(
-            runs + max_probability(log_probs),
-            np.stack([answers, runs], 1),
-            np.empty((len(answers), 0)),
+            row_means(runs + max_probability(pixels), num_rows),
+            row_histories(np.stack([answers, runs], 1), num_rows),
+            np.empty((num_rows, 0)),
         )
 
 

@@ -16,6 +16,7 @@ from scheduler.confidence import (
     logistic,
     vote,
 )
+from scheduler.pixels import pixel_histories, pixels_of, row_histories, row_means
 from scheduler.policy import Scored, score_all
 from scheduler.thresholds import ThresholdPolicy, ThresholdTable
 
@@ -58,17 +59,21 @@ class ExitScorer:
     def features(
         self, exit: int, log_probs: NDArray[np.floating], history: Array
     ) -> tuple[Array, Array]:
-        """The inputs [yhat_k, a_k, b_k] (A, C + 3 + k), and the history with this exit's votes."""
-        num_classes, probs = self.num_classes, np.exp(log_probs, dtype=np.float64)
-        history = history.copy()
-        history[np.arange(len(log_probs)), log_probs.argmax(-1)] += 1
-        inputs = np.empty((len(log_probs), num_classes + NUM_CONFIDENCES + exit))
+        """The inputs [yhat_k, a_k, b_k] (A, C + 3 + k), and the history with this exit's votes.
+
+        The history is that of pixels, (A * P, C + K), each with its own votes and its row's scores.
+        """
+        num_classes, pixels = self.num_classes, pixels_of(log_probs)
+        probs = np.exp(pixels, dtype=np.float64)
+        history = pixel_histories(history, pixels, num_classes + len(self.weights)).copy()
+        history[np.arange(len(pixels)), pixels.argmax(-1)] += 1
+        inputs = np.empty((len(pixels), num_classes + NUM_CONFIDENCES + exit))
         inputs[:, :num_classes] = probs
         inputs[:, num_classes] = probs.max(-1)
-        inputs[:, num_classes + 1] = entropy_confidence(log_probs, probs)
+        inputs[:, num_classes + 1] = entropy_confidence(pixels, probs)
         inputs[:, num_classes + 2] = vote(history[:, :num_classes], exit + 1)
         inputs[:, num_classes + 3 :] = history[:, num_classes : num_classes + exit]
-        return inputs, history
+        return row_means(inputs, len(log_probs)), history
 
     def score(self, exit: int, log_probs: NDArray[np.floating], history: Array) -> Scored:
         """The unclamped scores (A,) at an exit, and the history with this exit's score added."""
@@ -78,7 +83,9 @@ class ExitScorer:
         """The same from `features`; their history is written to."""
         # Not a matrix product, whose rounding depends on the batch: thresholds are scores of rows.
         scores = (inputs * self.weights[exit]).sum(1)
-        history[:, self.num_classes + exit] = scores.clip(0, 1) if self.clamp_history else scores
+        kept = scores.clip(0, 1) if self.clamp_history else scores
+        history = row_histories(history, len(scores))
+        history[:, self.num_classes + exit :: self.num_classes + len(self.weights)] = kept[:, None]
         return Scored(scores, history, np.empty((len(scores), 0)))
 
 
@@ -132,7 +139,7 @@ class EENetPolicy(ThresholdPolicy):
         """The unclamped linear scores of recorded probabilities.
 
         Args:
-            probs: Class probabilities, (K, N, C).
+            probs: Class probabilities, (K, N, C) or (K, N, P, C).
             history: How earlier scores enter: clamped to [0, 1], as in training and in serving, or
                 raw, as the published evaluation runs.
 
@@ -148,7 +155,7 @@ class EENetPolicy(ThresholdPolicy):
         return score_all(replace(self, scorer=scorer), self._checked(probs))
 
     def assignment(self, probs: NDArray[np.floating]) -> Array:
-        """The published exit assignment r of recorded probabilities (K, N, C), (N, K).
+        """The published exit assignment r of recorded probabilities, (N, K); args as of `scores`.
 
         Raises:
             ValueError: If the policy has no assignment weights, or the shape does not fit.
@@ -168,7 +175,7 @@ class EENetPolicy(ThresholdPolicy):
 
     def _checked(self, probs: NDArray[np.floating]) -> Array:
         expected = (self.num_exits, self.scorer.num_classes)
-        if probs.ndim != 3 or (probs.shape[0], probs.shape[2]) != expected:
+        if probs.ndim not in (3, 4) or (probs.shape[0], probs.shape[-1]) != expected:
             raise ValueError(
                 f"probs has the shape {probs.shape}, the scheduler has {expected[0]} exits and "
                 f"{expected[1]} classes; give (K, N, C) = ({expected[0]}, N, {expected[1]})"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from scheduler.eenet import NUM_CONFIDENCES, EENetPolicy, ExitScorer
 from scheduler.frontier import budget_grid
+from scheduler.pixels import shares_right
 from scheduler.policy import score_all
 from scheduler.thresholds import ThresholdTable, repaired_thresholds, route, tabulate, tilt
 
@@ -45,8 +46,8 @@ def fit_eenet(
     to feasibility, is kept; the start (score = max probability) is among the candidates.
 
     Args:
-        log_probs: Calibration log-probabilities, (K, N, C).
-        labels: (N,).
+        log_probs: Calibration log-probabilities, (K, N, C) or (K, N, P, C).
+        labels: (N,) or (N, P).
         costs_ms: Latency from the start until each exit, rising, (K,).
         budgets_ms: Rising budgets that h is fitted for, strictly inside the range of costs, (B,);
             between them the exit distribution is interpolated. One alone: g is fitted for it, as
@@ -61,7 +62,7 @@ def fit_eenet(
     """
     if budgets_ms is None:
         budgets_ms = np.linspace(costs_ms[0], costs_ms[-1], NUM_BUDGETS + 2)[1:-1]
-    correct = (log_probs.argmax(-1) == labels).T
+    correct = shares_right(log_probs, labels)
     problem = _Problem(log_probs, correct, costs_ms, budgets_ms, use_vote)
     with _one_thread():
         candidates = [
@@ -83,7 +84,7 @@ def fit_published(
 
     Args:
         policy: From `load_published_scheduler`.
-        log_probs: Calibration log-probabilities, (K, N, C).
+        log_probs: Calibration log-probabilities, (K, N, C) or (K, N, P, C).
         costs_ms: Latency from the start until each exit, rising, (K,).
 
     Raises:
@@ -129,15 +130,15 @@ class _Candidate(NamedTuple):
 
 
 class _Problem(NamedTuple):
-    log_probs: NDArray[np.floating]  # (K, N, C)
-    correct: NDArray[np.bool_]  # (N, K)
+    log_probs: NDArray[np.floating]  # (K, N, C) or (K, N, P, C)
+    correct: Array  # (N, K)
     costs: Array  # (K,)
     budgets: Array  # (B,)
     use_vote: bool
 
     @property
     def num_features(self) -> list[int]:
-        num_exits, _, num_classes = self.log_probs.shape
+        num_exits, num_classes = len(self.log_probs), self.log_probs.shape[-1]
         return [num_classes + NUM_CONFIDENCES + k for k in range(num_exits)]
 
     def initial_weights(self) -> tuple[Array, ...]:
@@ -231,9 +232,9 @@ def _fit_assignment(
     budgets = torch.from_numpy(problem.budgets).float()
     target = torch.from_numpy(scores.T.clip(EPSILON, 1)).float()
     target = target / target.sum(0)  # p* with beta = 1, (K, N)
-    num_exits, num_rows, num_classes = problem.log_probs.shape
+    num_exits, num_rows = problem.log_probs.shape[:2]
     rows = torch.randperm(num_rows, generator=generator)
-    rows = rows[: max(ASSIGNMENT_VALUES // (num_exits * num_classes), 1)]
+    rows = rows[: max(ASSIGNMENT_VALUES // (num_exits * problem.log_probs.shape[-1]), 1)]
     seen, target = [inputs[rows] for inputs in features], target[:, rows]
     entropy = (target * target.log()).sum(0).mean()
     optimizer = torch.optim.Adam(assignment.parameters(), lr=ASSIGNMENT_LR)

@@ -10,6 +10,7 @@ from scheduler.baselines import ConfidencePolicy
 from scheduler.eenet import EENetPolicy
 from scheduler.eenet_fit import fit_eenet, fit_published
 from scheduler.frontier import Frontier
+from scheduler.pixels import shares_right
 from scheduler.policy import ExitPolicy, replay, take_exits
 from scheduler.scheduler import POLICIES, Scheduler
 from scheduler.stopping import StoppingPolicy
@@ -29,8 +30,8 @@ class Problem(NamedTuple):
     """What a policy is fitted to.
 
     Attributes:
-        log_probs: Calibration log-probabilities, (K, N, C).
-        labels: (N,).
+        log_probs: Calibration log-probabilities, (K, N, C); of a segmentation (K, N, P, C).
+        labels: (N,); of a segmentation (N, P).
         costs_ms: Latency from the start until each exit, rising, (K,).
     """
 
@@ -62,8 +63,8 @@ def fit_scheduler(
 
     Args:
         kind: One of `POLICIES`.
-        log_probs: Calibration log-probabilities, finite, (K, N, C).
-        labels: (N,).
+        log_probs: Calibration log-probabilities, finite, (K, N, C) or (K, N, P, C).
+        labels: (N,) or (N, P).
         costs_ms: Latency from the start until each exit, (K,).
         seed: Of folds and of networks that are trained.
         published: With `eenet`: scores and assignment are these, only thresholds are fitted.
@@ -104,30 +105,32 @@ def check_problem(problem: Problem) -> None:
         ValueError: A sentence that names the array, the index and the remedy.
     """
     log_probs, labels, costs_ms = problem
-    if log_probs.ndim != 3 or log_probs.shape[0] < 1 or log_probs.shape[2] < 2:
+    num_exits, *rows, num_classes = log_probs.shape if log_probs.ndim > 1 else (0, 0, 0)
+    if len(rows) not in (1, 2) or num_exits < 1 or num_classes < 2 or 0 in rows[1:]:
         raise ValueError(
-            f"the predictions have the shape {log_probs.shape}; give (K, N, C) with at least one "
-            f"exit and two classes"
+            f"the predictions have the shape {log_probs.shape}; give (K, N, C), of a segmentation "
+            f"(K, N, P, C), with at least one exit and two classes"
         )
-    num_exits, num_rows, num_classes = log_probs.shape
-    if labels.shape != (num_rows,):
+    num_rows = rows[0]
+    if labels.shape != tuple(rows):
+        each = "" if len(rows) == 1 else f" and each of their {rows[1]} pixels"
         raise ValueError(
             f"the labels have the shape {labels.shape}, the predictions {log_probs.shape}; give "
-            f"one label for each of the {num_rows} rows"
+            f"one label for each of the {num_rows} rows{each}"
         )
     if num_rows < MIN_ROWS:
         raise ValueError(
             f"there are {num_rows} calibration rows; give at least {MIN_ROWS}, better a thousand"
         )
-    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    wrong = np.argwhere((labels < 0) | (labels >= num_classes))
     if len(wrong):
         raise ValueError(
-            f"label {labels[wrong[0]]} at row {wrong[0]} is outside the classes 0 to "
+            f"label {labels[tuple(wrong[0])]} at row {wrong[0, 0]} is outside the classes 0 to "
             f"{num_classes - 1}; mend the labels or give predictions of all classes"
         )
     bad = np.argwhere(~(np.isfinite(log_probs) & (log_probs < ABOVE_ZERO)))
     if len(bad):
-        exit, row, _ = bad[0]
+        exit, row = bad[0, :2]
         raise ValueError(
             f"the prediction of exit {exit} for row {row} is no logarithm of probabilities "
             f"(not finite, or above 0); leave the row out or run it again"
@@ -174,7 +177,7 @@ def _fitter(kind: str, seed: int, published: EENetPolicy | None) -> Callable[[Pr
 
 
 def _nothing_to_decide(problem: Problem) -> Scheduler:
-    accuracy = (problem.log_probs.argmax(-1) == problem.labels).mean(1)
+    accuracy = shares_right(problem.log_probs, problem.labels).mean(0)
     frontier = Frontier(np.zeros(1), np.ones((1, 1)), accuracy, problem.costs_ms)
     return Scheduler(ConfidencePolicy(ThresholdTable.closed(1), "maxprob"), frontier)
 
@@ -226,7 +229,7 @@ def _frontier(
         np.stack([(taken == k).mean(1) for k in exits], 1) for taken in (seen, unseen)
     )
     dearer = (unseen_rates @ problem.costs_ms > rates @ problem.costs_ms)[:, None]
-    correct = (problem.log_probs.argmax(-1) == problem.labels).T
+    correct = shares_right(problem.log_probs, problem.labels)
     accuracy = correct[np.arange(len(correct)), unseen].mean(1)
     return Frontier(
         parameters, np.where(dearer, unseen_rates, rates), accuracy, problem.costs_ms

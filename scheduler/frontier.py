@@ -29,7 +29,7 @@ class Frontier:
     Attributes:
         parameters: The policy's scalar at each point, rising or falling, (G,).
         exit_rates: Share of rows expected to leave at each exit, (G, K).
-        expected_accuracy: Share of right answers expected, (G,).
+        expected_accuracy: Share of right answers expected, of pixels in a segmentation, (G,).
         costs_ms: Latency from the start until each exit, rising, (K,).
     """
 

@@ -35,8 +35,8 @@ class ExitPolicy(Protocol):
     """A score and a decision rule, immutable once fitted, in numpy only.
 
     The history is the policy's own memory of what a row has shown at earlier exits: H numbers a
-    row, which the caller carries along unread and hands back with the same row at the next exit.
-    Rows never influence each other.
+    row, more from the first exit on where rows have several pixels, which the caller carries along
+    unread and hands back with the same row at the next exit. Rows never influence each other.
     """
 
     @property
@@ -61,7 +61,8 @@ class ExitPolicy(Protocol):
 
         Args:
             exit: k, 0-based.
-            log_probs: Finite log-probabilities at this exit, (A, C).
+            log_probs: Finite log-probabilities at this exit, (A, C); of a segmentation
+                (A, P, C), P pixels a row, which a row is the mean of.
             history: What `start` or the previous exit's `score` returned for these rows, (A, H).
         """
 
@@ -82,7 +83,7 @@ class ExitPolicy(Protocol):
 
 
 def replay(policy: ExitPolicy, log_probs: NDArray[np.floating]) -> list[Scored]:
-    """Score recorded predictions (K, N, C) at every exit, by the calls of serving.
+    """Score recorded predictions, (K, N, C) or (K, N, P, C), at every exit, as serving does.
 
     Returns:
         Per exit, K of them, the scores and outlook of all N rows; histories are left out.
@@ -117,5 +118,5 @@ def take_exits(
 
 
 def score_all(policy: ExitPolicy, log_probs: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The scores (N, K) of recorded predictions (K, N, C)."""
+    """The scores (N, K) of recorded predictions, (K, N, C) or (K, N, P, C)."""
     return np.stack([scored.scores for scored in replay(policy, log_probs)], 1)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.confidence import entropy_confidence, logistic
+from scheduler.pixels import pixel_histories, pixels_of, row_histories, row_means
 from scheduler.policy import Decision, Scored
 
 Array = NDArray[np.float64]
@@ -79,7 +80,8 @@ class StoppingPolicy:
     def score(self, exit: int, log_probs: NDArray[np.floating], history: Array) -> Scored:
         """The chance q that each row's answer is right, and E[V] at each price of the grid."""
         inputs, answers, history = shown_features(exit, log_probs, history)
-        logits = inputs @ self.weights[exit] + self.class_offsets[exit][answers]
+        offsets = row_means(self.class_offsets[exit][answers], len(inputs))
+        logits = inputs @ self.weights[exit] + offsets
         values = logistic(logits)
         return Scored(values[:, 0], history, values[:, 1:])
 
@@ -109,26 +111,29 @@ def shown_features(
 
     Args:
         exit: k.
-        log_probs: (A, C).
-        history: Sum of the class probabilities of the exits before, (A, C).
+        log_probs: (A, C), or (A, P, C).
+        history: Sum of the class probabilities of the exits before, (A, C) or (A, P * C).
 
     Returns:
         Features (A, 6): 1; the logit of the max probability; the max probability; the entropy
         confidence; the margin to the second class; the logit of the mean probability that earlier
-        exits gave this answer (0 at the first). Then the answers (A,) and the new history.
+        exits gave this answer (0 at the first). Then the answers, of every pixel (A * P,), and the
+        new history.
     """
-    probs = np.exp(log_probs, dtype=np.float64)
-    answers, rows = log_probs.argmax(1), np.arange(len(log_probs))
+    num_rows, pixels = len(log_probs), pixels_of(log_probs)
+    history = pixel_histories(history, pixels, pixels.shape[1])
+    probs = np.exp(pixels, dtype=np.float64)
+    answers, rows = pixels.argmax(1), np.arange(len(pixels))
     best, second = probs[rows, answers], np.partition(probs, -2, axis=1)[:, -2]
     inputs = np.zeros((len(rows), NUM_FEATURES))
     inputs[:, 0] = 1
     inputs[:, 1] = _logit(best)
     inputs[:, 2] = best
-    inputs[:, 3] = entropy_confidence(log_probs, probs)
+    inputs[:, 3] = entropy_confidence(pixels, probs)
     inputs[:, 4] = best - second
     if exit > 0:
         inputs[:, 5] = _logit(history[rows, answers] / exit)
-    return inputs, answers, history + probs
+    return row_means(inputs, num_rows), answers, row_histories(history + probs, num_rows)
 
 
 def _logit(probs: Array) -> Array:

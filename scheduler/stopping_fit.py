@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from scheduler.confidence import logistic
 from scheduler.frontier import GRID_STEP
+from scheduler.pixels import row_means, shares_right
 from scheduler.policy import replay, take_exits
 from scheduler.stopping import NUM_FEATURES, StoppingPolicy, shown_features
 
@@ -32,14 +33,14 @@ def fit_stopping(
     nothing enters what it is promised.
 
     Args:
-        log_probs: Calibration log-probabilities, (K, N, C).
-        labels: (N,).
+        log_probs: Calibration log-probabilities, (K, N, C) or (K, N, P, C).
+        labels: (N,) or (N, P).
         costs_ms: Latency from the start until each exit, rising, (K,).
         seed: Of the folds.
     """
-    num_exits, num_rows, _ = log_probs.shape
+    num_exits, num_rows = log_probs.shape[:2]
     steps_ms, prices = np.diff(costs_ms), _price_grid(costs_ms)
-    correct = (log_probs.argmax(-1) == labels).T.astype(np.float64)
+    correct = shares_right(log_probs, labels)
     folds = np.random.default_rng(seed).permutation(num_rows) % FOLDS
     designs = _designs(log_probs)
     chances, held_out = [], np.empty((num_rows, num_exits))
@@ -70,7 +71,7 @@ def fit_stopping(
 def price_ladder(policy: StoppingPolicy, log_probs: NDArray[np.floating], costs_ms: Array) -> Array:
     """Prices from stop-at-once down to run-to-the-end, close enough for any budget, (G,).
 
-    Between neighbours the mean cost of the rows (K, N, C) rises by about a step of the budget
+    Between neighbours the mean cost of the rows rises by about a step of the budget
     grid at most, or as little as ties allow.
     """
     replayed = replay(policy, log_probs)
@@ -92,7 +93,10 @@ def price_ladder(policy: StoppingPolicy, log_probs: NDArray[np.floating], costs_
 
 
 class _Design:
-    """The inputs of the regressions at one exit: scaled features and the answer, one-hot."""
+    """The inputs of the regressions at one exit: scaled features and the answer, one-hot.
+
+    Of several pixels, the share of each answer.
+    """
 
     def __init__(self, features: Array, answers: NDArray[np.intp], num_classes: int) -> None:
         self.num_classes = num_classes
@@ -101,8 +105,8 @@ class _Design:
         self.mean[0] = 0.0
         scaled = (features - self.mean) / self.scale
         with_offsets = num_classes <= MAX_CLASS_OFFSETS
-        offsets = np.eye(num_classes)[answers] if with_offsets else np.empty((len(answers), 0))
-        self.inputs = np.concatenate([scaled, offsets], 1)
+        one_hot = np.eye(num_classes)[answers] if with_offsets else np.empty((len(answers), 0))
+        self.inputs = np.concatenate([scaled, row_means(one_hot, len(scaled))], 1)
         self.penalty = np.full(self.inputs.shape[1], CLASS_PENALTY)
         self.penalty[:NUM_FEATURES] = FEATURE_PENALTY
         self.penalty[0] = INTERCEPT_PENALTY
@@ -128,7 +132,7 @@ class _Design:
 
 
 def _designs(log_probs: NDArray[np.floating]) -> list[_Design]:
-    _, num_rows, num_classes = log_probs.shape
+    num_rows, num_classes = log_probs.shape[1], log_probs.shape[-1]
     history, designs = np.zeros((num_rows, num_classes)), []
     for exit, rows in enumerate(log_probs):
         features, answers, history = shown_features(exit, rows, history)

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from scheduler.baselines import ConfidencePolicy, PatiencePolicy, geometric_distribution
 from scheduler.frontier import budget_grid
+from scheduler.pixels import shares_right
 from scheduler.policy import score_all
 from scheduler.thresholds import ThresholdTable, route, tabulate
 
@@ -26,13 +27,13 @@ def fit_confidence(
         kind: maxprob, entropy, maxprob-opt or entropy-opt. `-opt`: thresholds optimised for
             accuracy under the budget; else from geometric exit distributions (MSDNet, section
             5.2).
-        log_probs: Calibration log-probabilities, (K, N, C).
-        labels: (N,).
+        log_probs: Calibration log-probabilities, (K, N, C) or (K, N, P, C).
+        labels: (N,) or (N, P).
         costs_ms: Latency from the start until each exit, rising, (K,).
     """
     scores = score_all(ConfidencePolicy(ThresholdTable.closed(len(costs_ms)), kind), log_probs)
     if kind.endswith("-opt"):
-        correct = (log_probs.argmax(-1) == labels).T
+        correct = shares_right(log_probs, labels)
         return ConfidencePolicy(optimised_table(scores, correct, costs_ms), kind)
     return ConfidencePolicy(geometric_table(scores, costs_ms), kind)
 
@@ -50,7 +51,7 @@ def geometric_table(scores: Array, costs_ms: Array) -> ThresholdTable:
     return tabulate(scores, costs_ms, budgets, wanted)
 
 
-def optimised_table(scores: Array, correct: NDArray[np.bool_], costs_ms: Array) -> ThresholdTable:
+def optimised_table(scores: Array, correct: Array, costs_ms: Array) -> ThresholdTable:
     """Thresholds on scores that are right as often as possible under every budget.
 
     For a price of a millisecond each threshold in turn is moved to where right answers minus
@@ -60,7 +61,7 @@ def optimised_table(scores: Array, correct: NDArray[np.bool_], costs_ms: Array) 
 
     Args:
         scores: (N, K).
-        correct: Whether each exit is right, (N, K).
+        correct: How much of each row each exit has right, in [0, 1], (N, K).
         costs_ms: Rising costs (K,).
     """
     num_exits = len(costs_ms)

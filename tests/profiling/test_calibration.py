@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.backend import HeadOutput
+from models.backend import HeadOutput, State
 from profiling.calibration import (
     Predictions,
     Recorded,
@@ -21,20 +21,26 @@ from profiling.calibration import (
 
 
 class AddingBackend:
-    """Every stage adds 1; every head takes the sum as the logit of class 1 against 0."""
+    """Every stage adds 1; every head takes the sum as the logit of class 1 against 0.
+
+    Of inputs with several columns each is a pixel. Further arrays go along as they are.
+    """
 
     num_exits = 3
 
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def run_stage(self, stage: int, state: NDArray[np.float32]) -> NDArray[np.float32]:
-        self.batches.append(len(state))
-        return state + 1
+    def run_stage(self, stage: int, state: State) -> State:
+        sums, *rest = state
+        assert {len(array) for array in state} == {len(sums)}
+        self.batches.append(len(sums))
+        return (sums + 1, *rest)
 
-    def run_head(self, exit: int, state: NDArray[np.float32]) -> HeadOutput:
-        logits = np.stack([np.zeros(len(state)), state[:, 0]], 1).astype(np.float32)
-        return HeadOutput(logits, logits - np.logaddexp(0, state).astype(np.float32))
+    def run_head(self, exit: int, state: State) -> HeadOutput:
+        sums = state[0] if state[0].shape[1] > 1 else state[0][:, 0]  # (A, P) or (A,)
+        logits = np.stack([np.zeros_like(sums), sums], -1).astype(np.float32)
+        return HeadOutput(logits, logits - np.logaddexp(0, sums)[..., None].astype(np.float32))
 
 
 def predictions(rows: int, seed: int) -> Predictions:
@@ -47,7 +53,7 @@ def predictions(rows: int, seed: int) -> Predictions:
 def test_every_row_is_recorded_at_every_exit_in_order(rows: int) -> None:
     inputs = np.linspace(-8, 4, rows, dtype=np.float32)[:, None]
     labels = np.arange(rows) % 2
-    recorded = record(AddingBackend(), inputs, labels)
+    recorded = record(AddingBackend(), (inputs,), labels)
     logit = inputs[:, 0] + np.arange(1, 4)[:, None]  # (K, N)
     assert recorded.log_probs.shape == (3, rows, 2)
     assert recorded.log_probs[..., 1] == pytest.approx(logit - np.logaddexp(0, logit), rel=2e-3)
@@ -56,14 +62,38 @@ def test_every_row_is_recorded_at_every_exit_in_order(rows: int) -> None:
 
 def test_inputs_go_through_in_small_batches() -> None:
     backend = AddingBackend()
-    record(backend, np.zeros((250, 1), np.float32), np.zeros(250, np.int64))
+    record(backend, (np.zeros((250, 1), np.float32),), np.zeros(250, np.int64))
     assert max(backend.batches) <= 100
     assert sum(backend.batches) == 3 * 250
 
 
+def test_every_array_of_the_input_is_cut_into_the_same_rows() -> None:
+    inputs, mask = np.linspace(-8, 4, 150, dtype=np.float32)[:, None], np.ones((150, 7), np.int64)
+    labels = np.zeros(150, np.int64)
+    alone = record(AddingBackend(), (inputs,), labels)
+    assert np.array_equal(
+        record(AddingBackend(), (inputs, mask), labels).log_probs, alone.log_probs
+    )
+
+
+def test_pixels_are_recorded_in_half_precision_with_their_labels(tmp_path: Path) -> None:
+    inputs = np.random.default_rng(0).normal(size=(120, 6)).astype(np.float32)
+    labels = (inputs > -2).astype(np.int64)
+    recorded = record(AddingBackend(), (inputs,), labels)
+    logit = inputs + np.arange(1, 4)[:, None, None]  # (K, N, P)
+    assert recorded.log_probs.shape == (3, 120, 6, 2) and recorded.log_probs.dtype == np.float16
+    assert recorded.log_probs[..., 1] == pytest.approx(logit - np.logaddexp(0, logit), rel=2e-3)
+    assert recorded.correct == pytest.approx(((logit > 0) == labels).mean(2).T)
+    assert recorded.correct[:, 1].tolist() == [1.0] * 120 > recorded.correct[:, 0].tolist()
+    save_recorded(Recorded(recorded, recorded), tmp_path / "recorded.npz")
+    for loaded in load_recorded(tmp_path / "recorded.npz"):
+        assert np.array_equal(loaded.log_probs, recorded.log_probs)
+        assert np.array_equal(loaded.labels, labels) and loaded.labels.dtype == np.int64
+
+
 def test_predictions_tell_nearly_certain_rows_apart() -> None:
     inputs = np.array([[10.0], [10.5]], np.float32)
-    kept = record(AddingBackend(), inputs, np.zeros(2, np.int64)).log_probs
+    kept = record(AddingBackend(), (inputs,), np.zeros(2, np.int64)).log_probs
     assert kept.dtype == np.float16
     assert (kept[:, 0, 1] < kept[:, 1, 1]).all()
 
@@ -86,7 +116,8 @@ def test_recorded_sets_come_back_as_they_were_saved(tmp_path: Path) -> None:
 
 
 def test_certain_answers_are_kept_as_finite_logarithms() -> None:
-    kept = record(AddingBackend(), np.array([[1e5], [-1e5]], np.float32), np.zeros(2, np.int64))
+    inputs = np.array([[1e5], [-1e5]], np.float32)
+    kept = record(AddingBackend(), (inputs,), np.zeros(2, np.int64))
     assert kept.log_probs.min() == -100 and kept.log_probs.max() == 0
 
 

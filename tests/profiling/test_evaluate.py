@@ -123,6 +123,49 @@ def test_the_interval_is_the_same_in_every_run_of_a_seed() -> None:
     assert first == second
 
 
+def of_pixels(rows: int, seed: int) -> Predictions:
+    """Rows of 25 pixels that are as easy as one another, more or less; 3 exits, 4 classes."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, (rows, 25))
+    easiness = rng.uniform(0, 1, (rows, 1, 1)) * rng.uniform(0.5, 1.5, (rows, 25, 1))
+    logits = rng.normal(size=(3, rows, 25, 4))
+    for k, strength in enumerate((3, 5, 8)):
+        logits[k] += strength * easiness * np.eye(4)[labels]
+    return Predictions(logits - np.log(np.exp(logits).sum(-1, keepdims=True)), labels)
+
+
+def test_the_interval_of_masks_is_that_of_resampled_rows() -> None:
+    """Not of resampled pixels, of which a row's are right or wrong together."""
+    test = of_pixels(400, seed=3)
+    fitted = unlearned("maxprob", 3)
+    (result,) = evaluate(fitted, Recorded(test, test), [3.0])
+    right = test.correct[:, -1]
+    assert result.test_accuracy == pytest.approx(right.mean())
+    half = 1.96 * right.std() / np.sqrt(400)
+    expected = (right.mean() - half, right.mean() + half)
+    assert result.test_accuracy_ci95 == pytest.approx(expected, abs=0.2 * half)
+
+
+def test_policies_are_compared_on_masks() -> None:
+    recorded = Recorded(of_pixels(150, seed=0), of_pixels(200, seed=1))
+    found = compare(recorded, COSTS, budgets=BUDGETS)
+    right, rows = recorded.test.correct, np.arange(200)
+    assert found.exit_accuracy == pytest.approx(right.mean(0).tolist())
+    best = {j.evaluation.budget: j for j in found.judged if j.evaluation.policy == "oracle"}
+    for result, exits in found.judged:
+        assert result.feasible
+        assert result.test_accuracy == pytest.approx(right[rows, exits].mean())
+        low, high = result.test_accuracy_ci95
+        assert low < result.test_accuracy < high
+        oracle = best[result.budget].evaluation
+        if result.test_cost <= oracle.test_cost:
+            assert result.test_accuracy <= oracle.test_accuracy
+    assert set(found.auroc) == set(POLICIES)
+    for quality in found.auroc.values():
+        assert all(value is not None and value > 0.5 for value in quality)
+    json.dumps(found.to_json(), allow_nan=False)
+
+
 def test_spread_budgets_lie_evenly_inside_the_costs() -> None:
     assert spread_budgets(np.array([1.0, 2.0, 5.0]), 3) == [2.0, 3.0, 4.0]
     budgets = spread_budgets(np.array([1.0, 2.0]))
@@ -262,6 +305,33 @@ def test_no_exits_at_all_beat_the_oracle(correct: list[tuple[bool, ...]], sixtee
     assert right[rows, taken].sum() == max(affordable)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    eighths=st.lists(st.tuples(*[st.integers(0, 8)] * 3), min_size=1, max_size=5),
+    sixteenths=st.integers(16, 64),
+)
+def test_of_masks_no_exits_beat_the_oracle_by_as_much_as_a_row(
+    eighths: list[tuple[int, ...]], sixteenths: int
+) -> None:
+    right, rows, costs = np.array(eighths) / 8, np.arange(len(eighths)), np.array([1.0, 2.0, 4.0])
+    taken = oracle_exits(right, costs, sixteenths / 16)
+    affordable = [
+        right[rows, list(exits)].sum()
+        for exits in itertools.product(range(3), repeat=len(eighths))
+        if costs[list(exits)].sum() <= len(eighths) * sixteenths / 16
+    ]
+    assert costs[taken].sum() <= len(eighths) * sixteenths / 16
+    assert max(affordable) - 1 < right[rows, taken].sum() <= max(affordable)
+
+
+def test_the_oracle_goes_on_where_most_pixels_are_won_for_the_cost() -> None:
+    right = np.array([[0.5, 0.6, 0.9], [0.5, 0.9, 0.95], [0.5, 0.5, 0.5]])
+    costs = np.array([1.0, 2.0, 4.0])
+    # 0.4 right for a ms, then 0.4 for three, then the rest of the second row, 0.05 for two.
+    taken = {spend: oracle_exits(right, costs, spend / 3).tolist() for spend in (3, 4, 7, 9)}
+    assert taken == {3: [0, 0, 0], 4: [0, 1, 0], 7: [2, 1, 0], 9: [2, 2, 0]}
+
+
 @pytest.mark.parametrize("rows", [1, 24, 25, 100, 1000])
 @pytest.mark.parametrize("costs", [[1.0, 1.1], [0.8627, 2.2134]])
 def test_the_oracle_can_spend_the_cost_of_the_last_exit_on_everyone(
@@ -361,6 +431,15 @@ def test_the_auroc_is_scikit_learns_with_ties_and_without(
     scores = score_all(scheduler.policy, test.log_probs)
     assert digits > 1 or len(np.unique(scores[:, 0])) < 150  # there are ties
     expected = [roc_auc_score(test.correct[:, k], scores[:, k]) for k in range(3)]
+    assert ranking_quality(scheduler, test) == pytest.approx(expected)
+
+
+def test_the_auroc_of_masks_is_that_of_their_pixels() -> None:
+    """Every pixel with the score of its row, as a weight for each share has it."""
+    test, scheduler = of_pixels(80, seed=2), unlearned("maxprob", 3)
+    scores = score_all(scheduler.policy, test.log_probs)
+    right = test.log_probs.argmax(-1) == test.labels  # (K, N, P)
+    expected = [roc_auc_score(right[k].ravel(), scores[:, k].repeat(25)) for k in range(3)]
     assert ranking_quality(scheduler, test) == pytest.approx(expected)
 
 

@@ -3,12 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from models.backend import HeadOutput
+from models.backend import HeadOutput, State
 from profiling.latency import BatchLatency, LatencyProfile, measure_latency, save_profile
 
-EXAMPLE = np.zeros((1, 2), np.float32)
+EXAMPLE = (np.zeros((1, 2), np.float32),)
 
 
 class ClockedBackend:
@@ -26,19 +25,19 @@ class ClockedBackend:
     def clock(self) -> float:
         return self.now_s
 
-    def run_stage(self, stage: int, state: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run_stage(self, stage: int, state: State) -> State:
         if stage == 0:
             self.rounds += 1
-            self.shapes.append(state.shape)
+            self.shapes.append(state[0].shape)
         extra_ms = self.steps_ms[(self.rounds - 1) % len(self.steps_ms)]
         slow = 100 if self.rounds <= self.slow_rounds else 1
-        self.now_s += slow * (2 * (stage + 1) * len(state) + extra_ms) / 1e3
-        return state + 1
+        self.now_s += slow * (2 * (stage + 1) * len(state[0]) + extra_ms) / 1e3
+        return (state[0] + 1,)
 
-    def run_head(self, exit: int, state: NDArray[np.float32]) -> HeadOutput:
-        assert (state == exit + 1).all(), "a head reads the state behind its own stage"
-        self.now_s += len(state) / 1e3
-        return HeadOutput(state, state)
+    def run_head(self, exit: int, state: State) -> HeadOutput:
+        assert (state[0] == exit + 1).all(), "a head reads the state behind its own stage"
+        self.now_s += len(state[0]) / 1e3
+        return HeadOutput(state[0], state[0])
 
 
 def test_stages_and_heads_are_timed_apart_for_every_batch_size() -> None:

@@ -116,6 +116,30 @@ def test_with_pictures_the_examples_are_a_figure(
     assert "<td>exit 0</td>" not in page
 
 
+def test_masks_are_reported_by_the_share_of_their_pixels(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, (60, 9))
+    logits = rng.normal(size=(3, 60, 9, 4)) + np.array([2, 4, 8])[:, None, None, None] * (
+        np.eye(4)[labels] * rng.uniform(0, 1, (60, 1, 1))
+    )
+    masks = Predictions(logits - np.log(np.exp(logits).sum(-1, keepdims=True)), labels)
+    recorded = Recorded(masks, masks)
+    comparison = compared(recorded, ["maxprob", "stopping"])
+    page = report(tmp_path / "table", recorded, comparison)
+    assert "% of the pixels of the test set" in page
+    exits = exits_at(comparison.schedulers["stopping"], masks, 2.15)
+    shown = re.findall(r"<tr><td>exit (\d)</td><td>(\d+)</td><td>(.*?)</td>(.*?)</tr>", page)
+    assert {int(exit) for exit, *_ in shown} == set(exits.tolist())
+    for exit, row, label, answers in shown:
+        assert label == html.escape(", ".join(CLASSES[c] for c in np.unique(labels[int(row)])))
+        told = [float(share) for share in re.findall(r"<td>right ([\d.]+)</td>", answers)]
+        expected = masks.correct[int(row), : int(exit) + 1].tolist()
+        assert told == pytest.approx(expected, abs=0.0051)
+    pictures = rng.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    page = report(tmp_path / "pictures", recorded, comparison, pictures=pictures)
+    assert "examples.svg" in images_of(page)
+
+
 @pytest.mark.parametrize(
     "policies",
     [["oracle"], ["eenet-per-budget"], ["entropy"], ["patience", "oracle"]],

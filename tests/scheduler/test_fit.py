@@ -348,6 +348,46 @@ def test_a_problem_that_does_not_fit_together_is_named(
         fit_scheduler("maxprob", *problem)
 
 
+PIXEL_BREAKS: dict[str, tuple[Callable[[Problem], Problem], str]] = {
+    "one label a row": (
+        lambda p: p._replace(labels=p.labels[:, 0]),
+        r"labels have the shape \(30,\).*for each of the 30 rows and each of their 6 pixels",
+    ),
+    "a label beyond the classes": (
+        lambda p: p._replace(labels=with_value(p.labels, (7, 2), 5)),
+        "label 5 at row 7 is outside the classes 0 to 4",
+    ),
+    "NaN": (
+        lambda p: p._replace(log_probs=with_value(p.log_probs, (2, 17, 4, 3), np.nan)),
+        "prediction of exit 2 for row 17 is no logarithm",
+    ),
+    "no pixels": (
+        lambda p: p._replace(log_probs=p.log_probs[:, :, :0], labels=p.labels[:, :0]),
+        r"predictions have the shape \(3, 30, 0, 5\); give .* of a segmentation \(K, N, P, C\)",
+    ),
+    "an axis more": (
+        lambda p: p._replace(log_probs=p.log_probs[..., None, :]),
+        r"predictions have the shape \(3, 30, 6, 1, 5\); give",
+    ),
+    "too few rows": (
+        lambda p: p.rows(np.arange(30) < 9),
+        "there are 9 calibration rows; give at least 10",
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", PIXEL_BREAKS)
+def test_a_problem_of_pixels_that_does_not_fit_together_is_named(
+    make_problem: Callable[..., Made], broken: str
+) -> None:
+    change, sentence = PIXEL_BREAKS[broken]
+    log_probs, labels, costs = make_problem(rows=180)
+    pixels = Problem(log_probs.reshape(3, 30, 6, 5), labels.reshape(30, 6), costs)
+    check_problem(pixels)
+    with pytest.raises(ValueError, match=sentence):
+        check_problem(change(pixels))
+
+
 def test_the_smallest_problem_passes(make_problem: Callable[..., Made]) -> None:
     check_problem(Problem(*make_problem(rows=10, classes=2)))
 

@@ -83,6 +83,23 @@ def smallest() -> Problem:
     return ordinary().rows(np.arange(120) < 10)
 
 
+def of_pixels(rows: int = 60, pixels: int = 9, classes: int = 4, seed: int = 0) -> Problem:
+    """Rows of several pixels that are as easy as one another."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, (rows, pixels))
+    easiness = rng.uniform(0, 1, (rows, 1, 1)) * rng.uniform(0.5, 1.5, (rows, pixels, 1))
+    logits = rng.normal(size=(3, rows, pixels, classes))
+    for k, strength in enumerate((3, 5, 8)):
+        logits[k] += strength * easiness * np.eye(classes)[labels]
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return Problem(log_probs, labels, np.array([1.0, 1.2, 1.6]))
+
+
+def half_precision_pixels() -> Problem:
+    problem = of_pixels()
+    return problem._replace(log_probs=problem.log_probs.astype(np.float16))
+
+
 def wide_costs() -> Problem:
     return ordinary()._replace(costs_ms=np.array([0.01, 1.0, 100.0]))
 
@@ -103,10 +120,18 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "half precision": half_precision,
     "10 rows": smallest,
     "costs far apart": wide_costs,
+    "pixels": of_pixels,
+    "pixels in half precision": half_precision_pixels,
+    "pixels of 2 classes": lambda: of_pixels(classes=2),
+    "10 rows of 64 pixels": lambda: of_pixels(rows=10, pixels=64),
+    "one pixel a row": lambda: of_pixels(rows=120, pixels=1),
 }
-LARGE = {"1000 classes": lambda: ordinary(classes=1000, rows=300)}
+LARGE = {
+    "1000 classes": lambda: ordinary(classes=1000, rows=300),
+    "pixels of 150 classes": lambda: of_pixels(classes=150),
+}
 CASES = [(kind, name) for name in PROBLEMS for kind in POLICIES] + [
-    (kind, "1000 classes") for kind in ("stopping", "maxprob")
+    (kind, name) for name in LARGE for kind in ("stopping", "maxprob")
 ]
 
 

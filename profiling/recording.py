@@ -1,0 +1,59 @@
+"""Running a whole data set through every exit, each row as serving makes it."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.backend import StageBackend, State, join_states
+from models.data import Split
+from models.preprocess import ImagePreprocessor, TextPreprocessor
+from profiling.calibration import Predictions, record
+
+CHUNK_ROWS = 500
+
+
+def record_split(
+    backend: StageBackend, preprocess: ImagePreprocessor | TextPreprocessor, split: Split
+) -> Predictions:
+    """The log-probabilities of every exit for every row of a split, (K, N, C)."""
+    places, parts = [], []
+    for rows, state in _served(preprocess, split):
+        places.append(rows)
+        parts.append(record(backend, state, split.labels[rows]))
+    back = np.argsort(np.concatenate(places))
+    log_probs = np.concatenate([part.log_probs for part in parts], 1)[:, back]
+    return Predictions(log_probs, np.concatenate([part.labels for part in parts])[back])
+
+
+def first_rows(preprocess: ImagePreprocessor | TextPreprocessor, split: Split, rows: int) -> State:
+    """The first rows of a split as one input, texts filled up to the longest of them."""
+    if isinstance(preprocess, ImagePreprocessor):
+        return (preprocess.normalise(np.asarray(split.inputs[:rows])),)
+    return preprocess.batch(texts_of(split)[:rows])
+
+
+def texts_of(split: Split) -> Sequence[str]:
+    """The texts of a split that holds texts."""
+    assert isinstance(split.inputs, list), "readers of texts give lists"
+    return split.inputs
+
+
+def _served(
+    preprocess: ImagePreprocessor | TextPreprocessor, split: Split
+) -> Iterator[tuple[NDArray[np.intp], State]]:
+    """Rows and their input, rows of one shape together."""
+    num_rows = len(split.labels)
+    if isinstance(preprocess, ImagePreprocessor):
+        for start in range(0, num_rows, CHUNK_ROWS):
+            rows = np.arange(start, min(start + CHUNK_ROWS, num_rows))
+            yield (
+                rows,
+                (preprocess.normalise(np.asarray(split.inputs[start : start + CHUNK_ROWS])),),
+            )
+        return
+    states = [preprocess(text).state for text in texts_of(split)]
+    widths = np.array([ids.shape[1] for ids, _ in states])
+    for width in np.unique(widths):
+        rows = np.flatnonzero(widths == width)
+        yield rows, join_states([states[row] for row in rows])

@@ -1,0 +1,165 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+
+import profiling.recording
+from models.backend import HeadOutput, State
+from models.data import Split
+from models.preprocess import ImagePreprocessor, TextPreprocessor
+from profiling.recording import first_rows, record_split, texts_of
+
+NUM_WORDS = 50
+
+
+class RowBackend:
+    """Two exits whose answer tells what the row was made of; notes the shapes that it was given.
+
+    Of texts the sum of their tokens, padding left out; of pictures the sum of their pixels.
+    """
+
+    num_exits = 2
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def run_stage(self, stage: int, state: State) -> State:
+        if stage == 0:
+            self.shapes.append(state[0].shape)
+        return state
+
+    def run_head(self, exit: int, state: State) -> HeadOutput:
+        told = state[0] * state[1] if len(state) == 2 else state[0]
+        log_probs = -(told.reshape(len(told), -1).sum(1, keepdims=True) + exit + 1.0)
+        both = np.concatenate([log_probs, 2 * log_probs], 1).astype(np.float32)
+        return HeadOutput(both, both)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Words 1 to 49 are their own ids."""
+    words = Tokenizer(WordLevel({str(n): n for n in range(NUM_WORDS)}, unk_token="0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    words.save(str(path))
+    return path
+
+
+def reader(tokenizer: Path, length_step: int = 4) -> TextPreprocessor:
+    return TextPreprocessor(
+        tokenizer, max_tokens=10, pad_id=7, length_step=length_step, typical_tokens=4
+    )
+
+
+def told(found: np.ndarray) -> list[float]:
+    """What the rows of one exit were made of."""
+    return (-found[:, 0].astype(float) - 1).tolist()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    texts=st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=14), min_size=1, max_size=40),
+    length_step=st.integers(1, 6),
+)
+def test_every_text_is_recorded_in_its_place(
+    tokenizer: Path, texts: list[list[int]], length_step: int
+) -> None:
+    labels = np.arange(len(texts)) % 2
+    split = Split([" ".join(map(str, words)) for words in texts], labels)
+    backend = RowBackend()
+    found = record_split(backend, reader(tokenizer, length_step), split)
+    assert found.log_probs.shape == (2, len(texts), 2) and found.log_probs.dtype == np.float16
+    assert told(found.log_probs[0]) == [sum(words[:10]) for words in texts]
+    assert told(found.log_probs[1]) == [sum(words[:10]) + 1 for words in texts]
+    assert np.array_equal(found.labels, labels)
+
+
+def test_texts_are_recorded_at_the_lengths_at_which_they_are_served(tokenizer: Path) -> None:
+    lengths = [1, 9, 4, 5, 10, 3, 8]
+    split = Split([" ".join(["1"] * length) for length in lengths], np.zeros(7, np.int64))
+    backend = RowBackend()
+    record_split(backend, reader(tokenizer), split)
+    assert sorted(backend.shapes) == [(2, 8), (2, 10), (3, 4)]
+
+
+def test_many_texts_of_a_length_are_recorded_a_few_at_a_time(tokenizer: Path) -> None:
+    split = Split([str(1 + n % 40) for n in range(250)], np.arange(250))
+    backend = RowBackend()
+    found = record_split(backend, reader(tokenizer), split)
+    assert backend.shapes == [(100, 4), (100, 4), (50, 4)]
+    assert told(found.log_probs[0]) == [1 + n % 40 for n in range(250)]
+    assert found.labels.tolist() == list(range(250))
+
+
+class Pictures:
+    """Pictures that are made when asked for: all pixels of row n are n / 10."""
+
+    def __init__(self, rows: int) -> None:
+        self.shape = (rows, 2, 3, 3)
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        numbers = np.arange(self.shape[0])[rows]
+        self.asked.append(len(numbers))
+        return np.broadcast_to(numbers[:, None, None, None], (len(numbers), 2, 3, 3)).astype("u1")
+
+
+def plain() -> ImagePreprocessor:
+    return ImagePreprocessor(2, 3, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def test_pictures_are_read_and_recorded_a_chunk_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(profiling.recording, "CHUNK_ROWS", 8)
+    pictures, labels = Pictures(20), np.arange(20) * 3
+    found = record_split(RowBackend(), plain(), Split(pictures, labels))
+    assert pictures.asked == [8, 8, 4]
+    assert found.log_probs.shape == (2, 20, 2)
+    expected = [18 * row / 255 for row in range(20)]
+    assert told(found.log_probs[0]) == pytest.approx(expected, abs=2e-3)
+    assert np.array_equal(found.labels, labels)
+
+
+def test_masks_on_a_grid_are_recorded_with_their_pictures() -> None:
+    class Grid(RowBackend):
+        def run_head(self, exit: int, state: State) -> HeadOutput:
+            logits = np.zeros((len(state[0]), 2, 3, 5), np.float32)
+            return HeadOutput(logits, np.full((len(state[0]), 4, 5), -1.5, np.float32))
+
+    labels = np.arange(28).reshape(7, 4) % 5
+    found = record_split(Grid(), plain(), Split(Pictures(7), labels))
+    assert found.log_probs.shape == (2, 7, 4, 5)
+    assert np.array_equal(found.labels, labels)
+    assert found.correct.shape == (7, 2)
+
+
+def test_the_first_rows_are_one_input(tokenizer: Path) -> None:
+    split = Split(["1 2 3", "4", "5 6", "7 8 9 10"], np.zeros(4, np.int64))
+    ids, mask = first_rows(reader(tokenizer), split, 3)
+    assert ids.tolist() == [[1, 2, 3], [4, 7, 7], [5, 6, 7]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
+    pictures = Pictures(9)
+    (state,) = first_rows(plain(), Split(pictures, np.zeros(9, np.int64)), 4)
+    assert state.shape == (4, 3, 2, 3) and pictures.asked == [4]
+    assert state[:, 0, 0, 0].tolist() == pytest.approx([0, 1 / 255, 2 / 255, 3 / 255])
+    (few,) = first_rows(plain(), Split(Pictures(2), np.zeros(2, np.int64)), 64)
+    assert few.shape == (2, 3, 2, 3)
+
+
+def test_texts_are_had_from_splits_of_texts_alone() -> None:
+    assert texts_of(Split(["a", "b"], np.zeros(2, np.int64))) == ["a", "b"]
+    with pytest.raises(AssertionError, match="texts"):
+        texts_of(Split(Pictures(2), np.zeros(2, np.int64)))
+
+
+def test_a_text_without_a_word_is_named_as_serving_would(tokenizer: Path) -> None:
+    with pytest.raises(ValueError, match="the text is empty"):
+        record_split(RowBackend(), reader(tokenizer), Split(["1", " "], np.zeros(2, np.int64)))
