@@ -5,12 +5,23 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
-from models.preprocess import ImagePreprocessor
+from models.preprocess import ImagePreprocessor, TextPreprocessor
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
+TOKENIZER = "tokenizer.json"
+Task = Literal["image", "text", "segmentation"]
+Weights = Literal["float32", "float16", "int8"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
 
@@ -26,13 +37,35 @@ class _Version(BaseModel):
     format_version: int
 
 
-class Preprocessing(_Strict):
+class ImageInput(_Strict):
     """Size and normalisation of the network's input."""
 
     height: int = Field(gt=0)
     width: int = Field(gt=0)
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    fit: Literal["cover", "stretch"] = "cover"
+
+
+class TextInput(_Strict):
+    """How texts are cut and filled up; the fields of `TextPreprocessor`."""
+
+    max_tokens: int = Field(gt=0)
+    pad_id: int = Field(ge=0)
+    length_step: int = Field(gt=0)
+    typical_tokens: int = Field(gt=0)
+
+
+def _kind_of_input(given: object) -> str:
+    held = "max_tokens" in given if isinstance(given, dict) else isinstance(given, TextInput)
+    return "text" if held else "image"
+
+
+class Measured(_Strict):
+    """What one way of storing weights gives: test accuracy and median latency until each exit."""
+
+    accuracy: tuple[float, ...]
+    latency_ms: tuple[float, ...]
 
 
 class File(_Strict):
@@ -52,8 +85,10 @@ class Manifest(_Strict):
         task: What it does.
         classes: Names of the C classes.
         num_exits: K.
-        preprocessing: What turns a picture into the network's input.
+        preprocessing: What turns a picture or a text into the network's input.
         default_budget_ms: The budget when an operator sets none, or None.
+        weights: How the graphs store weights.
+        measured: Of that way, and of single precision beside it: accuracy and latency.
         training: Where the network came from and what it reached; for people.
         files: Every other file of the bundle, by path.
     """
@@ -61,13 +96,24 @@ class Manifest(_Strict):
     format_version: int
     name: Name
     version: str
-    task: Literal["image"]
+    task: Task
     classes: tuple[str, ...] = Field(min_length=2)
     num_exits: int = Field(gt=0)
-    preprocessing: Preprocessing
+    preprocessing: Annotated[
+        Annotated[ImageInput, Tag("image")] | Annotated[TextInput, Tag("text")],
+        Discriminator(_kind_of_input),
+    ]
     default_budget_ms: float | None = Field(gt=0, allow_inf_nan=False)
+    weights: Weights = "float32"
+    measured: dict[Weights, Measured] = {}
     training: dict[str, Any]
     files: dict[str, File]
+
+    @model_validator(mode="after")
+    def _task_fits_input(self) -> "Manifest":
+        if (self.task == "text") != isinstance(self.preprocessing, TextInput):
+            raise ValueError(f"the preprocessing is not that of the task {self.task}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -87,9 +133,16 @@ class Bundle:
         """The K exit heads."""
         return [self.folder / f"heads/{k}.onnx" for k in range(self.manifest.num_exits)]
 
-    def preprocessor(self, max_pixels: int) -> ImagePreprocessor:
-        """What turns pictures into this network's input."""
-        return ImagePreprocessor(**self.manifest.preprocessing.model_dump(), max_pixels=max_pixels)
+    def preprocessor(self, max_pixels: int) -> ImagePreprocessor | TextPreprocessor:
+        """What turns pictures or texts into this network's input.
+
+        Raises:
+            ValueError: If the tokenizer cannot be read.
+        """
+        settings = self.manifest.preprocessing.model_dump()
+        if isinstance(self.manifest.preprocessing, TextInput):
+            return TextPreprocessor(self.folder / TOKENIZER, **settings)
+        return ImagePreprocessor(**settings, max_pixels=max_pixels)
 
 
 def write_manifest(folder: Path, **fields: Any) -> Bundle:
@@ -149,6 +202,8 @@ def load_bundle(folder: Path) -> Bundle:
 def _check_listed(bundle: Bundle) -> None:
     graphs = [*bundle.stage_files, *bundle.head_files]
     needed = [path.relative_to(bundle.folder).as_posix() for path in graphs]
+    if bundle.manifest.task == "text":
+        needed.append(TOKENIZER)
     for name in [*needed, "scheduler.json", "scheduler.npz", "calibration.npz", "profile.json"]:
         if name not in bundle.manifest.files:
             raise BundleError(

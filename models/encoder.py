@@ -1,7 +1,7 @@
-"""BERT with exits between its layers (Devlin et al. 2019)."""
+"""BERT with exits between its layers (Devlin et al. 2019), and the parts of any such encoder."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,77 +40,144 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         sizes = {name: value for name, value in vars(self).items() if name != "exits_after_layer"}
         for name, value in sizes.items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; it must be a number above 0")
+            check_size(name, value)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} cannot be shared by {self.num_attention_heads} "
                 f"attention heads"
             )
-        exits = self.exits_after_layer
-        is_list = isinstance(exits, Sequence) and all(isinstance(exit, int) for exit in exits)
-        bounds = [0, *exits] if is_list else []
-        rising = all(a < b for a, b in itertools.pairwise(bounds))
-        if not rising or bounds[-1:] != [self.num_hidden_layers]:
-            raise ValueError(
-                f"exits_after_layer is {exits!r}; it must rise from 1 or more and end with the "
-                f"last layer, {self.num_hidden_layers}"
-            )
+        check_exits(self.exits_after_layer, self.num_hidden_layers)
+
+
+def check_size(name: str, value: object) -> None:
+    """Refuse what is no number above 0.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a number above 0")
+
+
+def check_exits(exits_after_layer: object, num_layers: int) -> None:
+    """Refuse exits that do not rise from layer 1 or more to the last.
+
+    Raises:
+        ValueError: Naming them.
+    """
+    exits = exits_after_layer if isinstance(exits_after_layer, Sequence) else []
+    bounds = [0, *exits] if all(isinstance(exit, int) for exit in exits) else []
+    rising = all(a < b for a, b in itertools.pairwise(bounds))
+    if not rising or bounds[-1:] != [num_layers]:
+        raise ValueError(
+            f"exits_after_layer is {exits_after_layer!r}; it must rise from 1 or more and end with "
+            f"the last layer, {num_layers}"
+        )
 
 
 class Embed(nn.Module):
-    """Tokens to the state that layers pass on."""
+    """Tokens to the state that stages of text pass on.
 
-    def __init__(self, embeddings: nn.Module) -> None:
+    Args:
+        embeddings: Ids (N, L) to hidden states (N, L, D).
+        pad_id: The id that is padding where no mask is given.
+    """
+
+    def __init__(self, embeddings: nn.Module, pad_id: int) -> None:
         super().__init__()
         self.embeddings = embeddings
+        self.pad_id = pad_id
 
     def forward(self, x: State) -> tuple[Tensor, Tensor]:
-        """Ids (N, L), or those and a mask (N, L), to hidden states (N, L, D) and (N, 1, 1, L)."""
-        ids, mask = x if isinstance(x, tuple) else (x, x != PAD_ID)
-        hidden = self.embeddings(ids)
-        # Added to the attention logits; finite, so that a row of padding alone has no NaN.
-        barrier = hidden.new_zeros(mask.shape).masked_fill(mask == 0, torch.finfo(hidden.dtype).min)
-        return hidden, barrier[:, None, None]
+        """Ids (N, L), or those and a mask (N, L), to hidden states and the mask in int64."""
+        ids, mask = x if isinstance(x, tuple) else (x, x != self.pad_id)
+        return self.embeddings(ids), mask.to(torch.int64)
 
 
 class Layers(nn.Module):
-    """The encoder layers between two exits, by their place in the whole encoder."""
+    """The encoder layers between two exits, by their place in the whole encoder.
 
-    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+    Its state is hidden states (N, L, D) and a mask (N, L) int64 of text, 0 where a token is
+    padding, or the hidden states alone of pictures, which have no padding.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], first: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleDict(layers)
+        self.layers = nn.ModuleDict({str(i): layer for i, layer in enumerate(layers, first)})
 
-    def forward(self, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """(N, L, D) and (N, 1, 1, L) to the same; the second stays as it is."""
-        hidden, barrier = state
+    def forward(self, state: State) -> State:
+        """State to state; a mask stays as it is."""
+        if isinstance(state, Tensor):
+            return self._through(state, None)
+        hidden, mask = state
+        # Added to the attention logits; finite, so that a row of padding alone has no NaN.
+        barrier = hidden.new_zeros(mask.shape).masked_fill(mask == 0, torch.finfo(hidden.dtype).min)
+        # A copy of the mask, since the exporter confuses an output that is an input.
+        return self._through(hidden, barrier[:, None, None]), mask.clone()
+
+    def _through(self, hidden: Tensor, barrier: Tensor | None) -> Tensor:
         for layer in self.layers.values():
             hidden = layer(hidden, barrier)
-        return hidden, barrier
+        return hidden
 
 
 class PooledHead(nn.Module):
-    """Classifies from the first token, which is never padding."""
+    """Classifies from the first token, which is never padding.
 
-    def __init__(self, hidden_size: int, num_classes: int, dropout: float) -> None:
+    Args:
+        pooler: D to what `linear` reads.
+        linear: That to the logits.
+        dropout: Share of the pooled values that training drops.
+        activation: Of the pooled values, tanh unless given.
+        norm: Comes first where layers leave the hidden states as they are.
+    """
+
+    def __init__(
+        self,
+        pooler: nn.Module,
+        linear: nn.Module,
+        dropout: float,
+        activation: nn.Module | None = None,
+        norm: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        self.pooler = nn.Linear(hidden_size, hidden_size)
+        self.norm = norm or nn.Identity()
+        self.pooler = pooler
+        self.activation = activation or nn.Tanh()
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(hidden_size, num_classes)
+        self.linear = linear
 
-    def forward(self, state: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, state: State) -> Tensor:
         """State to logits (N, C)."""
-        pooled = self.pooler(state[0][:, 0]).tanh()
+        hidden = state if isinstance(state, Tensor) else state[0]  # (N, L, D)
+        pooled = self.activation(self.pooler(self.norm(hidden[:, 0])))
         logits: Tensor = self.linear(self.dropout(pooled))
         return logits
+
+
+def encoder_stages(
+    embed: nn.Module, layers: Sequence[nn.Module], exits_after_layer: Sequence[int]
+) -> list[nn.Module]:
+    """Cut an encoder behind each exit.
+
+    Args:
+        embed: Input to the first state; it stands at the start of the first stage.
+        layers: All layers, each of hidden states and what is added to its attention logits.
+        exits_after_layer: As `EncoderConfig` has them.
+    """
+    stages: list[nn.Module] = [
+        Layers(layers[first:last], first)
+        for first, last in itertools.pairwise([0, *exits_after_layer])
+    ]
+    return [nn.Sequential(embed, stages[0]), *stages[1:]]
 
 
 def bert_encoder(config: EncoderConfig) -> MultiExitModel:
     """Build a BERT with a pooler and a classifier at each exit.
 
-    Its input is token ids (N, L), in which id 0 is padding, or a tuple of those and an attention
-    mask (N, L), 0 where a token is padding. Padding changes no answer. Its state is a tuple of
-    hidden states (N, L, D) and what is added to attention logits (N, 1, 1, L).
+    Its input is token ids (N, L) int64, in which id 0 is padding, or a tuple of those and an
+    attention mask (N, L), 0 where a token is padding. Padding changes no answer. Its state is a
+    tuple of hidden states (N, L, D) and the mask (N, L) int64.
 
     Args:
         config: Its sizes and exits.
@@ -132,13 +199,15 @@ def bert_encoder(config: EncoderConfig) -> MultiExitModel:
         ),
         add_pooling_layer=False,
     )
-    stages: list[nn.Module] = [
-        Layers({str(i): bert.encoder.layer[i] for i in range(first, last)})
-        for first, last in itertools.pairwise([0, *config.exits_after_layer])
-    ]
-    stages[0] = nn.Sequential(Embed(bert.embeddings), stages[0])
+    stages = encoder_stages(
+        Embed(bert.embeddings, PAD_ID), list(bert.encoder.layer), config.exits_after_layer
+    )
     heads = [
-        PooledHead(config.hidden_size, config.num_labels, bert.config.hidden_dropout_prob)
+        PooledHead(
+            nn.Linear(config.hidden_size, config.hidden_size),
+            nn.Linear(config.hidden_size, config.num_labels),
+            bert.config.hidden_dropout_prob,
+        )
         for _ in stages
     ]
     return MultiExitModel(stages, heads)

@@ -1,18 +1,22 @@
 """A trained network as ONNX graphs: one per stage and one per exit head."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 import onnxscript.optimizer
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models import multi_exit
+from models.backend import State
+from models.bundle import Weights
+from models.fcn import coarse_grid
 from models.multi_exit import MultiExitModel
 from models.onnx_backend import OnnxBackend
-
-TRACE_ROWS = 2  # one row would be taken for a constant
+from models.stored_weights import with_stored_weights
 
 
 class _ServedHead(nn.Module):
@@ -22,61 +26,98 @@ class _ServedHead(nn.Module):
         super().__init__()
         self.head = head
 
-    def forward(self, state: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, state: multi_exit.State) -> tuple[Tensor, Tensor]:
         logits = self.head(state)
-        return logits, logits.log_softmax(-1)
+        is_mask = logits.ndim == 4
+        return logits, coarse_grid(logits) if is_mask else logits.log_softmax(-1)
 
 
-def export_onnx(model: MultiExitModel, example: Tensor, folder: Path) -> OnnxBackend:
-    """Write `stages/{k}.onnx` and `heads/{k}.onnx`, each a single file with a dynamic batch.
+class Graphs(NamedTuple):
+    """The K stages and K exit heads of a network, in memory."""
 
-    Kernels that half precision holds exactly are stored so and widened when the graph is loaded;
-    the arithmetic is single precision throughout.
+    stages: list[onnx.ModelProto]
+    heads: list[onnx.ModelProto]
+
+
+def export_graphs(model: MultiExitModel, small: State, large: State) -> Graphs:
+    """Trace every stage and head.
+
+    Every size in which the two inputs, or the states they lead to, differ becomes dynamic: rows,
+    and of texts their length.
 
     Args:
         model: The network; put into evaluation mode.
-        example: An input of any number of rows, for its shape.
+        small: An input of at least two rows; one would be taken for a constant.
+        large: Another of more rows, and of another length where lengths vary.
+    """
+    model.eval()
+    one, other = as_tensors(small), as_tensors(large)
+    graphs = Graphs([], [])
+    for stage, head in zip(model.stages, model.heads, strict=True):
+        graphs.stages.append(_export(stage, one, other))
+        with torch.inference_mode():
+            one, other = _cloned(stage(one)), _cloned(stage(other))
+        graphs.heads.append(_export(_ServedHead(head), one, other))
+    return graphs
+
+
+def write_graphs(graphs: Graphs, folder: Path, weights: Weights = "float32") -> OnnxBackend:
+    """Write `stages/{k}.onnx` and `heads/{k}.onnx`, each a single file.
+
+    Args:
+        graphs: Of all stages and heads.
         folder: Where the two folders go.
+        weights: How the files store weights; arithmetic is single precision throughout.
 
     Returns:
         A backend over the written graphs.
     """
-    model.eval()
-    state = example[:1].expand(TRACE_ROWS, *example.shape[1:]).contiguous()
-    stages, heads = [], []
-    for name in ("stages", "heads"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    for k, (stage, head) in enumerate(zip(model.stages, model.heads, strict=True)):
-        stages.append(_export(stage, state, folder / f"stages/{k}.onnx", ["state_out"]))
-        with torch.inference_mode():
-            state = stage(state).clone()
-        heads.append(
-            _export(_ServedHead(head), state, folder / f"heads/{k}.onnx", ["logits", "log_probs"])
-        )
-    return OnnxBackend(stages, heads)
+    return OnnxBackend(
+        _write(graphs.stages, folder / "stages", weights),
+        _write(graphs.heads, folder / "heads", weights),
+    )
 
 
-def largest_disagreement(
-    model: MultiExitModel, backend: OnnxBackend, inputs: NDArray[np.float32]
-) -> float:
-    """Largest difference of any logit between the network and its graphs, stage by stage."""
+def _write(graphs: Sequence[onnx.ModelProto], folder: Path, weights: Weights) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{k}.onnx" for k in range(len(graphs))]
+    for path, graph in zip(paths, graphs, strict=True):
+        stored = with_stored_weights(graph, weights)
+        onnx.checker.check_model(stored, full_check=True)
+        path.write_bytes(stored.SerializeToString())
+    return paths
+
+
+def largest_disagreement(model: MultiExitModel, backend: OnnxBackend, inputs: State) -> float:
+    """Largest difference of any logit between the network and its graphs, stage by stage.
+
+    Infinite where either has a logit that is no number.
+    """
     model.eval()
     with torch.inference_mode():
-        expected = model(torch.from_numpy(inputs)).numpy()
-    worst, state = 0.0, inputs
+        expected = model(as_tensors(inputs)).numpy()
+    differences, state = [], inputs
     for k in range(backend.num_exits):
         state = backend.run_stage(k, state)
-        worst = max(worst, float(np.abs(backend.run_head(k, state).logits - expected[k]).max()))
-    return worst
+        differences.append(np.abs(backend.run_head(k, state).logits - expected[k]).max())
+    return float(np.nan_to_num(np.max(differences), nan=np.inf, posinf=np.inf))
 
 
-def _export(module: nn.Module, state: Tensor, path: Path, outputs: list[str]) -> Path:
+def as_tensors(state: State) -> multi_exit.State:
+    """Arrays as a network takes them."""
+    tensors = tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in state)
+    return tensors[0] if len(tensors) == 1 else tensors
+
+
+def _export(module: nn.Module, state: multi_exit.State, other: multi_exit.State) -> onnx.ModelProto:
+    several = isinstance(state, tuple)
+    parts, others = (state, other) if several else ((state,), (other,))
+    shapes = tuple(_dynamic_sizes(a, b) for a, b in zip(parts, others, strict=True))
     program = torch.onnx.export(
         module.eval(),
-        (state.detach().clone(),),
-        input_names=["state_in"],
-        output_names=outputs,
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        (_cloned(state),),
+        input_names=[f"state_in_{i}" for i in range(len(parts))],
+        dynamic_shapes=(shapes if several else shapes[0],),
         dynamo=True,
         verbose=False,
         optimize=False,  # it would fold norms into kernels, which then need single precision
@@ -84,32 +125,24 @@ def _export(module: nn.Module, state: Tensor, path: Path, outputs: list[str]) ->
     assert program is not None, "the exporter returns a program unless it is given a file"
     onnxscript.optimizer.fold_constants(program.model)
     onnxscript.optimizer.remove_unused_nodes(program.model)
-    graph = program.model_proto
-    _store_in_half(graph)
-    onnx.checker.check_model(graph, full_check=True)
-    path.write_bytes(graph.SerializeToString())
-    return path
+    graph: onnx.ModelProto = program.model_proto
+    for described in (graph.graph, *graph.graph.node, *graph.graph.value_info):
+        del described.metadata_props[:]  # stack traces, with the paths of this machine
+    return graph
 
 
-def _store_in_half(model: onnx.ModelProto) -> None:
-    """Store what loses nothing by it in half precision, behind casts that fold away at load."""
-    kept, casts = [], []
-    for tensor in model.graph.initializer:
-        values = onnx.numpy_helper.to_array(tensor)
-        if (
-            values.dtype == np.float32
-            and values.ndim > 1
-            and np.array_equal(values.astype(np.float16), values)
-        ):
-            half = onnx.numpy_helper.from_array(values.astype(np.float16), f"{tensor.name}_half")
-            casts.append(
-                onnx.helper.make_node("Cast", [half.name], [tensor.name], to=onnx.TensorProto.FLOAT)
-            )
-            kept.append(half)
-        else:
-            kept.append(tensor)
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+def _dynamic_sizes(small: Tensor, large: Tensor) -> Mapping[int, object]:
+    """The dimensions in which two inputs differ; the first of a tensor are its rows."""
+    names = {0: torch.export.Dim("rows")}
+    return {
+        axis: names.get(axis, torch.export.Dim("length"))
+        for axis, sizes in enumerate(zip(small.shape, large.shape, strict=True))
+        if sizes[0] != sizes[1]
+    }
+
+
+def _cloned(state: multi_exit.State) -> multi_exit.State:
+    """A state that is no inference tensor."""
+    if isinstance(state, Tensor):
+        return state.detach().clone()
+    return tuple(part.detach().clone() for part in state)

@@ -35,6 +35,7 @@ class MSDNetConfig:
         bottleneck: Whether a 1x1 convolution stands before each 3x3.
         compression: Part of the published parameters, used by nothing in the network.
         reduction: The share of its channels that a transition keeps; 0 leaves transitions out.
+        num_classes: C; None: that of `data`.
     """
 
     data: str
@@ -51,6 +52,7 @@ class MSDNetConfig:
     bottleneck: bool
     compression: float
     reduction: float
+    num_classes: int | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -60,7 +62,10 @@ class MSDNetConfig:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; use {' or '.join(choices)}")
-        for name in ("base", "step", "num_scales", "num_channels", "num_blocks", "growth_rate"):
+        counts = ["base", "step", "num_scales", "num_channels", "num_blocks", "growth_rate"]
+        if self.num_classes is not None:
+            counts.append("num_classes")
+        for name in counts:
             if not _is_count(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a number above 0")
         for name in ("growth_factor", "bn_factor"):
@@ -217,6 +222,7 @@ def msdnet(config: MSDNetConfig) -> MultiExitModel:
     stages: list[nn.Module] = []
     heads: list[nn.Module] = []
     channels, layers = config.num_channels, itertools.count(1)
+    classes = CLASSES[config.data] if config.num_classes is None else config.num_classes
     for step in config.steps:
         stage = nn.Sequential() if stages else nn.Sequential(Stem(config))
         for layer in itertools.islice(layers, step):
@@ -229,7 +235,7 @@ def msdnet(config: MSDNetConfig) -> MultiExitModel:
         stages.append(stage)
         coarsest = channels * config.growth_factor[-1]
         width = CIFAR_HEAD_WIDTH if config.data.startswith("cifar") else coarsest
-        heads.append(CoarsestHead(coarsest, width, CLASSES[config.data]))
+        heads.append(CoarsestHead(coarsest, width, classes))
     model = MultiExitModel(stages, heads)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

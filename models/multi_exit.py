@@ -13,8 +13,8 @@ class MultiExitModel(nn.Module):
 
     Stage k maps the state behind stage k-1 (the input for k = 0) to its own state; exit head k maps
     that state to logits. Training and export use the same two lists, so what is trained is what is
-    served. A state is one tensor, or a tuple of them where a backbone carries several; only stages
-    of one tensor can be exported.
+    served. A state is one tensor, or a tuple of them where a backbone carries several: scales, or
+    hidden states and a mask.
 
     Args:
         stages: The backbone parts, K modules, state in and state out.

@@ -4,11 +4,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
-from models.backend import HeadOutput
+from models.backend import HeadOutput, State
 
 log = logging.getLogger(__name__)
 
@@ -44,22 +42,23 @@ class OnnxBackend:
                 )
             log.info("ONNX Runtime's CUDA provider does not load here; serving on the CPU")
             self.device = "cpu"
-        self._inputs = [session.get_inputs()[0].name for session in self._stages]
-        self._head_inputs = [session.get_inputs()[0].name for session in self._heads]
+        self._inputs = [_input_names(session) for session in self._stages]
+        self._head_inputs = [_input_names(session) for session in self._heads]
 
     @property
     def num_exits(self) -> int:
         """K."""
         return len(self._heads)
 
-    def run_stage(self, stage: int, state: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run_stage(self, stage: int, state: State) -> State:
         """Run one stage graph."""
-        output: NDArray[np.float32] = self._stages[stage].run(None, {self._inputs[stage]: state})[0]
-        return output
+        given = dict(zip(self._inputs[stage], state, strict=True))
+        return tuple(self._stages[stage].run(None, given))
 
-    def run_head(self, exit: int, state: NDArray[np.float32]) -> HeadOutput:
+    def run_head(self, exit: int, state: State) -> HeadOutput:
         """Run one head graph."""
-        return HeadOutput(*self._heads[exit].run(None, {self._head_inputs[exit]: state}))
+        given = dict(zip(self._head_inputs[exit], state, strict=True))
+        return HeadOutput(*self._heads[exit].run(None, given))
 
 
 def choose_providers(device: str, available: Sequence[str]) -> tuple[str, list[Provider]]:
@@ -97,3 +96,7 @@ def _session(path: Path, providers: list[Provider]) -> ort.InferenceSession:
         raise ValueError(
             f"{path} is not a graph that ONNX Runtime {ort.__version__} can load: {error}"
         ) from error
+
+
+def _input_names(session: ort.InferenceSession) -> list[str]:
+    return [given.name for given in session.get_inputs()]

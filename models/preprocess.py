@@ -1,20 +1,46 @@
-"""From the bytes a client sends to what stage 0 reads."""
+"""From the bytes or the text a client sends to what stage 0 reads."""
 
 import io
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+from tokenizers import Tokenizer
 
+from models.backend import State
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+TURNED = (5, 6, 7, 8)  # EXIF orientations whose width is the upright picture's height
 DRAFT_FACTOR = (
     4  # a large JPEG is decoded at a fraction of its size, but at least at this multiple of ours
 )
 
 
-class UndecodableImage(ValueError):
-    """The bytes are no picture that we read; the sentence says why."""
+CHARACTERS_A_TOKEN = 64  # of a text longer than that many a token the rest is not even tokenised
+
+
+class Unreadable(ValueError):
+    """The input is nothing that we read; the sentence says why."""
+
+
+class Prepared(NamedTuple):
+    """One row for stage 0.
+
+    Attributes:
+        state: The row.
+        truncated: Whether a part of the text did not fit.
+        size: Width and height of the upright picture, None of a text.
+    """
+
+    state: State
+    truncated: bool = False
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -26,6 +52,8 @@ class ImagePreprocessor:
         width: Of the network's input.
         mean: Per channel, on a scale of 0 to 1.
         std: Per channel.
+        fit: `cover`: scale to cover the input and cut to its middle; `stretch`: scale each side on
+            its own, so that every pixel of the picture has its place in the input.
         max_pixels: Largest picture that is decoded, judged by its header.
     """
 
@@ -33,39 +61,54 @@ class ImagePreprocessor:
     width: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    fit: Literal["cover", "stretch"] = "cover"
     max_pixels: int = 50_000_000
 
-    def __call__(self, data: bytes) -> NDArray[np.float32]:
+    def __call__(self, data: bytes) -> Prepared:
         """Bytes to network input, (1, 3, H, W).
 
         Raises:
-            UndecodableImage: If they are no picture, a damaged one, or one of too many pixels.
+            Unreadable: If they are no picture, a damaged one, or one of too many pixels.
         """
-        return self.normalise(self.decode(data)[None])
+        picture, size = self._decoded(data)
+        return Prepared((self.normalise(picture[None]),), size=size)
+
+    @property
+    def example(self) -> State:
+        """A row to warm up and to measure with."""
+        return (np.zeros((1, 3, self.height, self.width), np.float32),)
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         """Bytes to an upright RGB picture of the input's size, (H, W, 3).
 
-        It is scaled to cover the input and cut to its middle; transparency becomes white.
+        Transparency becomes white.
 
         Raises:
-            UndecodableImage: If they are no picture, a damaged one, or one of too many pixels.
+            Unreadable: If they are no picture, a damaged one, or one of too many pixels.
         """
+        return self._decoded(data)[0]
+
+    def _decoded(self, data: bytes) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        """The picture (H, W, 3), and width and height that it came in."""
         if not data:
-            raise UndecodableImage("the image is empty; send the bytes of a picture file")
+            raise Unreadable("the image is empty; send the bytes of a picture file")
         image = self._open(data)
         with image:
+            size = image.size[::-1] if _is_turned(image) else image.size
             try:
                 image.draft(None, (DRAFT_FACTOR * self.width, DRAFT_FACTOR * self.height))
                 image.load()
                 rgb = _to_rgb(_upright(self._shrunk(image)))
             except Exception as error:  # decoders of damaged files raise a dozen types
-                raise UndecodableImage(
+                raise Unreadable(
                     f"the {image.format} image is damaged or cut off: {error}"
                 ) from error
-        if rgb.size != (self.width, self.height):
-            rgb = ImageOps.fit(rgb, (self.width, self.height), Image.Resampling.BICUBIC)
-        return np.asarray(rgb)
+        wanted = (self.width, self.height)
+        if rgb.size != wanted and self.fit == "stretch":
+            rgb = rgb.resize(wanted, Image.Resampling.BICUBIC)
+        elif rgb.size != wanted:
+            rgb = ImageOps.fit(rgb, wanted, Image.Resampling.BICUBIC)
+        return np.asarray(rgb), size
 
     def normalise(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Images (N, H, W, 3) to network input (N, 3, H, W)."""
@@ -81,6 +124,9 @@ class ImagePreprocessor:
         """
         small, large = sorted((self.width, self.height))
         short = min(image.size)
+        if self.fit == "stretch":
+            factor = short // (DRAFT_FACTOR * large)
+            return image.reduce(factor) if factor > 1 and image.mode == "RGB" else image
         keep = -(-short * large // small)
         margins = [max((side - keep) // 2, 0) for side in image.size]
         if any(margins):
@@ -99,22 +145,88 @@ class ImagePreprocessor:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             # Pillow's own, higher limit; the warning is raised only where warnings are errors.
-            raise UndecodableImage(
+            raise Unreadable(
                 f"the image has more than {self.max_pixels} pixels, the limit here; scale it "
                 f"down first"
             ) from error
         except Exception as error:
-            raise UndecodableImage(
+            raise Unreadable(
                 f"the bytes are no image of a known format ({', '.join(FORMATS)})"
             ) from error
         width, height = image.size
         if width * height > self.max_pixels:
             image.close()
-            raise UndecodableImage(
+            raise Unreadable(
                 f"the image is {width}x{height}, more than {self.max_pixels} pixels, the limit "
                 f"here; scale it down first"
             )
         return image
+
+
+@dataclass(frozen=True)
+class TextPreprocessor:
+    """Tokenises a text, cut at the model's limit.
+
+    Attributes:
+        tokenizer: Path of a `tokenizer.json`.
+        max_tokens: The most tokens of a row, special ones included.
+        pad_id: Token id that fills rows up; the mask tells it from text.
+        length_step: Rows are filled up to a multiple of it, so that they meet others of their
+            length in a batch.
+        typical_tokens: Length of the row that costs are measured with.
+    """
+
+    tokenizer: Path
+    max_tokens: int
+    pad_id: int
+    length_step: int
+    typical_tokens: int
+    _tokenizer: Tokenizer = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        try:
+            tokenizer = Tokenizer.from_file(str(self.tokenizer))
+        except Exception as error:  # the library raises bare exceptions
+            raise ValueError(f"{self.tokenizer} is no tokenizer: {error}") from error
+        tokenizer.enable_truncation(self.max_tokens)
+        tokenizer.no_padding()
+        object.__setattr__(self, "_tokenizer", tokenizer)
+
+    def __call__(self, text: str) -> Prepared:
+        """Text to token ids and mask, (1, L) int64 each.
+
+        Raises:
+            Unreadable: If the text is empty.
+        """
+        most = CHARACTERS_A_TOKEN * self.max_tokens
+        if not text[:most].strip():
+            raise Unreadable("the text is empty; send at least one word")
+        encoding = self._tokenizer.encode(text[:most])
+        step = self.length_step
+        width = min(-(-len(encoding.ids) // step) * step, self.max_tokens)
+        state = self._filled([encoding.ids], width)
+        return Prepared(state, bool(encoding.overflowing) or len(text) > most)
+
+    @property
+    def example(self) -> State:
+        """A row to warm up and to measure with."""
+        ids = np.full((1, self.typical_tokens), self.pad_id, np.int64)
+        return ids, np.ones_like(ids)
+
+    def batch(self, texts: Sequence[str]) -> State:
+        """Texts (N) to token ids and mask, (N, L) int64 each, as long as the longest."""
+        most = CHARACTERS_A_TOKEN * self.max_tokens
+        cut = [text[:most] for text in texts]
+        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(cut)]
+        return self._filled(rows, max(map(len, rows)))
+
+    def _filled(self, rows: Sequence[Sequence[int]], width: int) -> State:
+        ids = np.full((len(rows), width), self.pad_id, np.int64)
+        mask = np.zeros((len(rows), width), np.int64)
+        for row, tokens in enumerate(rows):
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = 1
+        return ids, mask
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -122,6 +234,14 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # unreadable EXIF is no reason to refuse pixels that are already decoded
         return image
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether the EXIF orientation makes sides change places."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation) in TURNED
+    except Exception:  # unreadable, so that it stays as it is
+        return False
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,13 +1,33 @@
+import functools
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from models.export import export_onnx
+from models.export import Graphs, export_graphs, write_graphs
 from models.multi_exit import MultiExitModel
 from models.onnx_backend import OnnxBackend
 from models.resnet import cifar_resnet
 from models.run import Conv
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+WORDS = ("good", "bad", "film", "not", "very", "un", "##ly", "##ing", "##ish", "the", "a!")
+
+
+@pytest.fixture(scope="session")
+def quick_exports() -> Iterator[None]:
+    """Lets the exporter read its table of operators once, which it else does for every graph."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        once = functools.cache(ONNXRegistry.from_torchlib)
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(once))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -29,9 +49,87 @@ def network() -> MultiExitModel:
 
 
 @pytest.fixture(scope="session")
-def exported(
-    network: MultiExitModel, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, OnnxBackend]:
+def graphs(network: MultiExitModel, quick_exports: None) -> Graphs:
+    """The network's graphs, in memory."""
+    small, large = ((np.zeros((rows, 3, 8, 8), np.float32),) for rows in (2, 3))
+    return export_graphs(network, small, large)
+
+
+@pytest.fixture(scope="session")
+def exported(graphs: Graphs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, OnnxBackend]:
     """The network's graphs: their folder and the backend that the export gave."""
     folder = tmp_path_factory.mktemp("exported")
-    return folder, export_onnx(network, torch.zeros(1, 3, 8, 8), folder)
+    return folder, write_graphs(graphs, folder)
+
+
+@pytest.fixture(scope="session")
+def word_pieces() -> dict[str, Any]:
+    """What a `tokenizer.json` of 68 WordPiece tokens holds, padding's id 0."""
+    letters = [*LETTERS, *(f"##{letter}" for letter in LETTERS)]
+    vocabulary = {token: id for id, token in enumerate([*SPECIAL, *WORDS, *letters])}
+    added = [
+        {
+            "id": vocabulary[token],
+            "content": token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for token in SPECIAL
+    ]
+    around = {
+        token: {"id": token, "ids": [vocabulary[token]], "tokens": [token]}
+        for token in ("[CLS]", "[SEP]")
+    }
+    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    start, end = ({"SpecialToken": {"id": token, "type_id": 0}} for token in around)
+    return {
+        "version": "1.0",
+        "truncation": {
+            "direction": "Right",
+            "max_length": 4,
+            "strategy": "LongestFirst",
+            "stride": 0,
+        },
+        "padding": {
+            "strategy": {"Fixed": 4},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "[PAD]",
+        },
+        "added_tokens": added,
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+            "lowercase": True,
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [start, first, end],
+            "pair": [start, first, end, second, end],
+            "special_tokens": around,
+        },
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": vocabulary,
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def tokenizer(word_pieces: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `tokenizer.json` that cuts and pads to 4 tokens unless told otherwise."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path.write_text(json.dumps(word_pieces))
+    return path

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from models.bundle import BundleError, load_bundle, write_manifest
+from models.bundle import BundleError, load_bundle, rewrite_manifest, write_manifest
+from models.preprocess import ImagePreprocessor, TextPreprocessor
 
 NAMES = (
     "stages/0.onnx",
@@ -20,22 +21,32 @@ NAMES = (
 )
 
 
-def make_bundle(folder: Path) -> Path:
+PICTURES = {"height": 8, "width": 9, "mean": (0.5, 0.5, 0.5), "std": (1, 1, 1)}
+TEXTS = {"max_tokens": 20, "pad_id": 0, "length_step": 8, "typical_tokens": 16}
+
+
+def make_bundle(folder: Path, **changes: Any) -> Path:
     for name in NAMES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(f"content of {name}".encode())
-    write_manifest(
-        folder,
-        name="cats",
-        version="1",
-        task="image",
-        classes=("cat", "dog"),
-        num_exits=2,
-        preprocessing={"height": 8, "width": 9, "mean": (0.5, 0.5, 0.5), "std": (1, 1, 1)},
-        default_budget_ms=1.5,
-        training={"epochs": 3},
-    )
+    fields = {
+        "name": "cats",
+        "version": "1",
+        "task": "image",
+        "classes": ("cat", "dog"),
+        "num_exits": 2,
+        "preprocessing": PICTURES,
+        "default_budget_ms": 1.5,
+        "training": {"epochs": 3},
+    }
+    write_manifest(folder, **fields | changes)
     return folder
+
+
+def make_text_bundle(folder: Path, tokenizer: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    return make_bundle(folder, task="text", preprocessing=TEXTS)
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -65,6 +76,100 @@ def test_the_preprocessor_is_of_the_manifest_and_the_operators_limit(tmp_path: P
     preprocess = load_bundle(make_bundle(tmp_path)).preprocessor(max_pixels=77)
     assert (preprocess.height, preprocess.width, preprocess.max_pixels) == (8, 9, 77)
     assert preprocess.mean == (0.5, 0.5, 0.5)
+    assert isinstance(preprocess, ImagePreprocessor) and preprocess.fit == "cover"
+
+
+def test_a_bundle_of_masks_may_stretch_its_pictures(tmp_path: Path) -> None:
+    make_bundle(tmp_path, task="segmentation", preprocessing={**PICTURES, "fit": "stretch"})
+    preprocess = load_bundle(tmp_path).preprocessor(max_pixels=77)
+    assert isinstance(preprocess, ImagePreprocessor) and preprocess.fit == "stretch"
+    edit(tmp_path, lambda m: m["preprocessing"].update(fit="tile"))
+    assert "preprocessing.image.fit" in refusal(tmp_path)
+
+
+def test_a_bundle_of_texts_has_a_preprocessor_of_texts(tmp_path: Path, tokenizer: Path) -> None:
+    bundle = load_bundle(make_text_bundle(tmp_path, tokenizer))
+    preprocess = bundle.preprocessor(max_pixels=77)
+    assert isinstance(preprocess, TextPreprocessor)
+    assert preprocess == TextPreprocessor(tmp_path / "tokenizer.json", **TEXTS)
+    ids, mask = preprocess("good film").state
+    assert ids.shape == (1, 8) and mask.sum() == 4
+    assert [array.shape for array in preprocess.example] == [(1, 16), (1, 16)]
+
+
+def test_a_bundle_of_texts_lists_its_tokenizer(tmp_path: Path, tokenizer: Path) -> None:
+    edit(make_text_bundle(tmp_path, tokenizer), lambda m: m["files"].pop("tokenizer.json"))
+    assert "does not list tokenizer.json" in refusal(tmp_path)
+
+
+def test_a_changed_tokenizer_is_damage(tmp_path: Path, tokenizer: Path) -> None:
+    path = make_text_bundle(tmp_path, tokenizer) / "tokenizer.json"
+    path.write_text(path.read_text() + " ")
+    assert f"{path} is damaged" in refusal(tmp_path)
+
+
+def test_a_bundle_whose_tokenizer_is_none_says_so(tmp_path: Path, tokenizer: Path) -> None:
+    (tmp_path / "words.json").write_text("{}")
+    bundle = load_bundle(make_text_bundle(tmp_path / "bundle", tmp_path / "words.json"))
+    with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer: "):
+        bundle.preprocessor(max_pixels=77)
+
+
+@pytest.mark.parametrize("task", ["image", "segmentation", "text"])
+def test_task_and_preprocessing_must_agree(tmp_path: Path, task: str) -> None:
+    make_bundle(tmp_path)
+
+    def swap(manifest: dict[str, Any]) -> None:
+        manifest.update(task=task, preprocessing=PICTURES if task == "text" else TEXTS)
+
+    edit(tmp_path, swap)
+    assert f"the preprocessing is not that of the task {task}" in refusal(tmp_path)
+    with pytest.raises(ValueError, match=f"not that of the task {task}"):
+        make_bundle(tmp_path, task=task, preprocessing=PICTURES if task == "text" else TEXTS)
+
+
+@pytest.mark.parametrize("key", TEXTS)
+@pytest.mark.parametrize("value", [-1, "many", 1.5, None])
+def test_a_bad_value_of_the_texts_is_named(
+    tmp_path: Path, tokenizer: Path, key: str, value: object
+) -> None:
+    edit(make_text_bundle(tmp_path, tokenizer), lambda m: m["preprocessing"].update({key: value}))
+    assert f"not a bundle description: preprocessing.text.{key}" in refusal(tmp_path)
+
+
+def test_ways_of_storing_weights_are_measured_and_told(tmp_path: Path) -> None:
+    measured = {
+        "float32": {"accuracy": [0.5, 0.75], "latency_ms": [1.0, 2.0]},
+        "int8": {"accuracy": [0.5, 0.7], "latency_ms": [1.0, 1.5]},
+    }
+    make_bundle(tmp_path, weights="int8", measured=measured)
+    manifest = load_bundle(tmp_path).manifest
+    assert manifest.weights == "int8"
+    assert manifest.measured["int8"].accuracy == (0.5, 0.7)
+    edit(tmp_path, lambda m: m.update(weights="int4"))
+    assert "bundle.json is not a bundle description: weights" in refusal(tmp_path)
+
+
+def test_an_older_manifest_stores_single_precision(tmp_path: Path) -> None:
+    def forget(manifest: dict[str, Any]) -> None:
+        del manifest["weights"], manifest["measured"], manifest["preprocessing"]["fit"]
+
+    edit(make_bundle(tmp_path), forget)
+    manifest = load_bundle(tmp_path).manifest
+    assert (manifest.weights, manifest.measured) == ("float32", {})
+
+
+def test_a_changed_bundle_is_described_again_and_keeps_its_other_fields(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    before = load_bundle(make_text_bundle(tmp_path, tokenizer))
+    (tmp_path / "scheduler.json").write_text("another")
+    rewrite_manifest(before, default_budget_ms=2.5)
+    after = load_bundle(tmp_path).manifest
+    assert after.default_budget_ms == 2.5
+    assert after.files["scheduler.json"].bytes == len("another")
+    same = {"files", "default_budget_ms"}
+    assert after.model_dump(exclude=same) == before.manifest.model_dump(exclude=same)
 
 
 def test_a_manifest_may_leave_the_budget_open(tmp_path: Path) -> None:
@@ -120,7 +225,7 @@ def test_an_unknown_key_is_named(tmp_path: Path) -> None:
 
 def test_an_unknown_key_inside_is_named(tmp_path: Path) -> None:
     edit(make_bundle(tmp_path), lambda m: m["preprocessing"].update(crop=True))
-    assert "preprocessing.crop" in refusal(tmp_path)
+    assert "preprocessing.image.crop" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(

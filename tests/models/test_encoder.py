@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from models.encoder import EncoderConfig, bert_encoder
+from models.encoder import EncoderConfig, PooledHead, bert_encoder
 from models.multi_exit import MultiExitModel
 
 TINY: dict[str, Any] = {
@@ -34,8 +34,8 @@ def texts(rows: int, tokens: int) -> torch.Tensor:
 
 
 def test_every_exit_classifies_from_the_layers_before_it(model: MultiExitModel) -> None:
-    hidden, barrier = model.stages[0](texts(2, 5))
-    assert hidden.shape == (2, 5, 16) and barrier.shape == (2, 1, 1, 5)
+    hidden, mask = model.stages[0](texts(2, 5))
+    assert hidden.shape == (2, 5, 16) and mask.shape == (2, 5)
     assert model(texts(2, 5)).shape == (2, 2, 4)
     assert [key for key, _ in model.named_modules() if key.split(".")[-1].isdigit()] == [
         "stages.0",
@@ -48,6 +48,46 @@ def test_every_exit_classifies_from_the_layers_before_it(model: MultiExitModel) 
         "heads.0",
         "heads.1",
     ]
+
+
+def test_the_mask_travels_in_int64_and_is_no_input_of_the_stage_it_leaves(
+    model: MultiExitModel,
+) -> None:
+    ids = torch.tensor([[7, 8, 0], [9, 0, 0]])
+    expected = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    for x in (ids, (ids, expected.bool()), (ids, expected.float()), (ids, expected)):
+        state = model.stages[0](x)
+        after = model.stages[1](state)
+        for _, mask in (state, after):
+            assert mask.dtype == torch.int64 and torch.equal(mask, expected)
+        assert after[1] is not state[1]
+
+
+def test_every_stage_reads_the_mask_it_is_given(model: MultiExitModel) -> None:
+    hidden, mask = model.stages[0](texts(2, 6))
+    hidden_short, mask_short = hidden[:, :4], mask[:, :4]
+    mask[:, 4:] = 0
+    masked = model.heads[1](model.stages[1]((hidden, mask)))
+    short = model.heads[1](model.stages[1]((hidden_short, mask_short)))
+    torch.testing.assert_close(masked, short, atol=1e-5, rtol=0)
+
+
+def test_hidden_states_alone_have_no_padding(model: MultiExitModel) -> None:
+    hidden, mask = model.stages[0](texts(2, 6))
+    alone = model.stages[1](hidden)
+    together, _ = model.stages[1]((hidden, mask))
+    torch.testing.assert_close(alone, together, atol=1e-6, rtol=0)
+    torch.testing.assert_close(model.heads[1](alone), model.heads[1]((together, mask)))
+
+
+def test_a_head_normalises_first_where_it_is_told_to() -> None:
+    norm, hidden = torch.nn.LayerNorm(4), torch.randn(2, 3, 4) * 5 + 2
+    torch.nn.init.normal_(norm.weight)
+    pooler, linear = torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)
+    head = PooledHead(pooler, linear, 0.5, torch.nn.ReLU(), norm).eval()
+    expected = linear(torch.relu(pooler(norm(hidden)[:, 0])))
+    torch.testing.assert_close(head(hidden), expected)
+    assert not torch.equal(head.train()(hidden), expected)
 
 
 @pytest.mark.parametrize("padding", [1, 7])

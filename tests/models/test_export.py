@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -5,6 +6,7 @@ import onnx
 import pytest
 import torch
 
+from models.backend import State
 from models.export import largest_disagreement
 from models.multi_exit import MultiExitModel
 from models.onnx_backend import OnnxBackend
@@ -30,9 +32,9 @@ def test_graphs_agree_with_the_network(
 ) -> None:
     backend = exported[1]
     inputs = pictures(rows)
-    assert largest_disagreement(network, backend, inputs) < 1e-4
+    assert largest_disagreement(network, backend, (inputs,)) < 1e-4
     expected = network(torch.from_numpy(inputs)).detach()
-    state = inputs
+    state: State = (inputs,)
     for exit in range(2):
         state = backend.run_stage(exit, state)
         logits, log_probs = backend.run_head(exit, state)
@@ -48,11 +50,22 @@ def test_a_graph_that_differs_shows_in_the_disagreement(
     with torch.no_grad():
         bias += 0.5
     try:
-        worst = largest_disagreement(network, exported[1], pictures(3))
+        worst = largest_disagreement(network, exported[1], (pictures(3),))
     finally:
         with torch.no_grad():
             bias -= 0.5
     assert worst == pytest.approx(0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("exit", [0, 1])
+def test_a_logit_that_is_no_number_is_a_disagreement(
+    network: MultiExitModel, exported: Exported, exit: int, value: float
+) -> None:
+    model = copy.deepcopy(network)
+    with torch.no_grad():
+        model.heads[exit].linear.bias[1] = value
+    assert largest_disagreement(model, exported[1], (pictures(3),)) == np.inf
 
 
 def test_each_stage_and_head_is_one_file(exported: Exported) -> None:
@@ -83,3 +96,10 @@ def test_kernels_are_stored_in_half_only_where_that_is_exact(exported: Exported)
         for tensor in graphs(exported[0])["stages/0.onnx"].graph.initializer
         if len(tensor.dims) == 1 and tensor.data_type != onnx.TensorProto.INT64
     } == single
+
+
+def test_graphs_tell_nothing_of_the_machine_that_made_them(exported: Exported) -> None:
+    for path in exported[0].rglob("*.onnx"):
+        content = path.read_bytes()
+        for trace in (b"site-packages", b".py", b"stack_trace", str(Path.cwd()).encode()):
+            assert trace not in content, (path, trace)

@@ -5,6 +5,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from models.backend import State
 from models.onnx_backend import OnnxBackend, choose_providers
 
 CPU = ["CPUExecutionProvider"]
@@ -22,7 +23,8 @@ def exported_files(exported: tuple[Path, OnnxBackend]) -> tuple[list[Path], list
 
 def answers(backend: OnnxBackend, inputs: np.ndarray) -> list[np.ndarray]:
     """Logits and log-probabilities of both exits."""
-    found, state = [], inputs
+    found: list[np.ndarray] = []
+    state: State = (inputs,)
     for exit in range(backend.num_exits):
         state = backend.run_stage(exit, state)
         found += backend.run_head(exit, state)

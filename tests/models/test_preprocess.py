@@ -1,9 +1,11 @@
 import io
+import json
 import struct
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,8 +15,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.preprocess import FORMATS, ImagePreprocessor, UndecodableImage
-from models.train import IMAGENET_MEAN, IMAGENET_STD, normalise
+from models.batches import normalise
+from models.preprocess import (
+    FORMATS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImagePreprocessor,
+    TextPreprocessor,
+    Unreadable,
+)
 
 preprocess = ImagePreprocessor(32, 32, IMAGENET_MEAN, IMAGENET_STD)
 Pixels = NDArray[np.uint8]
@@ -48,7 +57,7 @@ def on_white(colour: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
 
 
 def refusal(data: bytes, of: ImagePreprocessor = preprocess) -> str:
-    with pytest.raises(UndecodableImage) as caught:
+    with pytest.raises(Unreadable) as caught:
         of(data)
     sentence = str(caught.value)
     assert sentence and "\n" not in sentence and len(sentence) < 300
@@ -77,7 +86,7 @@ def test_an_rgb_png_of_the_right_size_passes_bit_for_bit() -> None:
 
 def test_bytes_become_one_row_of_network_input() -> None:
     pixels = noise(32, 32, 3)
-    row = preprocess(encode(pixels))
+    (row,) = preprocess(encode(pixels)).state
     assert (row.shape, row.dtype, row.flags.c_contiguous) == ((1, 3, 32, 32), np.float32, True)
     expected = (pixels[5, 7] / 255 - IMAGENET_MEAN) / IMAGENET_STD
     np.testing.assert_allclose(row[0, :, 5, 7], expected, atol=1e-6)
@@ -85,7 +94,9 @@ def test_bytes_become_one_row_of_network_input() -> None:
 
 def test_serving_normalises_as_training_does() -> None:
     pixels = noise(3, 32, 32, 3)
-    trained = normalise(torch.from_numpy(pixels)).numpy()
+    trained = normalise(
+        torch.from_numpy(pixels), torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    ).numpy()
     np.testing.assert_allclose(preprocess.normalise(pixels), trained, rtol=0, atol=1e-6)
 
 
@@ -93,7 +104,7 @@ def test_height_and_width_are_told_apart() -> None:
     pixels = noise(12, 20, 3)
     flat = ImagePreprocessor(12, 20, IMAGENET_MEAN, IMAGENET_STD)
     assert np.array_equal(flat.decode(encode(pixels)), pixels)
-    assert flat(encode(noise(40, 40, 3))).shape == (1, 3, 12, 20)
+    assert flat(encode(noise(40, 40, 3))).state[0].shape == (1, 3, 12, 20)
 
 
 def test_grey_fills_three_channels() -> None:
@@ -239,7 +250,7 @@ def test_a_picture_that_lacks_its_last_bytes_is_whole_or_refused(format: str) ->
     for cut in range(len(data) - 20, len(data)):
         try:
             decoded = preprocess.decode(data[:cut])
-        except UndecodableImage:
+        except Unreadable:
             continue
         assert np.array_equal(decoded, whole)
 
@@ -282,8 +293,8 @@ def test_other_files_are_refused_with_the_formats_we_read(data: bytes) -> None:
 )
 def test_random_bytes_are_a_picture_or_refused(magic: bytes, rest: bytes) -> None:
     try:
-        assert preprocess(magic + rest).shape == (1, 3, 32, 32)
-    except UndecodableImage as error:
+        assert preprocess(magic + rest).state[0].shape == (1, 3, 32, 32)
+    except Unreadable as error:
         assert "\n" not in str(error)
 
 
@@ -294,8 +305,8 @@ def test_a_damaged_picture_is_a_picture_or_refused(format: str, data: st.DataObj
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     try:
-        assert preprocess(bytes(damaged)).shape == (1, 3, 32, 32)
-    except UndecodableImage as error:
+        assert preprocess(bytes(damaged)).state[0].shape == (1, 3, 32, 32)
+    except Unreadable as error:
         assert "\n" not in str(error)
 
 
@@ -315,7 +326,7 @@ def test_the_pixel_limit_is_exact() -> None:
 
 def test_a_picture_from_a_file_of_another_suffix_is_read_by_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "photo.txt").write_bytes(encode(noise(32, 32, 3), "WEBP"))
-    assert preprocess((tmp_path / "photo.txt").read_bytes()).shape == (1, 3, 32, 32)
+    assert preprocess((tmp_path / "photo.txt").read_bytes()).state[0].shape == (1, 3, 32, 32)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1", "I;16"])
@@ -331,3 +342,201 @@ def test_large_pictures_keep_their_middle(mode: str, size: tuple[int, int]) -> N
     image.save(buffer, "PNG")
     small = ImagePreprocessor(32, 32, (0, 0, 0), (1, 1, 1)).decode(buffer.getvalue())
     assert small[:, :15].max() <= 30 and small[:, 17:].min() >= 225
+
+
+TURNED = (5, 6, 7, 8)  # EXIF orientations whose sides change places
+
+
+@pytest.mark.parametrize("fit", ["cover", "stretch"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("size", [(64, 40), (40, 64), (60, 62), (1000, 996), (320, 32)])
+def test_the_size_told_is_that_of_the_upright_picture(
+    fit: Literal["cover", "stretch"], format: str, size: tuple[int, int]
+) -> None:
+    sized = replace(preprocess, fit=fit)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encode(Image.new("RGB", size, "red"), format, exif=exif)
+        assert sized(data).size == (size[::-1] if orientation in TURNED else size), orientation
+
+
+def test_the_size_told_is_that_before_a_large_picture_is_shrunk() -> None:
+    data = encode(Image.new("RGB", (2001, 1003), "red"), "JPEG")
+    assert preprocess(data).size == (2001, 1003)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")  # Pillow's
+@pytest.mark.parametrize("exif", [b"Exif\x00\x00nonsense", b"Exif\x00\x00MM\x00*\xff\xff\xff\xff"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_a_picture_of_unreadable_exif_has_the_size_of_its_pixels(format: str, exif: bytes) -> None:
+    assert preprocess(encode(noise(20, 30, 3), format, exif=exif)).size == (30, 20)
+
+
+def test_stretching_gives_every_pixel_its_place() -> None:
+    stretching = ImagePreprocessor(8, 16, (0, 0, 0), (1, 1, 1), fit="stretch")
+    quarters = np.zeros((64, 40, 3), np.uint8)
+    quarters[:32, 20:], quarters[32:, :20], quarters[32:, 20:] = (250, 0, 0), (0, 250, 0), 250
+    decoded = stretching.decode(encode(quarters))
+    assert decoded.shape == (8, 16, 3)
+    corners = {(0, 0): (0, 0, 0), (0, 15): (250, 0, 0), (7, 0): (0, 250, 0), (7, 15): (250,) * 3}
+    for place, colour in corners.items():
+        assert furthest(decoded[place], np.array(colour)) <= 1
+    assert ImagePreprocessor(8, 16, (0, 0, 0), (1, 1, 1)).fit == "cover"
+
+
+def test_what_covering_cuts_off_is_kept_by_stretching() -> None:
+    pixels = np.zeros((64, 40, 3), np.uint8)
+    pixels[:8] = 250
+    stretching = ImagePreprocessor(16, 16, (0, 0, 0), (1, 1, 1), fit="stretch")
+    assert stretching.decode(encode(pixels))[0].min() >= 240
+    assert not replace(stretching, fit="cover").decode(encode(pixels)).any()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1", "I;16"])
+@pytest.mark.parametrize("size", [(2000, 1000), (999, 2003), (40, 3000), (32, 32), (3, 2)])
+def test_stretched_pictures_keep_their_borders(mode: str, size: tuple[int, int]) -> None:
+    width, height = size
+    grey = np.zeros((height, width), np.uint8)
+    grey[:, width // 2 :] = 255
+    image = Image.fromarray(grey)
+    image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+    stretching = ImagePreprocessor(32, 32, (0, 0, 0), (1, 1, 1), fit="stretch")
+    prepared = stretching(encode(image))
+    assert prepared.size == size and prepared.state[0].shape == (1, 3, 32, 32)
+    decoded = stretching.decode(encode(image))
+    half = 32 * (width // 2) // width
+    assert decoded[:, : half - 3].max(initial=0) <= 30 and decoded[:, half + 4 :].min() >= 225
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_stretched_pictures_come_out_upright(orientation: int) -> None:
+    upright = np.zeros((60, 40, 3), np.uint8)
+    upright[:30, :20] = 255  # white in the upper left quarter
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # as Image.Transpose numbers them
+    image, exif = Image.fromarray(upright), Image.Exif()
+    if orientation > 1:
+        image = image.transpose(Image.Transpose(undo[orientation]))
+    exif[0x0112] = orientation
+    stretching = ImagePreprocessor(8, 8, (0, 0, 0), (1, 1, 1), fit="stretch")
+    decoded = stretching.decode(encode(image, exif=exif))
+    assert decoded[:3, :3].min() >= 225
+    assert decoded[:, 5:].max() <= 30 and decoded[5:].max() <= 30
+
+
+def reader(tokenizer: Path, **changes: int) -> TextPreprocessor:
+    sizes = {"max_tokens": 20, "pad_id": 0, "length_step": 8, "typical_tokens": 16}
+    return TextPreprocessor(tokenizer, **sizes | changes)
+
+
+def test_a_text_becomes_one_row_of_ids_and_mask(tokenizer: Path) -> None:
+    ids, mask = reader(tokenizer)("Good FILM").state
+    assert ids.shape == mask.shape == (1, 8)
+    assert ids.dtype == mask.dtype == np.int64
+    named = json.loads(tokenizer.read_text())["model"]["vocab"]
+    assert ids[0, :4].tolist() == [named[t] for t in ("[CLS]", "good", "film", "[SEP]")]
+    assert not ids[0, 4:].any() and mask[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("pad_id", [0, 7])
+@pytest.mark.parametrize(
+    ("words", "width"), [(1, 8), (6, 8), (7, 16), (14, 16), (15, 20), (18, 20), (19, 20), (99, 20)]
+)
+def test_texts_are_filled_up_to_a_step_or_the_most(
+    tokenizer: Path, words: int, width: int, pad_id: int
+) -> None:
+    prepared = reader(tokenizer, pad_id=pad_id)(" ".join(["good"] * words))
+    ids, mask = prepared.state
+    tokens = min(words + 2, 20)
+    assert ids.shape == (1, width) and mask.sum() == tokens and mask[0, :tokens].all()
+    assert (ids[0, tokens:] == pad_id).all()
+    assert prepared.truncated == (words > 18) and prepared.size is None
+    assert ids[0, tokens - 1] == 3  # the end's special token stays
+
+
+def test_a_step_above_the_most_fills_every_text_to_the_most(tokenizer: Path) -> None:
+    for words in (1, 3, 30):
+        prepared = reader(tokenizer, max_tokens=5, length_step=8)("good " * words)
+        assert prepared.state[0].shape == (1, 5)
+        assert prepared.truncated == (words > 3)
+
+
+def test_the_tokenizers_own_cut_and_padding_do_not_count(tokenizer: Path) -> None:
+    prepared = reader(tokenizer, length_step=1)("good " * 9)  # its file says 4 tokens
+    assert prepared.state[0].shape == (1, 11) and not prepared.truncated
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t \r\n", "\u3000\u2003"])
+def test_an_empty_text_is_refused(tokenizer: Path, text: str) -> None:
+    with pytest.raises(Unreadable, match="the text is empty; send at least one word"):
+        reader(tokenizer)(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("😀", ["[UNK]"]),
+        ("good 👩‍👩‍👧 film", ["good", "[UNK]", "film"]),
+        ("g\u00f3\u00f6d", ["good"]),  # accents are stripped
+        ("go\0od", ["good"]),
+        ("\0good\ufffd film\x07", ["good", "film"]),
+        ("電影good", ["[UNK]", "[UNK]", "good"]),
+        ("\u202egood", ["good"]),
+        ("[MASK]", ["[MASK]"]),
+        ("\0", []),
+    ],
+)
+def test_any_character_is_read(tokenizer: Path, text: str, pieces: list[str]) -> None:
+    vocabulary = json.loads(tokenizer.read_text())["model"]["vocab"]
+    names = {id: token for token, id in vocabulary.items()}
+    prepared = reader(tokenizer)(text)
+    ids, mask = prepared.state
+    tokens = [names[id] for id in ids[0, : mask.sum()].tolist()]
+    assert tokens == ["[CLS]", *pieces, "[SEP]"] and not prepared.truncated
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=80))
+def test_any_text_is_read_or_empty(tokenizer: Path, text: str) -> None:
+    try:
+        ids, mask = reader(tokenizer)(text).state
+    except Unreadable:
+        assert not text.strip()
+        return
+    assert ids.shape == mask.shape and ids.shape[1] in (8, 16, 20)
+    assert ids[0, 0] == 2 and ids[0, mask.sum() - 1] == 3 and 0 <= ids.min() <= ids.max() < 80
+    together = reader(tokenizer).batch([text, "good"])
+    assert together[0][0, : mask.sum()].tolist() == ids[0, : mask.sum()].tolist()
+
+
+@pytest.mark.parametrize("text", ["good ", "a", "😀", "ab. ", "\0", "[SEP]"])
+def test_a_huge_text_is_cut_in_no_time_and_flagged(tokenizer: Path, text: str) -> None:
+    huge, started = text * (5_000_000 // len(text)), time.perf_counter()
+    prepared = reader(tokenizer, max_tokens=128)(huge)
+    assert time.perf_counter() - started < 0.5
+    assert prepared.truncated and prepared.state[0].shape[1] <= 128
+
+
+def test_blanks_longer_than_any_text_are_an_empty_one(tokenizer: Path) -> None:
+    with pytest.raises(Unreadable, match="the text is empty"):
+        reader(tokenizer)(" " * 1_000_000 + "good")
+
+
+def test_a_row_to_measure_with_is_as_long_as_is_typical(tokenizer: Path) -> None:
+    ids, mask = reader(tokenizer, pad_id=7).example
+    assert ids.shape == mask.shape == (1, 16) and (ids == 7).all() and mask.all()
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "words"])
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "t.json").write_text(content)
+    with pytest.raises(ValueError, match=r"t\.json is no tokenizer: "):
+        reader(tmp_path / "t.json")
+
+
+def test_preprocessors_of_one_tokenizer_are_apart(tokenizer: Path) -> None:
+    short, long = reader(tokenizer, max_tokens=4), reader(tokenizer)
+    assert short("good " * 9).state[0].shape == (1, 4)
+    assert long("good " * 9).state[0].shape == (1, 16)
+    assert replace(long, typical_tokens=8)("good " * 9).state[0].shape == (1, 16)

@@ -13,7 +13,7 @@ from torch import Tensor
 from models.bottleneck_resnet import resnet56_3
 from models.densenet import densenet121
 from models.multi_exit import MultiExitModel
-from models.published import ARCHITECTURES, load_published, published_name
+from models.published import load_published, network_of, published_name
 
 Weights = dict[str, Tensor]
 
@@ -60,7 +60,7 @@ def golden(name: str) -> Path:
 def network(arch: str) -> MultiExitModel:
     """A random network of `CONFIGS[arch]` whose batch norms have a past."""
     torch.manual_seed(1)
-    model = ARCHITECTURES[arch].build(ARCHITECTURES[arch].settings(**CONFIGS[arch]))
+    model = network_of(arch, CONFIGS[arch]).build()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(module.running_mean, 0.0, 0.1)

@@ -7,8 +7,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.data import load_dataset
+from models.batches import ImageBatches
+from models.data import DataConfig, load_dataset
 from models.multi_exit import MultiExitModel
+from models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from models.resnet import BasicBlock, ExitHead, cifar_resnet, load_plain_weights
 from models.run import Conv
 from models.train import accuracy_per_exit
@@ -140,5 +142,6 @@ def test_the_published_resnet56_classifies_cifar10_after_loading(tmp_path: Path)
     load_plain_weights(model, PRETRAINED)
     with np.load(REPO / "tests/data/cifar10_test_300.npz") as arrays:
         np.savez(tmp_path / "cifar.npz", **arrays, test=np.arange(300) >= 200)
-    pictures = load_dataset(tmp_path / "cifar.npz", calibration_size=1, seed=0).test
-    assert accuracy_per_exit(model, pictures)[-1] > 0.7
+    pictures = load_dataset(DataConfig(str(tmp_path / "cifar.npz"), calibration_size=1)).test
+    batches = ImageBatches(IMAGENET_MEAN, IMAGENET_STD)
+    assert accuracy_per_exit(model, batches, pictures)[-1] > 0.7

@@ -3,6 +3,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +14,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import models.train
+from models.batches import ImageBatches, MaskBatches, TextBatches
 from models.data import Dataset, Split
+from models.encoder import EncoderConfig, bert_encoder
 from models.multi_exit import MultiExitModel
+from models.preprocess import TextPreprocessor
 from models.resnet import cifar_resnet
 from models.run import Conv, TrainConfig
-from models.train import (
-    EpochReport,
-    Trainer,
-    accuracy_per_exit,
-    augment,
-    exit_weights,
-    joint_loss,
-    one_cycle,
-    predict_logits,
-    write_json,
-)
+from models.train import EpochReport, Trainer, accuracy_per_exit, one_cycle
 
-CONFIG = TrainConfig(
-    depth=8,
-    exits=(1,),
-    heads=((Conv(4, 2),),),
-    dataset="made here",
-    calibration_size=8,
-    epochs=2,
-    batch_size=8,
-    distill_from=0.5,
-)
+CONFIG = TrainConfig(epochs=2, batch_size=8, distill_from=0.5)
+TEXT_CONFIG = replace(CONFIG, optimizer="adamw", peak_lr=1e-2, weight_decay=0.1)
 STEPS = 6  # 3 an epoch
+PICTURES = ImageBatches((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 
 
 class Killed(Exception):
@@ -54,12 +41,41 @@ def make_split(rows: int, seed: int) -> Split:
 
 
 def make_dataset() -> Dataset:
-    return Dataset(("dark", "bright"), make_split(26, 0), make_split(8, 1), make_split(8, 2))
+    splits = make_split(26, 0), make_split(8, 1), make_split(8, 2)
+    return Dataset("image", ("dark", "bright"), *splits)
 
 
 def network(seed: int = 0) -> MultiExitModel:
     torch.manual_seed(seed)
-    return cifar_resnet(CONFIG.depth, 2, CONFIG.exits, CONFIG.heads)
+    return cifar_resnet(8, 2, (1,), ((Conv(4, 2),),))
+
+
+def make_texts(rows: int, seed: int) -> Split:
+    """Texts of all lengths, one word of which tells their class."""
+    rng, labels = np.random.default_rng(seed), np.arange(rows) % 2
+    texts = [f"{('bad', 'good')[label]}{' film' * rng.integers(0, 9)}" for label in labels]
+    return Split(texts, labels)
+
+
+def make_text_dataset() -> Dataset:
+    return Dataset("text", ("no", "yes"), make_texts(26, 0), make_texts(8, 1), make_texts(8, 2))
+
+
+def encoder(seed: int = 0) -> MultiExitModel:
+    """Two layers that drop a tenth of everything in training."""
+    torch.manual_seed(seed)
+    return bert_encoder(
+        EncoderConfig(
+            vocab_size=80,
+            hidden_size=8,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=8,
+            max_position_embeddings=12,
+            num_labels=2,
+            exits_after_layer=(1, 2),
+        )
+    )
 
 
 def ticking() -> Callable[[], float]:
@@ -76,7 +92,13 @@ def run(out: Path, *, seed: int = 0, kill_at: int | None = None) -> list[EpochRe
             raise Killed
 
     trainer = Trainer(
-        CONFIG, make_dataset(), out, network(seed), checkpoint_seconds=0, clock=ticking()
+        CONFIG,
+        make_dataset(),
+        PICTURES,
+        out,
+        network(seed),
+        checkpoint_seconds=0,
+        clock=ticking(),
     )
     return trainer.run(on_step, lambda report: None)
 
@@ -100,73 +122,6 @@ def outcome(out: Path) -> Any:
     }
 
 
-def test_exit_weights_grow_towards_the_last_exit() -> None:
-    assert exit_weights(3) == pytest.approx([1 / 12, 2 / 12, 3 / 12])
-    assert exit_weights(1) == [0.5]
-
-
-def test_the_joint_loss_is_that_of_the_paper() -> None:
-    first, last = np.array([[1.0, 2.0], [0.5, -1.0]]), np.array([[0.0, 3.0], [1.0, 1.0]])
-    labels, alpha, tau = np.array([1, 0]), 0.3, 3.0
-
-    def softmax(z: np.ndarray) -> np.ndarray:
-        return np.exp(z) / np.exp(z).sum(1, keepdims=True)
-
-    def cross_entropy(z: np.ndarray) -> float:
-        return float(-np.log(softmax(z)[[0, 1], labels]).mean())
-
-    teacher, student = softmax(last / tau), softmax(first / tau)
-    divergence = (teacher * np.log(teacher / student)).sum(1).mean()
-    expected = cross_entropy(first) / 6 + cross_entropy(last) * 2 / 6 + alpha * tau**2 * divergence
-    logits = torch.tensor(np.stack([first, last]))
-    assert joint_loss(logits, torch.tensor(labels), alpha, tau).item() == pytest.approx(expected)
-
-
-def test_distillation_teaches_the_earlier_exits_only() -> None:
-    labels = torch.tensor([0, 1, 2])
-
-    def gradient(distill_weight: float) -> Tensor:
-        logits = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        joint_loss(logits, labels, distill_weight, 3.0).backward()
-        assert logits.grad is not None
-        return logits.grad
-
-    plain, taught = gradient(0.0), gradient(1.0)
-    assert torch.equal(plain[-1], taught[-1])
-    assert not torch.allclose(plain[0], taught[0]) and not torch.allclose(plain[1], taught[1])
-
-
-def test_a_single_exit_has_nobody_to_teach() -> None:
-    logits, labels = torch.randn(1, 4, 3), torch.tensor([0, 1, 2, 0])
-    assert joint_loss(logits, labels, 1.0, 3.0) == joint_loss(logits, labels, 0.0, 3.0)
-
-
-def test_augmented_pictures_are_crops_of_the_padded_ones_half_of_them_flipped() -> None:
-    images = torch.randint(1, 256, (64, 6, 5, 3), dtype=torch.uint8)
-    padded = torch.zeros(64, 14, 13, 3, dtype=torch.uint8)
-    padded[:, 4:10, 4:9] = images
-    drawn = set()
-    for row, result in enumerate(augment(images, torch.Generator().manual_seed(0))):
-        matches = [
-            (top, left, flip)
-            for top, left, flip in itertools.product(range(9), range(9), (False, True))
-            if torch.equal(
-                padded[row, top : top + 6, left : left + 5].flip(1 if flip else ()), result
-            )
-        ]
-        assert matches
-        drawn.add(matches[0])
-    assert {flip for _, _, flip in drawn} == {False, True}
-    assert {top for top, _, _ in drawn} == {left for _, left, _ in drawn} == set(range(9))
-
-
-def test_augmentation_follows_its_generator() -> None:
-    images = torch.randint(0, 256, (16, 8, 8, 3), dtype=torch.uint8)
-    one, same, other = (augment(images, torch.Generator().manual_seed(s)) for s in (3, 3, 4))
-    assert one.shape == images.shape and one.dtype == torch.uint8
-    assert torch.equal(one, same) and not torch.equal(one, other)
-
-
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
     assert (one_cycle(0.0), one_cycle(0.15)) == (pytest.approx(0.1), pytest.approx(1.0))
     assert one_cycle(1.0) == pytest.approx(0.0)
@@ -185,23 +140,54 @@ def test_accuracy_is_counted_per_exit() -> None:
                 [torch.stack([zeros, zeros - 1], 1), torch.stack([-bright, bright], 1)]
             )
 
-    assert accuracy_per_exit(Brightness(), make_split(10, 0)) == [0.5, 1.0]
+    assert accuracy_per_exit(Brightness(), PICTURES, make_split(10, 0)) == [0.5, 1.0]
 
 
-def test_prediction_does_not_depend_on_how_the_images_are_parted(
-    monkeypatch: pytest.MonkeyPatch,
+def test_accuracy_of_a_segmentation_is_counted_by_pixel() -> None:
+    class Half(torch.nn.Module):
+        """Exit 0 says class 0 everywhere, exit 1 class 1 in the left half."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits = torch.zeros(2, len(x), 4, 4, 2)
+            logits[0, ..., 0] = logits[1, :, :, :2, 1] = logits[1, :, :, 2:, 0] = 1
+            return logits
+
+    masks = np.zeros((5, 4, 4), np.int64)
+    masks[:, :, 0] = 1  # a quarter
+    pictures = MaskBatches(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    split = Split(np.zeros((5, 4, 4, 3), np.uint8), masks)
+    assert accuracy_per_exit(Half(), pictures, split) == [0.75, 0.75]
+    split.labels[0] = 1
+    assert accuracy_per_exit(Half(), pictures, split) == pytest.approx([0.6, 0.7])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7])
+def test_evaluation_does_not_depend_on_how_the_rows_are_parted(
+    monkeypatch: pytest.MonkeyPatch, tokenizer: Path, rows: int
 ) -> None:
-    model, images = network(), make_split(7, 0).images
-    whole = predict_logits(model, images)
-    monkeypatch.setattr(models.train, "EVALUATE_ROWS", 3)
-    assert whole.shape == (2, 7, 2)
-    np.testing.assert_allclose(predict_logits(model, images), whole, atol=1e-5)
+    texts = TextBatches(TextPreprocessor(tokenizer, 12, 0, 1, 1))
+    seen: list[Tensor] = []
+    for model, batches, split in (
+        (network(), PICTURES, make_split(7, 0)),
+        (encoder(), texts, make_texts(7, 0)),
+    ):
+        monkeypatch.setattr(models.train, "EVALUATE_ROWS", 7)
+        with torch.inference_mode():
+            whole = model.eval()(batches.clean(split.inputs, np.arange(7)))
+        right = (whole.argmax(-1) == torch.from_numpy(split.labels)).double().mean(1).tolist()
+        model.register_forward_hook(lambda module, x, logits: seen.append(logits))
+        monkeypatch.setattr(models.train, "EVALUATE_ROWS", rows)
+        assert accuracy_per_exit(model, batches, split) == pytest.approx(right)
+        parted, order = torch.cat(seen, 1), batches.order(split.inputs, np.arange(7), rows)
+        assert whole.shape == parted.shape == (2, 7, 2)
+        torch.testing.assert_close(parted, whole[:, order], atol=1e-5, rtol=0)
+        seen.clear()
 
 
 def test_training_learns_and_reports_each_epoch(tmp_path: Path) -> None:
     steps: list[int] = []
     reports: list[EpochReport] = []
-    trainer = Trainer(CONFIG, make_dataset(), tmp_path, network())
+    trainer = Trainer(CONFIG, make_dataset(), PICTURES, tmp_path, network())
     result = trainer.run(lambda step, loss: steps.append(step), reports.append)
     assert steps == list(range(1, STEPS + 1))
     assert result == reports and [report.epoch for report in reports] == [1, 2]
@@ -255,13 +241,19 @@ def test_checkpoints_come_as_often_as_asked(
     saved: list[int] = []
     save = Trainer._save
 
-    def counted(trainer: Trainer, name: str) -> None:
+    def counted(trainer: Trainer) -> None:
         saved.append(trainer.step)
-        save(trainer, name)
+        save(trainer)
 
     monkeypatch.setattr(Trainer, "_save", counted)
     trainer = Trainer(
-        CONFIG, make_dataset(), tmp_path, network(), checkpoint_seconds=1.5, clock=ticking()
+        CONFIG,
+        make_dataset(),
+        PICTURES,
+        tmp_path,
+        network(),
+        checkpoint_seconds=1.5,
+        clock=ticking(),
     )
     trainer.run(lambda step, loss: None, lambda report: None)
     assert saved == [2, 3, 5, 6]  # a step takes a tick; and the end of every epoch, once
@@ -273,10 +265,9 @@ def test_the_best_settled_epoch_is_kept_with_kernels_in_half_precision(
     # Epochs before the fourth of five are not settled, whatever they seem to reach.
     calibration = [[0.99, 0.99], [0.98, 0.99], [0.97, 0.99], [0.9, 0.7], [0.7, 0.8]]
     accuracies: Iterator[list[float]] = iter(a for each in calibration for a in (each, [0, 0]))
-    monkeypatch.setattr(models.train, "accuracy_per_exit", lambda model, split: next(accuracies))
+    monkeypatch.setattr(models.train, "accuracy_per_exit", lambda *given: next(accuracies))
     weights: list[dict[str, Tensor]] = []
-    config = TrainConfig.from_json({**CONFIG.to_json(), "epochs": 5})
-    trainer = Trainer(config, make_dataset(), tmp_path, network())
+    trainer = Trainer(replace(CONFIG, epochs=5), make_dataset(), PICTURES, tmp_path, network())
 
     def keep(report: EpochReport) -> None:
         weights.append({key: value.clone() for key, value in trainer.model.state_dict().items()})
@@ -292,22 +283,126 @@ def test_the_best_settled_epoch_is_kept_with_kernels_in_half_precision(
 
 
 def test_a_batch_larger_than_the_training_set_is_refused(tmp_path: Path) -> None:
-    config = TrainConfig.from_json({**CONFIG.to_json(), "batch_size": 27})
-    with pytest.raises(ValueError, match="batch size 27 exceeds the 26 training images"):
-        Trainer(config, make_dataset(), tmp_path, network())
+    config = replace(CONFIG, batch_size=27)
+    with pytest.raises(ValueError, match="batch size 27 exceeds the 26 training rows"):
+        Trainer(config, make_dataset(), PICTURES, tmp_path, network())
 
 
-def test_json_is_replaced_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def train_texts(out: Path, tokenizer: Path, *, seed: int = 0, kill_at: int | None = None) -> None:
+    """Train an encoder with a checkpoint after every step; a kill comes before that of its own."""
+    out.mkdir(exist_ok=True)
+
+    def on_step(step: int, loss: float) -> None:
+        if step == kill_at:
+            raise Killed
+
+    Trainer(
+        TEXT_CONFIG,
+        make_text_dataset(),
+        TextBatches(TextPreprocessor(tokenizer, 12, 0, 1, 1)),
+        out,
+        encoder(seed),
+        checkpoint_seconds=0,
+        clock=ticking(),
+    ).run(on_step, lambda report: None)
+
+
+@pytest.mark.parametrize("kill_at", [2, 3, 5])
+def test_a_killed_training_with_dropout_and_adamw_goes_on_bit_by_bit(
+    tmp_path: Path, tokenizer: Path, kill_at: int
 ) -> None:
-    path = tmp_path / "run.json"
-    write_json({"a": 1}, path)
-    with pytest.raises(TypeError):
-        write_json({"a": object()}, path)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_while_writing(patch, 1)
-        write_json({"a": 2}, path)
-    assert json.loads(path.read_text()) == {"a": 1}
-    write_json({"a": 3}, path)
-    assert json.loads(path.read_text()) == {"a": 3}
-    assert os.listdir(tmp_path) == ["run.json"]
+    train_texts(tmp_path / "whole", tokenizer)
+    with pytest.raises(Killed):
+        train_texts(tmp_path / "killed", tokenizer, kill_at=kill_at)
+    torch.manual_seed(1234)  # what is drawn elsewhere must not matter
+    train_texts(tmp_path / "killed", tokenizer, seed=99)
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+    names = load_file(tmp_path / "whole/last.safetensors").keys()
+    assert {name.rpartition(".")[2] for name in names if name.startswith("optimizer.")} == {
+        "exp_avg",
+        "exp_avg_sq",
+        "step",
+    }
+
+
+def test_dropout_is_drawn_anew_at_every_step(tmp_path: Path, tokenizer: Path) -> None:
+    draws: list[Tensor] = []
+    model = encoder()
+    model.heads[0].dropout.register_forward_hook(
+        lambda module, given, x: draws.append(x == 0) if module.training else None
+    )
+    batches = TextBatches(TextPreprocessor(tokenizer, 12, 0, 1, 1))
+    trainer = Trainer(TEXT_CONFIG, make_text_dataset(), batches, tmp_path, model)
+    trainer.run(lambda step, loss: None, lambda report: None)
+    assert len(draws) == STEPS
+    assert all(0 < dropped.double().mean() < 0.5 for dropped in draws)
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(draws, 2))
+
+
+def test_adamw_decays_matrices_but_neither_norms_nor_biases(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    batches = TextBatches(TextPreprocessor(tokenizer, 12, 0, 1, 1))
+    model = encoder()
+    trainer = Trainer(TEXT_CONFIG, make_text_dataset(), batches, tmp_path, model)
+    names = {id(value): name for name, value in model.named_parameters()}
+    decay = {
+        names[id(value)]: group["weight_decay"]
+        for group in trainer.optimizer.param_groups
+        for value in group["params"]
+    }
+    assert decay.keys() == set(names.values())
+    for name, share in decay.items():
+        spared = "LayerNorm" in name or name.endswith("bias")
+        assert share == (0.0 if spared else 0.1), name
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("kind", ["pictures", "texts"])
+def test_of_a_frozen_backbone_only_the_heads_learn(
+    tmp_path: Path, tokenizer: Path, kind: str, optimizer: str
+) -> None:
+    config = replace(CONFIG, heads_only=True, optimizer=optimizer)
+    texts = TextBatches(TextPreprocessor(tokenizer, 12, 0, 1, 1))
+    model, dataset, batches = {
+        "pictures": (network(), make_dataset(), PICTURES),
+        "texts": (encoder(), make_text_dataset(), texts),
+    }[kind]
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    buffers = {key: value.clone() for key, value in model.stages.named_buffers()}
+    Trainer(config, dataset, batches, tmp_path, model).run(
+        lambda step, loss: None, lambda report: None
+    )
+    after = model.state_dict()
+    assert any(key.endswith("running_mean") for key in after) == (kind == "pictures")
+    for key, value in after.items():
+        assert torch.equal(value, before[key]) == key.startswith("stages."), key
+    for key, value in model.stages.named_buffers():
+        assert torch.equal(value, buffers[key]), key
+    saved = load_file(tmp_path / "last.safetensors")
+    assert all(torch.equal(saved[f"model.{key}"], value) for key, value in after.items())
+
+
+@pytest.mark.parametrize("kind", ["pictures", "texts"])
+def test_no_row_is_left_out_of_every_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Path, kind: str
+) -> None:
+    # 26 rows make 3 batches of 8: two are left out of an epoch, not the same ones each time.
+    texts = TextBatches(TextPreprocessor(tokenizer, 12, 0, 1, 1))
+    model, dataset, batches = {
+        "pictures": (network(), make_dataset(), PICTURES),
+        "texts": (encoder(), make_text_dataset(), texts),
+    }[kind]
+    seen: list[int] = []
+    augmented = batches.augmented
+
+    def watched(inputs: Any, labels: Any, rows: Any, seed: int) -> Any:
+        seen.extend(rows.tolist())
+        return augmented(inputs, labels, rows, seed)
+
+    monkeypatch.setattr(batches, "augmented", watched)
+    trainer = Trainer(replace(CONFIG, epochs=4), dataset, batches, tmp_path, model)
+    trainer.run(lambda step, loss: None, lambda report: None)
+    epochs = [set(seen[start : start + 24]) for start in range(0, 96, 24)]
+    assert [len(rows) for rows in epochs] == [24] * 4
+    assert set().union(*epochs) == set(range(26))

@@ -1,0 +1,79 @@
+"""Checkpoints of other programs: their tensors by name, and how they fit a network of ours."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+NAMED = 5  # keys of a kind that an error names
+NOTHING = r"(?!)"  # a pattern that fits no key
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict, bare or under `state_dict`, prefixes `module.` taken off.
+
+    Raises:
+        ValueError: If the path is no `.safetensors`, `.tar` or `.pth` of tensors alone.
+    """
+    if not path.is_file() or path.suffix not in (".safetensors", ".tar", ".pth"):
+        raise ValueError(f"{path} does not exist or is no .safetensors, .tar or .pth file")
+    try:
+        if path.suffix == ".safetensors":
+            weights: Any = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and zipfile raise a dozen types on a damaged file
+        raise ValueError(f"{path} is damaged or holds more than tensors") from error
+    if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
+        weights = weights["state_dict"]
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
+    ):
+        raise ValueError(f"{path} holds no state dict, neither bare nor under 'state_dict'")
+    if all(name.startswith("module.") for name in weights):
+        return {name.removeprefix("module."): value for name, value in weights.items()}
+    return weights
+
+
+def misfits(
+    own: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    ignored: str = NOTHING,
+) -> list[str]:
+    """What keeps a checkpoint from being a network's: what it lacks, has beyond it, has otherwise.
+
+    Args:
+        own: The network's state dict.
+        weights: The checkpoint by its own names.
+        names: What the checkpoint calls our keys; norms may lack their counters of batches.
+        ignored: Pattern of names that may be left over.
+    """
+    extra = weights.keys() - set(names.values())
+    missing = [
+        name
+        for name in names.values()
+        if name not in weights and not name.endswith("num_batches_tracked")
+    ]
+    misshaped = [
+        f"{name!r} of shape {tuple(weights[name].shape)} instead of {tuple(own[key].shape)}"
+        for key, name in names.items()
+        if name in weights and weights[name].shape != own[key].shape
+    ]
+    over = [repr(name) for name in sorted(extra) if not re.fullmatch(ignored, name)]
+    return [
+        *listed("it lacks {}", map(repr, missing)),
+        *listed("the network has no place for {}", over),
+        *listed("it holds {}", misshaped),
+    ]
+
+
+def listed(sentence: str, items: Iterable[str]) -> list[str]:
+    """The sentence with the first few items in it, or none if there are none."""
+    every = list(items)
+    more = [f"{len(every) - NAMED} more"] if len(every) > NAMED else []
+    return [sentence.format(", ".join(every[:NAMED] + more))] if every else []
