@@ -164,13 +164,16 @@ def describe(backbone: str | Path) -> AttachedConfig:
             f"{backbone} holds adapters; merge them into their backbone (peft's merge_and_unload) "
             f"and save that"
         )
+    sentence = (
+        f"{backbone} is neither a folder with the config.json that save_pretrained writes nor a "
+        f"model of the Hugging Face hub that can be reached from here"
+    )
     try:
         values, _ = PreTrainedConfig.get_config_dict(backbone)
     except OSError as error:
-        raise ValueError(
-            f"{backbone} is neither a folder with the config.json that save_pretrained writes nor "
-            f"a model of the Hugging Face hub that can be reached from here"
-        ) from error
+        raise ValueError(sentence) from error
+    if not values:  # of a folder without the file
+        raise ValueError(sentence)
     layout = _layout(values)
     known = {name: value for name, value in values.items() if name not in LEFT_OUT}
     try:

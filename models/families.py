@@ -13,7 +13,7 @@ from models.data import Task
 from models.densenet import densenet121
 from models.encoder import EncoderConfig, bert_encoder
 from models.fcn import FCNConfig, fcn
-from models.imagenet_resnet import ImageNetResNetConfig, imagenet_resnet
+from models.imagenet_resnet import BLOCKS, ImageNetResNetConfig, imagenet_resnet
 from models.msdnet import MSDNetConfig, msdnet
 from models.multi_exit import MultiExitModel
 from models.resnet import cifar_resnet
@@ -64,8 +64,10 @@ def _resnet(depth: int) -> Family:
     def settings(
         num_classes: int,
         exits: Sequence[int] = (third, 2 * third),
-        heads: Sequence[Sequence[Sequence[int]]] = HEADS,
+        heads: Sequence[Sequence[Sequence[int]]] | None = None,
     ) -> _ResNet:
+        if heads is None:
+            heads = HEADS if len(exits) == len(HEADS) else (HEADS[-1],) * len(exits)
         convs = tuple(tuple(Conv(*conv) for conv in head) for head in heads)
         return _ResNet(depth, num_classes, exits, convs)
 
@@ -102,8 +104,13 @@ _BERT = {
 FAMILIES: Mapping[str, Family] = {
     **{f"resnet{depth}": _resnet(depth) for depth in (8, 20, 32, 44, 56, 110)},
     **{
-        f"resnet{depth}": Family("image", partial(ImageNetResNetConfig, depth), imagenet_resnet)
-        for depth in (18, 34, 50)
+        f"resnet{depth}": Family(
+            "image",
+            partial(ImageNetResNetConfig, depth),
+            imagenet_resnet,
+            {"exits": (sum(blocks[:2]), sum(blocks[:3]))},
+        )
+        for depth, blocks in BLOCKS.items()
     },
     "resnet56_3": Family("image", _num_classes, resnet56_3),
     "densenet121_4": Family("image", _num_classes, densenet121),
@@ -142,7 +149,13 @@ class Network:
         """
         family = self.family
         check_keys(self.arch, self.settings, family.settings)
-        return family.build(family.settings(**self.settings))
+        try:
+            return family.build(family.settings(**self.settings))
+        except TypeError as error:  # a number where a list is wanted, or the reverse
+            raise ValueError(
+                f"a setting of {self.arch} is of the wrong kind ({error}); its settings are "
+                f"{dict(self.settings)}"
+            ) from error
 
 
 def check_keys(name: str, given: Mapping[str, Any], settings: Callable[..., Any]) -> None:

@@ -1,6 +1,5 @@
 """Encoded pictures, and how training reads them: decoded once, or whenever they are needed."""
 
-import contextlib
 import hashlib
 import io
 import os
@@ -13,14 +12,12 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.ExifTags import Base
 
-from models.preprocess import FORMATS, ImagePreprocessor
+from models.preprocess import FORMATS, ImagePreprocessor, upright_size
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-LYING = (5, 6, 7, 8)  # EXIF orientations in which width and height change places
 TAIL_BYTES = 4096
 ITEMS_PER_TASK = 16
 
@@ -79,7 +76,7 @@ class EncodedImages(NamedTuple):
         file = item if isinstance(item, str) else io.BytesIO(item)
         try:
             with Image.open(file, formats=FORMATS) as image:
-                width, height = _upright_size(image)
+                width, height = upright_size(image)
         except Exception as error:  # readers of damaged files raise a dozen types
             raise ValueError(
                 f"{self.name(row)} is damaged or no picture of a known format "
@@ -167,12 +164,3 @@ def _tail(path: str) -> bytes:
 def _digest(path: str) -> bytes:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    width, height = image.size
-    if "exif" in image.info:
-        with contextlib.suppress(Exception):  # unreadable EXIF turns nothing
-            if image.getexif().get(Base.Orientation) in LYING:
-                return height, width
-    return width, height

@@ -1,5 +1,6 @@
 """From the bytes or the text a client sends to what stage 0 reads."""
 
+import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,11 +18,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 TURNED = (5, 6, 7, 8)  # EXIF orientations whose width is the upright picture's height
-DRAFT_FACTOR = (
-    4  # a large JPEG is decoded at a fraction of its size, but at least at this multiple of ours
-)
-
-
+# A large JPEG is decoded at a fraction of its size, but at least at this multiple of ours.
+DRAFT_FACTOR = 4
 CHARACTERS_A_TOKEN = 64  # of a text longer than that many a token the rest is not even tokenised
 
 
@@ -94,7 +92,7 @@ class ImagePreprocessor:
             raise Unreadable("the image is empty; send the bytes of a picture file")
         image = self._open(data)
         with image:
-            size = image.size[::-1] if _is_turned(image) else image.size
+            size = upright_size(image)
             try:
                 image.draft(None, (DRAFT_FACTOR * self.width, DRAFT_FACTOR * self.height))
                 image.load()
@@ -196,12 +194,17 @@ class TextPreprocessor:
         """Text to token ids and mask, (1, L) int64 each.
 
         Raises:
-            Unreadable: If the text is empty.
+            Unreadable: If the text is empty or no Unicode.
         """
         most = CHARACTERS_A_TOKEN * self.max_tokens
         if not text[:most].strip():
             raise Unreadable("the text is empty; send at least one word")
-        encoding = self._tokenizer.encode(text[:most])
+        try:
+            encoding = self._tokenizer.encode(text[:most])
+        except (TypeError, UnicodeError) as error:
+            raise Unreadable("the text holds half a character; send valid Unicode") from error
+        if not encoding.ids:
+            raise Unreadable("the text holds nothing that the model reads; send at least one word")
         step = self.length_step
         width = min(-(-len(encoding.ids) // step) * step, self.max_tokens)
         state = self._filled([encoding.ids], width)
@@ -236,12 +239,13 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _is_turned(image: Image.Image) -> bool:
-    """Whether the EXIF orientation makes sides change places."""
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation) in TURNED
-    except Exception:  # unreadable, so that it stays as it is
-        return False
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height once the picture is turned as its EXIF orientation says."""
+    width, height = image.size
+    with contextlib.suppress(Exception):  # unreadable EXIF turns nothing
+        if image.getexif().get(ExifTags.Base.Orientation) in TURNED:
+            return height, width
+    return width, height
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

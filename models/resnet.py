@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from models.checkpoint import read_checkpoint
 from models.multi_exit import MultiExitModel
 from models.run import Conv
 
@@ -123,13 +123,13 @@ def load_plain_weights(model: MultiExitModel, path: Path) -> None:
 
     Args:
         model: A network of `cifar_resnet`.
-        path: Safetensors with the keys `conv1, bn1, layer{1,2,3}.{i}.{conv1,bn1,conv2,bn2},
+        path: A checkpoint with the keys `conv1, bn1, layer{1,2,3}.{i}.{conv1,bn1,conv2,bn2},
             linear`.
 
     Raises:
         ValueError: If a key is missing, left over or of another shape, naming it.
     """
-    plain = load_file(path)
+    plain = read_checkpoint(path)
     source: dict[str, str] = {}
     num_blocks = sum(isinstance(m, BasicBlock) for m in model.modules())
     block = 0

@@ -108,6 +108,7 @@ def _decode(path: Path) -> str:
 
 def _split_csv(path: Path, content: str) -> Iterator[tuple[int, list[str]]]:
     """Line and fields of every row; a quoted text may go on over lines."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(content)))  # texts may be long
     reader = csv.reader(io.StringIO(content, newline=""), strict=True)
     line = 1
     try:
@@ -172,6 +173,8 @@ def _read_objects(path: Path, content: str, columns: Columns) -> Iterator[_TextR
         text, label = values[columns.text], values[columns.label]
         if not isinstance(text, str):
             raise ValueError(f"line {line} of {path} has the text {text!r}; it must be a string")
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError(f"line {line} of {path} holds half a character; write valid Unicode")
         if not isinstance(label, str | int):
             raise ValueError(
                 f"line {line} of {path} has the label {label!r}; it must be a string or an integer"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -132,6 +133,11 @@ class Trainer:
         epoch = self.step // self.steps_per_epoch
         for inputs, labels in self._batches(epoch):
             loss = self._train_step(inputs, labels)
+            if not math.isfinite(loss):
+                raise ValueError(
+                    f"the loss is {loss} at step {self.step + 1}; train again into another folder "
+                    f"with a --peak-lr below {self.config.peak_lr:g}"
+                )
             self.step += 1
             self.loss_sum += loss
             on_step(self.step, loss)

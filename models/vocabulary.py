@@ -75,3 +75,4 @@ def _cut_embeddings(model: MultiExitModel, size: int, old_ids: list[int]) -> Non
         )
     words[0].weight = nn.Parameter(words[0].weight.detach()[torch.tensor(old_ids)])
     words[0].num_embeddings = len(old_ids)
+    words[0].padding_idx = None  # it matters to training alone, and its id may be another now

@@ -19,7 +19,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = ("good", "bad", "film", "not", "very", "un", "##ly", "##ing", "##ish", "the", "a!")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def quick_exports() -> Iterator[None]:
     """Lets the exporter read its table of operators once, which it else does for every graph."""
     from torch.onnx._internal.exporter._registration import ONNXRegistry
@@ -49,7 +49,7 @@ def network() -> MultiExitModel:
 
 
 @pytest.fixture(scope="session")
-def graphs(network: MultiExitModel, quick_exports: None) -> Graphs:
+def graphs(network: MultiExitModel) -> Graphs:
     """The network's graphs, in memory."""
     small, large = ((np.zeros((rows, 3, 8, 8), np.float32),) for rows in (2, 3))
     return export_graphs(network, small, large)

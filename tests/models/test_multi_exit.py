@@ -26,3 +26,23 @@ def test_each_head_reads_the_state_behind_its_own_stage() -> None:
 def test_stages_and_heads_must_pair_up(stages: int, heads: int) -> None:
     with pytest.raises(ValueError, match=f"got {stages} stages and {heads} heads"):
         MultiExitModel([nn.Identity()] * stages, [nn.Identity()] * heads)
+
+
+def test_a_state_may_be_several_tensors() -> None:
+    class Split(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x, 2 * x
+
+    class Swap(nn.Module):
+        def forward(
+            self, state: tuple[torch.Tensor, torch.Tensor]
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            return state[1], state[0]
+
+    class First(nn.Module):
+        def forward(self, state: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            return state[0]
+
+    logits = MultiExitModel([Split(), Swap()], [First(), First()])(torch.ones(3, 2))
+    assert logits.shape == (2, 3, 2)
+    assert logits[:, 0, 0].tolist() == [1.0, 2.0]

@@ -472,6 +472,22 @@ def test_an_empty_text_is_refused(tokenizer: Path, text: str) -> None:
         reader(tokenizer)(text)
 
 
+@pytest.mark.parametrize("text", ["\ud83d", "good \udcff", "\ud800" * 1000])
+def test_half_a_character_is_refused(tokenizer: Path, text: str) -> None:
+    with pytest.raises(Unreadable, match="the text holds half a character; send valid Unicode"):
+        reader(tokenizer)(text)
+
+
+def test_a_text_of_which_no_token_is_left_is_refused(
+    word_pieces: dict[str, Any], tmp_path: Path
+) -> None:
+    # No special tokens stand around this tokenizer's texts.
+    (tmp_path / "t.json").write_text(json.dumps({**word_pieces, "post_processor": None}))
+    assert reader(tmp_path / "t.json")("good").state[1].sum() == 1
+    with pytest.raises(Unreadable, match="the text holds nothing that the model reads"):
+        reader(tmp_path / "t.json")("\0\x07")
+
+
 @pytest.mark.parametrize(
     ("text", "pieces"),
     [
@@ -540,3 +556,8 @@ def test_preprocessors_of_one_tokenizer_are_apart(tokenizer: Path) -> None:
     assert short("good " * 9).state[0].shape == (1, 4)
     assert long("good " * 9).state[0].shape == (1, 16)
     assert replace(long, typical_tokens=8)("good " * 9).state[0].shape == (1, 16)
+
+
+def test_half_a_character_is_unreadable(tokenizer: Path) -> None:
+    with pytest.raises(Unreadable, match="half a character"):
+        reader(tokenizer)("good \ud800")

@@ -26,7 +26,7 @@ NAMES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int8": T
 
 
 @pytest.fixture(scope="module")
-def encoder(quick_exports: None) -> tuple[MultiExitModel, Graphs]:
+def encoder() -> tuple[MultiExitModel, Graphs]:
     """One exit behind a layer with large enough weights to tell tokens apart, and its graphs."""
     torch.manual_seed(0)
     model = bert_encoder(

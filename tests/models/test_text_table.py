@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.data import DataConfig, load_dataset
 from models.text_table import Columns, is_text_folder, read_texts
 
 NAMED = Columns("text", "label")
@@ -194,3 +195,17 @@ def test_a_column_that_is_not_there_is_named(tmp_path: Path, columns: Columns) -
         match=f"'good', 'yes', not '{columns.text}' and '{columns.label}'; .* numbers from 0 on",
     ):
         read_texts(path, columns)
+
+
+def test_half_a_character_is_named_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(
+        '{"text": "a", "label": 0}\n{"text": "\\ud800", "label": 1}\n'
+    )
+    with pytest.raises(ValueError, match=r"line 2 of .*t\.jsonl holds half a character"):
+        load_dataset(DataConfig(str(tmp_path / "t.jsonl")))
+
+
+def test_a_text_may_be_longer_than_the_csv_modules_limit(tmp_path: Path) -> None:
+    rows = "".join(f"{'word ' * 30_000}{i},{i % 2}\n" for i in range(40))
+    (tmp_path / "t.csv").write_text("text,label\n" + rows)
+    assert len(load_dataset(DataConfig(str(tmp_path / "t.csv"))).train.inputs[0]) > 100_000

@@ -217,7 +217,7 @@ def kill_while_writing(monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
     monkeypatch.setattr(os, "replace", replace_or_die)
 
 
-@pytest.mark.parametrize("nth", range(1, 14))
+@pytest.mark.parametrize("nth", range(1, 15))
 def test_a_kill_between_any_two_files_loses_nothing(
     tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, nth: int
 ) -> None:
@@ -406,3 +406,13 @@ def test_no_row_is_left_out_of_every_epoch(
     epochs = [set(seen[start : start + 24]) for start in range(0, 96, 24)]
     assert [len(rows) for rows in epochs] == [24] * 4
     assert set().union(*epochs) == set(range(26))
+
+
+def test_a_loss_that_is_no_number_ends_the_training_with_a_sentence(tmp_path: Path) -> None:
+    model = network()
+    with torch.no_grad():
+        model.heads[0].linear.bias.fill_(float("nan"))
+    trainer = Trainer(CONFIG, make_dataset(), PICTURES, tmp_path, model)
+    with pytest.raises(ValueError, match=r"the loss is nan at step 1; .* --peak-lr below 0\.1"):
+        trainer.run(lambda step, loss: None, lambda report: None)
+    assert not (tmp_path / "best.safetensors").exists()
