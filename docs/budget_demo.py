@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 IMAGES = Path(__file__).parent.parent / "tests/data/cifar10_test_300.npz"
+MODEL = "cifar10-resnet56"
 ROUNDS = 5
 
 
@@ -27,13 +28,13 @@ def main(url: str, budgets_ms: list[float | None]) -> None:
         blob, off, labels = arrays["blob"].tobytes(), arrays["off"].tolist(), arrays["y"].tolist()
     files = [blob[a:b] for a, b in itertools.pairwise(off)]
     for budget_ms in budgets_ms:
-        ask("PUT", f"{url}/budget", json.dumps({"budget_ms": budget_ms}).encode())
+        ask("PUT", f"{url}/budget?model={MODEL}", json.dumps({"budget_ms": budget_ms}).encode())
         started, right = time.perf_counter(), 0
         for file, label in zip(files * ROUNDS, labels * ROUNDS, strict=True):
             right += ask("POST", f"{url}/predict", file, "image/jpeg")["class_id"] == label
         count = len(files) * ROUNDS
         rate = count / (time.perf_counter() - started)
-        state = ask("GET", f"{url}/budget")["models"][0]
+        state = ask("GET", f"{url}/budget?model={MODEL}")["models"][0]
         shown = {key: state[key] for key in ("rolling_latency_ms", "feasible", "exit_rates")}
         print(f"budget {budget_ms} ms: accuracy {right / count:.4f}, {rate:.0f}/s, {shown}")
 

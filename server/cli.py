@@ -14,15 +14,18 @@ from pydantic import ValidationError
 from models.bundle import load_bundle
 from server.app import VERSION, create_app
 from server.bodies import first_error
-from server.commands import add_build, add_train, command, log_to_stderr
+from server.commands import command, log_to_stderr
 from server.lifecycle import DrainingServer
 from server.policy_commands import add_evaluate, add_fit
+from server.run_commands import add_attach, add_build, add_import, add_train
 from server.settings import ENV_PREFIX, Settings, load_settings
 
 EXAMPLES = """examples:
-  eenet serve                                             the shipped bundle on port 8000
+  eenet serve                                             the shipped bundles on port 8000
   eenet serve --bundle my-bundle --budget-ms 1.5
   eenet train --arch resnet56 --dataset cifar10_jpegs.npz --out runs/mine
+  eenet attach --backbone my-bert --exits 3,6,9,12 --dataset reviews.csv --out runs/bert
+  eenet import model_best.pth.tar --arch resnet56_3 --classes 10 --out runs/published
   eenet build runs/mine --out my-bundle
   eenet evaluate my-bundle --report report                which policy wins, and by how much
   eenet fit my-bundle --policy eenet
@@ -60,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands)
     add_train(commands)
+    add_attach(commands)
+    add_import(commands)
     add_build(commands)
     add_fit(commands)
     add_evaluate(commands)
@@ -76,7 +81,7 @@ def _add_serve(commands: Any) -> None:
     )
     for name, field in Settings.model_fields.items():
         action = "append" if name == "bundle" else "store"
-        default = "the shipped one" if name == "bundle" else field.default
+        default = "the shipped ones" if name == "bundle" else field.default
         shown = "" if default is None else f" (default: {default})"
         parser.add_argument(
             f"--{name.replace('_', '-')}",

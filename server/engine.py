@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.backend import StageBackend
+from models.backend import HeadOutput, StageBackend, State, join_states, row_of
 from scheduler.policy import ExitPolicy
 from server.errors import INTERNAL_DETAIL, DeadlineExceeded, InferenceFailed, ServeError
 from server.metrics import ModelMetrics
@@ -21,13 +21,15 @@ from server.row import Answer, Completion, Row, TraceEntry
 log = logging.getLogger(__name__)
 
 RECENT_BATCHES = 256
-NUM_PRIORITIES = 4
+
+Heap = list[tuple[int, int, Row]]  # priority, age
+Shape = tuple[tuple[int, ...], ...]  # of one row's arrays
 
 
 class _StageOutput(NamedTuple):
-    state: NDArray[np.float32]  # (A, ...)
+    state: State  # of A rows
     history: NDArray[np.float64]  # (A, H)
-    log_probs: NDArray[np.float32]  # (A, C)
+    said: HeadOutput  # of A rows
     scores: NDArray[np.float64]  # (A,)
     thresholds: NDArray[np.float64]  # (A,)
     leave: NDArray[np.bool_]  # (A,)
@@ -38,7 +40,8 @@ class Engine:
     """Worker threads over one ready list per stage.
 
     A free worker takes the deepest stage that has rows ready, up to `max_batch` of them by priority
-    and age, whatever requests they came with; nothing ever waits for a batch to fill. The policy's
+    and age, whatever requests they came with; nothing ever waits for a batch to fill. Rows of one
+    batch are of one shape: texts of other lengths wait in a heap of their own. The policy's
     parameter is one reference that workers read once per batch, so that a change applies to every
     row at its next exit.
 
@@ -74,7 +77,7 @@ class Engine:
         self.clock = clock
         self.failed = False
         self.beat_s = clock()
-        self._ready: list[list[tuple[int, int, Row]]] = [[] for _ in range(backend.num_exits)]
+        self._ready: list[dict[Shape, Heap]] = [{} for _ in range(backend.num_exits)]
         self._recent_s: list[deque[float]] = [
             deque(maxlen=RECENT_BATCHES) for _ in range(backend.num_exits)
         ]
@@ -107,12 +110,13 @@ class Engine:
     @property
     def queue_depths(self) -> list[int]:
         """Rows waiting before each stage, (K,)."""
-        return [len(heap) for heap in self._ready]
+        return [sum(map(len, list(heaps.values()))) for heaps in self._ready]
 
     def oldest_wait_s(self) -> float:
         """Age of the row that has waited longest for its next stage; 0 when none waits."""
         with self._condition:
-            since = [row.ready_s for heap in self._ready for _, _, row in heap]
+            heaps = [heap for stage in self._ready for heap in stage.values()]
+            since = [row.ready_s for heap in heaps for _, _, row in heap]
         return max(self.clock() - min(since), 0.0) if since else 0.0
 
     def submit(self, rows: Sequence[Row]) -> None:
@@ -130,26 +134,31 @@ class Engine:
     def _next_batch(self) -> list[Row]:
         """Wait for rows and take a batch of one stage; empty when stopping and nothing is left."""
         with self._condition:
-            while not (stage := self._deepest()):
+            while (stage := self._deepest()) is None:
                 if self._stopping:
                     return []
                 self._condition.wait()
-            batch = [heapq.heappop(stage)[2] for _ in range(min(self.max_batch, len(stage)))]
+            shape, heap = min(stage.items(), key=lambda entry: entry[1][0])
+            batch = [heapq.heappop(heap)[2] for _ in range(min(self.max_batch, len(heap)))]
+            if not heap:
+                del stage[shape]
         now = self.clock()
         self.beat_s = now
         for row in batch:
             row.queue_ms += (now - row.ready_s) * 1e3
         return batch
 
-    def _deepest(self) -> list[tuple[int, int, Row]]:
-        return next((heap for heap in reversed(self._ready) if heap), [])
+    def _deepest(self) -> dict[Shape, Heap] | None:
+        return next((heaps for heaps in reversed(self._ready) if heaps), None)
 
     def _push(self, rows: Sequence[Row]) -> None:
         now = self.clock()
         with self._condition:
             for row in rows:
                 row.ready_s = now
-                heapq.heappush(self._ready[row.stage], (row.priority, next(self._order), row))
+                shape = tuple(array.shape[1:] for array in row.state)
+                heap = self._ready[row.stage].setdefault(shape, [])
+                heapq.heappush(heap, (row.priority, next(self._order), row))
             self._condition.notify(len(rows))
 
     def _advance(self, batch: list[Row]) -> list[Completion]:
@@ -188,11 +197,10 @@ class Engine:
     def _execute(self, rows: list[Row], started: float) -> _StageOutput:
         """One stage, its head, the scores and the decision, for all rows at once."""
         stage = rows[0].stage
-        inputs = rows[0].state if len(rows) == 1 else np.concatenate([row.state for row in rows])
         history = np.concatenate([row.history for row in rows])
-        state = self.backend.run_stage(stage, inputs)
-        log_probs = self.backend.run_head(stage, state).log_probs
-        scored = self.policy.score(stage, log_probs, history)
+        state = self.backend.run_stage(stage, join_states([row.state for row in rows]))
+        said = self.backend.run_head(stage, state)
+        scored = self.policy.score(stage, said.log_probs, history)
         parameter = self.parameter
         parameters = np.array(
             [parameter if row.parameter is None else row.parameter for row in rows]
@@ -200,7 +208,7 @@ class Engine:
         leave, thresholds = self.policy.decide(stage, scored, parameters)
         elapsed_ms = (self.clock() - started) * 1e3
         return _StageOutput(
-            state, scored.history, log_probs, scored.scores, thresholds, leave, elapsed_ms
+            state, scored.history, said, scored.scores, thresholds, leave, elapsed_ms
         )
 
     def _record(self, rows: list[Row], output: _StageOutput) -> None:
@@ -215,7 +223,7 @@ class Engine:
         row.compute_ms += output.elapsed_ms
         if row.traced:
             numbers = (float(output.scores[index]), float(output.thresholds[index]), row.compute_ms)
-            row.trace.append(TraceEntry(exit, output.log_probs[index], *numbers))
+            row.trace.append(TraceEntry(exit, output.said.log_probs[index], *numbers))
         now = self.clock()
         late = row.deadline_s is not None and now >= row.deadline_s
         if late and exit == 0:
@@ -223,8 +231,9 @@ class Engine:
         last = exit + 1 == self.backend.num_exits
         if output.leave[index] or last or self._must_leave(row, now):
             trace = row.trace if row.traced else None
-            return Answer(exit, output.log_probs[index], row.compute_ms, row.queue_ms, late, trace)
-        row.state, row.history = output.state[index : index + 1], output.history[index : index + 1]
+            said = HeadOutput(output.said.logits[index], output.said.log_probs[index])
+            return Answer(exit, said, row.compute_ms, row.queue_ms, late, trace)
+        row.state, row.history = row_of(output.state, index), output.history[index : index + 1]
         row.stage += 1
         return None
 

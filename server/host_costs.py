@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
-from models.backend import StageBackend
+from models.backend import StageBackend, State
 from scheduler.frontier import Frontier
 from scheduler.policy import ExitPolicy
 from server.engine import Engine
@@ -20,9 +20,7 @@ COST_ROUNDS = 100
 SAME_SPEED = 0.25  # hosts whose costs differ by no more than this share are taken for the same
 
 
-def measure_costs(
-    backend: StageBackend, policy: ExitPolicy, example: NDArray[np.float32]
-) -> NDArray[np.float64]:
+def measure_costs(backend: StageBackend, policy: ExitPolicy, example: State) -> NDArray[np.float64]:
     """Warm up and measure the latency until each exit, (K,), through the engine.
 
     The lower quartile of each stage, summed: at start other processes often share the cores, and

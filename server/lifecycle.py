@@ -16,7 +16,7 @@ from models.bundle import load_bundle
 from server.admission import Admission
 from server.errors import InvalidContent, UnknownModel
 from server.metrics import Metrics
-from server.model import ServedModel
+from server.model import Modality, ServedModel
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -56,8 +56,34 @@ class Service:
                 )
             self.models[model.name] = model
 
-    def pick(self, name: str | None) -> ServedModel:
+    def pick(self, name: str | None, reads: Modality) -> ServedModel:
         """The model a request means.
+
+        Args:
+            name: As the request gives it.
+            reads: What the request holds.
+
+        Raises:
+            UnknownModel: If none is loaded under the name, or none that reads this.
+            InvalidContent: If the named one reads something else, or none was named and there are
+                several.
+        """
+        if name is not None:
+            model = self.named(name)
+            if model.reads != reads:
+                raise InvalidContent(f"{name} reads {model.reads}s; send it one, not {reads}s")
+            return model
+        able = [model for model in self.models.values() if model.reads == reads]
+        if len(able) > 1:
+            names = ", ".join(sorted(model.name for model in able))
+            raise InvalidContent(f"several models read {reads}s; name one of {names} as model")
+        if not able:
+            loaded = ", ".join(f"{m.name} ({m.reads}s)" for m in self.models.values())
+            raise UnknownModel(f"no model that reads {reads}s is loaded; loaded are {loaded}")
+        return able[0]
+
+    def named(self, name: str | None) -> ServedModel:
+        """The model of a name; without one, the only model.
 
         Raises:
             UnknownModel: If none is loaded under the name.

@@ -6,19 +6,17 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Literal, NamedTuple
 
 from models.bundle import Bundle
 from models.onnx_backend import OnnxBackend
-from models.preprocess import UndecodableImage
+from models.preprocess import Prepared, Unreadable
 from scheduler.controller import BudgetController, ControllerConfig, Sample
 from scheduler.scheduler import load_scheduler
 from server.engine import Engine
 from server.errors import InvalidContent, ServeError
 from server.host_costs import default_budget_ms, measure_costs
+from server.masks import mask_png
 from server.metrics import Metrics, ModelMetrics
 from server.row import Answer, Completion, Row
 from server.schemas import BudgetState, FrontierEntry, Options
@@ -27,22 +25,25 @@ from server.settings import Settings
 log = logging.getLogger(__name__)
 
 Measure = Literal["compute", "end_to_end"]
+Modality = Literal["image", "text"]
+Input = bytes | str
 
 
 class Served(NamedTuple):
-    """One sample's answer and where its time went."""
+    """One sample's answer, where its time went, and what it was made of."""
 
     answer: Answer
     decode_ms: float
     total_ms: float
+    truncated: bool
+    mask: bytes | None  # a PNG
 
 
 class _Request(NamedTuple):
     """What is needed when a row completes: tag of the engine's rows."""
 
-    future: asyncio.Future[Served]
+    future: asyncio.Future[tuple[Answer, float]]  # and the total latency in ms
     received_s: float
-    decode_ms: float
     controlled: bool  # under the global budget
 
 
@@ -73,10 +74,12 @@ class ServedModel:
     ) -> None:
         manifest = bundle.manifest
         self.name, self.version, self.classes = manifest.name, manifest.version, manifest.classes
+        self.task = manifest.task
         self.num_exits = manifest.num_exits
         self.broken: str | None = None
         self.clock = clock
-        self._preprocess = bundle.preprocessor(settings.max_pixels)
+        # Which of the two it takes, `reads` says, and routes hand it nothing else.
+        self._preprocess: Any = bundle.preprocessor(settings.max_pixels)
         self._decode_pool = decode_pool
         self._metrics = ModelMetrics(metrics, self.name, self.num_exits)
         backend = OnnxBackend(bundle.stage_files, bundle.head_files, device=settings.device)
@@ -87,10 +90,7 @@ class ServedModel:
                 f"{self.num_exits}"
             )
         metrics.model_info.labels(self.name, self.version, policy.kind, backend.device).set(1)
-        self._example: NDArray[np.float32] = np.zeros(
-            (1, 3, manifest.preprocessing.height, manifest.preprocessing.width), np.float32
-        )
-        costs_ms = measure_costs(backend, policy, self._example)
+        costs_ms = measure_costs(backend, policy, self._preprocess.example)
         built_on, frontier = frontier, frontier.with_costs(costs_ms)
         if moved := built_on.moved_stages(costs_ms):
             log.warning(
@@ -139,13 +139,18 @@ class ServedModel:
         """Answer what is in, then end the workers; blocks."""
         self.engine.stop()
 
+    @property
+    def reads(self) -> Modality:
+        """What goes in."""
+        return "text" if self.task == "text" else "image"
+
     async def predict(
-        self, load: Callable[[], bytes], options: Options, received_s: float
+        self, load: Callable[[], Input], options: Options, received_s: float
     ) -> Served:
         """Answer one sample.
 
         Args:
-            load: Gives the picture's bytes; called on a decode thread.
+            load: Gives the picture's bytes or the text; called on a decode thread.
             options: The request's.
             received_s: When its headers came, on the model's clock.
 
@@ -153,17 +158,25 @@ class ServedModel:
             ServeError: If the input is bad, the deadline passes before the first exit, or the
                 network fails.
         """
-        array, decode_ms = await self._loop.run_in_executor(self._decode_pool, self._decode, load)
+        prepared, decode_ms = await self._loop.run_in_executor(
+            self._decode_pool, self._decode, load
+        )
         self._metrics.decode_latency.observe(decode_ms / 1e3)
-        future: asyncio.Future[Served] = self._loop.create_future()
         own = (
             None if options.budget_ms is None else self.controller.parameter_for(options.budget_ms)
         )
         deadline_s = None if options.deadline_ms is None else received_s + options.deadline_ms / 1e3
-        tag = _Request(future, received_s, decode_ms, controlled=own is None)
-        row = Row(array, tag, own, deadline_s, options.priority, options.trace)
+        tag = _Request(self._loop.create_future(), received_s, controlled=own is None)
+        row = Row(prepared.state, tag, own, deadline_s, options.priority, options.trace)
         self.engine.submit([row])
-        return await future
+        answer, total_ms = await tag.future
+        mask = None
+        if self.task == "segmentation" and prepared.size is not None:
+            mask = await self._loop.run_in_executor(
+                self._decode_pool, mask_png, answer.said.logits, prepared.size
+            )
+            total_ms = (self.clock() - received_s) * 1e3
+        return Served(answer, decode_ms, total_ms, prepared.truncated, mask)
 
     def set_budget(self, *, budget_ms: float | None, measure: Measure) -> None:
         """Set what the budget is and which latency it is about; the windows stay."""
@@ -186,12 +199,10 @@ class ServedModel:
         """After a failed batch run the warm-up input: the model is broken if that fails too."""
         if not self.engine.failed:
             return
-        future: asyncio.Future[Served] = self._loop.create_future()
-        self.engine.submit(
-            [Row(self._example, _Request(future, self.clock(), 0.0, controlled=False), priority=0)]
-        )
+        tag = _Request(self._loop.create_future(), self.clock(), controlled=False)
+        self.engine.submit([Row(self._preprocess.example, tag, priority=0)])
         try:
-            await future
+            await tag.future
         except ServeError:
             self.broken = f"{self.name} fails on every input; see the log and restart"
         else:
@@ -256,13 +267,13 @@ class ServedModel:
             "now; every sample leaves there"
         )
 
-    def _decode(self, load: Callable[[], bytes]) -> tuple[NDArray[np.float32], float]:
+    def _decode(self, load: Callable[[], Input]) -> tuple[Prepared, float]:
         started = self.clock()
         try:
-            array = self._preprocess(load())
-        except UndecodableImage as error:
+            prepared = self._preprocess(load())
+        except Unreadable as error:
             raise InvalidContent(str(error)) from error
-        return array, (self.clock() - started) * 1e3
+        return prepared, (self.clock() - started) * 1e3
 
     def _on_batch(self, completions: list[Completion]) -> None:
         """Worker thread: hand a batch's completions to the loop in one call."""
@@ -281,7 +292,7 @@ class ServedModel:
             if request.future.done():
                 continue
             if isinstance(outcome, Answer):
-                request.future.set_result(Served(outcome, request.decode_ms, total_ms))
+                request.future.set_result((outcome, total_ms))
             else:
                 request.future.set_exception(outcome)
         for _, answer, total_ms in answered:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models.backend import HeadOutput, State
 from server.errors import ServeError
 
 
@@ -24,7 +25,7 @@ class Answer(NamedTuple):
 
     Attributes:
         exit: Where it left.
-        log_probs: Of that exit, (C,).
+        said: By that exit, of this row alone: logits and log-probabilities (C,).
         compute_ms: Wall time of the batches it was in, heads and policy included.
         queue_ms: Time it waited for workers.
         late: Whether its deadline had passed.
@@ -32,7 +33,7 @@ class Answer(NamedTuple):
     """
 
     exit: int
-    log_probs: NDArray[np.float32]
+    said: HeadOutput
     compute_ms: float
     queue_ms: float
     late: bool
@@ -44,7 +45,7 @@ class Row:
     """One sample on its way.
 
     Attributes:
-        state: Behind the last stage it went through, (1, ...); at first the input.
+        state: Behind the last stage it went through, of one row; at first the input.
         tag: The caller's own; the engine never looks at it.
         parameter: The policy's parameter of this row alone, or None for the one in force.
         deadline_s: On the engine's clock, or None.
@@ -52,7 +53,7 @@ class Row:
         traced: Keep what it showed at each exit.
     """
 
-    state: NDArray[np.float32]
+    state: State
     tag: object = None
     parameter: float | None = None
     deadline_s: float | None = None

@@ -39,7 +39,7 @@ class Options(_KnownFields):
 
 
 class PredictBody(Options):
-    """A JSON request: one image, or a list of them, in base64."""
+    """A JSON request: one image in base64 or one text, or a list of either."""
 
     model_config = ConfigDict(strict=True)
 
@@ -57,6 +57,13 @@ class PredictBody(Options):
             found = f"got {' and '.join(given)}" if given else "got none"
             raise ValueError(f"give exactly one of image, images, text and texts; {found}")
         return self
+
+    @property
+    def items(self) -> tuple[list[str], bool]:
+        """The inputs, and whether they came as a list."""
+        given = self.images if self.images is not None else self.texts
+        one = self.image if self.image is not None else self.text
+        return ([one or ""], False) if given is None else (given, True)
 
 
 class ClassProbability(BaseModel):
@@ -88,7 +95,11 @@ class TraceStep(BaseModel):
 
 
 class Prediction(BaseModel):
-    """One sample's answer; `trace` and `deadline_exceeded` appear where they apply."""
+    """One sample's answer; the fields after `request_id` appear where they apply.
+
+    Of a segmentation, probabilities are the classes' shares of the picture and `mask` is a PNG of
+    its size in base64, its pixel values class ids.
+    """
 
     model: str
     version: str
@@ -101,6 +112,8 @@ class Prediction(BaseModel):
     latency_ms: LatencyMs
     request_id: str
     trace: list[TraceStep] | None = None
+    mask: str | None = None
+    truncated: bool | None = None
     deadline_exceeded: bool | None = None
 
 

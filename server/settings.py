@@ -10,7 +10,8 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 ENV_PREFIX = "EENET_"
-SHIPPED_BUNDLE = Path(__file__).resolve().parent.parent / "models" / "zoo" / "cifar10-resnet56"
+ZOO = Path(__file__).resolve().parent.parent / "models" / "zoo"
+SHIPPED_BUNDLES = (ZOO / "cifar10-resnet56", ZOO / "ag-news-minilm")
 
 
 class Settings(BaseSettings):
@@ -21,7 +22,7 @@ class Settings(BaseSettings):
     )
 
     bundle: Annotated[tuple[Path, ...], NoDecode] = Field(
-        (SHIPPED_BUNDLE,),
+        SHIPPED_BUNDLES,
         min_length=1,
         description="bundle folder; repeat for several models (':' between them in the "
         "environment)",

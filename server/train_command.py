@@ -1,136 +1,191 @@
-"""`eenet train`: settings, progress on a terminal or in plain lines, and the run's folder."""
+"""`eenet train`: a network of a family, from scratch or from plain weights."""
 
 import argparse
 import json
-import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tokenizers import Tokenizer
 
-from models.data import load_dataset
-from models.resnet import cifar_resnet, load_plain_weights
-from models.run import TrainConfig, parse_heads
-from models.train import EpochReport, Trainer, write_json
+from models.bundle import TOKENIZER
+from models.data import Dataset, load_dataset
+from models.families import Network
+from models.imagenet_resnet import BLOCKS, load_torchvision_weights
+from models.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from models.resnet import load_plain_weights
+from models.run import RunConfig, parse_heads
+from models.train import EpochReport
+from server.run_data import data_of
+from server.training import NEW_ENCODER, device_of, run_training, train_config
 
-PLAIN_STEPS = 100  # between two plain lines
+MAX_TOKENS = 128
+TORCHVISION = {f"resnet{depth}": depth for depth in BLOCKS}
+IMAGENET_SIZE = 224
 
 
 def train(args: argparse.Namespace) -> list[EpochReport]:
     """Train, or go on with, the run in `args.out`."""
-    config = config_of(args)
-    dataset = load_dataset(args.dataset, calibration_size=config.calibration_size, seed=config.seed)
-    torch.manual_seed(config.seed)
-    model = cifar_resnet(config.depth, len(dataset.classes), config.exits, config.heads)
+    family = Network(args.arch).family
+    if args.arch.startswith("attached"):
+        raise ValueError(f"{args.arch} is made by `eenet attach`; train takes no such --arch")
+    device_of(args.device)
+    training = train_config(args, NEW_ENCODER if family.task == "text" else {})
+    given = {**family.defaults, **settings_of(args)}
+    tokenizer = read_tokenizer(args.tokenizer) if family.task == "text" else None
+    if args.init is not None and not args.arch.removeprefix("resnet").isdigit():
+        raise ValueError(f"--init takes the weights of a plain ResNet; {args.arch} is none")
+    if args.init is not None and not args.init.is_file():
+        raise ValueError(f"{args.init} does not exist; --init takes the weights of a plain ResNet")
+    with torch.device("meta"):  # settings that make no network are told before data are read
+        Network(args.arch, {**given, family.classes: 2}).build()
+    size = IMAGENET_SIZE if args.arch in TORCHVISION else None
+    data = data_of(args, seed=training.seed, image_size=size)
+    dataset = load_dataset(data)
+    if dataset.task != family.task:
+        raise ValueError(
+            f"{args.arch} is trained for the task {family.task}, {data.dataset} is a data set of "
+            f"the task {dataset.task}"
+        )
+    network = Network(args.arch, {**given, family.classes: len(dataset.classes)})
+    _check_size(network, dataset)
+    torch.manual_seed(training.seed)
+    model = network.build()
     if args.init is not None:
-        load_plain_weights(model, args.init)
-    trainer = Trainer(config, dataset, args.out, model, compiled=args.compile)
-    claim_folder(args.out, config, dataset.classes)  # last: settings that fail claim nothing
-    with _progress(config.epochs * trainer.steps_per_epoch) as show:
-        return trainer.run(show.step, show.epoch)
+        load = load_torchvision_weights if args.arch in TORCHVISION else load_plain_weights
+        load(model, args.init)
+    config = RunConfig(
+        arch=args.arch,
+        settings=dict(network.settings),
+        classes=dataset.classes,
+        input=pictures() if tokenizer is None else input_of(args, network, tokenizer),
+        training=training,
+        start=None if args.init is None else str(args.init),
+    )
+    return run_training(args, config, data, dataset, model, tokenizer)
 
 
-def config_of(args: argparse.Namespace) -> TrainConfig:
-    """The run's configuration from the command line.
+def _check_size(network: Network, dataset: Dataset) -> None:
+    """Refuse pictures that are too small for the network.
 
     Raises:
-        ValueError: If the architecture, exits or heads make no sense.
+        ValueError: If they are.
     """
-    arch = re.fullmatch(r"resnet(\d+)", args.arch)
-    if not arch:
-        raise ValueError(
-            f"architecture {args.arch!r} is unknown; use resnet20, resnet32, resnet44, resnet56 "
-            f"or resnet110"
-        )
-    if args.init is not None and not args.init.is_file():
-        raise ValueError(f"{args.init} does not exist; --init takes a safetensors file")
-    plain = args.exits == "none"
+    if dataset.task == "text":
+        return
+    height, width = np.asarray(dataset.test.inputs[:1]).shape[1:3]
     try:
-        exits = () if plain else tuple(int(block) for block in args.exits.split(","))
+        with torch.device("meta"):
+            network.build().eval()(torch.zeros((2, 3, height, width)))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{network.arch} cannot read pictures of {width}x{height}; give larger ones or a "
+            f"larger --image-size"
+        ) from error
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The network's settings from --settings, --exits and --heads.
+
+    Raises:
+        ValueError: If one of them cannot be read.
+    """
+    settings = {} if args.settings is None else read_settings(args.settings)
+    if args.exits is not None:
+        layers = args.arch == "bert_4"
+        exits = [] if args.exits == "none" else parse_exits(args.exits)
+        settings["exits_after_layer" if layers else "exits"] = exits
+        if args.exits == "none":
+            settings["heads"] = []
+    if args.heads is not None and args.exits != "none":
+        settings["heads"] = parse_heads(args.heads)
+    return settings
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A JSON object of settings.
+
+    Raises:
+        ValueError: If the file holds none.
+    """
+    try:
+        settings = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds no JSON object; give the settings by their names")
+    return settings
+
+
+def parse_exits(text: str) -> list[int]:
+    """Numbers of blocks or layers, parted by commas.
+
+    Raises:
+        ValueError: If they are none.
+    """
+    try:
+        return [int(number) for number in text.split(",")]
     except ValueError as error:
         raise ValueError(
-            f"exits {args.exits!r} are not block numbers such as 9,18, nor none"
+            f"exits {text!r} are not numbers of blocks or layers such as 9,18"
         ) from error
-    return TrainConfig(
-        depth=int(arch[1]),
-        exits=exits,
-        heads=() if plain else parse_heads(args.heads),
-        dataset=str(args.dataset),
-        calibration_size=args.calibration_size,
-        init=None if args.init is None else str(args.init),
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        peak_lr=args.peak_lr,
-        weight_decay=args.weight_decay,
-        distill_weight=args.distill_weight,
-        seed=args.seed,
-    )
 
 
-def claim_folder(out: Path, config: TrainConfig, classes: tuple[str, ...]) -> None:
-    """Write `run.json`, or check that the run already there is this one.
+def read_tokenizer(path: Path | None) -> str:
+    """A tokenizer's JSON, from its file or the folder that it lies in.
 
     Raises:
-        ValueError: If the folder holds a run of other settings.
+        ValueError: If there is none.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    path, values = out / "run.json", config.to_json()
-    if path.exists():
-        before = json.loads(path.read_text())
-        for name, value in values.items():
-            if before["config"].get(name) != value:
-                raise ValueError(
-                    f"{out} holds a run with {name} = {before['config'].get(name)!r}, not "
-                    f"{value!r}; "
-                    "give another --out, or the same settings to go on with it"
-                )
-    write_json({"format_version": 1, "config": values, "classes": list(classes)}, path)
+    if path is None:
+        raise ValueError("a network that reads texts needs --tokenizer, a tokenizer.json")
+    file = path / TOKENIZER if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist; --tokenizer takes a tokenizer.json or its folder")
+    return file.read_text()
 
 
-class _Show:
-    """Tells of steps and epochs; a bar on a terminal, plain lines elsewhere."""
+def input_of(args: argparse.Namespace, network: Network, tokenizer: str) -> dict[str, Any]:
+    """How texts are cut for a network of our own encoder.
 
-    def __init__(self, bar: Progress | None, total: int) -> None:
-        self.bar = bar
-        self.total = total
-        self.task = bar.add_task("training", total=total, loss="") if bar else None
+    Raises:
+        ValueError: If --max-tokens or the tokenizer does not fit the network.
+    """
+    check_vocabulary(tokenizer, network.settings["vocab_size"])
+    most = network.settings["max_position_embeddings"]
+    return {"max_tokens": max_tokens_of(args, "this network", most), "pad_id": 0}
 
-    def step(self, step: int, loss: float) -> None:
-        if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, completed=step, loss=f"loss {loss:.3f}")
-        elif step % PLAIN_STEPS == 0:
-            print(f"step {step}/{self.total} loss {loss:.3f}", file=sys.stderr, flush=True)
 
-    def epoch(self, report: EpochReport) -> None:
-        test, calibration = (
-            " ".join(f"{100 * share:.2f}" for share in accuracy)
-            for accuracy in (report.test_accuracy, report.calibration_accuracy)
+def max_tokens_of(args: argparse.Namespace, network: str, most: int) -> int:
+    """Where texts are cut: at --max-tokens, unless given at 128 or what the network takes.
+
+    Raises:
+        ValueError: If the network does not take so many.
+    """
+    wanted: int = min(MAX_TOKENS, most) if args.max_tokens is None else args.max_tokens
+    if not 2 < wanted <= most:
+        raise ValueError(f"--max-tokens is {wanted}; {network} takes 3 to {most}")
+    return wanted
+
+
+def check_vocabulary(tokenizer: str, vocab_size: int) -> None:
+    """Refuse a tokenizer's JSON that has tokens which a network does not know.
+
+    Raises:
+        ValueError: If it has, or is none.
+    """
+    try:
+        tokens = Tokenizer.from_str(tokenizer).get_vocab_size()
+    except Exception as error:  # the library raises bare exceptions
+        raise ValueError(f"the tokenizer.json is no tokenizer: {error}") from error
+    if tokens > vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokens} tokens, the network a vocab_size of {vocab_size}; give "
+            f"the tokenizer that belongs to it"
         )
-        line = (
-            f"epoch {report.epoch}: loss {report.train_loss:.3f}, accuracy per exit: "
-            f"test {test} %, calibration {calibration} % ({report.seconds:.0f} s)"
-        )
-        if self.bar is not None:
-            self.bar.console.print(line)
-        else:
-            print(line, file=sys.stderr, flush=True)
 
 
-@contextmanager
-def _progress(total: int) -> Iterator[_Show]:
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _Show(None, total)
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-    )
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-        yield _Show(bar, total)
+def pictures() -> dict[str, Any]:
+    """How pictures are normalised unless told otherwise."""
+    return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}

@@ -19,6 +19,21 @@ class Images(NamedTuple):
     rows: list[int]
 
 
+class Texts(NamedTuple):
+    """300 test texts of AG News, and their rows in the test set."""
+
+    texts: list[str]
+    labels: list[int]
+    rows: list[int]
+
+
+@pytest.fixture(scope="session")
+def texts() -> Texts:
+    lines = (REPO / "tests/data/ag_news_test_300.tsv").read_text("utf-8").strip().split("\n")[1:]
+    rows, labels, texts = zip(*(line.split("\t") for line in lines), strict=True)
+    return Texts(list(texts), list(map(int, labels)), list(map(int, rows)))
+
+
 @pytest.fixture(scope="session")
 def images() -> Images:
     with np.load(REPO / "tests/data/cifar10_test_300.npz") as arrays:
@@ -30,6 +45,11 @@ def images() -> Images:
 @pytest.fixture(scope="session")
 def shipped_bundle() -> Path:
     return REPO / "models/zoo/cifar10-resnet56"
+
+
+@pytest.fixture(scope="session")
+def shipped_text_bundle() -> Path:
+    return REPO / "models/zoo/ag-news-minilm"
 
 
 @pytest.fixture(scope="session")

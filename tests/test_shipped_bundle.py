@@ -39,3 +39,34 @@ def test_its_manifest_tells_the_accuracy_that_is_recorded(shipped_bundle: Path) 
     assert (
         np.round(recorded.calibration.correct.mean(0), 4).tolist() == (told["calibration_accuracy"])
     )
+
+
+def test_all_shipped_bundles_stay_under_30_mb(shipped_bundle: Path) -> None:
+    files = [path for path in shipped_bundle.parent.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 30_000_000
+
+
+def test_the_text_bundle_is_whole_and_reaches_what_it_was_made_for(
+    shipped_text_bundle: Path,
+) -> None:
+    manifest = load_bundle(shipped_text_bundle).manifest
+    assert (manifest.task, manifest.num_exits, manifest.weights) == ("text", 4, "int8")
+    recorded = load_recorded(shipped_text_bundle / "calibration.npz")
+    accuracy = recorded.test.correct.mean(0)
+    assert accuracy[-1] >= 0.89 and accuracy[0] >= 0.88
+    assert np.round(accuracy, 4).tolist() == list(manifest.measured["int8"].accuracy)
+    lost = np.subtract(manifest.measured["float32"].accuracy, manifest.measured["int8"].accuracy)
+    assert np.abs(lost).max() < 0.002
+
+
+def test_the_text_bundle_keeps_budgets_on_texts_it_has_not_seen(shipped_text_bundle: Path) -> None:
+    policy, frontier = load_scheduler(shipped_text_bundle)
+    recorded, costs = load_recorded(shipped_text_bundle / "calibration.npz"), frontier.costs_ms
+    calibration, test = (replay(policy, part.log_probs) for part in recorded)
+    for budget in np.random.default_rng(0).uniform(costs[0], costs[-1], 30):
+        parameter = frontier.at_cost(budget).parameter
+        seen = costs[take_exits(policy, calibration, parameter)]
+        unseen = costs[take_exits(policy, test, parameter)]
+        assert seen.mean() <= budget * (1 + 1e-8)
+        error = np.hypot(seen.std() / len(seen) ** 0.5, unseen.std() / len(unseen) ** 0.5)
+        assert unseen.mean() <= 1.01 * budget + 2 * error

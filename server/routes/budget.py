@@ -45,8 +45,8 @@ async def put_budget(request: Request, query: Named) -> Budgets:
 @router.get("/frontier")
 async def get_frontier(request: Request, query: Named) -> list[FrontierEntry]:
     """What each budget buys, in this host's present milliseconds."""
-    return service_of(request).pick(query.model).frontier()
+    return service_of(request).named(query.model).frontier()
 
 
 def _meant(service: Service, name: str | None) -> list[ServedModel]:
-    return list(service.models.values()) if name is None else [service.pick(name)]
+    return list(service.models.values()) if name is None else [service.named(name)]

@@ -1,9 +1,9 @@
-"""POST /predict: pictures in, labels out."""
+"""POST /predict: pictures or texts in, labels out."""
 
 import asyncio
 import base64
 import binascii
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +18,11 @@ from server.errors import (
     InvalidContent,
     MalformedRequest,
     ServeError,
-    UnknownModel,
     UnsupportedMedia,
     problem,
 )
 from server.lifecycle import Service, service_of
-from server.model import Served, ServedModel, shown_threshold
+from server.model import Modality, Served, ServedModel, shown_threshold
 from server.schemas import Options, PredictBody, Prediction, Predictions, Problem
 
 router = APIRouter(tags=["prediction"])
@@ -31,7 +30,10 @@ router = APIRouter(tags=["prediction"])
 MEDIA_TYPES = "image/*, multipart/form-data or application/json"
 _IMAGE_BODY = {"schema": {"type": "string", "format": "binary"}}
 _FORM_BODY = {
-    "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}
+    "schema": {
+        "type": "object",
+        "properties": {"file": {"type": "string", "format": "binary"}, "text": {"type": "string"}},
+    }
 }
 _QUERY = [
     {"name": name, "in": "query", "schema": schema}
@@ -40,9 +42,10 @@ _QUERY = [
 
 
 class _Input(NamedTuple):
-    """What a request holds: how to get each picture's bytes, and the options."""
+    """What a request holds: how to get each picture's bytes or text, and the options."""
 
-    loads: list[Callable[[], bytes]]
+    reads: Modality
+    loads: Sequence[Callable[[], bytes | str]]
     is_list: bool
     options: Options
 
@@ -67,10 +70,10 @@ class _Input(NamedTuple):
     },
 )
 async def predict(request: Request) -> Response:
-    """Classify a picture or a list; each leaves at the first exit that is sure enough."""
+    """Classify pictures or texts; each leaves at the first exit that is sure enough."""
     service = service_of(request)
     given = await _read(request, service)
-    model = service.pick(given.options.model)
+    model = service.pick(given.options.model, given.reads)
     request_id: str = request.state.request_id
     service.admission.admit(len(given.loads))
     answers = (
@@ -101,11 +104,11 @@ async def _read(request: Request, service: Service) -> _Input:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type.startswith("image/"):
         body = await request.body()
-        return _Input([lambda: body], False, _options(request.query_params))
+        return _Input("image", [lambda: body], False, _options(request.query_params))
     if media_type == "application/json":
         return await _read_json(request, service)
     if media_type == "multipart/form-data":
-        return await _read_form(request)
+        return await _read_form(request, service)
     raise UnsupportedMedia(
         f"content type {media_type or '(none)'!r} is not taken; send {MEDIA_TYPES}"
     )
@@ -115,23 +118,24 @@ async def _read_json(request: Request, service: Service) -> _Input:
     body = await request.body()
     loop = asyncio.get_running_loop()
     parsed = await loop.run_in_executor(service.decode_pool, parse_json, PredictBody, body)
-    if parsed.text is not None or parsed.texts is not None:
-        raise UnknownModel(f"no text model is loaded; {', '.join(service.models)} takes images")
-    items = parsed.images if parsed.images is not None else [parsed.image or ""]
+    reads: Modality = "image" if parsed.text is None and parsed.texts is None else "text"
+    items, is_list = parsed.items
     most = min(service.settings.max_items, service.settings.max_queue)
     if len(items) > most:
-        raise InvalidContent(f"{len(items)} images in one list; {most} is the most, split it")
+        raise InvalidContent(f"{len(items)} {reads}s in one list; {most} is the most, split it")
     chosen = {
         name: getattr(parsed, name)
         for name in parsed.model_fields_set & Options.model_fields.keys()
     }
     options = _options({**request.query_params, **chosen})
-    return _Input([_base64_loader(item) for item in items], parsed.images is not None, options)
+    load = _base64_loader if reads == "image" else _text_loader
+    return _Input(reads, [load(item) for item in items], is_list, options)
 
 
-async def _read_form(request: Request) -> _Input:
+async def _read_form(request: Request, service: Service) -> _Input:
+    most_bytes = service.settings.max_body_mib * 2**20  # of the whole body, so of a text too
     try:
-        async with request.form() as form:
+        async with request.form(max_part_size=most_bytes) as form:
             parts = form.multi_items()
             fields = {name: value for name, value in parts if not isinstance(value, UploadFile)}
             bodies = [
@@ -141,12 +145,17 @@ async def _read_form(request: Request) -> _Input:
             ]
     except UnicodeError as error:  # some charsets that a client may name fail their own way
         raise MalformedRequest(f"the form cannot be read: {error}") from error
-    if "text" in fields:
-        raise InvalidContent("no text model is loaded; send one picture as the part named file")
-    if len(bodies) != 1:
-        raise InvalidContent(f"the form holds {len(bodies)} files named file or image; send one")
+    texts = [value for name, value in parts if name == "text" and isinstance(value, str)]
+    if len(bodies) + len(texts) != 1:
+        raise InvalidContent(
+            f"the form holds {len(bodies)} files named file or image and {len(texts)} texts; send "
+            f"one of either"
+        )
+    fields.pop("text", None)
     options = _options({**request.query_params, **fields})
-    return _Input([lambda: bodies[0]], False, options)
+    if texts:
+        return _Input("text", [_text_loader(texts[0])], False, options)
+    return _Input("image", [lambda: bodies[0]], False, options)
 
 
 def _options(given: Mapping[str, Any]) -> Options:
@@ -154,6 +163,10 @@ def _options(given: Mapping[str, Any]) -> Options:
         return Options.model_validate(dict(given))
     except ValidationError as error:
         raise InvalidContent(first_error(error)) from error
+
+
+def _text_loader(text: str) -> Callable[[], str]:
+    return lambda: text
 
 
 def _base64_loader(text: str) -> Callable[[], bytes]:
@@ -182,7 +195,7 @@ def _prediction(
     model: ServedModel, served: Served, options: Options, request_id: str
 ) -> dict[str, Any]:
     answer = served.answer
-    probs = np.exp(answer.log_probs)
+    probs = _probabilities(answer.said.log_probs)
     ranking = [int(c) for c in np.argsort(-probs, kind="stable")[: options.top_k]]
     best = int(probs.argmax())
     result: dict[str, Any] = {
@@ -218,14 +231,25 @@ def _prediction(
             }
             for entry in answer.trace
         ]
+    if served.mask is not None:
+        result["mask"] = base64.b64encode(served.mask).decode()
+    if served.truncated:
+        result["truncated"] = True
     if answer.late:
         result["deadline_exceeded"] = True
     return result
 
 
 def _winner(model: ServedModel, log_probs: NDArray[np.float32]) -> dict[str, Any]:
-    best = int(log_probs.argmax())
-    return {"label": model.classes[best], "confidence": float(np.exp(log_probs[best]))}
+    probs = _probabilities(log_probs)
+    best = int(probs.argmax())
+    return {"label": model.classes[best], "confidence": float(probs[best])}
+
+
+def _probabilities(log_probs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of the classes (C,); of a segmentation the mean over its pixels (P, C), a class's share."""
+    probs: NDArray[np.float32] = np.exp(log_probs)
+    return probs if probs.ndim == 1 else probs.mean(0)
 
 
 def _timing(served: Served) -> dict[str, float]:

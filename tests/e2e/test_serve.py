@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,16 +22,11 @@ from profiling.calibration import load_recorded
 
 if TYPE_CHECKING:
     from tests.conftest import Images
+    from tests.e2e.conftest import Server
 
 pytestmark = pytest.mark.e2e
 WINDOW = 200
 JPEG = {"content-type": "image/jpeg"}
-
-
-class Server(NamedTuple):
-    process: subprocess.Popen[bytes]
-    client: httpx.Client
-    ready_after_s: float
 
 
 class Round(NamedTuple):
@@ -44,32 +38,11 @@ class Round(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "server.cli", "serve"]
-    options = ["--port", str(port), "--window", str(WINDOW), "--log-level", "warning"]
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("EENET_")}
-    started = time.perf_counter()
-    process = subprocess.Popen([*command, *options], env=environ)
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-        try:
-            while not is_ready(client):
-                assert process.poll() is None, "the server ended at start"
-                assert time.perf_counter() - started < 30, "the server does not get ready"
-                time.sleep(0.02)
-            yield Server(process, client, time.perf_counter() - started)
-        finally:
-            process.kill()
-            process.wait()
-
-
-def is_ready(client: httpx.Client) -> bool:
-    try:
-        return client.get("/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
+def server(
+    start_server: Callable[..., AbstractContextManager[Server]], shipped_bundle: Path
+) -> Iterator[Server]:
+    with start_server("--bundle", str(shipped_bundle), "--window", str(WINDOW)) as server:
+        yield server
 
 
 def stage_rows(client: httpx.Client) -> list[float]:

@@ -2,18 +2,40 @@ import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from starlette.testclient import TestClient
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordPiece
 
+import server.build
 from models.bundle import write_manifest
+from models.train import Trainer
 from profiling.calibration import Recorded, save_recorded
 from scheduler.scheduler import FILES
 from server.app import create_app
+from server.cli import main
 from server.fit_command import refit
 from server.settings import Settings
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PRAISE, BLAME = ("good", "great", "fine"), ("bad", "awful", "dull")
+FILLERS = ("the", "film", "was", "very", "and", "a")
+TINY_BERT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 40,
+    "initializer_range": 0.3,  # large enough to tell texts apart
+}
+QUICKLY = ("--epochs", "1", "--batch-size", "8")
+TINY_FCN = {"stem_width": 4, "widths": [4, 6], "dilations": [[], [1]]}
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +90,187 @@ def make_bundle(tmp_path: Path) -> Callable[[Recorded], Path]:
         return folder
 
     return make
+
+
+def run(*arguments: object) -> None:
+    """A command that must succeed."""
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+@pytest.fixture(scope="session")
+def building_quickly(
+    fitting_quickly: Callable[[], AbstractContextManager[None]],
+) -> Callable[[], AbstractContextManager[None]]:
+    """Makes contexts in which little is fitted and few rounds are timed."""
+
+    @contextmanager
+    def quickly() -> Iterator[None]:
+        measure = functools.partial(server.build.measure_latency, warm_up=2, repeats=20)
+        with fitting_quickly(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(server.build, "measure_latency", measure)
+            yield
+
+    return quickly
+
+
+@pytest.fixture(scope="module")
+def quick_builds(building_quickly: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    with building_quickly():
+        yield
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """Of WordPiece: the words of `reviews`, some that it never uses, and single characters."""
+    unused = ("unseen", "##seen", "wordless")
+    letters = [mark + chr(code) for mark in ("", "##") for code in range(ord("a"), ord("z") + 1)]
+    words = [*SPECIAL, *PRAISE, *BLAME, *FILLERS, *unused, *letters]
+    tokens = list(dict.fromkeys(words))
+    tokenizer = Tokenizer(WordPiece({t: id for id, t in enumerate(tokens)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
+    """A BERT of two layers that has learnt nothing, as `save_pretrained` leaves it."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("backbone") / "tiny-bert"
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=tokenizer.get_vocab_size(), **TINY_BERT)
+    transformers.utils.logging.disable_progress_bar()
+    transformers.BertModel(config).save_pretrained(folder)
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **dict(zip(names, SPECIAL, strict=True))
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 texts of 2 to 12 words, which praise or blame; the label is in the last word."""
+    random, lines = np.random.default_rng(0), {}
+    while len(lines) < 120:
+        label = len(lines) % 2
+        words = [
+            *random.choice(FILLERS, random.integers(1, 12)),
+            random.choice((BLAME, PRAISE)[label]),
+        ]
+        lines[" ".join(words)] = ("blame", "praise")[label]
+    path = tmp_path_factory.mktemp("reviews") / "reviews.csv"
+    path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in lines.items()))
+    return path
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen training and eight test pictures of noise for each of three classes, 8x8."""
+    random, folder = np.random.default_rng(0), tmp_path_factory.mktemp("pictures")
+    for part, rows in (("train", 16), ("test", 8)):
+        for name in ("ape", "bee", "cat"):
+            (folder / part / name).mkdir(parents=True)
+            for index in range(rows):
+                pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / part / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drawing_few() -> Callable[[], AbstractContextManager[None]]:
+    """Makes contexts in which the data set `shapes` has few pictures."""
+
+    @contextmanager
+    def few() -> Iterator[None]:
+        import models.shapes
+
+        with pytest.MonkeyPatch.context() as patch:
+            rows = {"TRAIN_ROWS": 16, "CALIBRATION_ROWS": 12, "TEST_ROWS": 6, "IMAGE_SIZE": 16}
+            for name, value in rows.items():
+                patch.setattr(models.shapes, name, value)
+            yield
+
+    return few
+
+
+@pytest.fixture(scope="session")
+def text_run(backbone: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `eenet attach` makes of the tiny BERT and the reviews: two exits."""
+    folder = tmp_path_factory.mktemp("runs") / "reviews"
+    run("attach", "--backbone", backbone, "--exits", 1, "--dataset", reviews, "--out", folder,
+        *QUICKLY)  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_bundle(
+    text_run: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    building_quickly: Callable[[], AbstractContextManager[None]],
+) -> Path:
+    """A bundle of `text_run`, by the name of reviews."""
+    folder = tmp_path_factory.mktemp("bundles") / "reviews"
+    with building_quickly():
+        run("build", text_run, "--out", folder, "--policy", "maxprob")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mask_run(
+    tmp_path_factory: pytest.TempPathFactory,
+    drawing_few: Callable[[], AbstractContextManager[None]],
+) -> Path:
+    """A tiny segmentation, two exits, of pictures of 16x16."""
+    folder = tmp_path_factory.mktemp("runs") / "masks"
+    folder.with_name("fcn.json").write_text(json.dumps(TINY_FCN))
+    with drawing_few():
+        run("train", "--arch", "fcn", "--dataset", "shapes", "--out", folder, *QUICKLY,
+            "--settings", folder.with_name("fcn.json"))  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mask_bundle(
+    mask_run: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    building_quickly: Callable[[], AbstractContextManager[None]],
+    drawing_few: Callable[[], AbstractContextManager[None]],
+) -> Path:
+    """A bundle of `mask_run`, by the name of shapes."""
+    folder = tmp_path_factory.mktemp("bundles") / "shapes"
+    with building_quickly(), drawing_few():
+        run("build", mask_run, "--out", folder, "--policy", "maxprob")
+    return folder
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may be trained or exported."""
+
+    def never(*given: object) -> None:
+        raise AssertionError("the mistake was not found before the long work")
+
+    monkeypatch.setattr(Trainer, "run", never)
+    monkeypatch.setattr(server.build, "export_graphs", never)
+
+
+@pytest.fixture
+def sentence(untrained: None, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must end with one sentence, before anything takes long."""
+
+    def ending(*arguments: object) -> str:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        said = capsys.readouterr().err
+        *steps, last = said.splitlines()
+        assert all(step.endswith(" ...") for step in steps), said
+        assert last.startswith("eenet: "), said
+        return last
+
+    return ending

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from models.run import RunConfig
 from scheduler.scheduler import POLICIES
 from server.cli import main
 
@@ -65,7 +67,10 @@ def test_an_unknown_variable_stops_the_start() -> None:
     assert ended.returncode == 2 and "EENET_BUDGET is no setting" in ended.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["train"], ["build"], ["fit"], ["evaluate"]])
+COMMANDS = ("serve", "train", "attach", "import", "build", "fit", "evaluate")
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_every_help_shows_an_example(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,11 +102,113 @@ def test_every_setting_is_a_flag_with_its_variable(capsys: pytest.CaptureFixture
         assert f"$EENET_{name.replace('-', '_').upper()}" in text
 
 
+DATA = ("dataset", "text-column", "label-column", "calibration-size", "image-size")
+TRAINING = (
+    "out",
+    "max-tokens",
+    "epochs",
+    "batch-size",
+    "optimizer",
+    "peak-lr",
+    "weight-decay",
+    "distill-weight",
+    "seed",
+    "device",
+    "compile",
+    "json",
+)
+FLAGS = {
+    "train": ("arch", "settings", "exits", "heads", "init", "tokenizer", *DATA, *TRAINING),
+    "attach": (
+        "backbone",
+        "arch",
+        "exits",
+        "budget-ms",
+        "num-exits",
+        "heads-only",
+        *DATA,
+        *TRAINING,
+    ),
+    "import": (
+        "arch",
+        "classes",
+        "class-names",
+        "settings",
+        "latencies",
+        "tokenizer",
+        "max-tokens",
+        "mean",
+        "std",
+        "out",
+    ),
+    "build": ("out", "name", *DATA, "policy", "weights", "prune-vocabulary", "json"),
+}
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_every_flag_is_in_the_help_and_explained(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    usage, _, options = text.partition("options:")
+    described = re.split(r"\n  (?=-)", options.partition("\nexample:")[0])
+    shown = {entry.split()[0]: entry for entry in described if entry.strip()}
+    assert set(shown) == {"-h,", *(f"--{flag}" for flag in FLAGS[command])}
+    for flag in FLAGS[command]:
+        assert f"--{flag}" in usage
+        assert re.search(r"[a-z]{3,}.* ", shown[f"--{flag}"].partition(" ")[2]), flag
+
+
+@pytest.mark.parametrize(
+    ("command", "needed"),
+    [
+        ("train", ["--arch", "--dataset", "--out"]),
+        ("attach", ["--backbone"]),
+        ("import", ["checkpoint", "--arch", "--classes", "--out"]),
+        ("build", ["RUN", "--out"]),
+    ],
+)
+def test_what_must_be_given_is_named(
+    command: str, needed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command])
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f"the following arguments are required: {', '.join(needed)}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "offered"),
+    [
+        (["build", "run", "--out", "b", "--weights", "int4"], "float32"),
+        (["build", "run", "--out", "b", "--policy", "oracle"], "stopping"),
+        (["train", "--arch", "x", "--dataset", "d", "--out", "o", "--epochs", "many"], "int"),
+        (["import", "c", "--arch", "x", "--classes", "ten", "--out", "o"], "int"),
+        (["attach", "--backbone", "b", "--budget-ms", "fast"], "float"),
+        (["train", "--arch", "x", "--dataset", "d", "--out", "o", "--colour", "1"], "--colour"),
+    ],
+)
+def test_a_flag_that_cannot_be_read_is_named(
+    arguments: list[str], offered: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert offered in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_build_names_what_a_folder_lacks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["build", str(tmp_path), "--out", str(tmp_path / "b")]) == 2
     assert "run.json" in capsys.readouterr().err
     (tmp_path / "run.json").write_text(json.dumps({}))
+    assert main(["build", str(tmp_path), "--out", str(tmp_path / "b")]) == 2
+    assert "run.json is damaged" in capsys.readouterr().err
+    config = RunConfig("resnet8", {"num_classes": 2}, ("ape", "bee"), {}, data={"dataset": "d"})
+    (tmp_path / "run.json").write_text(json.dumps(config.to_json()))
     assert main(["build", str(tmp_path), "--out", str(tmp_path / "b")]) == 2
     assert "best.safetensors" in capsys.readouterr().err

@@ -1,15 +1,19 @@
 import threading
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
-from models.backend import HeadOutput
+from models.backend import HeadOutput, State, join_states
+from models.bundle import load_bundle
+from models.onnx_backend import OnnxBackend
+from models.preprocess import TextPreprocessor
 from scheduler.baselines import ConfidencePolicy
 from scheduler.policy import ExitPolicy, replay, take_exits
 from scheduler.stopping import StoppingPolicy
@@ -35,23 +39,23 @@ class FakeBackend:
         self.batches: list[tuple[int, list[float]]] = []
         self.on_stage = on_stage
 
-    def run_stage(self, stage: int, state: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run_stage(self, stage: int, state: State) -> State:
         self.on_stage(stage)
-        self.stage_rows[stage] += len(state)
-        self.batches.append((stage, state[:, stage].tolist()))
-        if (state == self.POISON).any():
+        self.stage_rows[stage] += len(state[0])
+        self.batches.append((stage, state[0][:, stage].tolist()))
+        if (state[0] == self.POISON).any():
             raise RuntimeError("poisoned row")
         return state
 
-    def run_head(self, exit: int, state: NDArray[np.float32]) -> HeadOutput:
-        best = state[:, exit]
+    def run_head(self, exit: int, state: State) -> HeadOutput:
+        best = state[0][:, exit]
         log_probs = np.log(np.stack([best, 1 - best], 1))
         return HeadOutput(log_probs, log_probs)
 
 
-def sure(*confidences: float) -> NDArray[np.float32]:
+def sure(*confidences: float) -> State:
     """The input of one row: its confidence at each exit."""
-    return np.array([confidences], np.float32)
+    return (np.array([confidences], np.float32),)
 
 
 def policy() -> ConfidencePolicy:
@@ -109,7 +113,7 @@ def test_a_row_leaves_at_the_first_exit_that_fires_and_later_stages_never_run_it
 def test_the_answer_is_that_of_the_exit_taken() -> None:
     answer = serve([Row(sure(0.6, 0.85, 0.99))])[0].outcome
     assert isinstance(answer, Answer)
-    assert np.exp(answer.log_probs) == pytest.approx([0.85, 0.15])
+    assert np.exp(answer.said.log_probs) == pytest.approx([0.85, 0.15])
     assert answer.trace is None
 
 
@@ -307,7 +311,7 @@ def test_rows_that_stop_at_a_price_of_their_own_leave_where_replaying_says(
 ) -> None:
     prices = [PRICES[index % 4] for index in range(60)]
     rows = [
-        Row(each[None], parameter=price) for each, price in zip(CONFIDENCES, prices, strict=True)
+        Row((each[None],), parameter=price) for each, price in zip(CONFIDENCES, prices, strict=True)
     ]
     done = serve(rows, by=stopping, parameter=stopping.run_on, max_batch=max_batch)
     exits = [done[index].outcome.exit for index in range(60)]  # type: ignore[union-attr]
@@ -317,7 +321,7 @@ def test_rows_that_stop_at_a_price_of_their_own_leave_where_replaying_says(
 def test_rows_without_a_price_stop_at_the_engines(
     stopping: StoppingPolicy, replayed: dict[float, list[int]]
 ) -> None:
-    rows = [Row(each[None]) for each in CONFIDENCES]
+    rows = [Row((each[None],)) for each in CONFIDENCES]
     done = serve(rows, by=stopping, parameter=0.03, max_batch=9)
     exits = [done[index].outcome.exit for index in range(60)]  # type: ignore[union-attr]
     assert exits == replayed[0.03]
@@ -327,7 +331,7 @@ def test_rows_without_a_price_stop_at_the_engines(
 def test_at_the_extreme_prices_all_rows_leave_together(
     stopping: StoppingPolicy, at: str, exit: int
 ) -> None:
-    rows = [Row(each[None]) for each in CONFIDENCES]
+    rows = [Row((each[None],)) for each in CONFIDENCES]
     done = serve(rows, by=stopping, parameter=getattr(stopping, at), max_batch=9)
     assert {done[index].outcome.exit for index in range(60)} == {exit}  # type: ignore[union-attr]
 
@@ -335,7 +339,7 @@ def test_at_the_extreme_prices_all_rows_leave_together(
 def test_the_trace_of_a_stopping_row_has_its_own_continuation_values(
     stopping: StoppingPolicy,
 ) -> None:
-    rows = [Row(each[None], traced=True) for each in CONFIDENCES]
+    rows = [Row((each[None],), traced=True) for each in CONFIDENCES]
     done = serve(rows, by=stopping, parameter=0.03, max_batch=9)
     at_first = set()
     for index in range(60):
@@ -347,3 +351,164 @@ def test_the_trace_of_a_stopping_row_has_its_own_continuation_values(
         assert (left.threshold == -np.inf) == (left.exit == 2)
         at_first.add(answer.trace[0].threshold)
     assert len(at_first) > 30
+
+
+class TextBackend:
+    """Three exits over ids (A, L) and masks (A, L); a row's first id names it, its mask its stage.
+
+    Refuses rows of different shapes, as stacking them would, and notes what each batch held.
+    """
+
+    num_exits = 3
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, int, list[int]]] = []  # stage, length, names
+        self.lock = threading.Lock()
+
+    def run_stage(self, stage: int, state: State) -> State:
+        ids, mask = state
+        assert ids.shape == mask.shape, "rows of one batch are of one shape"
+        assert (mask == stage).all(), "every row was in the stage before"
+        with self.lock:
+            self.batches.append((stage, ids.shape[1], ids[:, 0].tolist()))
+        return ids, mask + 1
+
+    def run_head(self, exit: int, state: State) -> HeadOutput:
+        ids, _ = state
+        best = (0.5 + 0.49 * np.sin(ids.sum(1) + exit) ** 2).astype(np.float32)
+        log_probs = np.log(np.stack([best, 1 - best], 1))
+        return HeadOutput(log_probs, log_probs)
+
+
+def text_row(name: int, length: int, priority: int = 1) -> Row:
+    ids = np.arange(length)[None] + name
+    return Row((ids, np.zeros_like(ids)), tag=name, priority=priority)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), min_size=1, max_size=60),
+    max_batch=st.integers(1, 9),
+    workers=st.integers(1, 4),
+)
+def test_rows_of_any_shapes_complete_once_in_batches_of_one_shape(
+    sizes: list[tuple[int, int]], max_batch: int, workers: int
+) -> None:
+    backend = TextBackend()
+    rows = [
+        text_row(1000 * name, 8 * length, priority) for name, (length, priority) in enumerate(sizes)
+    ]
+    alone = [serve([text_row(1000 * name, 8 * length)], TextBackend())[0].outcome
+             for name, (length, _) in enumerate(sizes)]  # fmt: skip
+    done = serve(rows, backend, max_batch=max_batch, workers=workers)
+    assert sorted(done) == list(range(len(rows)))
+    exits = []
+    for index, expected in enumerate(alone):
+        answer = done[index].outcome
+        assert isinstance(answer, Answer) and isinstance(expected, Answer)
+        assert answer.exit == expected.exit
+        assert np.array_equal(answer.said.log_probs, expected.said.log_probs)
+        exits.append(answer.exit)
+    lengths = {1000 * name: 8 * length for name, (length, _) in enumerate(sizes)}
+    ran: Counter[int] = Counter()
+    for stage, length, names in backend.batches:
+        assert 1 <= len(names) <= max_batch
+        assert all(lengths[name] == length for name in names)
+        ran[stage] += len(names)
+    assert [ran[stage] for stage in range(3)] == [
+        sum(exit >= stage for exit in exits) for stage in range(3)
+    ]
+
+
+def waiting(backend: TextBackend, *, max_batch: int = 8, done: list[Completion]) -> Engine:
+    metrics = ModelMetrics(Metrics(CollectorRegistry(), ""), "fake", 3)
+    return Engine(
+        backend,
+        policy(),
+        2.0,
+        workers=1,
+        max_batch=max_batch,
+        metrics=metrics,
+        on_batch=done.extend,
+    )
+
+
+def test_queue_depths_count_rows_of_all_shapes() -> None:
+    done: list[Completion] = []
+    engine = waiting(TextBackend(), done=done)
+    assert engine.queue_depths == [0, 0, 0] and engine.oldest_wait_s() == 0
+    engine.submit([text_row(name, length) for name, length in enumerate((8, 16, 8, 24, 8))])
+    assert engine.queue_depths == [5, 0, 0]
+    assert engine.oldest_wait_s() > 0
+    engine.start()
+    engine.stop()
+    assert engine.queue_depths == [0, 0, 0] and engine.oldest_wait_s() == 0
+    assert len(done) == 5
+
+
+def test_of_several_shapes_the_row_that_is_first_in_line_chooses_the_batch() -> None:
+    backend = TextBackend()
+    engine = waiting(backend, done=[])
+    given = [(8, 2), (16, 2), (24, 0), (8, 2), (16, 1), (24, 2)]
+    engine.submit([text_row(name, length, at) for name, (length, at) in enumerate(given)])
+    engine.start()
+    engine.stop()
+    order = [(length, names) for stage, length, names in backend.batches if stage == 0]
+    # Row 2 has priority 0, then row 4 priority 1; each takes the others of its shape along.
+    assert order == [(24, [2, 5]), (16, [4, 1]), (8, [0, 3])]
+
+
+def test_no_shape_waits_for_ever_behind_another() -> None:
+    backend, done = TextBackend(), list[Completion]()
+    engine = waiting(backend, max_batch=2, done=done)
+    engine.submit([text_row(name, 16 if name == 3 else 8) for name in range(9)])
+    engine.start()
+    engine.stop()
+    first = [names for stage, _, names in backend.batches if stage == 0]
+    assert first == [[0, 1], [2, 4], [3], [5, 6], [7, 8]]
+
+
+class Words(NamedTuple):
+    """A real network of texts, and texts of many lengths."""
+
+    backend: OnnxBackend
+    preprocess: TextPreprocessor
+    texts: list[str]
+
+
+@pytest.fixture(scope="module")
+def words(text_bundle: Path) -> Words:
+    bundle, random = load_bundle(text_bundle), np.random.default_rng(0)
+    preprocess = bundle.preprocessor(1)
+    assert isinstance(preprocess, TextPreprocessor)
+    choice = ("good", "bad", "film", "very", "the", "unseen", "zebra", "x y z")
+    texts = [" ".join(random.choice(choice, random.integers(1, 60))) for _ in range(50)]
+    return Words(OnnxBackend(bundle.stage_files, bundle.head_files), preprocess, texts)
+
+
+@pytest.mark.parametrize(("max_batch", "workers"), [(8, 3), (1, 2), (50, 1)])
+def test_texts_of_mixed_lengths_are_answered_as_alone(
+    words: Words, max_batch: int, workers: int
+) -> None:
+    states = [words.preprocess(text).state for text in words.texts]
+    lengths = {state[0].shape[1] for state in states}
+    assert len(lengths) == 5 and max(lengths) == 40
+    never = ThresholdTable(np.array([1.0]), np.array([[np.inf, -np.inf]]))
+    by = ConfidencePolicy(never, "maxprob")
+    rows = [Row(state) for state in states]
+    done = serve(rows, words.backend, by=by, max_batch=max_batch, workers=workers)  # type: ignore[arg-type]
+    assert len(done) == len(rows)
+    for index, (ids, mask) in enumerate(states):
+        real = int(mask.sum())
+        unpadded = (ids[:, :real], mask[:, :real])
+        for stage in range(2):
+            unpadded = words.backend.run_stage(stage, unpadded)
+        expected = words.backend.run_head(1, unpadded).log_probs[0]
+        answer = done[index].outcome
+        assert isinstance(answer, Answer) and answer.exit == 1
+        assert np.exp(answer.said.log_probs) == pytest.approx(np.exp(expected), abs=1e-3)
+
+
+def test_rows_of_different_shapes_cannot_be_joined(words: Words) -> None:
+    with pytest.raises(ValueError, match="dimension"):
+        join_states([words.preprocess(text).state for text in ("good", "good " * 30)])

@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.bundle import Bundle, Manifest, rewrite_manifest
-from models.data import load_dataset
+from models.data import DataConfig, load_dataset
 from profiling.calibration import Predictions, Recorded, load_predictions, load_recorded
 from profiling.evaluate import EVALUATED, evaluate, spread_budgets
 from scheduler.fit import fit_scheduler
@@ -303,7 +304,7 @@ def dataset(tmp_path: Path) -> Path:
 @pytest.fixture
 def bundle(make_bundle: Callable[[Recorded], Path], dataset: Path, make_probs: MakeProbs) -> Path:
     """Predictions of the data set's pictures, and `stopping` fitted to other ones."""
-    data = load_dataset(dataset, calibration_size=40, seed=0)
+    data = load_dataset(DataConfig(str(dataset), calibration_size=40))
     parts = []
     for split in (data.calibration, data.test):
         probs, labels = make_probs(len(split.labels), labels=split.labels)
@@ -381,3 +382,38 @@ def test_pictures_of_another_data_set_are_refused(
     assert main(command) == 2
     assert "has other test labels than the predictions" in complaint(capsys)
     assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["text_bundle", "mask_bundle"])
+def test_bundles_of_every_task_are_judged(
+    request: pytest.FixtureRequest, out: Path, kind: str
+) -> None:
+    bundle = request.getfixturevalue(kind)
+    few = ["--policies", "maxprob,oracle"]
+    assert main(["evaluate", str(bundle), *few, *everything_into(out)]) == 0
+    document, recorded = figures(out), load_recorded(bundle / "calibration.npz")
+    assert document["exit_accuracy"] == pytest.approx(recorded.test.correct.mean(0).tolist())
+    assert len(document["costs"]) == document["num_exits"] == 2
+    for row, taken in zip(document["results"], exits_in(out / "exits.npz").values(), strict=True):
+        assert taken.shape == (recorded.test.log_probs.shape[1],)
+        right = recorded.test.correct[np.arange(len(taken)), taken].mean()
+        assert row["test_accuracy"] == pytest.approx(right)
+    assert (out / "report" / "index.html").is_file()
+
+
+def test_texts_are_no_examples_of_a_report(
+    text_bundle: Path, reviews: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", str(text_bundle), "--dataset", str(reviews), *everything_into(out)]
+    assert main(command) == 2
+    assert "holds texts" in complaint(capsys)
+    assert list(out.iterdir()) == []
+
+
+def test_the_pictures_of_a_segmentation_are_the_examples_of_its_report(
+    mask_bundle: Path, out: Path, drawing_few: Callable[[], AbstractContextManager[None]]
+) -> None:
+    command = ["evaluate", str(mask_bundle), "--policies", "maxprob", "--dataset", "shapes"]
+    with drawing_few():
+        assert main([*command, "--report", str(out / "report")]) == 0
+    assert "<image " in (out / "report" / "examples.svg").read_text()

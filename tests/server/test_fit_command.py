@@ -276,6 +276,22 @@ def test_the_bundle_may_be_named_in_any_way(
     assert load_scheduler(bundle).policy.kind == "maxprob"
 
 
+@pytest.mark.parametrize("policy", ["stopping", "eenet"])
+@pytest.mark.parametrize("kind", ["text_bundle", "mask_bundle"])
+def test_bundles_of_every_task_can_be_fitted_again(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str, policy: str
+) -> None:
+    bundle = Path(shutil.copytree(request.getfixturevalue(kind), tmp_path / "bundle"))
+    before = load_bundle(bundle).manifest
+    assert main(["fit", str(bundle), "--policy", policy]) == 0
+    fitted, frontier = load_scheduler(bundle)
+    assert (fitted.kind, fitted.num_exits) == (policy, 2)
+    assert frontier.costs_ms == pytest.approx(profiled_costs(bundle))
+    after = load_bundle(bundle).manifest
+    other = {"default_budget_ms", "files"}
+    assert after.model_dump(exclude=other) == before.model_dump(exclude=other)
+
+
 def test_the_shipped_bundle_can_be_fitted_again(shipped_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(shipped_bundle, tmp_path / "bundle"))
     refitted = refit(bundle, policy="stopping")

@@ -3,9 +3,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from models.backend import HeadOutput
+from models.backend import HeadOutput, State
 from scheduler.baselines import ConfidencePolicy
 from scheduler.frontier import Frontier
 from scheduler.policy import ExitPolicy
@@ -23,15 +22,15 @@ class FakeBackend:
         self.calls: Counter[str] = Counter()
         self.fails = fails
 
-    def run_stage(self, stage: int, state: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run_stage(self, stage: int, state: State) -> State:
         self.calls[f"stage {stage}"] += 1
         if self.fails:
             raise RuntimeError("no device")
         return state
 
-    def run_head(self, exit: int, state: NDArray[np.float32]) -> HeadOutput:
+    def run_head(self, exit: int, state: State) -> HeadOutput:
         self.calls[f"head {exit}"] += 1
-        log_probs = np.log(np.full((len(state), 2), 0.5, np.float32))
+        log_probs = np.log(np.full((len(state[0]), 2), 0.5, np.float32))
         return HeadOutput(log_probs, log_probs)
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from models.preprocess import ImagePreprocessor
+from models.preprocess import ImagePreprocessor, Prepared
 from profiling.calibration import load_recorded
 from server.app import create_app
 from server.settings import Settings
@@ -309,13 +309,13 @@ def test_many_requests_at_once_are_all_answered(shipped_bundle: Path, images: Im
 def test_pictures_are_decoded_off_the_event_loop(
     client: TestClient, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    threads, decode = [], ImagePreprocessor.decode
+    threads, prepare = [], ImagePreprocessor.__call__
 
-    def watched(preprocess: ImagePreprocessor, data: bytes) -> np.ndarray:
+    def watched(preprocess: ImagePreprocessor, data: bytes) -> Prepared:
         threads.append(threading.current_thread().name)
-        return decode(preprocess, data)
+        return prepare(preprocess, data)
 
-    monkeypatch.setattr(ImagePreprocessor, "decode", watched)
+    monkeypatch.setattr(ImagePreprocessor, "__call__", watched)
     client.post("/predict", content=images.files[0], headers=JPEG)
     client.post("/predict", json={"images": [encode(file) for file in images.files[:3]]})
     assert len(threads) == 4

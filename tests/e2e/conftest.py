@@ -1,0 +1,51 @@
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import NamedTuple
+
+import httpx
+import pytest
+
+
+class Server(NamedTuple):
+    process: subprocess.Popen[bytes]
+    client: httpx.Client
+    ready_after_s: float
+
+
+@pytest.fixture(scope="session")
+def start_server() -> Callable[..., AbstractContextManager[Server]]:
+    """Makes servers of their own process, ready to be asked, on a free port."""
+
+    @contextmanager
+    def start(*options: str) -> Iterator[Server]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "server.cli", "serve", "--log-level", "warning"]
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("EENET_")}
+        started = time.perf_counter()
+        process = subprocess.Popen([*command, "--port", str(port), *options], env=environ)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+            try:
+                while not is_ready(client):
+                    assert process.poll() is None, "the server ended at start"
+                    assert time.perf_counter() - started < 30, "the server does not get ready"
+                    time.sleep(0.02)
+                yield Server(process, client, time.perf_counter() - started)
+            finally:
+                process.kill()
+                process.wait()
+
+    return start
+
+
+def is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False

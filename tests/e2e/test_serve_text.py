@@ -1,0 +1,69 @@
+"""The server as `make serve` starts it: pictures and real texts over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from models.bundle import load_bundle
+from profiling.calibration import load_recorded
+
+if TYPE_CHECKING:
+    from tests.conftest import Images, Texts
+    from tests.e2e.conftest import Server
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def server(start_server: Callable[..., AbstractContextManager[Server]]) -> Iterator[Server]:
+    with start_server() as server:
+        yield server
+
+
+def test_the_shipped_bundles_are_both_there_and_ready_soon(server: Server) -> None:
+    loaded = {model["model"] for model in server.client.get("/budget").json()["models"]}
+    assert loaded == {"cifar10-resnet56", "ag-news-minilm"}
+    assert server.ready_after_s < 10
+
+
+def test_pictures_and_texts_are_answered_side_by_side(server: Server, images: Images) -> None:
+    picture = server.client.post(
+        "/predict", content=images.files[0], headers={"content-type": "image/jpeg"}
+    ).json()
+    sport = "The striker scored twice in the second half and the team won the cup final."
+    text = server.client.post("/predict", json={"text": sport}).json()
+    assert (picture["model"], text["model"]) == ("cifar10-resnet56", "ag-news-minilm")
+    assert text["label"] == "Sports" and "truncated" not in text
+    long = server.client.post("/predict", json={"text": sport * 50}).json()
+    assert long["label"] == "Sports" and long["truncated"] is True
+    assert server.client.post("/predict", json={"text": " \n"}).status_code == 422
+
+
+def test_answers_to_real_texts_are_the_recorded_ones(
+    server: Server, texts: Texts, shipped_text_bundle: Path
+) -> None:
+    """One by one and in lists, with and without a budget: each leaves with that exit's answer."""
+    recorded = load_recorded(shipped_text_bundle / "calibration.npz").test
+    assert recorded.labels[texts.rows].tolist() == texts.labels
+    expected = np.exp(recorded.log_probs[:, texts.rows].astype(np.float64))  # (K, N, C)
+    classes = load_bundle(shipped_text_bundle).manifest.classes
+    for budget_ms in (None, 6.0):
+        server.client.put("/budget?model=ag-news-minilm", json={"budget_ms": budget_ms})
+        answers = []
+        for start in range(0, len(texts.texts), 50):
+            body = {"texts": texts.texts[start : start + 50]}
+            answers += server.client.post("/predict", json=body).json()["predictions"]
+        last = len(expected) - 1
+        exits = np.array([answer["exit"] for answer in answers])
+        assert (exits == last).all() if budget_ms is None else (exits < last).any()
+        for row, answer in enumerate(answers):
+            shown = {each["label"]: each["probability"] for each in answer["top_k"]}
+            probs = expected[answer["exit"], row]
+            for name, probability in zip(classes, probs, strict=True):
+                assert shown[name] == pytest.approx(probability, abs=2e-3)
