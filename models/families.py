@@ -69,6 +69,8 @@ def _resnet(depth: int) -> Family:
         if heads is None:
             heads = HEADS if len(exits) == len(HEADS) else (HEADS[-1],) * len(exits)
         convs = tuple(tuple(Conv(*conv) for conv in head) for head in heads)
+        if any(min(conv) < 1 for head in convs for conv in head):
+            raise ValueError(f"heads {heads} have channels or a stride below 1")
         return _ResNet(depth, num_classes, exits, convs)
 
     return Family("image", settings, lambda made: cifar_resnet(*made))

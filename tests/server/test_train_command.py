@@ -506,6 +506,9 @@ def test_settings_of_the_wrong_kind_are_one_sentence(
     flags = ["--settings", tmp_path / "odd.json", "--dataset", pictures, "--out", tmp_path / "r"]
     said = sentence("train", "--arch", "resnet8", *flags)
     assert "a setting of resnet8 is of the wrong kind" in said
+    (tmp_path / "odd.json").write_text('{"heads": [[[4, 0]], [[4, 2]]]}')
+    said = sentence("train", "--arch", "resnet8", *flags)
+    assert "heads [[[4, 0]], [[4, 2]]] have channels or a stride below 1" in said
 
 
 def test_weights_to_start_from_are_those_of_a_resnet(
