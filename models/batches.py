@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.data import Images, Task
+from models.bundle import Task
+from models.data import Images
 from models.multi_exit import State
 from models.preprocess import TextPreprocessor
 

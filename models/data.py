@@ -4,11 +4,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.bundle import Task
 from models.hub_datasets import HUB_DATASETS, read_hub_dataset
 from models.image_archive import read_image_archive
 from models.image_folder import read_image_folder
@@ -18,8 +19,6 @@ from models.text_table import SUFFIXES as TABLE_SUFFIXES
 from models.text_table import Columns, is_text_folder, read_texts
 
 log = logging.getLogger(__name__)
-
-Task = Literal["image", "text", "segmentation"]
 
 NAMES = (*HUB_DATASETS, "shapes")
 IN_MEMORY_BYTES = 2**31  # of decoded pictures; Tiny ImageNet has 1.4e9

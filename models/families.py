@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from models.attach import AttachedConfig, attached_encoder
 from models.bottleneck_resnet import resnet56_3
+from models.bundle import Task
 from models.checkpoint import listed
-from models.data import Task
 from models.densenet import densenet121
 from models.encoder import EncoderConfig, bert_encoder
 from models.fcn import FCNConfig, fcn

@@ -20,7 +20,7 @@ from models.placement import layer_latencies, suggest_exits
 from models.run import RUN_FILE, RunConfig, read_run
 from models.train import EpochReport
 from server.run_data import data_of
-from server.train_command import (
+from server.run_inputs import (
     IMAGENET_SIZE,
     TORCHVISION,
     check_vocabulary,

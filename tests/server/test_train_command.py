@@ -20,7 +20,8 @@ from models.resnet import cifar_resnet
 from models.run import Conv, read_run
 from models.train import Trainer
 from server.cli import _parser, main
-from server.train_command import parse_exits, settings_of
+from server.run_inputs import parse_exits
+from server.train_command import settings_of
 
 CLASSES = ("bright", "dark")
 
