@@ -20,6 +20,7 @@ from models.preprocess import ImagePreprocessor, TextPreprocessor
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
+TORCH_WEIGHTS = "weights.safetensors"
 Task = Literal["image", "text", "segmentation"]
 Weights = Literal["float32", "float16", "int8"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
@@ -75,6 +76,13 @@ class File(_Strict):
     sha256: str
 
 
+class StoredNetwork(_Strict):
+    """What rebuilds the network in torch but its weights; the fields of `families.Network`."""
+
+    arch: str
+    settings: dict[str, Any]
+
+
 class Manifest(_Strict):
     """`bundle.json`.
 
@@ -89,6 +97,7 @@ class Manifest(_Strict):
         default_budget_ms: The budget when an operator sets none, or None.
         weights: How the graphs store weights.
         measured: Of that way, and of single precision beside it: accuracy and latency.
+        network: Of a bundle that holds the network in torch too, else None.
         training: Where the network came from and what it reached; for people.
         files: Every other file of the bundle, by path.
     """
@@ -106,6 +115,7 @@ class Manifest(_Strict):
     default_budget_ms: float | None = Field(gt=0, allow_inf_nan=False)
     weights: Weights = "float32"
     measured: dict[Weights, Measured] = {}
+    network: StoredNetwork | None = None
     training: dict[str, Any]
     files: dict[str, File]
 
@@ -113,6 +123,12 @@ class Manifest(_Strict):
     def _task_fits_input(self) -> "Manifest":
         if (self.task == "text") != isinstance(self.preprocessing, TextInput):
             raise ValueError(f"the preprocessing is not that of the task {self.task}")
+        return self
+
+    @model_validator(mode="after")
+    def _network_has_weights(self) -> "Manifest":
+        if (self.network is None) != (TORCH_WEIGHTS not in self.files):
+            raise ValueError(f"of network and {TORCH_WEIGHTS} there is one without the other")
         return self
 
 
@@ -132,6 +148,11 @@ class Bundle:
     def head_files(self) -> list[Path]:
         """The K exit heads."""
         return [self.folder / f"heads/{k}.onnx" for k in range(self.manifest.num_exits)]
+
+    @property
+    def torch_weights(self) -> Path | None:
+        """The network's weights for torch, if it holds them."""
+        return None if self.manifest.network is None else self.folder / TORCH_WEIGHTS
 
     def preprocessor(self, max_pixels: int) -> ImagePreprocessor | TextPreprocessor:
         """What turns pictures or texts into this network's input.

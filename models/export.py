@@ -13,23 +13,10 @@ from torch import Tensor, nn
 from models import multi_exit
 from models.backend import State
 from models.bundle import Weights
-from models.fcn import coarse_grid
 from models.multi_exit import MultiExitModel
 from models.onnx_backend import OnnxBackend
+from models.served_head import ServedHead
 from models.stored_weights import with_stored_weights
-
-
-class _ServedHead(nn.Module):
-    """An exit head that also gives log-probabilities, as policies read them."""
-
-    def __init__(self, head: nn.Module) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(self, state: multi_exit.State) -> tuple[Tensor, Tensor]:
-        logits = self.head(state)
-        is_mask = logits.ndim == 4
-        return logits, coarse_grid(logits) if is_mask else logits.log_softmax(-1)
 
 
 class Graphs(NamedTuple):
@@ -57,7 +44,7 @@ def export_graphs(model: MultiExitModel, small: State, large: State) -> Graphs:
         graphs.stages.append(_export(stage, one, other))
         with torch.inference_mode():
             one, other = _cloned(stage(one)), _cloned(stage(other))
-        graphs.heads.append(_export(_ServedHead(head), one, other))
+        graphs.heads.append(_export(ServedHead(head), one, other))
     return graphs
 
 

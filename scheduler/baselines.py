@@ -29,6 +29,10 @@ class ConfidencePolicy(ThresholdPolicy):
         """An empty history: earlier exits do not matter."""
         return np.empty((rows, 0))
 
+    def needs(self, exit: int, parameter: float) -> bool:
+        """Where its own threshold can be reached: later exits read nothing of it."""
+        return bool(self.thresholds(parameter)[exit] < np.inf)
+
     def score(
         self, exit: int, log_probs: NDArray[np.floating], history: NDArray[np.float64]
     ) -> Scored:

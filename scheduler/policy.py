@@ -31,6 +31,20 @@ class Decision(NamedTuple):
     thresholds: NDArray[np.float64]
 
 
+class Step(NamedTuple):
+    """What scoring and deciding come to, of A rows: both above, less the outlook."""
+
+    scores: NDArray[np.float64]
+    history: NDArray[np.float64]
+    leave: NDArray[np.bool_]
+    thresholds: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, scored: Scored, decision: Decision) -> "Step":
+        """Put the two together."""
+        return cls(scored.scores, scored.history, *decision)
+
+
 class ExitPolicy(Protocol):
     """A score and a decision rule, immutable once fitted, in numpy only.
 
@@ -73,6 +87,22 @@ class ExitPolicy(Protocol):
             exit: k, 0-based.
             scored: From `score`, of A rows.
             parameters: Each row's own value of the policy's scalar, (A,), or one for all, (1,).
+        """
+
+    def step(
+        self,
+        exit: int,
+        log_probs: NDArray[np.floating],
+        history: NDArray[np.float64],
+        parameters: NDArray[np.float64],
+    ) -> Step:
+        """Score rows and decide which leave, in one go; arguments as of `score` and `decide`."""
+
+    def needs(self, exit: int, parameter: float) -> bool:
+        """Whether rows under a parameter need this exit's head to be computed.
+
+        They do where it may fire, or where an exit that may fire later reads the history that it
+        leaves. The last exit is always needed.
         """
 
     def thresholds(self, parameter: float) -> NDArray[np.float64] | None:

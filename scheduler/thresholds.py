@@ -1,12 +1,13 @@
 """Thresholds on exit scores: from an exit distribution, repaired to keep a budget."""
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.policy import Decision, Scored
+from scheduler.policy import Decision, Scored, Step
 
 Array = NDArray[np.float64]
 
@@ -143,7 +144,7 @@ class ThresholdTable:
 
 
 @dataclass(frozen=True)
-class ThresholdPolicy:
+class ThresholdPolicy(ABC):
     """Base of the policies whose score meets a threshold; the parameter is the budget in ms."""
 
     table: ThresholdTable
@@ -158,10 +159,26 @@ class ThresholdPolicy:
         """The largest budget: every row runs to the last exit."""
         return float(self.table.parameters[-1])
 
+    @abstractmethod
+    def score(self, exit: int, log_probs: NDArray[np.floating], history: Array) -> Scored:
+        """The score of each row."""
+
+    def step(
+        self, exit: int, log_probs: NDArray[np.floating], history: Array, parameters: Array
+    ) -> Step:
+        """Score and decide."""
+        scored = self.score(exit, log_probs, history)
+        return Step.of(scored, self.decide(exit, scored, parameters))
+
     def decide(self, exit: int, scored: Scored, parameters: Array) -> Decision:
         """Leave where the score reaches the threshold of the row's own budget."""
         thresholds = self.table.at(parameters)[:, exit]
         return Decision(scored.scores >= thresholds, thresholds)
+
+    def needs(self, exit: int, parameter: float) -> bool:
+        """Where this exit or a later one has a threshold that some score can reach."""
+        last = exit == self.num_exits - 1
+        return last or bool((self.thresholds(parameter)[exit:-1] < np.inf).any())
 
     def thresholds(self, parameter: float) -> Array:
         """The thresholds (K,) at one budget."""

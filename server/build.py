@@ -39,6 +39,7 @@ from profiling.recording import first_rows, record_split, texts_of
 from scheduler.fit import MIN_ROWS, fit_scheduler
 from scheduler.frontier import Frontier
 from scheduler.scheduler import save_scheduler
+from server.torch_weights import store_network
 
 PARITY_ROWS = 64
 PARITY_LIMIT = 1e-4
@@ -64,6 +65,7 @@ class BuildOptions:
         policy: Which policy to fit, one of `scheduler.fit.POLICIES`.
         weights: How the graphs store weights.
         prune_vocabulary: Keep only the tokens that the training texts use.
+        torch: Store the network beside its graphs, for the torch backend.
     """
 
     name: str
@@ -71,6 +73,7 @@ class BuildOptions:
     policy: str
     weights: Weights = "float32"
     prune_vocabulary: bool = False
+    torch: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -216,6 +219,8 @@ def _fill(
         seed=options.data.seed,
     )
     save_scheduler(scheduler, folder)
+    pad_id = preprocess.pad_id if isinstance(preprocess, TextPreprocessor) else None
+    network = store_network(run.model, run.config, folder, pad_id) if options.torch else None
     bundle = write_manifest(
         folder,
         name=options.name,
@@ -227,6 +232,7 @@ def _fill(
         default_budget_ms=default_budget_ms(scheduler.frontier),
         weights=options.weights,
         measured=measured,
+        network=network,
         training=_training(run.config, options.data, calibration, test),
     )
     return Built(

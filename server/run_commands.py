@@ -152,6 +152,11 @@ def add_build(commands: Any) -> None:
         help="keep only the WordPiece tokens that the training texts use",
     )
     parser.add_argument(
+        "--torch-weights",
+        action="store_true",
+        help="store the network too, as it was trained, for serve --backend torch",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print the results as one JSON document last"
     )
 
@@ -252,6 +257,7 @@ def _build(args: argparse.Namespace) -> None:
         policy=args.policy,
         weights=args.weights,
         prune_vocabulary=args.prune_vocabulary,
+        torch=args.torch_weights,
     )
     built = build_bundle(run, args.out, options, say)
     manifest = built.bundle.manifest

@@ -309,3 +309,33 @@ def test_a_symlink_to_a_bundle_is_followed(tmp_path: Path) -> None:
     make_bundle(tmp_path / "cats-v3")
     os.symlink(tmp_path / "cats-v3", tmp_path / "current")
     assert load_bundle(tmp_path / "current").manifest.name == "cats"
+
+
+NETWORK = {"arch": "resnet8", "settings": {"num_classes": 2, "exits": [1]}}
+
+
+def test_a_bundle_may_hold_the_network_for_torch(tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(b"weights")
+    bundle = load_bundle(make_bundle(tmp_path, network=NETWORK))
+    assert bundle.torch_weights == tmp_path / "weights.safetensors"
+    assert bundle.manifest.network is not None
+    assert bundle.manifest.network.model_dump() == NETWORK
+    again = rewrite_manifest(bundle, version="2").manifest
+    assert again.network == bundle.manifest.network
+
+
+def test_a_bundle_of_graphs_alone_has_no_weights_for_torch(tmp_path: Path) -> None:
+    bundle = load_bundle(make_bundle(tmp_path))
+    assert (bundle.torch_weights, bundle.manifest.network) == (None, None)
+
+
+def test_the_network_and_its_weights_come_together(tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(b"weights")
+    edit(make_bundle(tmp_path, network=NETWORK), lambda m: m.pop("network"))
+    assert "of network and weights.safetensors there is one without the other" in refusal(tmp_path)
+    edit(tmp_path, lambda m: m.update(network=NETWORK))
+    load_bundle(tmp_path)
+    edit(tmp_path, lambda m: m["files"].pop("weights.safetensors"))
+    assert "one without the other" in refusal(tmp_path)
+    edit(tmp_path, lambda m: m.update(network={"arch": "resnet8"}))
+    assert "network.settings: Field required" in refusal(tmp_path)

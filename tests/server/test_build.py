@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from models.batches import ImageBatches, batches_for
-from models.bundle import load_bundle
+from models.bundle import Bundle, load_bundle
 from models.data import DataConfig, Dataset, load_dataset
 from models.families import Network
 from models.fcn import coarse_grid, coarse_labels
@@ -21,6 +21,7 @@ from models.multi_exit import MultiExitModel
 from models.onnx_backend import OnnxBackend
 from models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from models.run import RunConfig, TrainConfig, claim_folder
+from models.torch_backend import open_torch_backend
 from profiling.calibration import load_recorded
 from profiling.evaluate import spread_budgets
 from scheduler.frontier import Frontier
@@ -323,6 +324,42 @@ def test_recorded_predictions_of_texts_are_those_of_the_network(
             logits = run.model.eval()(batches.clean(split.inputs, np.arange(len(split.labels))))
         np.testing.assert_allclose(found.log_probs, logits.log_softmax(-1), rtol=1e-3, atol=2e-3)
         assert found.labels.tolist() == split.labels.tolist()
+
+
+def disagreement(bundle: Bundle) -> float:
+    """Largest difference of any logit between the bundle's graphs and its network in torch."""
+    graphs = OnnxBackend(bundle.stage_files, bundle.head_files)
+    network = open_torch_backend(bundle, "cpu")
+    one = other = bundle.preprocessor(10_000).example
+    differences = []
+    for exit in range(graphs.num_exits):
+        one, other = graphs.run_stage(exit, one), network.run_stage(exit, other)
+        said, again = graphs.run_head(exit, one), network.run_head(exit, other)
+        differences += [np.abs(a - b).max() for a, b in zip(said, again, strict=True)]
+    return float(max(differences))
+
+
+def test_a_bundle_holds_the_network_for_torch_if_asked(plain: Run, tmp_path: Path) -> None:
+    data = data_of(Path(plain.config.data["dataset"]))
+    bundle = load_bundle(build(plain, tmp_path / "bundle", data=data, torch=True).bundle.folder)
+    assert bundle.torch_weights is not None and disagreement(bundle) < 1e-4
+    kinds = {k: v.dtype for k, v in load_file(bundle.torch_weights).items() if v.ndim > 1}
+    assert set(kinds.values()) == {torch.float16}  # as the run holds them
+
+
+def test_a_bundle_of_texts_holds_a_network_that_needs_nothing_else(
+    text_run: Path, tmp_path: Path
+) -> None:
+    run = load_run(text_run)
+    options = {"name": "reviews", "torch": True, "prune_vocabulary": True}
+    built = build(run, tmp_path / "built", **options)
+    moved = shutil.copytree(built.bundle.folder, tmp_path / "moved")
+    shutil.rmtree(built.bundle.folder)
+    bundle = load_bundle(moved)
+    assert bundle.manifest.network is not None
+    settings = bundle.manifest.network.settings["backbone"]
+    assert settings["vocab_size"] < run.config.settings["backbone"]["vocab_size"]
+    assert disagreement(bundle) < 1e-4
 
 
 def test_a_segmentation_is_recorded_on_the_grid_of_its_policies(

@@ -141,7 +141,16 @@ FLAGS = {
         "std",
         "out",
     ),
-    "build": ("out", "name", *DATA, "policy", "weights", "prune-vocabulary", "json"),
+    "build": (
+        "out",
+        "name",
+        *DATA,
+        "policy",
+        "weights",
+        "prune-vocabulary",
+        "torch-weights",
+        "json",
+    ),
 }
 
 

@@ -1,0 +1,50 @@
+"""The network itself in a bundle, for the torch backend."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from models.bundle import TORCH_WEIGHTS
+from models.multi_exit import MultiExitModel
+from models.run import RunConfig
+
+
+def store_network(
+    model: MultiExitModel, config: RunConfig, folder: Path, pad_id: int | None
+) -> dict[str, Any]:
+    """Write the weights, in half precision where that holds them exactly.
+
+    Args:
+        model: The network.
+        config: Of its run.
+        folder: The bundle.
+        pad_id: Of texts, the id of padding in the bundle's tokenizer.
+
+    Returns:
+        What rebuilds the network: the field `network` of the manifest.
+    """
+    weights = {name: _exactly_halved(value) for name, value in model.state_dict().items()}
+    save_file(weights, folder / TORCH_WEIGHTS)
+    return {"arch": config.arch, "settings": _settings(model, config, pad_id)}
+
+
+def _exactly_halved(value: Tensor) -> Tensor:
+    """A copy: tensors that share memory cannot be stored."""
+    halved = value.half() if value.is_floating_point() else value
+    exact = halved.to(value.dtype).equal(value)
+    return (halved if exact else value).detach().clone().contiguous()
+
+
+def _settings(model: MultiExitModel, config: RunConfig, pad_id: int | None) -> dict[str, Any]:
+    """The run's settings, with those of the vocabulary that is left if it was pruned."""
+    settings = copy.deepcopy(config.settings)
+    sizes = settings.get("backbone", settings)
+    for name, module in model.named_modules():
+        if name.endswith("word_embeddings") and isinstance(module, nn.Embedding):
+            if sizes["vocab_size"] != module.num_embeddings and "pad_token_id" in sizes:
+                sizes["pad_token_id"] = pad_id
+            sizes["vocab_size"] = module.num_embeddings
+    return settings
