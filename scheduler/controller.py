@@ -98,6 +98,8 @@ class BudgetController:
         self.budget_ms = budget_ms
         self.ratio = 1.0
         self.overhead_ms = 0.0
+        self._costs_ms: list[float] = frontier.costs_ms.tolist()
+        self._share = 1 - config.window_margin  # of the budget, that is aimed at
         self._horizon = max(1, round(config.horizon_share * config.window))
         self._seen: deque[_Seen] = deque()
         self._latency_sum = 0.0
@@ -124,12 +126,12 @@ class BudgetController:
     @property
     def floor_ms(self) -> float:
         """Expected latency when all leave at exit 0, at present costs."""
-        return self.present_ms(float(self.frontier.costs_ms[0]))
+        return self.present_ms(self._costs_ms[0])
 
     @property
     def ceiling_ms(self) -> float:
         """Expected latency when all run to the end, at present costs."""
-        return self.present_ms(float(self.frontier.costs_ms[-1]))
+        return self.present_ms(self._costs_ms[-1])
 
     @property
     def feasible(self) -> bool:
@@ -208,7 +210,7 @@ class BudgetController:
         self._credit_sum += self._credits[-1]
         if len(self._credits) > self.config.window - self._horizon:
             self._credit_sum -= self._credits.popleft()
-        predicted_ms = float(self.frontier.costs_ms[sample.exit])
+        predicted_ms = self._costs_ms[sample.exit]
         step = 1 / self.config.ratio_samples
         self.ratio += step * ((sample.latency_ms - sample.overhead_ms) / predicted_ms - self.ratio)
         self.overhead_ms += step * (sample.overhead_ms - self.overhead_ms)
@@ -235,10 +237,6 @@ class BudgetController:
         """Once a window: adding and taking away for days would pile up rounding errors."""
         self._latency_sum = math.fsum(seen.latency_ms for seen in self._seen)
         self._credit_sum = math.fsum(self._credits)
-
-    @property
-    def _share(self) -> float:
-        return 1 - self.config.window_margin
 
     def _aim(self) -> None:
         """Work out the effective budget and the parameter from the window as it is."""

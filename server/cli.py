@@ -16,9 +16,12 @@ from server.app import VERSION, create_app
 from server.bodies import first_error
 from server.commands import command, log_to_stderr
 from server.lifecycle import DrainingServer
+from server.loadtest_command import add_loadtest
 from server.policy_commands import add_evaluate, add_fit
+from server.profile_command import add_profile
 from server.run_commands import add_attach, add_build, add_import, add_train
 from server.settings import ENV_PREFIX, Settings, load_settings
+from server.simulate_command import add_simulate
 
 EXAMPLES = """examples:
   eenet serve                                             the shipped bundles on port 8000
@@ -29,6 +32,9 @@ EXAMPLES = """examples:
   eenet build runs/mine --out my-bundle
   eenet evaluate my-bundle --report report                which policy wins, and by how much
   eenet fit my-bundle --policy eenet
+  eenet profile my-bundle                                 what its exits cost on this machine
+  eenet simulate my-bundle --costs 4,8,12 --free-rows 16  what a device of other costs would do
+  eenet loadtest http://127.0.0.1:8000 --rate 100         open-loop load on a running server
 """
 
 
@@ -66,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     add_attach(commands)
     add_import(commands)
     add_build(commands)
+    add_profile(commands)
+    add_simulate(commands)
+    add_loadtest(commands)
     add_fit(commands)
     add_evaluate(commands)
     return parser

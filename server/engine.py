@@ -1,58 +1,47 @@
 """The serving loop: rows advance by stages and leave at the first exit that fires."""
 
-import heapq
-import itertools
 import logging
+import queue
+import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.backend import HeadOutput, StageBackend, State, join_states, row_of
+from models.backend import HeadOutput, OutOfMemory, StageBackend
+from models.stage_costs import StageCosts
+from profiling.disciplines import Urgency
 from scheduler.policy import ExitPolicy
 from server.errors import INTERNAL_DETAIL, DeadlineExceeded, InferenceFailed, ServeError
 from server.metrics import ModelMetrics
+from server.ready import ReadyLists
 from server.row import Answer, Completion, Row, TraceEntry
+from server.stage_step import Shown, StageOutput, StageStep
+from server.stage_times import StageTimes
 
 log = logging.getLogger(__name__)
 
-RECENT_BATCHES = 256
-
-Heap = list[tuple[int, int, Row]]  # priority, age
-Shape = tuple[tuple[int, ...], ...]  # of one row's arrays
-
-
-class _StageOutput(NamedTuple):
-    state: State  # of A rows
-    history: NDArray[np.float64]  # (A, H)
-    said: HeadOutput  # of A rows
-    scores: NDArray[np.float64]  # (A,)
-    thresholds: NDArray[np.float64]  # (A,)
-    leave: NDArray[np.bool_]  # (A,)
-    elapsed_ms: float
+Array = NDArray[np.float64]
 
 
 class Engine:
     """Worker threads over one ready list per stage.
 
-    A free worker takes the deepest stage that has rows ready, up to `max_batch` of them by priority
-    and age, whatever requests they came with; nothing ever waits for a batch to fill. Rows of one
-    batch are of one shape: texts of other lengths wait in a heap of their own. The policy's
-    parameter is one reference that workers read once per batch, so that a change applies to every
-    row at its next exit.
+    A free worker takes the batch that `ReadyLists` names, whatever requests its rows came with;
+    nothing ever waits for a batch to fill. The policy's parameter is one reference that workers
+    read once per batch, so that a change applies to every row at its next exit.
 
     Args:
         backend: Runs stages and heads.
         policy: Scores and decides.
         parameter: The policy's parameter in force.
         workers: Threads.
-        max_batch: Most rows of a batch.
+        max_batch: Most rows of a batch; may be set while it runs, and is halved where memory ends.
         metrics: Told of every batch.
         on_batch: Called by a worker once per batch that completed rows.
+        costs: What batches cost, to predict deadlines from before any has run.
         clock: Seconds, monotonic.
     """
 
@@ -66,24 +55,26 @@ class Engine:
         max_batch: int,
         metrics: ModelMetrics,
         on_batch: Callable[[list[Completion]], None],
+        costs: StageCosts | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.backend = backend
         self.policy = policy
-        self.parameter = parameter
-        self.max_batch = max_batch
         self.metrics = metrics
         self.on_batch = on_batch
         self.clock = clock
         self.failed = False
         self.beat_s = clock()
-        self._ready: list[dict[Shape, Heap]] = [{} for _ in range(backend.num_exits)]
-        self._recent_s: list[deque[float]] = [
-            deque(maxlen=RECENT_BATCHES) for _ in range(backend.num_exits)
-        ]
-        self._order = itertools.count()
-        self._condition = threading.Condition()
+        self._step = StageStep(backend, policy, parameter)
+        self._costs = costs
+        self._fits = sys.maxsize  # rows, as far as memory is known to go
+        self._max_batch = max_batch
+        self._times = StageTimes(backend.num_exits, costs, max_batch)
+        self._lock = threading.Lock()  # of the three below
+        self._ready = ReadyLists(self._urgency(max_batch))
+        self._sleepers = 0
         self._stopping = False
+        self._alarm = queue.SimpleQueue[None]()  # an entry wakes one sleeper
         self._threads = [
             threading.Thread(target=self._run, name=f"engine-{index}", daemon=True)
             for index in range(workers)
@@ -96,9 +87,10 @@ class Engine:
 
     def stop(self) -> None:
         """Finish the rows that are in, then end the workers."""
-        with self._condition:
+        with self._lock:
             self._stopping = True
-            self._condition.notify_all()
+        for _ in self._threads:
+            self._alarm.put(None)
         for thread in self._threads:
             thread.join()
 
@@ -108,22 +100,62 @@ class Engine:
         return all(thread.is_alive() for thread in self._threads)
 
     @property
+    def parameter(self) -> float:
+        """The policy's parameter in force."""
+        return self._step.parameter
+
+    @parameter.setter
+    def parameter(self, value: float) -> None:
+        self._step.parameter = value
+
+    @property
+    def max_batch(self) -> int:
+        """Most rows of a batch, as far as memory is known to go."""
+        return min(self._max_batch, self._fits)
+
+    @max_batch.setter
+    def max_batch(self, rows: int) -> None:
+        if rows != self._max_batch:
+            self._max_batch = rows
+            self._ready.urgency = self._urgency(self.max_batch)
+
+    @property
     def queue_depths(self) -> list[int]:
         """Rows waiting before each stage, (K,)."""
-        return [sum(map(len, list(heaps.values()))) for heaps in self._ready]
+        with self._lock:
+            return self._ready.depths(self.backend.num_exits)
 
     def oldest_wait_s(self) -> float:
         """Age of the row that has waited longest for its next stage; 0 when none waits."""
-        with self._condition:
-            heaps = [heap for stage in self._ready for heap in stage.values()]
-            since = [row.ready_s for heap in heaps for _, _, row in heap]
-        return max(self.clock() - min(since), 0.0) if since else 0.0
+        with self._lock:
+            since = self._ready.oldest_s()
+        return 0.0 if since is None else max(self.clock() - since, 0.0)
 
     def submit(self, rows: Sequence[Row]) -> None:
         """Put rows into stage 0's ready list; any thread may."""
+        now = self.clock()
         for row in rows:
+            row.arrived_s = now
             row.history = self.policy.start(1)
+            row.shape = tuple(array.shape[1:] for array in row.state)
         self._push(rows)
+
+    def cancel(self, rows: Sequence[Row]) -> None:
+        """Drop rows that nobody waits for any more; any thread may.
+
+        Those that wait are gone at once, those in a batch at its end. They are counted and never
+        completed.
+        """
+        with self._lock:
+            for row in rows:
+                row.cancelled = True
+            dropped = self._ready.remove(rows)
+        self.metrics.cancelled.inc(len(dropped))
+
+    def _urgency(self, max_batch: int) -> Urgency:
+        """Without costs, as of a device on which every batch takes the same."""
+        whole = StageCosts.of_exits(range(1, self.backend.num_exits + 1), free_rows=max_batch)
+        return Urgency(self._costs or whole, max_batch)
 
     def _run(self) -> None:
         while batch := self._next_batch():
@@ -133,119 +165,128 @@ class Engine:
 
     def _next_batch(self) -> list[Row]:
         """Wait for rows and take a batch of one stage; empty when stopping and nothing is left."""
-        with self._condition:
-            while (stage := self._deepest()) is None:
+        batch: list[Row] = []
+        while not batch:
+            with self._lock:
+                if self._ready:
+                    batch = self._ready.take(self.max_batch, self.clock())
+                    break
                 if self._stopping:
                     return []
-                self._condition.wait()
-            shape, heap = min(stage.items(), key=lambda entry: entry[1][0])
-            batch = [heapq.heappop(heap)[2] for _ in range(min(self.max_batch, len(heap)))]
-            if not heap:
-                del stage[shape]
+                self._sleepers += 1
+            self._alarm.get()
         now = self.clock()
         self.beat_s = now
         for row in batch:
             row.queue_ms += (now - row.ready_s) * 1e3
         return batch
 
-    def _deepest(self) -> dict[Shape, Heap] | None:
-        return next((heaps for heaps in reversed(self._ready) if heaps), None)
+    def _push(self, rows: Sequence[Row], taken: int = 0) -> None:
+        """Put rows into ready lists and wake workers for their batches.
 
-    def _push(self, rows: Sequence[Row]) -> None:
+        Args:
+            rows: Of one stage.
+            taken: Batches that the caller will run itself: nobody need wake for them.
+        """
         now = self.clock()
-        with self._condition:
+        with self._lock:
             for row in rows:
                 row.ready_s = now
-                shape = tuple(array.shape[1:] for array in row.state)
-                heap = self._ready[row.stage].setdefault(shape, [])
-                heapq.heappush(heap, (row.priority, next(self._order), row))
-            self._condition.notify(len(rows))
+                self._ready.push(row)
+            batches = -(-len(rows) // self.max_batch)
+            woken = min(max(batches - taken, 0), self._sleepers)
+            self._sleepers -= woken
+        for _ in range(woken):
+            self._alarm.put(None)
 
     def _advance(self, batch: list[Row]) -> list[Completion]:
         """Take rows through their stage; return those that are done, queue the others."""
-        rows, completions = self._drop_late(batch)
+        started = self.clock()
+        rows, completions = self._worth_running(batch, started)
         if not rows:
             return completions
-        started = self.clock()
         try:
-            output = self._execute(rows, started)
+            output = self._step(rows)
+            elapsed_ms = (self.clock() - started) * 1e3
+        except OutOfMemory as error:
+            return completions + self._shrink(rows, error)
         except Exception:
-            return completions + self._fail(rows)
-        self._record(rows, output)
+            return completions + self._bisect(rows)
+        self._record(rows, elapsed_ms)
         staying = []
-        for index, row in enumerate(rows):
-            answer = self._settle(row, index, output)
-            if answer is not None:
+        for row, answer in zip(rows, self._settle(rows, output, elapsed_ms), strict=True):
+            if row.cancelled:
+                self.metrics.cancelled.inc()
+            elif answer is not None:
                 completions.append(Completion(row, answer))
             else:
                 staying.append(row)
         if staying:
-            self._push(staying)
+            self._push(staying, taken=1)
         return completions
 
-    def _drop_late(self, batch: list[Row]) -> tuple[list[Row], list[Completion]]:
-        """Part the rows worth running from those already too late for any exit."""
-        now = self.clock()
-        late = [
-            row.stage == 0 and row.deadline_s is not None and now >= row.deadline_s for row in batch
-        ]
-        rows = [row for row, gone in zip(batch, late, strict=True) if not gone]
-        return rows, [
-            Completion(row, _too_late()) for row, gone in zip(batch, late, strict=True) if gone
-        ]
+    def _worth_running(self, batch: list[Row], now: float) -> tuple[list[Row], list[Completion]]:
+        """Part the rows from those that are cancelled, or too late for any exit."""
+        rows, completions = [], []
+        for row in batch:
+            if row.cancelled:
+                self.metrics.cancelled.inc()
+            elif row.stage == 0 and row.deadline_s is not None and now >= row.deadline_s:
+                completions.append(Completion(row, _too_late()))
+            else:
+                rows.append(row)
+        return rows, completions
 
-    def _execute(self, rows: list[Row], started: float) -> _StageOutput:
-        """One stage, its head, the scores and the decision, for all rows at once."""
+    def _record(self, rows: list[Row], elapsed_ms: float) -> None:
         stage = rows[0].stage
-        history = np.concatenate([row.history for row in rows])
-        state = self.backend.run_stage(stage, join_states([row.state for row in rows]))
-        said = self.backend.run_head(stage, state)
-        scored = self.policy.score(stage, said.log_probs, history)
-        parameter = self.parameter
-        parameters = np.array(
-            [parameter if row.parameter is None else row.parameter for row in rows]
-        )
-        leave, thresholds = self.policy.decide(stage, scored, parameters)
-        elapsed_ms = (self.clock() - started) * 1e3
-        return _StageOutput(
-            state, scored.history, said, scored.scores, thresholds, leave, elapsed_ms
-        )
+        self.metrics.note_batch(stage, len(rows), elapsed_ms)
+        self._times.add(stage, self.clock() - min([row.ready_s for row in rows]))
 
-    def _record(self, rows: list[Row], output: _StageOutput) -> None:
-        stage = rows[0].stage
-        self.metrics.stage_latency[stage].observe(output.elapsed_ms / 1e3)
-        self.metrics.batch_size[stage].observe(len(rows))
-        self._recent_s[stage].append(self.clock() - min(row.ready_s for row in rows))
+    def _settle(
+        self, rows: list[Row], output: StageOutput, elapsed_ms: float
+    ) -> list[Answer | ServeError | None]:
+        """Book the stage on its rows: an answer for those that leave, None for the others."""
+        state, history, shown = output
+        blinds = shown is None and self._step.remembers
+        answers: list[Answer | ServeError | None] = []
+        for place, row in enumerate(rows):
+            row.compute_ms += elapsed_ms
+            answer = None if shown is None else self._answer(row, place, shown)
+            answers.append(answer)
+            if answer is None:
+                row.state, row.history, row.place = state, history, place
+                row.blind = row.blind or blinds
+                row.stage += 1
+            else:
+                row.state = ()  # nothing of it is needed while the answer waits to be told
+        return answers
 
-    def _settle(self, row: Row, index: int, output: _StageOutput) -> Answer | ServeError | None:
-        """Book the stage on a row; its answer if it leaves here, None if it goes on."""
-        exit = row.stage
-        row.compute_ms += output.elapsed_ms
+    def _answer(self, row: Row, place: int, shown: Shown) -> Answer | ServeError | None:
+        """What a row that leaves here is told; None if it goes on."""
         if row.traced:
-            numbers = (float(output.scores[index]), float(output.thresholds[index]), row.compute_ms)
-            row.trace.append(TraceEntry(exit, output.said.log_probs[index], *numbers))
-        now = self.clock()
-        late = row.deadline_s is not None and now >= row.deadline_s
-        if late and exit == 0:
-            return _too_late()
-        last = exit + 1 == self.backend.num_exits
-        if output.leave[index] or last or self._must_leave(row, now):
-            trace = row.trace if row.traced else None
-            said = HeadOutput(output.said.logits[index], output.said.log_probs[index])
-            return Answer(exit, said, row.compute_ms, row.queue_ms, late, trace)
-        row.state, row.history = row_of(output.state, index), output.history[index : index + 1]
-        row.stage += 1
-        return None
+            row.trace.append(_trace_entry(row, place, shown))
+        leaves, late = shown.leave[place], False
+        if row.deadline_s is not None:
+            now = self.clock()
+            late = now >= row.deadline_s
+            if late and row.stage == 0:
+                return _too_late()
+            leaves = leaves or now + self._times.slow_s(row.stage + 1) > row.deadline_s
+        if not leaves:
+            return None
+        trace = row.trace if row.traced else None
+        said = HeadOutput(shown.said.logits[place], shown.said.log_probs[place])
+        return Answer(row.stage, said, row.compute_ms, row.queue_ms, late, trace)
 
-    def _must_leave(self, row: Row, now: float) -> bool:
-        """Whether the deadline would pass before the next exit, as slow as recent batches were."""
-        if row.deadline_s is None:
-            return False
-        recent = list(self._recent_s[row.stage + 1])
-        slow_s = float(np.percentile(recent, 99)) if recent else 0.0
-        return now + slow_s > row.deadline_s
+    def _shrink(self, rows: list[Row], error: OutOfMemory) -> list[Completion]:
+        """Where memory ended, go on with batches of half the size."""
+        if len(rows) > 1:
+            self._fits = min(self._fits, len(rows) // 2)
+            log.warning("memory ended at %d rows; batches of %d from now on: %s",
+                        len(rows), self._fits, error)  # fmt: skip
+        return self._bisect(rows)
 
-    def _fail(self, rows: list[Row]) -> list[Completion]:
+    def _bisect(self, rows: list[Row]) -> list[Completion]:
         """Halve a failed batch until the row to blame stands alone, so that no other fails."""
         if len(rows) == 1:
             log.exception("stage %d failed on a row", rows[0].stage)
@@ -253,6 +294,13 @@ class Engine:
             return [Completion(rows[0], InferenceFailed(INTERNAL_DETAIL))]
         middle = len(rows) // 2
         return self._advance(rows[:middle]) + self._advance(rows[middle:])
+
+
+def _trace_entry(row: Row, place: int, shown: Shown) -> TraceEntry:
+    assert shown.scores is not None and shown.thresholds is not None, "traced rows are scored"
+    threshold = shown.thresholds[place if len(shown.thresholds) > 1 else 0]
+    numbers = (float(shown.scores[place]), float(threshold), row.compute_ms)
+    return TraceEntry(row.stage, shown.said.log_probs[place], *numbers)
 
 
 def _too_late() -> DeadlineExceeded:

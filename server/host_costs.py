@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
 from models.backend import StageBackend, State
+from models.stage_costs import StageCosts
 from scheduler.frontier import Frontier
 from scheduler.policy import ExitPolicy
 from server.engine import Engine
@@ -15,36 +16,79 @@ from server.row import Answer, Completion, Row
 
 log = logging.getLogger(__name__)
 
-WARM_UP_ROUNDS = 20
-COST_ROUNDS = 100
+LARGEST_BATCH = 128
+WARM_UP_S, MEASURE_S, BATCH_S = 0.15, 0.5, 0.1  # of batches of one row, and of each larger size
+WARM_UP_ROUNDS, COST_ROUNDS = (3, 20), (20, 100)  # at least and at most
+BATCH_ROUNDS = (4, 30)
 SAME_SPEED = 0.25  # hosts whose costs differ by no more than this share are taken for the same
 
 
-def measure_costs(backend: StageBackend, policy: ExitPolicy, example: State) -> NDArray[np.float64]:
-    """Warm up and measure the latency until each exit, (K,), through the engine.
+def measure_costs(
+    backend: StageBackend, policy: ExitPolicy, example: State, max_batch: int | None = 1
+) -> StageCosts:
+    """Warm up and measure what batches cost at each stage, through the engine.
 
-    The lower quartile of each stage, summed: at start other processes often share the cores, and
-    what they take is the controller's measured/predicted ratio to know, not the stages' costs.
+    Larger batches are those of doubled sizes, up to `max_batch`; where that is None, as long as
+    doubling is worth its wait. Each cost is the lower quartile: at start other processes often
+    share the cores, and what they take is the controller's measured/predicted ratio to know, not
+    the stages' costs.
+
+    Args:
+        backend: Whose stages and heads.
+        policy: Whose scores and decisions.
+        example: One input row.
+        max_batch: The largest size to measure, or None.
+
+    Raises:
+        ValueError: If the network fails on the example.
     """
+    first = _batches_ms(backend, policy, example, 1, 1)
+    _batches_ms(backend, policy, example, 1, _rounds(WARM_UP_S, first, WARM_UP_ROUNDS))
+    of_one = _batches_ms(backend, policy, example, 1, _rounds(MEASURE_S, first, COST_ROUNDS))
+    costs = StageCosts((1,), np.percentile(of_one, 25, axis=0)[:, None])
+    for rows in _sizes(max_batch):
+        first = _batches_ms(backend, policy, example, rows, 1)
+        rounds = _rounds(BATCH_S, first, BATCH_ROUNDS)
+        times = np.percentile(_batches_ms(backend, policy, example, rows, rounds), 25, axis=0)
+        costs = StageCosts((*costs.batch_sizes, rows), np.column_stack([costs.stages_ms, times]))
+        if max_batch is None and costs.worthwhile_rows() < rows:
+            break
+    return costs
+
+
+def _sizes(max_batch: int | None) -> list[int]:
+    """The sizes to measure beyond 1."""
+    limit = LARGEST_BATCH if max_batch is None else max_batch
+    return sorted({*(2**power for power in range(1, 11) if 2**power < limit), limit} - {1})
+
+
+def _rounds(seconds: float, first_ms: NDArray[np.float64], bounds: tuple[int, int]) -> int:
+    """How many rounds fit into a time, within bounds."""
+    fewest, most = bounds
+    return int(min(max(seconds * 1e3 / max(first_ms.sum(), 1e-3), fewest), most))
+
+
+def _batches_ms(
+    backend: StageBackend, policy: ExitPolicy, example: State, rows: int, rounds: int
+) -> NDArray[np.float64]:
+    """Milliseconds of every stage of some batches of a size, (rounds, K)."""
     elapsed: list[list[float]] = []
 
     def keep(completions: list[Completion]) -> None:
-        for _, outcome in completions:
+        for _, outcome in completions[:1]:  # the others of the batch took the same
             if isinstance(outcome, Answer):
                 elapsed.append([entry.elapsed_ms for entry in outcome.trace or ()])
 
     metrics = ModelMetrics(Metrics(CollectorRegistry(), ""), "warm-up", backend.num_exits)
     engine = Engine(
-        backend, policy, policy.run_on, workers=1, max_batch=1, metrics=metrics, on_batch=keep
+        backend, policy, policy.run_on, workers=1, max_batch=rows, metrics=metrics, on_batch=keep
     )
-    engine.submit([Row(example, traced=True) for _ in range(WARM_UP_ROUNDS + COST_ROUNDS)])
+    engine.submit([Row(example, traced=True) for _ in range(rows * rounds)])
     engine.start()
     engine.stop()
-    if len(elapsed) < WARM_UP_ROUNDS + COST_ROUNDS:
+    if len(elapsed) < rounds:
         raise ValueError("the network failed on the warm-up input; the log has the trace")
-    stages_ms = np.diff(np.array(elapsed[WARM_UP_ROUNDS:]), axis=1, prepend=0.0)
-    costs: NDArray[np.float64] = np.percentile(stages_ms, 25, axis=0).cumsum()
-    return costs
+    return np.diff(np.array(elapsed), axis=1, prepend=0.0)
 
 
 def default_budget_ms(default_ms: float, built_on: Frontier, here: Frontier) -> float:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -16,7 +17,8 @@ from models.bundle import load_bundle
 from server.admission import Admission
 from server.errors import InvalidContent, UnknownModel
 from server.metrics import Metrics
-from server.model import Modality, ServedModel
+from server.model import ServedModel
+from server.sample import Modality
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -157,6 +159,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     service = await asyncio.to_thread(Service, app.state.settings, app.state.metrics)
     service.start(asyncio.get_running_loop())
     app.state.service = service
+    gc.freeze()  # what is loaded stays: collections need not walk it again
     beat = asyncio.create_task(service.run())
     log.info("ready: %s", ", ".join(service.models))
     try:

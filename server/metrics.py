@@ -1,7 +1,8 @@
 """Prometheus metrics: one registry an app, children looked up once."""
 
+from collections import deque
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS_TYPE
@@ -35,6 +36,12 @@ class Metrics:
         )
         self.rejected = Counter(
             "eenet_rejected", "Samples or requests turned away.", ["reason"], registry=registry
+        )
+        self.cancelled = Counter(
+            "eenet_cancelled",
+            "Samples dropped because their client had left.",
+            ["model"],
+            registry=registry,
         )
         self.inflight = Gauge(
             "eenet_inflight_samples", "Samples admitted and not yet answered.", registry=registry
@@ -110,12 +117,28 @@ class Metrics:
         return Gauge(f"eenet_{name}", text, ["model", *labels], registry=self.registry)
 
 
+class AnswerLatency(NamedTuple):
+    """Where a sample's time went; `decode_ms` is None of one that was never decoded."""
+
+    total_ms: float
+    compute_ms: float
+    queue_ms: float
+    decode_ms: float | None
+
+
 class ModelMetrics:
-    """One model's children of every family, so that the hot path looks no label up."""
+    """One model's children of every family, so that the hot path looks no label up.
+
+    What batches and answers took is noted, and counted only once in a while: many at once are
+    counted at a third of the time.
+    """
 
     def __init__(self, metrics: Metrics, model: str, num_exits: int) -> None:
         exits = [str(k) for k in range(num_exits)]
         self.predictions = [metrics.predictions.labels(model, k) for k in exits]
+        self._batches: deque[tuple[int, int, float]] = deque()
+        self._answers: deque[tuple[int, AnswerLatency]] = deque()
+        self.cancelled = metrics.cancelled.labels(model)
         self.request_latency = metrics.request_latency.labels(model)
         self.compute_latency = metrics.compute_latency.labels(model)
         self.queue_latency = metrics.queue_latency.labels(model)
@@ -132,6 +155,29 @@ class ModelMetrics:
         self._expected_accuracy = metrics.expected_accuracy.labels(model)
         self._threshold = [metrics.threshold.labels(model, k) for k in exits[:-1]]
         self._exit_rate = [metrics.exit_rate.labels(model, k) for k in exits]
+
+    def note_batch(self, stage: int, rows: int, elapsed_ms: float) -> None:
+        """One batch went through a stage; any thread may say so."""
+        self._batches.append((stage, rows, elapsed_ms))
+
+    def note_answer(self, exit: int, latency: AnswerLatency) -> None:
+        """One sample was answered."""
+        self._answers.append((exit, latency))
+
+    def count(self) -> None:
+        """Count what was noted; the event loop's thread."""
+        while self._batches:
+            stage, rows, elapsed_ms = self._batches.popleft()
+            self.stage_latency[stage].observe(elapsed_ms / 1e3)
+            self.batch_size[stage].observe(rows)
+        while self._answers:
+            exit, latency = self._answers.popleft()
+            self.predictions[exit].inc()
+            self.request_latency.observe(latency.total_ms / 1e3)
+            self.compute_latency.observe(latency.compute_ms / 1e3)
+            self.queue_latency.observe(latency.queue_ms / 1e3)
+            if latency.decode_ms is not None:
+                self.decode_latency.observe(latency.decode_ms / 1e3)
 
     def show_control(
         self, controller: BudgetController, thresholds: Sequence[float] | None

@@ -2,49 +2,31 @@
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from models.bundle import Bundle
-from models.onnx_backend import OnnxBackend
 from models.preprocess import Prepared, Unreadable
 from scheduler.controller import BudgetController, ControllerConfig, Sample
 from scheduler.scheduler import load_scheduler
+from server.backends import open_backend
 from server.engine import Engine
 from server.errors import InvalidContent, ServeError
 from server.host_costs import default_budget_ms, measure_costs
 from server.masks import mask_png
-from server.metrics import Metrics, ModelMetrics
+from server.metrics import AnswerLatency, Metrics, ModelMetrics
 from server.row import Answer, Completion, Row
-from server.schemas import BudgetState, FrontierEntry, Options
+from server.sample import SMALL_INPUT, Decoded, Load, Modality, Request, Served
+from server.schemas import Options
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
+COUNT_SAMPLES = 16  # well below a controller's period
+
 Measure = Literal["compute", "end_to_end"]
-Modality = Literal["image", "text"]
-Input = bytes | str
-
-
-class Served(NamedTuple):
-    """One sample's answer, where its time went, and what it was made of."""
-
-    answer: Answer
-    decode_ms: float
-    total_ms: float
-    truncated: bool
-    mask: bytes | None  # a PNG
-
-
-class _Request(NamedTuple):
-    """What is needed when a row completes: tag of the engine's rows."""
-
-    future: asyncio.Future[tuple[Answer, float]]  # and the total latency in ms
-    received_s: float
-    controlled: bool  # under the global budget
 
 
 class ServedModel:
@@ -82,7 +64,7 @@ class ServedModel:
         self._preprocess: Any = bundle.preprocessor(settings.max_pixels)
         self._decode_pool = decode_pool
         self._metrics = ModelMetrics(metrics, self.name, self.num_exits)
-        backend = OnnxBackend(bundle.stage_files, bundle.head_files, device=settings.device)
+        backend = open_backend(bundle, settings)
         policy, frontier = load_scheduler(bundle.folder)
         if policy.num_exits != self.num_exits:
             raise ValueError(
@@ -90,7 +72,9 @@ class ServedModel:
                 f"{self.num_exits}"
             )
         metrics.model_info.labels(self.name, self.version, policy.kind, backend.device).set(1)
-        costs_ms = measure_costs(backend, policy, self._preprocess.example)
+        self._costs = measure_costs(backend, policy, self._preprocess.example, settings.max_batch)
+        self._max_batch = settings.max_batch or self._costs.worthwhile_rows()
+        costs_ms = self._costs.costs_ms
         built_on, frontier = frontier, frontier.with_costs(costs_ms)
         if moved := built_on.moved_stages(costs_ms):
             log.warning(
@@ -109,6 +93,7 @@ class ServedModel:
         if budget_ms is None and manifest.default_budget_ms is not None:
             budget_ms = default_budget_ms(manifest.default_budget_ms, built_on, frontier)
         config = ControllerConfig(window=settings.window)
+        self._uncounted: list[tuple[Answer, float]] = []  # under the global budget
         self.measure: Measure = settings.measure
         self._controllers: dict[Measure, BudgetController] = {
             "compute": BudgetController(frontier, budget_ms, config),
@@ -118,10 +103,11 @@ class ServedModel:
             backend,
             policy,
             self.controller.parameter,
-            workers=settings.workers,
-            max_batch=settings.max_batch,
+            workers=settings.workers_on(backend.device),
+            max_batch=self._batch_within(budget_ms),
             metrics=self._metrics,
             on_batch=self._on_batch,
+            costs=self._costs,
             clock=clock,
         )
 
@@ -144,13 +130,12 @@ class ServedModel:
         """What goes in."""
         return "text" if self.task == "text" else "image"
 
-    async def predict(
-        self, load: Callable[[], Input], options: Options, received_s: float
-    ) -> Served:
+    async def predict(self, load: Load, options: Options, received_s: float) -> Served:
         """Answer one sample.
 
         Args:
-            load: Gives the picture's bytes or the text; called on a decode thread.
+            load: Gives the picture's bytes or the text; small ones are decoded at once, others on a
+                decode thread.
             options: The request's.
             received_s: When its headers came, on the model's clock.
 
@@ -158,18 +143,33 @@ class ServedModel:
             ServeError: If the input is bad, the deadline passes before the first exit, or the
                 network fails.
         """
-        prepared, decode_ms = await self._loop.run_in_executor(
-            self._decode_pool, self._decode, load
-        )
-        self._metrics.decode_latency.observe(decode_ms / 1e3)
         own = (
             None if options.budget_ms is None else self.controller.parameter_for(options.budget_ms)
         )
         deadline_s = None if options.deadline_ms is None else received_s + options.deadline_ms / 1e3
-        tag = _Request(self._loop.create_future(), received_s, controlled=own is None)
-        row = Row(prepared.state, tag, own, deadline_s, options.priority, options.trace)
-        self.engine.submit([row])
-        answer, total_ms = await tag.future
+        request = Request(self._loop.create_future(), received_s, controlled=own is None)
+
+        def enter(decoded: Decoded) -> None:
+            request.decoded = decoded
+            row = Row(
+                decoded.prepared.state, request, own, deadline_s, options.priority, options.trace
+            )
+            request.row = row
+            if not request.left:
+                self.engine.submit([row])
+
+        decoded = self._decode_quickly(load)
+        if decoded is None:
+            self._decode_pool.submit(self._decode_and, enter, request, load)
+        else:
+            enter(decoded)
+        try:
+            answer, total_ms = await request.future
+        except asyncio.CancelledError:
+            self._leave(request)
+            raise
+        assert request.decoded is not None, "only decoded rows are answered"
+        prepared, decode_ms = request.decoded
         mask = None
         if self.task == "segmentation" and prepared.size is not None:
             mask = await self._loop.run_in_executor(
@@ -178,16 +178,48 @@ class ServedModel:
             total_ms = (self.clock() - received_s) * 1e3
         return Served(answer, decode_ms, total_ms, prepared.truncated, mask)
 
+    def _leave(self, request: Request) -> None:
+        """The client has gone: drop its row wherever it is."""
+        request.left = True
+        if request.row is not None:
+            self.engine.cancel([request.row])
+
+    def _decode_quickly(self, load: Load) -> Decoded | None:
+        """Small inputs on the loop itself: handing them to a thread and back costs more."""
+        if load.size > SMALL_INPUT:
+            return None
+        return self._decode(load, self._preprocess.quickly)
+
+    def _decode_and(self, enter: Callable[[Decoded], None], request: Request, load: Load) -> None:
+        """Decode thread: bytes or text to a row, and the row into the engine."""
+        if request.left:
+            return
+        try:
+            decoded = self._decode(load, self._preprocess)
+            assert decoded is not None, "only decoding quickly gives up"
+            enter(decoded)
+        except Exception as error:
+            self._loop.call_soon_threadsafe(_fail, request.future, error)
+
     def set_budget(self, *, budget_ms: float | None, measure: Measure) -> None:
         """Set what the budget is and which latency it is about; the windows stay."""
+        self.count()
         self.measure = measure
         for controller in self._controllers.values():
             controller.set_budget(budget_ms)
         self.engine.parameter = self.controller.parameter
+        self.engine.max_batch = self._batch_within(budget_ms)
         log.info("%s: budget %s ms of %s latency", self.name, budget_ms, measure)
 
+    def _batch_within(self, budget_ms: float | None) -> int:
+        """Most rows of a batch: a larger one would leave no exit within the budget."""
+        if budget_ms is None:
+            return self._max_batch
+        return self._costs.rows_within(budget_ms, self._max_batch)
+
     def tick(self) -> None:
-        """Forget what is too old and refresh the gauges."""
+        """Count what is uncounted, forget what is too old and refresh the gauges."""
+        self.count()
         for controller in self._controllers.values():
             controller.expire(self.clock())
         thresholds = self.engine.policy.thresholds(self.controller.parameter)
@@ -199,7 +231,7 @@ class ServedModel:
         """After a failed batch run the warm-up input: the model is broken if that fails too."""
         if not self.engine.failed:
             return
-        tag = _Request(self._loop.create_future(), self.clock(), controlled=False)
+        tag = Request(self._loop.create_future(), self.clock(), controlled=False)
         self.engine.submit([Row(self._preprocess.example, tag, priority=0)])
         try:
             await tag.future
@@ -208,72 +240,15 @@ class ServedModel:
         else:
             self.broken, self.engine.failed = None, False
 
-    def budget_state(self) -> BudgetState:
-        """What GET /budget says."""
-        control = self.controller
-        control.expire(self.clock())
-        point = control.frontier.at_parameter(control.parameter)
-        return BudgetState(
-            model=self.name,
-            policy=self.engine.policy.kind,
-            budget_ms=control.budget_ms,
-            measure=self.measure,
-            effective_budget_ms=control.effective_budget_ms,
-            parameter=control.parameter,
-            rolling_latency_ms=control.rolling_latency_ms,
-            window=control.config.window,
-            samples=control.samples,
-            floor_ms=control.floor_ms,
-            ceiling_ms=control.ceiling_ms,
-            feasible=control.feasible,
-            reason=self._reason(),
-            expected_accuracy=point.expected_accuracy,
-            expected_exit_rates=point.exit_rates.tolist(),
-            exit_rates=control.exit_rates,
-            thresholds=self._shown_thresholds(),
-        )
-
-    def frontier(self) -> list[FrontierEntry]:
-        """What GET /frontier says: what each budget buys on this host at present."""
-        control = self.controller
-        frontier, present_ms = control.frontier, control.present_ms
-        return [
-            FrontierEntry(
-                budget_ms=present_ms(point.expected_cost_ms),
-                parameter=point.parameter,
-                expected_accuracy=point.expected_accuracy,
-                expected_cost_ms=present_ms(point.expected_cost_ms),
-                exit_rates=point.exit_rates.tolist(),
-            )
-            for point in (frontier[index] for index in range(len(frontier)))
-        ]
-
-    def _shown_thresholds(self) -> list[float | None]:
-        thresholds = self.engine.policy.thresholds(self.controller.parameter)
-        if thresholds is None:
-            return [None] * self.num_exits
-        return [
-            shown_threshold(value, last=exit == self.num_exits - 1)
-            for exit, value in enumerate(thresholds.tolist())
-        ]
-
-    def _reason(self) -> str | None:
-        control = self.controller
-        if control.feasible:
-            return None
-        return (
-            f"the budget of {control.budget_ms:g} ms is below {control.floor_ms:.3g} ms, what "
-            f"leaving at exit 0 costs "
-            "now; every sample leaves there"
-        )
-
-    def _decode(self, load: Callable[[], Input]) -> tuple[Prepared, float]:
+    def _decode(self, load: Load, preprocess: Callable[[Any], Prepared | None]) -> Decoded | None:
         started = self.clock()
         try:
-            prepared = self._preprocess(load())
+            prepared = preprocess(load.read())
         except Unreadable as error:
             raise InvalidContent(str(error)) from error
-        return prepared, (self.clock() - started) * 1e3
+        if prepared is None:
+            return None
+        return Decoded(prepared, (self.clock() - started) * 1e3)
 
     def _on_batch(self, completions: list[Completion]) -> None:
         """Worker thread: hand a batch's completions to the loop in one call."""
@@ -282,10 +257,10 @@ class ServedModel:
     def _deliver(self, completions: list[Completion]) -> None:
         """Loop: answer the waiting requests and tell the controllers."""
         now = self.clock()
-        answered: list[tuple[_Request, Answer, float]] = []
+        answered: list[tuple[Request, Answer, float]] = []
         for row, outcome in completions:
             request = row.tag
-            assert isinstance(request, _Request), "rows of this engine come from predict and probe"
+            assert isinstance(request, Request), "rows of this engine come from predict and probe"
             total_ms = (now - request.received_s) * 1e3
             if isinstance(outcome, Answer):
                 answered.append((request, outcome, total_ms))
@@ -295,17 +270,19 @@ class ServedModel:
                 request.future.set_result((outcome, total_ms))
             else:
                 request.future.set_exception(outcome)
-        for _, answer, total_ms in answered:
-            self._metrics.predictions[answer.exit].inc()
-            self._metrics.request_latency.observe(total_ms / 1e3)
-            self._metrics.compute_latency.observe(answer.compute_ms / 1e3)
-            self._metrics.queue_latency.observe(answer.queue_ms / 1e3)
-        self._control(
-            [(answer, total_ms) for request, answer, total_ms in answered if request.controlled],
-            now,
-        )
+        for request, answer, total_ms in answered:
+            decode_ms = None if request.decoded is None else request.decoded.decode_ms
+            latency = AnswerLatency(total_ms, answer.compute_ms, answer.queue_ms, decode_ms)
+            self._metrics.note_answer(answer.exit, latency)
+            if request.controlled:
+                self._uncounted.append((answer, total_ms))
+        if len(self._uncounted) >= COUNT_SAMPLES:
+            self.count()
 
-    def _control(self, answered: list[tuple[Answer, float]], now: float) -> None:
+    def count(self) -> None:
+        """Count what was answered since the last time, and tell the controllers."""
+        answered, self._uncounted = self._uncounted, []
+        now = self.clock()
         compute = [Sample(answer.exit, answer.compute_ms, 0.0) for answer, _ in answered]
         end_to_end = [
             Sample(answer.exit, total_ms, total_ms - answer.compute_ms)
@@ -314,10 +291,9 @@ class ServedModel:
         self._controllers["compute"].observe(compute, now)
         self._controllers["end_to_end"].observe(end_to_end, now)
         self.engine.parameter = self.controller.parameter
+        self._metrics.count()
 
 
-def shown_threshold(value: float, *, last: bool) -> float | None:
-    """A threshold for people: None where it never fires or is the last, 0 where it always does."""
-    if last or value == math.inf:
-        return None
-    return 0.0 if value == -math.inf else value
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from models.backend import HeadOutput, State
 from server.errors import ServeError
 
+PRIORITIES = 4
+Shape = tuple[tuple[int, ...], ...]  # of one row's arrays
+
 
 class TraceEntry(NamedTuple):
     """What a row showed at one exit; `threshold` is +inf where the exit never fires."""
@@ -45,12 +48,19 @@ class Row:
     """One sample on its way.
 
     Attributes:
-        state: Behind the last stage it went through, of one row; at first the input.
+        state: Of the batch that it last went through a stage with; at first its input, of one row.
         tag: The caller's own; the engine never looks at it.
         parameter: The policy's parameter of this row alone, or None for the one in force.
         deadline_s: On the engine's clock, or None.
         priority: 0 goes first, 3 last.
         traced: Keep what it showed at each exit.
+        place: Which row of `state` and `history` it is.
+        history: The policy's, of the same batch, (A, H).
+        shape: Of its input: rows of other shapes never share a batch with it.
+        blind: Whether an exit whose answer the policy needs later was left out, so that this row
+            runs to the end.
+        cancelled: Nobody waits for it any more.
+        arrived_s: When it came into the engine.
     """
 
     state: State
@@ -59,8 +69,13 @@ class Row:
     deadline_s: float | None = None
     priority: int = 1
     traced: bool = False
+    place: int = 0
     history: NDArray[np.float64] = field(default_factory=lambda: np.empty((1, 0)))
+    shape: Shape = ()
+    blind: bool = False
+    cancelled: bool = False
     stage: int = 0
+    arrived_s: float = 0.0
     ready_s: float = 0.0
     compute_ms: float = 0.0
     queue_ms: float = 0.0

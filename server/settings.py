@@ -27,8 +27,22 @@ class Settings(BaseSettings):
         description="bundle folder; repeat for several models (':' between them in the "
         "environment)",
     )
+    backend: Literal["onnx", "torch", "replay"] = Field(
+        "onnx",
+        description="what runs the network; replay: nothing does, recorded answers come after the "
+        "time that stages take",
+    )
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N"
+        "auto",
+        pattern=r"^(auto|cpu|(cuda|tensorrt)(:\d+)?|openvino(:[A-Z]+(\.\d+)?)?)$",
+        description="auto, cpu, cuda, cuda:N, tensorrt, tensorrt:N, openvino or openvino:DEVICE",
+    )
+    torch_mode: Literal["eager", "compile", "cuda-graphs"] = Field(
+        "eager", description="how the torch backend runs stages"
+    )
+    replay_costs: Path | None = Field(
+        None,
+        description="table of costs of the replay backend; default: the bundle's profile",
     )
     budget_ms: float | None = Field(
         None, gt=0, description="mean latency per sample; default: the bundle's own"
@@ -40,10 +54,17 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
     engine_workers: int | None = Field(
-        None, ge=1, le=256, description="threads that run the network; default: one a core"
+        None,
+        ge=1,
+        le=256,
+        description="threads that run the network; default: one a core, on other devices one",
     )
-    max_batch: int = Field(
-        1, ge=1, le=1024, description="most rows of one batch; more than 1 gains nothing on a CPU"
+    max_batch: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="most rows of one batch; default: as many as the start finds worth their wait, "
+        "1 on most CPUs",
     )
     max_queue: int = Field(512, ge=1, description="most samples in flight; more are answered 429")
     max_body_mib: int = Field(32, ge=1, le=1024, description="largest request body")
@@ -74,10 +95,13 @@ class Settings(BaseSettings):
         """Flags and file arrive merged in `init`; the environment comes between them."""
         return (init_settings, env_settings)
 
-    @property
-    def workers(self) -> int:
-        """Engine threads: those asked for, else one for each core this process may use."""
-        return self.engine_workers or len(os.sched_getaffinity(0))
+    def workers_on(self, device: str) -> int:
+        """Engine threads: those asked for, else one for each core that this process may use.
+
+        Other devices than CPUs run one batch at a time, so one thread feeds them.
+        """
+        cores = len(os.sched_getaffinity(0)) if device == "cpu" else 1
+        return self.engine_workers or cores
 
 
 def load_settings(

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from server.bodies import parse_json
+from server.budget_view import budget_state, frontier_entries
 from server.lifecycle import Service, service_of
 from server.model import ServedModel
 from server.schemas import BudgetChange, Budgets, FrontierEntry, ModelQuery
@@ -18,7 +19,7 @@ Named = Annotated[ModelQuery, Query()]
 async def get_budget(request: Request, query: Named) -> Budgets:
     """The budget of all models or of one, and what became of it."""
     meant = _meant(service_of(request), query.model)
-    return Budgets(models=[each.budget_state() for each in meant])
+    return Budgets(models=[budget_state(each) for each in meant])
 
 
 @router.put(
@@ -39,13 +40,13 @@ async def put_budget(request: Request, query: Named) -> Budgets:
         each.set_budget(
             **{"budget_ms": each.controller.budget_ms, "measure": each.measure, **given}
         )
-    return Budgets(models=[each.budget_state() for each in meant])
+    return Budgets(models=[budget_state(each) for each in meant])
 
 
 @router.get("/frontier")
 async def get_frontier(request: Request, query: Named) -> list[FrontierEntry]:
     """What each budget buys, in this host's present milliseconds."""
-    return service_of(request).named(query.model).frontier()
+    return frontier_entries(service_of(request).named(query.model))
 
 
 def _meant(service: Service, name: str | None) -> list[ServedModel]:

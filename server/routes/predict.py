@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import binascii
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from server.bodies import first_error, parse_json
+from server.budget_view import shown_threshold
 from server.errors import (
     InvalidContent,
     MalformedRequest,
@@ -22,7 +23,8 @@ from server.errors import (
     problem,
 )
 from server.lifecycle import Service, service_of
-from server.model import Modality, Served, ServedModel, shown_threshold
+from server.model import ServedModel
+from server.sample import SMALL_INPUT, Load, Modality, Served
 from server.schemas import Options, PredictBody, Prediction, Predictions, Problem
 
 router = APIRouter(tags=["prediction"])
@@ -45,7 +47,7 @@ class _Input(NamedTuple):
     """What a request holds: how to get each picture's bytes or text, and the options."""
 
     reads: Modality
-    loads: Sequence[Callable[[], bytes | str]]
+    loads: Sequence[Load]
     is_list: bool
     options: Options
 
@@ -104,7 +106,9 @@ async def _read(request: Request, service: Service) -> _Input:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type.startswith("image/"):
         body = await request.body()
-        return _Input("image", [lambda: body], False, _options(request.query_params))
+        return _Input(
+            "image", [Load(len(body), lambda: body)], False, _options(request.query_params)
+        )
     if media_type == "application/json":
         return await _read_json(request, service)
     if media_type == "multipart/form-data":
@@ -116,8 +120,11 @@ async def _read(request: Request, service: Service) -> _Input:
 
 async def _read_json(request: Request, service: Service) -> _Input:
     body = await request.body()
-    loop = asyncio.get_running_loop()
-    parsed = await loop.run_in_executor(service.decode_pool, parse_json, PredictBody, body)
+    if len(body) <= SMALL_INPUT:
+        parsed = parse_json(PredictBody, body)
+    else:
+        loop = asyncio.get_running_loop()
+        parsed = await loop.run_in_executor(service.decode_pool, parse_json, PredictBody, body)
     reads: Modality = "image" if parsed.text is None and parsed.texts is None else "text"
     items, is_list = parsed.items
     most = min(service.settings.max_items, service.settings.max_queue)
@@ -155,7 +162,7 @@ async def _read_form(request: Request, service: Service) -> _Input:
     options = _options({**request.query_params, **fields})
     if texts:
         return _Input("text", [_text_loader(texts[0])], False, options)
-    return _Input("image", [lambda: bodies[0]], False, options)
+    return _Input("image", [Load(len(bodies[0]), lambda: bodies[0])], False, options)
 
 
 def _options(given: Mapping[str, Any]) -> Options:
@@ -165,11 +172,11 @@ def _options(given: Mapping[str, Any]) -> Options:
         raise InvalidContent(first_error(error)) from error
 
 
-def _text_loader(text: str) -> Callable[[], str]:
-    return lambda: text
+def _text_loader(text: str) -> Load:
+    return Load(len(text), lambda: text)
 
 
-def _base64_loader(text: str) -> Callable[[], bytes]:
+def _base64_loader(text: str) -> Load:
     def load() -> bytes:
         data = text.partition(",")[2] if text.startswith("data:") else text
         try:
@@ -177,7 +184,7 @@ def _base64_loader(text: str) -> Callable[[], bytes]:
         except (binascii.Error, ValueError) as error:
             raise InvalidContent(f"the image is not base64: {error}") from error
 
-    return load
+    return Load(len(text), load)
 
 
 def _item(
@@ -196,19 +203,20 @@ def _prediction(
 ) -> dict[str, Any]:
     answer = served.answer
     probs = _probabilities(answer.said.log_probs)
-    ranking = [int(c) for c in np.argsort(-probs, kind="stable")[: options.top_k]]
-    best = int(probs.argmax())
+    ranking = np.argsort(-probs, kind="stable")[: options.top_k]
+    top_k = list(zip(ranking.tolist(), probs[ranking].tolist(), strict=True))
+    best, confidence = top_k[0]
     result: dict[str, Any] = {
         "model": model.name,
         "version": model.version,
         "label": model.classes[best],
         "class_id": best,
-        "confidence": float(probs[best]),
+        "confidence": confidence,
         "exit": answer.exit,
         "num_exits": model.num_exits,
         "top_k": [
-            {"label": model.classes[c], "class_id": c, "probability": float(probs[c])}
-            for c in ranking
+            {"label": model.classes[c], "class_id": c, "probability": probability}
+            for c, probability in top_k
         ],
         "latency_ms": {
             "total": round(served.total_ms, 3),

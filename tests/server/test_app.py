@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+import server.routes.budget
 from server.app import create_app
 from server.errors import INTERNAL_DETAIL
 from server.model import ServedModel
@@ -83,7 +84,7 @@ def test_an_unknown_failure_is_logged_and_answered_with_a_fixed_sentence(
     def broken(model: ServedModel) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(ServedModel, "budget_state", broken)
+    monkeypatch.setattr(server.routes.budget, "budget_state", broken)
     with (
         caplog.at_level(logging.ERROR),
         TestClient(create_app(Settings(bundle=(shipped_bundle,)))) as client,

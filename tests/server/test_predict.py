@@ -306,20 +306,46 @@ def test_many_requests_at_once_are_all_answered(shipped_bundle: Path, images: Im
     assert "eenet_inflight_samples 0.0" in text
 
 
-def test_pictures_are_decoded_off_the_event_loop(
+def enlarged(data: bytes) -> bytes:
+    """The same picture, 320x320: too large to be decoded on the event loop."""
+    out = io.BytesIO()
+    Image.open(io.BytesIO(data)).resize((320, 320)).save(out, "JPEG")
+    return out.getvalue()
+
+
+def test_only_small_pictures_are_decoded_on_the_event_loop(
     client: TestClient, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    threads, prepare = [], ImagePreprocessor.__call__
+    threads, prepared = [], ImagePreprocessor._prepared
 
-    def watched(preprocess: ImagePreprocessor, data: bytes) -> Prepared:
-        threads.append(threading.current_thread().name)
-        return prepare(preprocess, data)
+    def watched(preprocess: ImagePreprocessor, image: Image.Image) -> Prepared:
+        threads.append(threading.current_thread().name.partition("_")[0])
+        return prepared(preprocess, image)
 
-    monkeypatch.setattr(ImagePreprocessor, "__call__", watched)
+    monkeypatch.setattr(ImagePreprocessor, "_prepared", watched)
     client.post("/predict", content=images.files[0], headers=JPEG)
-    client.post("/predict", json={"images": [encode(file) for file in images.files[:3]]})
-    assert len(threads) == 4
-    assert all(name.startswith("decode") for name in threads)
+    assert threads.pop() != "decode"
+    client.post("/predict", content=enlarged(images.files[0]), headers=JPEG)
+    client.post("/predict", json={"images": [encode(enlarged(images.files[0]))] * 3})
+    assert threads == ["decode"] * 4
+
+
+def test_a_small_file_of_a_large_picture_is_decoded_off_the_event_loop(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, prepared = [], ImagePreprocessor._prepared
+
+    def watched(preprocess: ImagePreprocessor, image: Image.Image) -> Prepared:
+        threads.append(threading.current_thread().name.partition("_")[0])
+        return prepared(preprocess, image)
+
+    monkeypatch.setattr(ImagePreprocessor, "_prepared", watched)
+    out = io.BytesIO()
+    Image.new("RGB", (1000, 1000)).save(out, "PNG")
+    assert len(out.getvalue()) < 8192
+    answer = client.post("/predict", content=out.getvalue(), headers={"Content-Type": "image/png"})
+    assert answer.status_code == 200
+    assert threads == ["decode"]
 
 
 @pytest.mark.parametrize(

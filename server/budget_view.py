@@ -1,0 +1,75 @@
+"""What GET /budget and GET /frontier say of a model."""
+
+import math
+
+from scheduler.controller import BudgetController
+from server.model import ServedModel
+from server.schemas import BudgetState, FrontierEntry
+
+
+def budget_state(model: ServedModel) -> BudgetState:
+    """The budget of a model, how it is kept and what it buys."""
+    model.count()
+    control = model.controller
+    control.expire(model.clock())
+    point = control.frontier.at_parameter(control.parameter)
+    return BudgetState(
+        model=model.name,
+        policy=model.engine.policy.kind,
+        budget_ms=control.budget_ms,
+        measure=model.measure,
+        effective_budget_ms=control.effective_budget_ms,
+        parameter=control.parameter,
+        rolling_latency_ms=control.rolling_latency_ms,
+        window=control.config.window,
+        samples=control.samples,
+        floor_ms=control.floor_ms,
+        ceiling_ms=control.ceiling_ms,
+        feasible=control.feasible,
+        reason=_reason(control),
+        expected_accuracy=point.expected_accuracy,
+        expected_exit_rates=point.exit_rates.tolist(),
+        exit_rates=control.exit_rates,
+        thresholds=_thresholds(model),
+    )
+
+
+def frontier_entries(model: ServedModel) -> list[FrontierEntry]:
+    """What each budget buys on this host at present."""
+    frontier, present_ms = model.controller.frontier, model.controller.present_ms
+    return [
+        FrontierEntry(
+            budget_ms=present_ms(point.expected_cost_ms),
+            parameter=point.parameter,
+            expected_accuracy=point.expected_accuracy,
+            expected_cost_ms=present_ms(point.expected_cost_ms),
+            exit_rates=point.exit_rates.tolist(),
+        )
+        for point in (frontier[index] for index in range(len(frontier)))
+    ]
+
+
+def shown_threshold(value: float, *, last: bool) -> float | None:
+    """A threshold for people: None where it never fires or is the last, 0 where it always does."""
+    if last or value == math.inf:
+        return None
+    return 0.0 if value == -math.inf else value
+
+
+def _thresholds(model: ServedModel) -> list[float | None]:
+    thresholds = model.engine.policy.thresholds(model.controller.parameter)
+    if thresholds is None:
+        return [None] * model.num_exits
+    return [
+        shown_threshold(value, last=exit == model.num_exits - 1)
+        for exit, value in enumerate(thresholds.tolist())
+    ]
+
+
+def _reason(control: BudgetController) -> str | None:
+    if control.feasible:
+        return None
+    return (
+        f"the budget of {control.budget_ms:g} ms is below {control.floor_ms:.3g} ms, what leaving "
+        "at exit 0 costs now; every sample leaves there"
+    )

@@ -1,0 +1,91 @@
+"""The ready lists: rows that wait for a stage, and which of them go next."""
+
+from collections import deque
+from collections.abc import Iterable
+
+from profiling.disciplines import Urgency
+from server.row import PRIORITIES, Row, Shape
+
+Key = tuple[int, Shape, bool]  # stage, shape of the input, blind
+List = deque[Row]  # the oldest first
+
+
+class ReadyLists:
+    """Per stage the rows that wait for it. Not thread-safe.
+
+    Rows of a better priority go before all others. Among them the batch goes next that is most
+    urgent (`profiling.disciplines`), unless it would overtake a row that came earlier by more than
+    its patience, so that none starve. With batches of one row it is the row that came first.
+    Free places of a batch go to rows of lower priority that wait for the same stage. Rows of one
+    batch are of one shape, and all of them blind or none.
+
+    Args:
+        urgency: What batches are worth; may be replaced at any time.
+    """
+
+    def __init__(self, urgency: Urgency) -> None:
+        self.urgency = urgency
+        self._levels: list[dict[Key, List]] = [{} for _ in range(PRIORITIES)]
+
+    def __bool__(self) -> bool:
+        return any(self._levels)
+
+    def push(self, row: Row) -> None:
+        """Let a row wait for its stage."""
+        self._levels[row.priority].setdefault(_key(row), deque()).append(row)
+
+    def take(self, max_batch: int, now_s: float) -> list[Row]:
+        """The next batch; some row must be waiting."""
+        priority = next(p for p, level in enumerate(self._levels) if level)
+        key = self._next(self._levels[priority], now_s)
+        batch: list[Row] = []
+        for lists in self._levels[priority:]:
+            if rows := lists.get(key):
+                batch += [rows.popleft() for _ in range(min(max_batch - len(batch), len(rows)))]
+                if not rows:
+                    del lists[key]
+        return batch
+
+    def remove(self, rows: Iterable[Row]) -> list[Row]:
+        """Take rows out that wait; those of them that did."""
+        found = []
+        for row in rows:
+            lists, key = self._levels[row.priority], _key(row)
+            waiting = lists.get(key)
+            if waiting is not None and row in waiting:
+                waiting.remove(row)
+                found.append(row)
+                if not waiting:
+                    del lists[key]
+        return found
+
+    def depths(self, num_stages: int) -> list[int]:
+        """Rows waiting for each stage, (K,)."""
+        counts = [0] * num_stages
+        for lists in self._levels:
+            for (stage, _, _), rows in lists.items():
+                counts[stage] += len(rows)
+        return counts
+
+    def oldest_s(self) -> float | None:
+        """When the row came that has waited longest; None when none waits."""
+        heads = [rows[0].ready_s for lists in self._levels for rows in lists.values()]
+        return min(heads, default=None)
+
+    def _next(self, lists: dict[Key, List], now_s: float) -> Key:
+        """The list whose turn it is, among those of one priority."""
+        if len(lists) == 1:
+            return next(iter(lists))
+
+        def urgency(key: Key) -> tuple[float, int]:
+            stage, rows = key[0], lists[key]
+            return self.urgency.of(stage, len(rows), (now_s - rows[0].arrived_s) * 1e3), stage
+
+        best = max(lists, key=urgency)
+        first = min(lists, key=lambda key: lists[key][0].arrived_s)
+        ahead_s = lists[best][0].arrived_s - lists[first][0].arrived_s
+        return first if ahead_s * 1e3 > self.urgency.patience_ms else best
+
+
+def _key(row: Row) -> Key:
+    return row.stage, row.shape, row.blind

@@ -1,0 +1,59 @@
+"""A sample that somebody waits for: its input, and what it is answered with."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from models.preprocess import Prepared
+from server.row import Answer, Row
+
+Modality = Literal["image", "text"]
+Input = bytes | str
+
+SMALL_INPUT = 16 * 1024  # bytes or characters: larger ones are never decoded on the loop
+
+
+class Load(NamedTuple):
+    """How to get at an input, and its size in bytes or characters, about."""
+
+    size: int
+    read: Callable[[], Input]
+
+
+class Served(NamedTuple):
+    """One sample's answer, where its time went, and what it was made of."""
+
+    answer: Answer
+    decode_ms: float
+    total_ms: float
+    truncated: bool
+    mask: bytes | None  # a PNG
+
+
+class Decoded(NamedTuple):
+    """What was made of a request's input, and how long that took."""
+
+    prepared: Prepared
+    decode_ms: float
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A sample on its way; the tag of the engine's rows.
+
+    Attributes:
+        future: The answer and the total latency in ms; set on the loop.
+        received_s: When the request's headers came.
+        controlled: Under the global budget.
+        decoded: Once it is.
+        row: In the engine, once it is decoded.
+        left: Nobody waits for it any more.
+    """
+
+    future: asyncio.Future[tuple[Answer, float]]
+    received_s: float
+    controlled: bool
+    decoded: Decoded | None = None
+    row: Row | None = None
+    left: bool = False

@@ -1,0 +1,133 @@
+"""One stage for all rows of a batch: state, exit head, scores, decision."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.backend import HeadOutput, Part, StageBackend, State, gather_arrays
+from scheduler.policy import ExitPolicy
+from server.row import Row
+
+Array = NDArray[np.float64]
+
+
+class _InForce(NamedTuple):
+    """The policy's parameter, as workers read it."""
+
+    parameter: float
+    needs: tuple[bool, ...]  # which heads rows under it need, (K,)
+
+
+class Shown(NamedTuple):
+    """What an exit says of A rows, and what the policy makes of it.
+
+    Attributes:
+        said: Of A rows.
+        history: The policy's, this exit included, (A, H).
+        scores: (A,); None at the last exit, where nothing hangs on them.
+        thresholds: That the rows met, (A,) or (1,); None likewise.
+        leave: Which rows go, A of them.
+    """
+
+    said: HeadOutput
+    history: Array
+    scores: Array | None
+    thresholds: Array | None
+    leave: list[bool]
+
+
+class StageOutput(NamedTuple):
+    """What a stage made of A rows; `shown` is None where none of them needs its exit."""
+
+    state: State
+    history: Array
+    shown: Shown | None
+
+
+class StageStep:
+    """Takes batches through their stage; any thread may call.
+
+    The head of an exit that no row of the batch can take is left out. A row that misses an answer
+    which the policy would read later is blind from then on: it runs to the end.
+
+    Args:
+        backend: Runs stages and heads.
+        policy: Scores and decides.
+        parameter: The policy's parameter in force.
+    """
+
+    def __init__(self, backend: StageBackend, policy: ExitPolicy, parameter: float) -> None:
+        self.backend = backend
+        self.policy = policy
+        self.remembers = policy.start(1).shape[1] > 0
+        self._last = backend.num_exits - 1
+        self._in_force = self._at(parameter)
+
+    @property
+    def parameter(self) -> float:
+        """The parameter in force: one reference, read once per batch."""
+        return self._in_force.parameter
+
+    @parameter.setter
+    def parameter(self, value: float) -> None:
+        if value != self._in_force.parameter:
+            self._in_force = self._at(value)
+
+    def __call__(self, rows: list[Row]) -> StageOutput:
+        """Run the stage that the rows wait for."""
+        stage, held = rows[0].stage, _held(rows)
+        state = self.backend.run_stage(stage, self.backend.gather([part for part, _ in held]))
+        in_force = self._in_force
+        if not any(self._needs(row, in_force) for row in rows):
+            return StageOutput(state, self.policy.start(len(rows)), None)
+        (history,) = gather_arrays([Part((before,), part.rows) for part, before in held])
+        shown = self._show(rows, state, history, in_force.parameter)
+        return StageOutput(state, shown.history, shown)
+
+    def _at(self, parameter: float) -> _InForce:
+        exits = range(self.backend.num_exits)
+        return _InForce(parameter, tuple(self.policy.needs(exit, parameter) for exit in exits))
+
+    def _needs(self, row: Row, in_force: _InForce) -> bool:
+        """Whether a row needs the head of its stage."""
+        if row.stage == self._last or row.traced or row.deadline_s is not None:
+            return True
+        if row.blind:
+            return False
+        if row.parameter is not None:
+            return self.policy.needs(row.stage, row.parameter)
+        return in_force.needs[row.stage]
+
+    def _show(self, rows: list[Row], state: State, history: Array, parameter: float) -> Shown:
+        """What the exit says of the rows, and which of them leave."""
+        exit, count = rows[0].stage, len(rows)
+        said = self.backend.run_head(exit, state)
+        if len(said.log_probs) > count:  # padded for the device
+            said = HeadOutput(said.logits[:count], said.log_probs[:count])
+        if exit == self._last and not any([row.traced for row in rows]):
+            return Shown(said, history, None, None, [True] * count)
+        parameters = self._parameters(rows, parameter)
+        step = self.policy.step(exit, said.log_probs, history, parameters)
+        leave = [True] * count if exit == self._last else step.leave.tolist()
+        return Shown(said, step.history, step.scores, step.thresholds, leave)
+
+    def _parameters(self, rows: list[Row], parameter: float) -> Array:
+        """Each row's own (A,), or (1,) where all obey the same."""
+        if rows[0].blind:  # then all are
+            return np.array([self.policy.run_on])
+        if all([row.parameter is None for row in rows]):
+            return np.array([parameter])
+        return np.array([parameter if row.parameter is None else row.parameter for row in rows])
+
+
+def _held(rows: list[Row]) -> list[tuple[Part, Array]]:
+    """The batches that rows come from, with the rows' places there, and their histories."""
+    held: list[tuple[Part, Array]] = []
+    state: State | None = None
+    for row in rows:
+        if row.state is not state:
+            state, places = row.state, list[int]()
+            held.append((Part(state, places), row.history))
+        places.append(row.place)
+    return held
