@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.backend import StageBackend, State, join_states
+from models.stage_costs import StageCosts
 
 PERCENTILES = (50, 90, 99)
 
@@ -24,9 +25,18 @@ class BatchLatency(NamedTuple):
 
 
 class LatencyProfile(NamedTuple):
-    """Latencies by batch size, one runtime thread."""
+    """Latencies by batch size, one runtime thread, on a device."""
 
     by_batch: dict[int, BatchLatency]
+    device: str = "cpu"
+
+    @property
+    def stage_costs(self) -> StageCosts:
+        """Medians of every stage with its head, by batch size."""
+        sizes = sorted(self.by_batch)
+        each = [self.by_batch[rows] for rows in sizes]
+        medians = [latency.stages_ms[:, 0] + latency.heads_ms[:, 0] for latency in each]
+        return StageCosts(tuple(sizes), np.stack(medians, 1))
 
     @property
     def costs_ms(self) -> NDArray[np.float64]:
@@ -37,8 +47,9 @@ class LatencyProfile(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """What `profile.json` holds."""
+        line = self.stage_costs.line()
         return {
-            "device": "cpu",
+            "device": self.device,
             "machine": machine_name(),
             "date": datetime.date.today().isoformat(),
             "threads": 1,
@@ -49,6 +60,11 @@ class LatencyProfile(NamedTuple):
                     "heads": latency.heads_ms.round(4).tolist(),
                 }
                 for rows, latency in self.by_batch.items()
+            },
+            **self.stage_costs.to_json(),
+            "fit": {
+                "row_ms": line.row_ms.round(4).tolist(),
+                "batch_ms": line.batch_ms.round(4).tolist(),
             },
             "costs_ms": self.costs_ms.round(4).tolist(),
         }
@@ -86,7 +102,7 @@ def measure_latency(
             1, 2, 0
         )  # (2, K, 3)
         by_batch[rows] = BatchLatency(percentiles[0], percentiles[1])
-    return LatencyProfile(by_batch)
+    return LatencyProfile(by_batch, backend.device)
 
 
 def save_profile(profile: LatencyProfile, path: Path) -> None:
@@ -110,6 +126,7 @@ def _one_round(
     for k in range(backend.num_exits):
         start = clock()
         state = backend.run_stage(k, state)
+        backend.synchronize()
         middle = clock()
         backend.run_head(k, state)
         seconds[:, k] = middle - start, clock() - middle

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.backend import HeadOutput, State
+from models.backend import HeadOutput, State, gather_arrays
 from profiling.calibration import (
     Predictions,
     Recorded,
@@ -27,6 +27,9 @@ class AddingBackend:
     """
 
     num_exits = 3
+    device = "fake"
+    gather = staticmethod(gather_arrays)
+    synchronize = staticmethod(lambda: None)
 
     def __init__(self) -> None:
         self.batches: list[int] = []

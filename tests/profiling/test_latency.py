@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.backend import HeadOutput, State
+from models.backend import HeadOutput, State, gather_arrays
 from profiling.latency import BatchLatency, LatencyProfile, measure_latency, save_profile
 
 EXAMPLE = (np.zeros((1, 2), np.float32),)
@@ -14,6 +14,9 @@ class ClockedBackend:
     """Stage k takes 2 (k + 1) ms a row and head k 1 ms a row, on its own clock."""
 
     num_exits = 2
+    device = "fake"
+    gather = staticmethod(gather_arrays)
+    synchronize = staticmethod(lambda: None)
 
     def __init__(self, slow_rounds: int = 0, steps_ms: tuple[float, ...] = (0.0,)) -> None:
         self.now_s = 0.0

@@ -1,0 +1,76 @@
+"""When samples come: made up, or recorded."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def poisson(rate_per_s: float, count: int, seed: int = 0) -> Array:
+    """Independent users: exponential gaps, (N,) in seconds."""
+    _check_rate(rate_per_s)
+    return np.random.default_rng(seed).exponential(1 / rate_per_s, count).cumsum()
+
+
+def bursts(
+    rate_per_s: float,
+    count: int,
+    seed: int = 0,
+    *,
+    factor: float = 4.0,
+    period_s: float = 1.0,
+    share: float = 0.1,
+) -> Array:
+    """Poisson arrivals whose rate jumps at the start of every period, (N,) in seconds.
+
+    Args:
+        rate_per_s: On average.
+        count: N.
+        seed: Of the gaps.
+        factor: How much faster than the average they come in a burst, at most 1 / share.
+        period_s: From burst to burst.
+        share: Of the period that is burst.
+    """
+    _check_rate(rate_per_s)
+    if not 1 <= factor <= 1 / share:
+        raise ValueError(f"the factor of bursts is {factor}; give one from 1 to {1 / share:g}")
+    # Arrivals of a steady stream, moved to where the varying rate has let as many in.
+    steady = np.random.default_rng(seed).exponential(1 / rate_per_s, count).cumsum() / period_s
+    periods, within = np.divmod(steady, 1.0)
+    times: Array = (periods + np.interp(within, [0, share * factor, 1], [0, share, 1])) * period_s
+    return times
+
+
+def at_once(count: int) -> Array:
+    """A queue that never runs empty until the end, (N,) in seconds."""
+    return np.zeros(count)
+
+
+def read_trace(path: Path) -> Array:
+    """Recorded arrivals: a number a line, in seconds from any start, (N,) from 0.
+
+    Raises:
+        ValueError: If the file cannot be read or its times do not rise, naming it and the line.
+    """
+    try:
+        times = np.array([float(line) for line in path.read_text().split()])
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no trace of arrivals: {error}; give one time in seconds a line"
+        ) from error
+    if not len(times) or not np.isfinite(times).all():
+        raise ValueError(f"{path} holds no finite times; give one time in seconds a line")
+    falls = np.flatnonzero(np.diff(times) < 0)
+    if len(falls):
+        raise ValueError(
+            f"{path}: time {falls[0] + 2} comes before the one above it; sort the arrivals"
+        )
+    from_start: Array = times - times[0]
+    return from_start
+
+
+def _check_rate(rate_per_s: float) -> None:
+    if not (np.isfinite(rate_per_s) and rate_per_s > 0):
+        raise ValueError(f"the rate is {rate_per_s}; give arrivals per second, above 0")

@@ -1,0 +1,218 @@
+"""Load on an HTTP server: calls one after another, or at given times, and what came of them."""
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from profiling.lanes import Clock, Ended, LaneConfig, Lanes, Target
+
+OK = "200"
+
+
+class Call(NamedTuple):
+    """One request; its path may hold a query."""
+
+    path: str
+    body: bytes = b""
+    content_type: str | None = None
+    method: str = "POST"
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def encode(self, target: Target) -> bytes:
+        """The bytes to send.
+
+        Raises:
+            ValueError: If a path or a header holds what would end it early.
+        """
+        kind = () if self.content_type is None else (("Content-Type", self.content_type),)
+        length = ("Content-Length", str(len(self.body)))
+        fields = (("Host", target.authority), *kind, length, *self.headers)
+        first = f"{self.method} {target.prefix}{self.path} HTTP/1.1"
+        lines = [first, *(f"{name}: {value}" for name, value in fields)]
+        if first.count(" ") != 2 or any("\r" in line or "\n" in line for line in lines):
+            raise ValueError(f"the call to {self.path!r} holds blanks or line ends; encode them")
+        return "\r\n".join([*lines, "", ""]).encode("latin-1") + self.body
+
+
+class LoadResult(NamedTuple):
+    """What came of N calls, in the order in which they ended; times count from the start.
+
+    Attributes:
+        call: Which of the calls it was, (N,).
+        due_s: When it was to be sent, (N,).
+        sent_s: When it was, (N,); NaN where it ran out of time before a connection was free.
+        latency_ms: From when it was due to the end of its answer, or to its failure, (N,).
+        outcome: The answer's status, such as "200", or why there is none: refused, reset, timed
+            out, malformed; (N,).
+        bodies: Of the answers, N of them; None unless they were to be kept.
+    """
+
+    call: NDArray[np.intp]
+    due_s: NDArray[np.float64]
+    sent_s: NDArray[np.float64]
+    latency_ms: NDArray[np.float64]
+    outcome: NDArray[np.str_]
+    bodies: list[bytes] | None
+
+    @property
+    def ok(self) -> NDArray[np.bool_]:
+        """Which calls were answered with status 200, (N,)."""
+        answered: NDArray[np.bool_] = self.outcome == OK
+        return answered
+
+    @property
+    def num_errors(self) -> int:
+        """Calls with any other outcome than status 200."""
+        return int((~self.ok).sum())
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """How often each outcome came."""
+        return dict(sorted(Counter(self.outcome.tolist()).items()))
+
+    @property
+    def seconds(self) -> float:
+        """From when the first call was due to the last one's end."""
+        if not len(self.call):
+            return 0.0
+        return float((self.due_s + self.latency_ms / 1e3).max() - self.due_s.min())
+
+    @property
+    def rate(self) -> float:
+        """Calls answered with status 200, a second."""
+        return float(self.ok.sum()) / self.seconds if self.seconds else 0.0
+
+    def percentiles(self, *percents: float) -> list[float] | None:
+        """Of the latency in ms of the calls answered with status 200; None where none was."""
+        answered = self.latency_ms[self.ok]
+        return [float(ms) for ms in np.percentile(answered, percents)] if len(answered) else None
+
+
+def closed_loop(
+    url: str,
+    calls: Sequence[Call],
+    config: LaneConfig,
+    *,
+    seconds: float | None = None,
+    count: int | None = None,
+    warm_up_s: float = 0.0,
+) -> LoadResult:
+    """Send on every connection the next call as soon as the answer to the one before is in.
+
+    Args:
+        url: The server's.
+        calls: Taken in turn, from the first.
+        config: How they are carried; all its connections are used.
+        seconds: No call is sent after so long; or
+        count: so many calls are sent.
+        warm_up_s: The same load for so long before, not counted.
+
+    Raises:
+        ValueError: If the arguments make no sense.
+    """
+    if (seconds is None) == (count is None):
+        raise ValueError("give either seconds or count")
+    clock = config.clock
+
+    async def load(lanes: Lanes) -> LoadResult:
+        if warm_up_s > 0:
+            await lanes.exhaust(_turns(len(calls), warm_up_s, None, clock))
+        started_s = clock()
+        ended = await lanes.exhaust(_turns(len(calls), seconds, count, clock))
+        return _result(ended, started_s, config.keep_bodies)
+
+    return _run(url, calls, config, load)
+
+
+def open_loop(
+    url: str, calls: Sequence[Call], arrivals_s: NDArray[np.float64], config: LaneConfig
+) -> LoadResult:
+    """Send calls at given times, whether or not those before are answered.
+
+    A latency counts from when the call was due: if it then waits for a connection because the
+    server is slow, that is the server's latency too.
+
+    Args:
+        url: The server's.
+        calls: Taken in turn, from the first.
+        arrivals_s: When, from the start, rising, (N,).
+        config: How they are carried; connections are opened as they are needed.
+
+    Raises:
+        ValueError: If the arguments make no sense.
+    """
+    if not len(arrivals_s) or (np.diff(arrivals_s, prepend=0.0) < 0).any():
+        raise ValueError("give at least one arrival, and times that rise from 0 s on")
+
+    async def load(lanes: Lanes) -> LoadResult:
+        started_s = config.clock()
+        ended = await lanes.follow((started_s + arrivals_s).tolist())
+        return _result(ended, started_s, config.keep_bodies)
+
+    return _run(url, calls, config, load)
+
+
+def poisson(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
+    """Arrivals at random times, so many a second in the mean, for so long; rising, (N,)."""
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.uniform(0.0, seconds, rng.poisson(rate * seconds)))
+
+
+def _run(
+    url: str,
+    calls: Sequence[Call],
+    config: LaneConfig,
+    load: Callable[[Lanes], Awaitable[LoadResult]],
+) -> LoadResult:
+    """Open the lanes and run a load on them."""
+    if not calls or config.connections < 1 or config.timeout_s <= 0:
+        raise ValueError("give at least one call, one connection and a timeout above 0 s")
+    target = Target.of(url)
+    payloads = [call.encode(target) for call in calls]
+
+    async def run() -> LoadResult:
+        lanes = Lanes(target, payloads, config)
+        try:
+            return await load(lanes)
+        finally:
+            await lanes.close()
+
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(run())
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """Of the fastest there is."""
+    try:
+        import uvloop
+    except ImportError:  # there is none for Windows
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+def _turns(num_calls: int, seconds: float | None, count: int | None, clock: Clock) -> Iterator[int]:
+    """Calls in turn, so many of them or for so long."""
+    turns = itertools.islice(itertools.cycle(range(num_calls)), count)
+    if seconds is None:
+        return turns
+    end_s = clock() + seconds
+    return itertools.takewhile(lambda _: clock() < end_s, turns)
+
+
+def _result(ended: Sequence[Ended], started_s: float, keep_bodies: bool) -> LoadResult:
+    due_s = np.array([each.ticket.due_s for each in ended], float)
+    sent_s = [np.nan if each.sent_s is None else each.sent_s for each in ended]
+    end_s = np.array([each.end_s for each in ended], float)
+    return LoadResult(
+        np.array([each.ticket.call for each in ended], np.intp),
+        due_s - started_s,
+        np.array(sent_s, float) - started_s,
+        1e3 * (end_s - due_s),
+        np.array([each.outcome for each in ended], np.str_),
+        [each.body for each in ended] if keep_bodies else None,
+    )
