@@ -18,10 +18,17 @@ PERCENTILES = (50, 90, 99)
 
 
 class BatchLatency(NamedTuple):
-    """Percentiles 50, 90, 99 in ms of one batch through each stage and each head, (K, 3) both."""
+    """Percentiles 50, 90, 99 in ms of one batch, (K, 3) each.
+
+    Attributes:
+        stages_ms: Through each stage alone.
+        heads_ms: Through each head alone.
+        exits_ms: From the start until each exit, earlier heads included.
+    """
 
     stages_ms: NDArray[np.float64]
     heads_ms: NDArray[np.float64]
+    exits_ms: NDArray[np.float64]
 
 
 class LatencyProfile(NamedTuple):
@@ -58,6 +65,7 @@ class LatencyProfile(NamedTuple):
                 str(rows): {
                     "stages": latency.stages_ms.round(4).tolist(),
                     "heads": latency.heads_ms.round(4).tolist(),
+                    "exits": latency.exits_ms.round(4).tolist(),
                 }
                 for rows, latency in self.by_batch.items()
             },
@@ -98,10 +106,10 @@ def measure_latency(
         rounds = np.stack([_one_round(backend, batch, clock) for _ in range(warm_up + repeats)])[
             warm_up:
         ]
-        percentiles = np.percentile(rounds * 1e3, PERCENTILES, axis=0).transpose(
-            1, 2, 0
-        )  # (2, K, 3)
-        by_batch[rows] = BatchLatency(percentiles[0], percentiles[1])
+        until = rounds.sum(1, keepdims=True).cumsum(2)  # (rounds, 1, K)
+        timed = np.concatenate([rounds, until], 1) * 1e3
+        percentiles = np.percentile(timed, PERCENTILES, axis=0).transpose(1, 2, 0)  # (3, K, 3)
+        by_batch[rows] = BatchLatency(*percentiles)
     return LatencyProfile(by_batch, backend.device)
 
 

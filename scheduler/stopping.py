@@ -99,7 +99,12 @@ class StoppingPolicy:
         self, exit: int, log_probs: NDArray[np.floating], history: Array, parameters: Array
     ) -> Step:
         """Score and decide; one row of few classes by plain arithmetic, a third of the time."""
-        if log_probs.shape[0] > 1 or log_probs.size > FEW_CLASSES or exit == self.num_exits - 1:
+        if (
+            log_probs.size > FEW_CLASSES
+            or len(log_probs) > 1
+            or log_probs.ndim > 2
+            or exit == self.num_exits - 1
+        ):
             scored = self.score(exit, log_probs, history)
             return Step.of(scored, self.decide(exit, scored, parameters))
         shown = _shown_by_one(exit, log_probs.ravel().tolist(), history[0].tolist())

@@ -137,7 +137,8 @@ class Envelope:
             self._count_departure(scope, request_id)
         except asyncio.CancelledError:
             if watch.left:
-                self._count_departure(scope, request_id)
+                if not started:
+                    self._count_departure(scope, request_id)
                 return
             if started:  # the longest wait at shutdown is over
                 raise

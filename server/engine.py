@@ -1,7 +1,6 @@
 """The serving loop: rows advance by stages and leave at the first exit that fires."""
 
 import logging
-import queue
 import sys
 import threading
 import time
@@ -16,10 +15,10 @@ from profiling.disciplines import Urgency
 from scheduler.policy import ExitPolicy
 from server.errors import INTERNAL_DETAIL, DeadlineExceeded, InferenceFailed, ServeError
 from server.metrics import ModelMetrics
-from server.ready import ReadyLists
 from server.row import Answer, Completion, Row, TraceEntry
 from server.stage_step import Shown, StageOutput, StageStep
 from server.stage_times import StageTimes
+from server.work_queue import WorkQueue
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ Array = NDArray[np.float64]
 class Engine:
     """Worker threads over one ready list per stage.
 
-    A free worker takes the batch that `ReadyLists` names, whatever requests its rows came with;
+    A free worker takes the most urgent batch (`ReadyLists`), whatever requests its rows came with;
     nothing ever waits for a batch to fill. The policy's parameter is one reference that workers
     read once per batch, so that a change applies to every row at its next exit.
 
@@ -70,11 +69,7 @@ class Engine:
         self._fits = sys.maxsize  # rows, as far as memory is known to go
         self._max_batch = max_batch
         self._times = StageTimes(backend.num_exits, costs, max_batch)
-        self._lock = threading.Lock()  # of the three below
-        self._ready = ReadyLists(self._urgency(max_batch))
-        self._sleepers = 0
-        self._stopping = False
-        self._alarm = queue.SimpleQueue[None]()  # an entry wakes one sleeper
+        self._queue = WorkQueue(self._urgency(), clock)
         self._threads = [
             threading.Thread(target=self._run, name=f"engine-{index}", daemon=True)
             for index in range(workers)
@@ -87,10 +82,7 @@ class Engine:
 
     def stop(self) -> None:
         """Finish the rows that are in, then end the workers."""
-        with self._lock:
-            self._stopping = True
-        for _ in self._threads:
-            self._alarm.put(None)
+        self._queue.close(len(self._threads))
         for thread in self._threads:
             thread.join()
 
@@ -117,19 +109,16 @@ class Engine:
     def max_batch(self, rows: int) -> None:
         if rows != self._max_batch:
             self._max_batch = rows
-            self._ready.urgency = self._urgency(self.max_batch)
+            self._queue.set_urgency(self._urgency())
 
     @property
     def queue_depths(self) -> list[int]:
         """Rows waiting before each stage, (K,)."""
-        with self._lock:
-            return self._ready.depths(self.backend.num_exits)
+        return self._queue.depths(self.backend.num_exits)
 
     def oldest_wait_s(self) -> float:
         """Age of the row that has waited longest for its next stage; 0 when none waits."""
-        with self._lock:
-            since = self._ready.oldest_s()
-        return 0.0 if since is None else max(self.clock() - since, 0.0)
+        return self._queue.oldest_wait_s()
 
     def submit(self, rows: Sequence[Row]) -> None:
         """Put rows into stage 0's ready list; any thread may."""
@@ -138,7 +127,7 @@ class Engine:
             row.arrived_s = now
             row.history = self.policy.start(1)
             row.shape = tuple(array.shape[1:] for array in row.state)
-        self._push(rows)
+        self._queue.put(rows)
 
     def cancel(self, rows: Sequence[Row]) -> None:
         """Drop rows that nobody waits for any more; any thread may.
@@ -146,60 +135,40 @@ class Engine:
         Those that wait are gone at once, those in a batch at its end. They are counted and never
         completed.
         """
-        with self._lock:
-            for row in rows:
-                row.cancelled = True
-            dropped = self._ready.remove(rows)
-        self.metrics.cancelled.inc(len(dropped))
+        for row in rows:
+            row.cancelled = True
+        self.metrics.cancelled.inc(self._queue.remove(rows))
 
-    def _urgency(self, max_batch: int) -> Urgency:
+    def _urgency(self) -> Urgency:
         """Without costs, as of a device on which every batch takes the same."""
-        whole = StageCosts.of_exits(range(1, self.backend.num_exits + 1), free_rows=max_batch)
-        return Urgency(self._costs or whole, max_batch)
+        flat = StageCosts.of_exits(range(1, self.backend.num_exits + 1), free_rows=self.max_batch)
+        return Urgency(self._costs or flat, self.max_batch)
 
     def _run(self) -> None:
-        while batch := self._next_batch():
-            completions = self._advance(batch)
+        while batch := self._queue.get():
+            self.beat_s = self.clock()
+            try:
+                completions = self._advance(batch)
+            except Exception:  # of our own; whatever it is, the rows are told and the worker lives
+                log.exception("a batch of stage %d was lost", batch[0].stage)
+                completions = self._give_up(batch)
             if completions:
-                self.on_batch(completions)
+                self._tell(completions)
 
-    def _next_batch(self) -> list[Row]:
-        """Wait for rows and take a batch of one stage; empty when stopping and nothing is left."""
-        batch: list[Row] = []
-        while not batch:
-            with self._lock:
-                if self._ready:
-                    batch = self._ready.take(self.max_batch, self.clock())
-                    break
-                if self._stopping:
-                    return []
-                self._sleepers += 1
-            self._alarm.get()
-        now = self.clock()
-        self.beat_s = now
-        for row in batch:
-            row.queue_ms += (now - row.ready_s) * 1e3
-        return batch
+    def _tell(self, completions: list[Completion]) -> None:
+        try:
+            self.on_batch(completions)
+        except Exception:
+            log.exception("%d completed rows could not be told", len(completions))
+            self.failed = True
 
-    def _push(self, rows: Sequence[Row], taken: int = 0) -> None:
-        """Put rows into ready lists and wake workers for their batches.
+    def _give_up(self, batch: list[Row]) -> list[Completion]:
+        """Fail those rows of a batch that wait for no further stage."""
+        self.failed = True
+        self._queue.remove(batch)
+        return [Completion(row, InferenceFailed(INTERNAL_DETAIL)) for row in batch]
 
-        Args:
-            rows: Of one stage.
-            taken: Batches that the caller will run itself: nobody need wake for them.
-        """
-        now = self.clock()
-        with self._lock:
-            for row in rows:
-                row.ready_s = now
-                self._ready.push(row)
-            batches = -(-len(rows) // self.max_batch)
-            woken = min(max(batches - taken, 0), self._sleepers)
-            self._sleepers -= woken
-        for _ in range(woken):
-            self._alarm.put(None)
-
-    def _advance(self, batch: list[Row]) -> list[Completion]:
+    def _advance(self, batch: list[Row], taken: int = 1) -> list[Completion]:
         """Take rows through their stage; return those that are done, queue the others."""
         started = self.clock()
         rows, completions = self._worth_running(batch, started)
@@ -222,7 +191,7 @@ class Engine:
             else:
                 staying.append(row)
         if staying:
-            self._push(staying, taken=1)
+            self._queue.put(staying, taken)
         return completions
 
     def _worth_running(self, batch: list[Row], now: float) -> tuple[list[Row], list[Completion]]:
@@ -282,18 +251,22 @@ class Engine:
         """Where memory ended, go on with batches of half the size."""
         if len(rows) > 1:
             self._fits = min(self._fits, len(rows) // 2)
+            self._queue.set_urgency(self._urgency())
             log.warning("memory ended at %d rows; batches of %d from now on: %s",
                         len(rows), self._fits, error)  # fmt: skip
         return self._bisect(rows)
 
     def _bisect(self, rows: list[Row]) -> list[Completion]:
         """Halve a failed batch until the row to blame stands alone, so that no other fails."""
+        if len(rows) == 1 and rows[0].cancelled:
+            self.metrics.cancelled.inc()
+            return []
         if len(rows) == 1:
             log.exception("stage %d failed on a row", rows[0].stage)
             self.failed = True
             return [Completion(rows[0], InferenceFailed(INTERNAL_DETAIL))]
         middle = len(rows) // 2
-        return self._advance(rows[:middle]) + self._advance(rows[middle:])
+        return self._advance(rows[:middle], taken=0) + self._advance(rows[middle:])
 
 
 def _trace_entry(row: Row, place: int, shown: Shown) -> TraceEntry:

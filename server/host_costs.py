@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
-from models.backend import StageBackend, State
+from models.backend import OutOfMemory, StageBackend, State
 from models.stage_costs import StageCosts
 from scheduler.frontier import Frontier
 from scheduler.policy import ExitPolicy
@@ -47,9 +47,12 @@ def measure_costs(
     of_one = _batches_ms(backend, policy, example, 1, _rounds(MEASURE_S, first, COST_ROUNDS))
     costs = StageCosts((1,), np.percentile(of_one, 25, axis=0)[:, None])
     for rows in _sizes(max_batch):
-        first = _batches_ms(backend, policy, example, rows, 1)
-        rounds = _rounds(BATCH_S, first, BATCH_ROUNDS)
-        times = np.percentile(_batches_ms(backend, policy, example, rows, rounds), 25, axis=0)
+        try:
+            first = _batches_ms(backend, policy, example, rows, 1)
+            rounds = _rounds(BATCH_S, first, BATCH_ROUNDS)
+            times = np.percentile(_batches_ms(backend, policy, example, rows, rounds), 25, axis=0)
+        except OutOfMemory:
+            break
         costs = StageCosts((*costs.batch_sizes, rows), np.column_stack([costs.stages_ms, times]))
         if max_batch is None and costs.worthwhile_rows() < rows:
             break
@@ -86,6 +89,8 @@ def _batches_ms(
     engine.submit([Row(example, traced=True) for _ in range(rows * rounds)])
     engine.start()
     engine.stop()
+    if engine.max_batch < rows:
+        raise OutOfMemory(f"{rows} rows")
     if len(elapsed) < rounds:
         raise ValueError("the network failed on the warm-up input; the log has the trace")
     return np.diff(np.array(elapsed), axis=1, prepend=0.0)

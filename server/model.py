@@ -155,7 +155,9 @@ class ServedModel:
                 decoded.prepared.state, request, own, deadline_s, options.priority, options.trace
             )
             request.row = row
-            if not request.left:
+            if request.left:
+                self._metrics.cancelled.inc()
+            else:
                 self.engine.submit([row])
 
         decoded = self._decode_quickly(load)
@@ -168,6 +170,8 @@ class ServedModel:
         except asyncio.CancelledError:
             self._leave(request)
             raise
+        finally:
+            request.row = None  # which holds the request: no garbage collector need find them
         assert request.decoded is not None, "only decoded rows are answered"
         prepared, decode_ms = request.decoded
         mask = None
@@ -186,13 +190,14 @@ class ServedModel:
 
     def _decode_quickly(self, load: Load) -> Decoded | None:
         """Small inputs on the loop itself: handing them to a thread and back costs more."""
-        if load.size > SMALL_INPUT:
+        if not load.small or load.size > SMALL_INPUT:
             return None
         return self._decode(load, self._preprocess.quickly)
 
     def _decode_and(self, enter: Callable[[Decoded], None], request: Request, load: Load) -> None:
         """Decode thread: bytes or text to a row, and the row into the engine."""
         if request.left:
+            self._metrics.cancelled.inc()
             return
         try:
             decoded = self._decode(load, self._preprocess)

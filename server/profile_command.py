@@ -26,7 +26,10 @@ def add_profile(commands: Any) -> None:
     )
     parser.add_argument("folder", type=Path, metavar="BUNDLE")
     fields = Settings.model_fields
-    for name in ("backend", "device", "torch_mode"):
+    parser.add_argument(
+        "--backend", default="onnx", help="what runs the network: onnx or torch (default: onnx)"
+    )
+    for name in ("device", "torch_mode"):
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             default=fields[name].default,
@@ -47,6 +50,8 @@ def add_profile(commands: Any) -> None:
 def _profile(args: argparse.Namespace) -> None:
     if args.repeats < 1:
         raise ValueError(f"--repeats is {args.repeats}; give 1 or more")
+    if args.backend == "replay":
+        raise ValueError("the replay backend takes what a table says; profile onnx or torch")
     bundle = load_bundle(args.folder)
     settings = Settings(
         bundle=(args.folder,),
@@ -70,8 +75,7 @@ def _print(profile: LatencyProfile) -> None:
     """Milliseconds of every stage with its head; then the lines through the medians."""
     print("batch   exit   " + "   ".join(f"p{each} ms".rjust(8) for each in PERCENTILES))
     for rows, latency in sorted(profile.by_batch.items()):
-        until = (latency.stages_ms + latency.heads_ms).cumsum(0)
-        for exit, percentiles in enumerate(until):
+        for exit, percentiles in enumerate(latency.exits_ms):
             print(f"{rows:5d} {exit:6d}   " + "   ".join(f"{ms:8.3f}" for ms in percentiles))
     line = profile.stage_costs.line()
     for stage, (row_ms, batch_ms) in enumerate(zip(line.row_ms, line.batch_ms, strict=True)):

@@ -1,13 +1,13 @@
 """The ready lists: rows that wait for a stage, and which of them go next."""
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterable
 
 from profiling.disciplines import Urgency
 from server.row import PRIORITIES, Row, Shape
 
 Key = tuple[int, Shape, bool]  # stage, shape of the input, blind
-List = deque[Row]  # the oldest first
+List = OrderedDict[Row, None]  # the oldest first; any row can be taken out at once
 
 
 class ReadyLists:
@@ -32,7 +32,7 @@ class ReadyLists:
 
     def push(self, row: Row) -> None:
         """Let a row wait for its stage."""
-        self._levels[row.priority].setdefault(_key(row), deque()).append(row)
+        self._levels[row.priority].setdefault(_key(row), OrderedDict())[row] = None
 
     def take(self, max_batch: int, now_s: float) -> list[Row]:
         """The next batch; some row must be waiting."""
@@ -41,7 +41,8 @@ class ReadyLists:
         batch: list[Row] = []
         for lists in self._levels[priority:]:
             if rows := lists.get(key):
-                batch += [rows.popleft() for _ in range(min(max_batch - len(batch), len(rows)))]
+                places = min(max_batch - len(batch), len(rows))
+                batch += [rows.popitem(last=False)[0] for _ in range(places)]
                 if not rows:
                     del lists[key]
         return batch
@@ -53,7 +54,7 @@ class ReadyLists:
             lists, key = self._levels[row.priority], _key(row)
             waiting = lists.get(key)
             if waiting is not None and row in waiting:
-                waiting.remove(row)
+                del waiting[row]
                 found.append(row)
                 if not waiting:
                     del lists[key]
@@ -69,7 +70,7 @@ class ReadyLists:
 
     def oldest_s(self) -> float | None:
         """When the row came that has waited longest; None when none waits."""
-        heads = [rows[0].ready_s for lists in self._levels for rows in lists.values()]
+        heads = [_first(rows).ready_s for lists in self._levels for rows in lists.values()]
         return min(heads, default=None)
 
     def _next(self, lists: dict[Key, List], now_s: float) -> Key:
@@ -79,12 +80,17 @@ class ReadyLists:
 
         def urgency(key: Key) -> tuple[float, int]:
             stage, rows = key[0], lists[key]
-            return self.urgency.of(stage, len(rows), (now_s - rows[0].arrived_s) * 1e3), stage
+            age_ms = (now_s - _first(rows).arrived_s) * 1e3
+            return self.urgency.of(stage, len(rows), age_ms), stage
 
         best = max(lists, key=urgency)
-        first = min(lists, key=lambda key: lists[key][0].arrived_s)
-        ahead_s = lists[best][0].arrived_s - lists[first][0].arrived_s
+        first = min(lists, key=lambda key: _first(lists[key]).arrived_s)
+        ahead_s = _first(lists[best]).arrived_s - _first(lists[first]).arrived_s
         return first if ahead_s * 1e3 > self.urgency.patience_ms else best
+
+
+def _first(rows: List) -> Row:
+    return next(iter(rows))
 
 
 def _key(row: Row) -> Key:

@@ -15,10 +15,17 @@ SMALL_INPUT = 16 * 1024  # bytes or characters: larger ones are never decoded on
 
 
 class Load(NamedTuple):
-    """How to get at an input, and its size in bytes or characters, about."""
+    """How to get at an input.
+
+    Attributes:
+        size: In bytes or characters, about.
+        read: Gives it.
+        small: Whether it may be decoded on the event loop if its size allows.
+    """
 
     size: int
     read: Callable[[], Input]
+    small: bool = True
 
 
 class Served(NamedTuple):

@@ -114,8 +114,6 @@ class StageStep:
 
     def _parameters(self, rows: list[Row], parameter: float) -> Array:
         """Each row's own (A,), or (1,) where all obey the same."""
-        if rows[0].blind:  # then all are
-            return np.array([self.policy.run_on])
         if all([row.parameter is None for row in rows]):
             return np.array([parameter])
         return np.array([parameter if row.parameter is None else row.parameter for row in rows])

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import binascii
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ from server.schemas import Options, PredictBody, Prediction, Predictions, Proble
 
 router = APIRouter(tags=["prediction"])
 
+FEW_ITEMS = 4  # of a list; more are decoded on the threads, however small
 MEDIA_TYPES = "image/*, multipart/form-data or application/json"
 _IMAGE_BODY = {"schema": {"type": "string", "format": "binary"}}
 _FORM_BODY = {
@@ -78,28 +79,24 @@ async def predict(request: Request) -> Response:
     model = service.pick(given.options.model, given.reads)
     request_id: str = request.state.request_id
     service.admission.admit(len(given.loads))
-    answers = (
-        _admitted(service, model.predict(load, given.options, request.state.received_s))
-        for load in given.loads
-    )
+    release = service.admission.release
+    answers = [model.predict(load, given.options, request.state.received_s) for load in given.loads]
     if not given.is_list:
-        served = await next(answers)
+        try:
+            served = await answers[0]
+        finally:
+            release(1)
         request.state.server_timing = _timing(served)
         return _json(_prediction(model, served, given.options, request_id))
-    outcomes = await asyncio.gather(*answers, return_exceptions=True)
+    tasks = [asyncio.ensure_future(answer) for answer in answers]
+    for task in tasks:  # not within the answer: one that is cancelled before it begins runs nothing
+        task.add_done_callback(lambda _: release(1))
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     items = [
         _item(model, outcome, given.options, f"{request_id}/{i}")
         for i, outcome in enumerate(outcomes)
     ]
     return _json({"predictions": items})
-
-
-async def _admitted(service: Service, answer: Awaitable[Served]) -> Served:
-    """One admitted sample's answer; its place in the queue is given back."""
-    try:
-        return await answer
-    finally:
-        service.admission.release(1)
 
 
 async def _read(request: Request, service: Service) -> _Input:
@@ -136,7 +133,8 @@ async def _read_json(request: Request, service: Service) -> _Input:
     }
     options = _options({**request.query_params, **chosen})
     load = _base64_loader if reads == "image" else _text_loader
-    return _Input(reads, [load(item) for item in items], is_list, options)
+    small = len(items) <= FEW_ITEMS
+    return _Input(reads, [load(item)._replace(small=small) for item in items], is_list, options)
 
 
 async def _read_form(request: Request, service: Service) -> _Input:

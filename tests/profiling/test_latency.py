@@ -82,12 +82,18 @@ def test_percentiles_are_those_of_the_rounds() -> None:
 
 
 def test_the_saved_profile_holds_every_figure(tmp_path: Path) -> None:
-    latency = BatchLatency(np.array([[1.0, 2, 3], [4, 5, 6]]), np.array([[0.5, 1, 2]] * 2))
+    latency = BatchLatency(
+        np.array([[1.0, 2, 3], [4, 5, 6]]), np.array([[0.5, 1, 2]] * 2), np.ones((2, 3))
+    )
     save_profile(LatencyProfile({1: latency}), tmp_path / "profile.json")
     held = json.loads((tmp_path / "profile.json").read_text())
     assert held["percentiles"] == [50, 90, 99]
     assert held["latency_ms"] == {
-        "1": {"stages": [[1, 2, 3], [4, 5, 6]], "heads": [[0.5, 1, 2], [0.5, 1, 2]]}
+        "1": {
+            "stages": [[1, 2, 3], [4, 5, 6]],
+            "heads": [[0.5, 1, 2], [0.5, 1, 2]],
+            "exits": [[1, 1, 1], [1, 1, 1]],
+        }
     }
     assert held["costs_ms"] == [1.5, 6.0]
     assert held["threads"] == 1
