@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUNTIME ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 PIP = .venv/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: install serve test lint bars bench
+.PHONY: install serve test lint bars soak bench bench-peers simulation
 
 install: .venv/.dev
 
@@ -18,8 +18,20 @@ bars: .venv/.dev
 	for seed in 0 1 2; do .venv/bin/python docs/make_predictions.py digits --seed $$seed --out build/digits$$seed.npz; done
 	.venv/bin/python docs/policy_bars.py models/zoo/cifar10-resnet56 digits:1,2,3.3,5 build/digits0.npz build/digits1.npz build/digits2.npz
 
+soak: .venv/.dev
+	.venv/bin/python docs/soak.py
+
 bench: .venv/.dev
 	.venv/bin/python docs/bench_policies.py
+	.venv/bin/python docs/bench_growth.py
+	.venv/bin/python docs/bench_engine.py
+
+bench-peers: .venv/.dev
+	.venv/bin/python docs/bench_peers.py
+
+simulation: .venv/.dev
+	.venv/bin/python docs/simulate_refill.py
+	.venv/bin/python docs/validate_simulation.py
 
 lint: .venv/.dev
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .

@@ -1,0 +1,70 @@
+"""What every peer serves: the bytes of a picture or of a text in, the number of its class out.
+
+It knows nothing of the packages of this repository, so that it runs in the peers' environments.
+"""
+
+import io
+import os
+
+import numpy as np
+import onnxruntime as ort
+from PIL import Image, ImageOps
+
+SIDE = 32
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+MAX_TOKENS = 128
+
+
+def open_session(graph: str) -> ort.InferenceSession:
+    """A session of one thread: as many of them run as there are workers."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+class ImageClassifier:
+    """Pictures of CIFAR-10."""
+
+    def __init__(self, graph: str) -> None:
+        self._session = open_session(graph)
+        self._input = self._session.get_inputs()[0].name
+
+    def __call__(self, body: bytes) -> int:
+        """The class of a picture, whatever its format."""
+        picture = Image.open(io.BytesIO(body)).convert("RGB")
+        if picture.size != (SIDE, SIDE):
+            picture = ImageOps.fit(picture, (SIDE, SIDE), Image.Resampling.BICUBIC)
+        scaled = (np.asarray(picture).astype(np.float32) / np.float32(255) - MEAN) / STD
+        pixels = np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])  # (1, 3, H, W)
+        (logits,) = self._session.run(None, {self._input: pixels})
+        return int(logits[0].argmax())
+
+
+class TextClassifier:
+    """Texts of AG News."""
+
+    def __init__(self, graph: str, tokenizer: str) -> None:
+        from tokenizers import Tokenizer
+
+        self._session = open_session(graph)
+        self._inputs = [given.name for given in self._session.get_inputs()]
+        self._tokenizer = Tokenizer.from_file(tokenizer)
+        self._tokenizer.enable_truncation(MAX_TOKENS)
+        self._tokenizer.no_padding()
+
+    def __call__(self, body: bytes) -> int:
+        """The class of a text in UTF-8."""
+        ids = np.array([self._tokenizer.encode(body.decode()).ids], np.int64)  # (1, L)
+        (logits,) = self._session.run(
+            None, dict(zip(self._inputs, (ids, np.ones_like(ids)), strict=True))
+        )
+        return int(logits[0].argmax())
+
+
+def classifier() -> ImageClassifier | TextClassifier:
+    """The one that the environment asks for."""
+    if tokenizer := os.environ.get("BENCH_TOKENIZER"):
+        return TextClassifier(os.environ["BENCH_GRAPH"], tokenizer)
+    return ImageClassifier(os.environ["BENCH_GRAPH"])

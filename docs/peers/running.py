@@ -1,0 +1,213 @@
+"""Servers as processes: the peers' environments, and starts and stops that leave nothing behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).resolve().parent
+REPO = HERE.parent.parent
+BUILD = REPO / "build" / "peers"
+START_S, STOP_S = 120.0, 10.0
+SHOWN = (
+    "bentoml", "eenet-serve", "litserve", "mosec", "numpy", "onnxruntime", "pillow", "ray",
+    "tokenizers", "uvicorn",
+)  # fmt: skip
+
+
+class CannotRun(Exception):
+    """A server that cannot be installed or started; the sentence says why."""
+
+
+class Peer(NamedTuple):
+    """How a peer is started.
+
+    Attributes:
+        command: A program of its environment, and arguments; PORT stands for the port.
+        path: Where it takes predictions.
+        environ: What it reads from the environment.
+    """
+
+    command: tuple[str, ...]
+    path: str = "/predict"
+    environ: Mapping[str, str] = {}
+
+    def command_in(self, name: str) -> list[str]:
+        """The command with the path of its program, in the environment of that name."""
+        program, *arguments = self.command
+        return [str(BUILD / name / "bin" / program), *arguments]
+
+
+PEERS = {
+    "litserve": Peer(
+        ("python", f"{HERE}/serve_litserve.py"),
+        environ={"BENCH_PORT": "PORT"},
+    ),
+    "mosec": Peer(
+        ("python", f"{HERE}/serve_mosec.py", "--address", "127.0.0.1", "--port", "PORT",
+         "--log-level", "warning"),
+        path="/inference",
+    ),
+    "bentoml": Peer(
+        ("bentoml", "serve", "serve_bentoml:Classify", "--working-dir", str(HERE),
+         "--host", "127.0.0.1", "--port", "PORT"),
+        environ={"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(BUILD / "work")},
+    ),
+    "ray": Peer(
+        ("python", f"{HERE}/serve_ray.py"),
+        environ={
+            "BENCH_PORT": "PORT",
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        },
+    ),
+}  # fmt: skip
+
+
+def install(name: str) -> None:
+    """Make a peer's environment, where it is not yet as its pins say.
+
+    Raises:
+        CannotRun: If its packages cannot be installed.
+    """
+    folder, pins = BUILD / name, HERE / f"{name}.txt"
+    installed = folder / "installed.txt"
+    if installed.exists() and installed.read_text() == pins.read_text():
+        return
+    pip = [str(folder / "bin/python"), "-m", "pip", "--disable-pip-version-check"]
+    _succeed([sys.executable, "-m", "venv", "--clear", str(folder)])
+    _succeed([*pip, "install", "-q", "-r", str(pins)])
+    installed.write_text(pins.read_text())
+
+
+def versions(name: str) -> dict[str, str]:
+    """What answers for a peer, or for `ours`: the versions of Python and of some packages."""
+    python = sys.executable if name == "ours" else str(BUILD / name / "bin/python")
+    code = (
+        "import json, platform; from importlib.metadata import distributions as d; "
+        f"shown = {{d.name.lower(): d.version for d in d() if d.name.lower() in {SHOWN!r}}}; "
+        "print(json.dumps({'python': platform.python_version()} | shown))"
+    )
+    answer = subprocess.run(
+        [python, "-c", code], cwd=BUILD, capture_output=True, text=True, check=True
+    )
+    told: dict[str, str] = json.loads(answer.stdout)
+    return told
+
+
+@contextmanager
+def serving(
+    command: Sequence[str], environ: Mapping[str, str], name: str, is_ready: Callable[[str], bool]
+) -> Iterator[str]:
+    """A server's address while it runs; at the end all processes that came of it are gone.
+
+    Args:
+        command: In it PORT stands for the port, as in the values of the environment.
+        environ: Beside what is there.
+        name: Of its log.
+        is_ready: Whether the server at an address answers.
+
+    Raises:
+        CannotRun: If it ends at its start or does not get ready.
+    """
+    port = _free_port()
+    command = [part.replace("PORT", str(port)) for part in command]
+    environ = {name: value.replace("PORT", str(port)) for name, value in environ.items()}
+    started = _start(command, environ, BUILD / f"{name}.log")
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _await_ready(started, lambda: is_ready(url))
+        yield url
+    finally:
+        _end(started)
+
+
+class _Started(NamedTuple):
+    process: subprocess.Popen[bytes]
+    mark: str  # in the environment of the process and of all that come of it
+    log: Path
+
+
+def _start(command: Sequence[str], environ: Mapping[str, str], log: Path) -> _Started:
+    folder, mark = BUILD / "work", uuid.uuid4().hex
+    folder.mkdir(parents=True, exist_ok=True)
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("EENET_")}
+    common = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            env={**inherited, **environ, **common, "BENCH_MARK": mark},
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return _Started(process, mark, log)
+
+
+def _await_ready(started: _Started, is_ready: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + START_S
+    while not is_ready():
+        if started.process.poll() is not None:
+            raise CannotRun(f"it ended at its start: {_last_line(started.log)}")
+        if time.monotonic() > deadline_s:
+            raise CannotRun(f"it is not ready after {START_S:g} s: {_last_line(started.log)}")
+        time.sleep(0.2)
+
+
+def _end(started: _Started) -> None:
+    """Ask the server to end, then end whatever is left: some of the peers leave orphans."""
+    try:
+        started.process.terminate()
+        deadline_s = time.monotonic() + STOP_S
+        while _members(started) and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+    finally:  # also where the benchmark itself is ended in the meantime
+        while left := _members(started):
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+
+
+def _members(started: _Started) -> list[int]:
+    """The processes of a server that run; without /proc only the one that was started."""
+    own = [started.process.pid] if started.process.poll() is None else []
+    marked = f"BENCH_MARK={started.mark}".encode()
+    return sorted({*own, *(pid for pid, environ in _environments() if marked in environ)})
+
+
+def _environments() -> Iterator[tuple[int, list[bytes]]]:
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # it has ended, or is another user's
+            yield int(path.parent.name), path.read_bytes().split(b"\0")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _succeed(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        raise CannotRun(f"it cannot be installed: {(said or [done.stderr.strip()])[-1]}")
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"

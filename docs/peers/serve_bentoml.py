@@ -1,0 +1,26 @@
+"""The classifier behind BentoML."""
+
+from typing import Annotated, Any
+
+import bentoml
+from bentoml.validators import ContentType
+from classifier import classifier
+
+WORKERS = 2
+
+
+@bentoml.service(
+    workers=WORKERS,
+    logging={"access": {"enabled": False}},
+    traffic={"timeout": 60},
+)
+class Classify:
+    """Bytes to class."""
+
+    def __init__(self) -> None:
+        self._classify = classifier()
+
+    @bentoml.api
+    def predict(self, body: Annotated[bytes, ContentType("*/*")], /) -> dict[str, Any]:
+        """One request."""
+        return {"class_id": self._classify(body)}

@@ -1,0 +1,43 @@
+"""The classifier behind LitServe."""
+
+import os
+from typing import Annotated, Any
+
+import litserve
+from classifier import classifier
+from fastapi import Body
+
+WORKERS = 2
+
+
+class Classify(litserve.LitAPI):
+    """Bytes to class."""
+
+    def setup(self, device: str) -> None:
+        """Called on each worker."""
+        self._classify = classifier()
+
+    def decode_request(self, request: Annotated[bytes, Body(media_type="*/*")]) -> bytes:
+        """The body as it came."""
+        return request
+
+    def predict(self, body: bytes) -> int:
+        """One request: without batching LitServe hands them over one by one."""
+        return self._classify(body)
+
+    def encode_response(self, class_id: int) -> dict[str, Any]:
+        """To JSON."""
+        return {"class_id": class_id}
+
+
+if __name__ == "__main__":
+    server = litserve.LitServer(
+        Classify(), accelerator="cpu", workers_per_device=WORKERS, fast_queue=True
+    )
+    server.run(
+        host="127.0.0.1",
+        port=int(os.environ["BENCH_PORT"]),
+        log_level="warning",
+        access_log=False,
+        generate_client_file=False,
+    )
