@@ -121,6 +121,7 @@ def _serve(args: argparse.Namespace) -> None:
         port=settings.port,
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=settings.drain_s,
     )
     server = DrainingServer(config)

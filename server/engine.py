@@ -169,34 +169,37 @@ class Engine:
         return [Completion(row, InferenceFailed(INTERNAL_DETAIL)) for row in batch]
 
     def _advance(self, batch: list[Row], taken: int = 1) -> list[Completion]:
-        """Take rows through their stage; return those that are done, queue the others."""
-        started = self.clock()
-        rows, completions = self._worth_running(batch, started)
-        if not rows:
-            return completions
-        try:
-            output = self._step(rows)
-            elapsed_ms = (self.clock() - started) * 1e3
-        except OutOfMemory as error:
-            return completions + self._shrink(rows, error)
-        except Exception:
-            return completions + self._bisect(rows)
-        self._record(rows, elapsed_ms)
-        staying = []
-        for row, answer in zip(rows, self._settle(rows, output, elapsed_ms), strict=True):
-            if row.cancelled:
-                self.metrics.cancelled.inc()
-            elif answer is not None:
-                completions.append(Completion(row, answer))
-            else:
-                staying.append(row)
-        if staying:
-            self._queue.put(staying, taken)
+        """Take rows through their stage; return those that are done, queue the others.
+
+        Behind an exit that none of them needs, they go straight on to the next.
+        """
+        completions: list[Completion] = []
+        while batch:
+            started = self.clock()
+            rows = self._worth_running(batch, started, completions)
+            if not rows:
+                break
+            try:
+                output = self._step(rows)
+                elapsed_ms = (self.clock() - started) * 1e3
+            except OutOfMemory as error:
+                return completions + self._shrink(rows, error)
+            except Exception:
+                return completions + self._bisect(rows)
+            self._record(rows, elapsed_ms)
+            batch = self._settle(rows, output, elapsed_ms, completions)
+            if batch and output.shown is not None:
+                self._queue.put(batch, taken)
+                break
+            for row in batch:
+                row.ready_s = self.beat_s = self.clock()
         return completions
 
-    def _worth_running(self, batch: list[Row], now: float) -> tuple[list[Row], list[Completion]]:
-        """Part the rows from those that are cancelled, or too late for any exit."""
-        rows, completions = [], []
+    def _worth_running(
+        self, batch: list[Row], now: float, completions: list[Completion]
+    ) -> list[Row]:
+        """The rows that are neither cancelled nor, completed with that, too late for any exit."""
+        rows = []
         for row in batch:
             if row.cancelled:
                 self.metrics.cancelled.inc()
@@ -204,7 +207,7 @@ class Engine:
                 completions.append(Completion(row, _too_late()))
             else:
                 rows.append(row)
-        return rows, completions
+        return rows
 
     def _record(self, rows: list[Row], elapsed_ms: float) -> None:
         stage = rows[0].stage
@@ -212,23 +215,30 @@ class Engine:
         self._times.add(stage, self.clock() - min([row.ready_s for row in rows]))
 
     def _settle(
-        self, rows: list[Row], output: StageOutput, elapsed_ms: float
-    ) -> list[Answer | ServeError | None]:
-        """Book the stage on its rows: an answer for those that leave, None for the others."""
+        self,
+        rows: list[Row],
+        output: StageOutput,
+        elapsed_ms: float,
+        completions: list[Completion],
+    ) -> list[Row]:
+        """Book the stage on its rows; complete those that leave here, return the others."""
         state, history, shown = output
         blinds = shown is None and self._step.remembers
-        answers: list[Answer | ServeError | None] = []
+        staying = []
         for place, row in enumerate(rows):
             row.compute_ms += elapsed_ms
             answer = None if shown is None else self._answer(row, place, shown)
-            answers.append(answer)
-            if answer is None:
+            if row.cancelled:
+                self.metrics.cancelled.inc()
+            elif answer is not None:
+                row.state = ()  # nothing of it is needed while the answer waits to be told
+                completions.append(Completion(row, answer))
+            else:
                 row.state, row.history, row.place = state, history, place
                 row.blind = row.blind or blinds
                 row.stage += 1
-            else:
-                row.state = ()  # nothing of it is needed while the answer waits to be told
-        return answers
+                staying.append(row)
+        return staying
 
     def _answer(self, row: Row, place: int, shown: Shown) -> Answer | ServeError | None:
         """What a row that leaves here is told; None if it goes on."""

@@ -44,6 +44,9 @@ _QUERY = [
 ]
 
 
+DEFAULTS = Options.model_validate({})
+
+
 class _Input(NamedTuple):
     """What a request holds: how to get each picture's bytes or text, and the options."""
 
@@ -103,9 +106,8 @@ async def _read(request: Request, service: Service) -> _Input:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type.startswith("image/"):
         body = await request.body()
-        return _Input(
-            "image", [Load(len(body), lambda: body)], False, _options(request.query_params)
-        )
+        given = request.query_params if request.scope["query_string"] else {}
+        return _Input("image", [Load(len(body), lambda: body)], False, _options(given))
     if media_type == "application/json":
         return await _read_json(request, service)
     if media_type == "multipart/form-data":
@@ -164,6 +166,8 @@ async def _read_form(request: Request, service: Service) -> _Input:
 
 
 def _options(given: Mapping[str, Any]) -> Options:
+    if not given:
+        return DEFAULTS
     try:
         return Options.model_validate(dict(given))
     except ValidationError as error:

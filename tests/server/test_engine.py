@@ -568,14 +568,21 @@ def test_rows_that_a_device_adds_to_a_batch_change_no_answer(by: ExitPolicy, tra
 
 def test_a_batch_that_is_too_large_for_memory_is_halved_and_so_are_those_after_it() -> None:
     backend = FakeBackend(memory=3)
-    engine = engine_of(backend, parameter=2.0, max_batch=16)
-    engine.submit([Row(sure(0.95, 0.95, 0.95)) for _ in range(50)])
+    engine = engine_of(backend, parameter=1.0, max_batch=16)
+    engine.submit([Row(sure(0.6, 0.6, 0.95)) for _ in range(50)])
     run_out(engine)
     sizes = [len(shown) for _, shown in backend.batches]
     assert sizes[:3] == [16, 8, 4], "halved until it fits"
     fitting = [size for size in sizes if size <= 3]
     assert sum(fitting) == 150, "no row runs a stage again that it has been through"
     assert max(sizes[-60:]) == 2 and not engine.failed
+
+
+def test_rows_go_straight_on_behind_an_exit_that_none_of_them_needs() -> None:
+    backend = FakeBackend()
+    serve([Row(sure(0.95, 0.95, 0.95)) for _ in range(4)], backend, parameter=2.0, max_batch=2)
+    assert [stage for stage, _ in backend.batches] == [0, 1, 2, 0, 1, 2]
+    assert backend.heads == [2, 2]
 
 
 def test_only_the_row_that_is_too_large_by_itself_fails_for_lack_of_memory() -> None:
