@@ -5,7 +5,7 @@ from types import TracebackType
 
 from starlette.types import Message, Receive, Send
 
-PATIENCE_S = 0.02
+PATIENCE_S = 0.1
 
 
 class ClientWatch:

@@ -20,10 +20,11 @@ from scheduler.controller import ControllerConfig
 
 TO_THE_END, AT_BUDGET = "ours, every sample to the end", "ours, at a budget"
 LOST_ACCURACY = 0.005  # that the budget may cost, against the plain network
-RESERVE = 0.0015  # of it, since the controller moves the parameter around its point
-SETTLE_CALLS = 600  # each time before the budget is set: what the server expects has settled
+RESERVE = 0.002  # of it, since the controller moves the parameter around its point
+SETTLE_CALLS = 400  # each time before the budget is set: what the server expects has settled
 WATCH_S = 0.25
-SETTLE_TIMES = 3  # each at the costs that the budget before leads to
+SETTLE_TIMES = 2  # each at the costs that the budget before leads to
+TRIALS, TRIAL_PARTS, FIRST_STEP = 5, 8, 0.03  # changes of the budget, and what each looks at
 
 
 def least_accuracy(task: Task) -> float:
@@ -60,14 +61,35 @@ def our_server(task: Task) -> Server:
 
 
 def _settle(replay: Replay, least: float, url: str, send: Callable[[int], object]) -> None:
-    """Set the smallest budget that keeps the accuracy, in the milliseconds of this very load."""
+    """Set the smallest budget that keeps the accuracy, in the milliseconds of this very load.
+
+    First that of the point of the frontier, then by trial, as an operator would: what the inputs
+    cost under this load is known only from running them.
+    """
     # The controller leaves a share of every budget unspent: what it aims at is to be the point.
     spent = 1 - ControllerConfig().window_margin
     for _ in range(SETTLE_TIMES):
         send(SETTLE_CALLS)
         points = _ask(f"{url}/frontier")
         point = next(each for each in points if replay.accuracy(each["parameter"]) >= least)
-        _set_budget(url, _cost_ms(points, replay.exit_rates(point["parameter"])) / spent)
+        budget_ms = _cost_ms(points, replay.exit_rates(point["parameter"])) / spent
+        _set_budget(url, budget_ms)
+    step, before, enough = FIRST_STEP, 0, [budget_ms * (1 + FIRST_STEP)]
+    for _ in range(TRIALS):
+        send(SETTLE_CALLS)
+        shown = []
+        for _ in range(TRIAL_PARTS):
+            send(SETTLE_CALLS // TRIAL_PARTS)
+            shown.append(replay.accuracy(_ask(f"{url}/budget")["models"][0]["parameter"]))
+        direction = 1 if np.mean(shown) < least else -1
+        if direction < 0:
+            enough.append(budget_ms)
+        step = step / 2 if direction == -before else step
+        before = direction
+        budget_ms *= 1 + direction * step
+        _set_budget(url, budget_ms)
+    _set_budget(url, min(enough[1:] or enough))
+    send(SETTLE_CALLS)
 
 
 def _cost_ms(points: States, exit_rates: NDArray[np.float64]) -> float:
