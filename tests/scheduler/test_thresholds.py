@@ -195,6 +195,10 @@ def scored(scores: Array) -> Scored:
     return Scored(scores, nothing, nothing)
 
 
+def policy_of_three() -> ConfidencePolicy:
+    return ConfidencePolicy(table_of_three(), "maxprob")
+
+
 @pytest.mark.parametrize(
     ("parameter", "threshold"),
     [
@@ -210,7 +214,7 @@ def scored(scores: Array) -> Scored:
     ],
 )
 def test_table_gives_the_row_of_the_grid_point_below(parameter: float, threshold: float) -> None:
-    assert ConfidencePolicy(table_of_three(), "maxprob").thresholds(parameter).tolist() == [
+    assert policy_of_three().thresholds(parameter).tolist() == [
         threshold,
         -np.inf,
     ]
@@ -244,27 +248,25 @@ def test_a_closed_table_lets_go_at_the_last_exit_only() -> None:
 
 def test_policy_decides_each_row_by_its_own_parameter() -> None:
     parameters = np.array([0.0, 1.0, 2.0, 3.0, np.inf])
-    decision = ConfidencePolicy(table_of_three(), "maxprob").decide(
-        0, scored(np.full(5, 0.5)), parameters
-    )
+    decision = policy_of_three().decide(0, scored(np.full(5, 0.5)), parameters)
     assert decision.leave.tolist() == [True, True, True, False, False]
     assert decision.thresholds.tolist() == [-np.inf, -np.inf, 0.5, np.inf, np.inf]
 
 
 def test_one_parameter_serves_all_rows() -> None:
     rows = scored(np.array([0.4, 0.5, 0.6]))
-    decision = ConfidencePolicy(table_of_three(), "maxprob").decide(0, rows, np.array([2.5]))
+    decision = policy_of_three().decide(0, rows, np.array([2.5]))
     assert decision.leave.tolist() == [False, True, True]
 
 
 def test_everyone_leaves_at_the_last_exit_whatever_the_score() -> None:
     rows = scored(np.array([-1e9, 0.0, 1e9]))
-    policy = ConfidencePolicy(table_of_three(), "maxprob")
+    policy = policy_of_three()
     assert policy.decide(1, rows, np.array([1.0, 2.0, 3.0])).leave.all()
 
 
 def test_policy_tells_its_exits_and_the_budget_at_which_all_run_on() -> None:
-    policy = ConfidencePolicy(table_of_three(), "maxprob")
+    policy = policy_of_three()
     assert (policy.num_exits, policy.run_on) == (2, 3.0)
     assert policy.thresholds(policy.run_on).tolist() == [np.inf, -np.inf]
 
