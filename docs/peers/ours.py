@@ -4,6 +4,7 @@ import functools
 import json
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,9 @@ RESERVE = 0.002  # of it, since the controller moves the parameter around its po
 SETTLE_CALLS = 400  # each time before the budget is set: what the server expects has settled
 WATCH_S = 0.25
 SETTLE_TIMES = 2  # each at the costs that the budget before leads to
-TRIALS, TRIAL_PARTS, FIRST_STEP = 5, 8, 0.03  # changes of the budget, and what each looks at
+STEPS = (0.06, 0.06, 0.04, 0.03, 0.02)  # changes of the budget by trial
+MUCH_MORE = 1.2  # than the first, where no trial was enough
+TRIAL_S = 4.0
 
 
 def least_accuracy(task: Task) -> float:
@@ -74,19 +77,17 @@ def _settle(replay: Replay, least: float, url: str, send: Callable[[int], object
         point = next(each for each in points if replay.accuracy(each["parameter"]) >= least)
         budget_ms = _cost_ms(points, replay.exit_rates(point["parameter"])) / spent
         _set_budget(url, budget_ms)
-    step, before, enough = FIRST_STEP, 0, [budget_ms * (1 + FIRST_STEP)]
-    for _ in range(TRIALS):
-        send(SETTLE_CALLS)
-        shown = []
-        for _ in range(TRIAL_PARTS):
-            send(SETTLE_CALLS // TRIAL_PARTS)
-            shown.append(replay.accuracy(_ask(f"{url}/budget")["models"][0]["parameter"]))
-        direction = 1 if np.mean(shown) < least else -1
-        if direction < 0:
+    started = time.perf_counter()
+    send(SETTLE_CALLS)
+    calls = max(int(SETTLE_CALLS * TRIAL_S / (time.perf_counter() - started)), SETTLE_CALLS)
+    enough = [budget_ms * MUCH_MORE]
+    for step in STEPS:
+        with _watch(url) as states:  # from when the load has been at its height for a while
+            send(calls)
+        accuracy = np.mean([replay.accuracy(state["parameter"]) for state in states])
+        if accuracy >= least:
             enough.append(budget_ms)
-        step = step / 2 if direction == -before else step
-        before = direction
-        budget_ms *= 1 + direction * step
+        budget_ms *= 1 - step if accuracy >= least else 1 + step
         _set_budget(url, budget_ms)
     _set_budget(url, min(enough[1:] or enough))
     send(SETTLE_CALLS)
