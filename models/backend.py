@@ -76,6 +76,11 @@ class StageBackend(Protocol):
         """Wait until the device has done what it was told; needed only to time a stage alone."""
 
 
+def is_whole(part: Part, size: int) -> bool:
+    """Whether a part is all rows of its batch of `size`, in order."""
+    return len(part.rows) == size and list(part.rows) == list(range(size))
+
+
 def gather_arrays(parts: Sequence[Part]) -> State:
     """`StageBackend.gather` of numpy arrays; a batch that stays whole is not copied."""
     return join_states([_picked(part) for part in parts])
@@ -87,7 +92,7 @@ def _picked(part: Part) -> State:
         if len(part.state[0]) == 1:
             return part.state
         return tuple(array[rows[0] : rows[0] + 1] for array in part.state)
-    if len(rows) == len(part.state[0]) and list(rows) == list(range(len(rows))):
+    if is_whole(part, len(part.state[0])):
         return part.state
     return tuple(array[list(rows)] for array in part.state)
 

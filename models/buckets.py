@@ -20,11 +20,6 @@ def padded(parts: Sequence[Part], buckets: Sequence[int]) -> list[Part]:
     return [*others, last._replace(rows=[*last.rows, *[last.rows[-1]] * missing])]
 
 
-def is_whole(part: Part, size: int) -> bool:
-    """Whether a part is all rows of its batch of `size`, in order."""
-    return len(part.rows) == size and list(part.rows) == list(range(size))
-
-
 def check_buckets(buckets: Sequence[int]) -> tuple[int, ...]:
     """The buckets, checked.
 

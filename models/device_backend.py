@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from models.backend import HeadOutput, Part, State, gather_arrays
-from models.buckets import check_buckets, is_whole, padded
+from models.backend import HeadOutput, Part, State, gather_arrays, is_whole
+from models.buckets import check_buckets, padded
 from models.onnx_session import (
     HOST,
     Device,

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.backend import HeadOutput, OutOfMemory, Part, State, gather_arrays
-from models.buckets import check_buckets, is_whole, padded
+from models.backend import HeadOutput, OutOfMemory, Part, State, gather_arrays, is_whole
+from models.buckets import check_buckets, padded
 from models.bundle import Bundle, BundleError
 from models.cuda_graphs import CapturedSteps, Step, Tensors, capture_on
 from models.families import Network

@@ -25,6 +25,16 @@ def command(
     return parser
 
 
+def numbers(text: str) -> list[float]:
+    """An option's numbers, with commas between."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of numbers such as 1,2,3.3"
+        ) from error
+
+
 def say(step: str) -> None:
     """Tell a step of long work."""
     print(f"{step} ...", file=sys.stderr, flush=True)

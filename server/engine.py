@@ -191,8 +191,9 @@ class Engine:
             if batch and output.shown is not None:
                 self._queue.put(batch, taken)
                 break
+            self.beat_s = self.clock()
             for row in batch:
-                row.ready_s = self.beat_s = self.clock()
+                row.ready_s = self.beat_s
         return completions
 
     def _worth_running(

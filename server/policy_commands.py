@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.scheduler import DEFAULT_POLICY, POLICIES
-from server.commands import command, need_training_extra, print_evaluations, say
+from server.commands import command, need_training_extra, numbers, print_evaluations, say
 
 
 def add_fit(commands: Any) -> None:
@@ -165,10 +165,4 @@ def _add_seed(parser: argparse.ArgumentParser) -> None:
 
 
 def _numbers(text: str) -> NDArray[np.float64]:
-    """Numbers with commas between."""
-    try:
-        return np.array([float(part) for part in text.split(",")])
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a list of numbers such as 1,2,3.3"
-        ) from error
+    return np.array(numbers(text))

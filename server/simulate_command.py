@@ -17,7 +17,7 @@ from profiling.disciplines import DEFAULT_DISCIPLINE, DISCIPLINES
 from profiling.simulate import MODES, PERCENTILES, Device, Simulated, Traffic, simulate
 from scheduler.policy import replay, take_exits
 from scheduler.scheduler import load_scheduler
-from server.commands import command
+from server.commands import command, numbers
 
 DEFAULT_SAMPLES = 20_000
 SUM_TOLERANCE = 0.01
@@ -43,7 +43,7 @@ def add_simulate(commands: Any) -> None:
         "trade of the bundle's own default budget)",
     )
     exits.add_argument(
-        "--exit-rates", type=_numbers, metavar="P,P,...", help="share of samples at each exit"
+        "--exit-rates", type=numbers, metavar="P,P,...", help="share of samples at each exit"
     )
     _add_traffic(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document last")
@@ -53,7 +53,7 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     costs = parser.add_mutually_exclusive_group()
     costs.add_argument(
         "--costs",
-        type=_numbers,
+        type=numbers,
         metavar="MS,MS,...",
         help="latency of one row from the start until each exit, rising (default: those of the "
         "bundle's profile)",
@@ -254,13 +254,3 @@ def _figures(result: Simulated) -> dict[str, Any]:
         "utilisation": result.utilisation,
         "in_flight": result.in_flight,
     }
-
-
-def _numbers(text: str) -> list[float]:
-    """Numbers with commas between."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a list of numbers such as 1,2,3.3"
-        ) from error

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.backend import Part, gather_arrays
-from models.buckets import check_buckets, is_whole, padded
+from models.backend import Part, gather_arrays, is_whole
+from models.buckets import check_buckets, padded
 
 STATE = (np.arange(8),)
 
