@@ -111,6 +111,7 @@ class BudgetController:
         self._due_samples = 0
         self._last_update_s: float | None = None
         self._effective_ms = budget_ms
+        self._held: float | None = None
         self._aim()
 
     @property
@@ -163,6 +164,29 @@ class BudgetController:
         """Aim at another budget at once; the window stays."""
         self.budget_ms = budget_ms
         self._aim()
+
+    def hold(self, parameter: float | None) -> None:
+        """Aim at no point of the frontier cheaper than that of `parameter`; None: at any."""
+        self._held = parameter
+        self._aim()
+
+    def use(self, frontier: Frontier) -> None:
+        """Go on with another policy's frontier at this host's costs; the window stays.
+
+        What was held was a parameter of the policy before, and is held no more.
+        """
+        self.frontier = frontier
+        self._costs_ms = frontier.costs_ms.tolist()
+        self._held = None
+        self._aim()
+
+    @property
+    def yields(self) -> bool:
+        """Whether the budget gives way to what is held: without it a cheaper point would do."""
+        if self._held is None or self._effective_ms is None:
+            return False
+        held = self.frontier.at_parameter(self._held).expected_cost_ms
+        return held > self.frontier.at_cost(self._wish_ms).expected_cost_ms
 
     def expire(self, now_s: float) -> None:
         """Forget samples that are too old, when none arrive that would push them out."""
@@ -248,4 +272,8 @@ class BudgetController:
         correction = min(max(self._credit_sum / self._horizon, -bound), bound)
         aim = self._share * self.budget_ms + correction
         self._effective_ms = min(max(aim, self.floor_ms), self.ceiling_ms)
-        self._parameter = self.parameter_for(self._effective_ms)
+        self._wish_ms = (self._effective_ms - self.overhead_ms) / self.ratio
+        self._parameter = self.frontier.at_cost(self._wish_ms).parameter
+        if self.yields:
+            assert self._held is not None, "only something held is yielded to"
+            self._parameter = self.frontier.at_parameter(self._held).parameter
