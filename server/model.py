@@ -290,7 +290,7 @@ class ServedModel:
         now = self.clock()
         compute = [Sample(answer.exit, answer.compute_ms, 0.0) for answer, _ in answered]
         end_to_end = [
-            Sample(answer.exit, total_ms, total_ms - answer.compute_ms)
+            Sample(answer.exit, total_ms, max(total_ms - answer.compute_ms, 0.0), answer.queue_ms)
             for answer, total_ms in answered
         ]
         self._controllers["compute"].observe(compute, now)

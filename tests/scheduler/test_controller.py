@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -49,8 +50,11 @@ class Plant:
 
     controller: BudgetController
     slowdown: float = 1.0
+    harder: float = 0.0  # share of samples that leave one exit later, below 0 earlier
     overhead_ms: float = 0.0
+    busy_per_ms: float = 0.0  # share of the time that a millisecond of mean cost keeps it busy
     samples_per_s: float = 200.0
+    mean_ms: float = 2.0
     now_s: float = 0.0
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
@@ -61,10 +65,16 @@ class Plant:
         curve = self.controller.frontier
         rates = curve.at_parameter(self.controller.parameter).exit_rates
         exit = int(np.searchsorted(np.cumsum(rates)[:-1], self.rng.uniform(), side="right"))
+        if self.rng.uniform() < abs(self.harder):
+            exit = min(max(exit + (1 if self.harder > 0 else -1), 0), len(rates) - 1)
         compute_ms = curve.costs_ms[exit] * self.slowdown * self.rng.uniform(0.9, 1.1)
         overhead_ms = self.overhead_ms * self.rng.uniform(0.5, 1.5)
         self.now_s += 1 / self.samples_per_s
-        sample = Sample(exit, compute_ms + overhead_ms, overhead_ms)
+        self.mean_ms += 0.01 * (compute_ms - self.mean_ms)
+        busy = min(self.busy_per_ms * self.mean_ms, 0.95)
+        waiting_ms = self.mean_ms * busy / (1 - busy)
+        overhead_ms += waiting_ms
+        sample = Sample(exit, compute_ms + overhead_ms, overhead_ms, waiting_ms)
         self.controller.observe([sample], self.now_s)
         rolling_ms = self.controller.rolling_latency_ms
         assert rolling_ms is not None
@@ -94,7 +104,7 @@ def assert_steady(moments: list[Moment], budget_ms: float, under_use: float) -> 
 # The loop closed
 
 
-@pytest.mark.parametrize(("window", "under_use"), [(1000, 0.05), (200, 0.08)])
+@pytest.mark.parametrize(("window", "under_use"), [(1000, 0.03), (500, 0.03), (200, 0.05)])
 @pytest.mark.parametrize(("before", "after"), [(LOOSE_MS, TIGHT_MS), (TIGHT_MS, LOOSE_MS)])
 def test_steps_of_the_budget_settle_under_it_and_near_it(
     window: int, under_use: float, before: float, after: float
@@ -106,22 +116,35 @@ def test_steps_of_the_budget_settle_under_it_and_near_it(
     assert_steady(host.run(5000), after, under_use)
 
 
-def test_exits_far_apart_in_cost_keep_excursions_small() -> None:
-    """The mean of a window of these wanders by more than the margin: above 0.4 to 3 % of the time.
-
-    Measured over 30,000 samples; the promise of 1 % is one of exits as near as most networks' are.
-    """
-    budget = part_way(WIDE_MS, 0.3)
-    means = rolling(plant(budget, WIDE_MS).run(10_000))[1000 + SETTLING :]
-    assert (means > budget).mean() <= 0.05
-    assert means.max() <= 1.02 * budget
-    assert means.mean() >= 0.95 * budget
+@pytest.mark.parametrize("share", [0.15, 0.3, 0.5, 0.8])
+def test_exits_far_apart_in_cost_get_the_margin_that_they_need(share: float) -> None:
+    budget = part_way(WIDE_MS, share)
+    host = plant(budget, WIDE_MS)
+    assert_steady(host.run(10_000)[1000 + SETTLING :], budget, 0.03)
+    near = plant(part_way(RESNET56_MS, share))
+    near.run(3000)
+    assert host.controller.margin > near.controller.margin
 
 
 def test_a_fresh_start_never_strays_far_above_the_budget() -> None:
     moments = plant(TIGHT_MS).run(3000)
     assert rolling(moments)[300:].max() <= 1.05 * TIGHT_MS
-    assert_steady(moments[1300:], TIGHT_MS, 0.05)
+    assert_steady(moments[1300:], TIGHT_MS, 0.03)
+
+
+@pytest.mark.parametrize("later", [-0.4, 0.3, 0.5])
+def test_inputs_that_leave_elsewhere_than_calibrated_are_followed(later: float) -> None:
+    """Harder or easier ones: every other sample would take a later, or an earlier, exit."""
+    host = plant(3.6)
+    host.run(2000)
+    host.harder = later
+    transient = rolling(host.run(1000 + SETTLING))
+    assert transient.max() <= 1.05 * 3.6
+    assert_steady(host.run(5000), 3.6, 0.03)
+    assert np.sign(host.controller.shift_ms) == np.sign(later)
+    host.harder = 0.0
+    host.run(1000 + SETTLING)
+    assert_steady(host.run(3000), 3.6, 0.03)
 
 
 @pytest.mark.parametrize("window", [1000, 200])
@@ -132,8 +155,8 @@ def test_a_slower_host_and_its_recovery_are_followed(window: int) -> None:
     for slowdown in (1.6, 1.0):
         host.slowdown = slowdown
         transient = rolling(host.run(window + SETTLING))
-        assert transient.max() <= (1.05 if window == 1000 else 1.2) * budget
-        assert_steady(host.run(3000), budget, 0.05 if window == 1000 else 0.08)
+        assert transient.max() <= (1.05 if window == 1000 else 1.12) * budget
+        assert_steady(host.run(5000), budget, 0.03 if window == 1000 else 0.05)
         assert host.controller.ratio == pytest.approx(slowdown, rel=0.02)
         assert host.controller.floor_ms == pytest.approx(2.31 * slowdown, rel=0.02)
         assert host.controller.ceiling_ms == pytest.approx(4.93 * slowdown, rel=0.02)
@@ -145,7 +168,7 @@ def test_overhead_that_no_exit_changes_is_met_by_leaving_earlier() -> None:
     host.overhead_ms = 1.0
     host.run(1000 + SETTLING)
     moments = host.run(3000)
-    assert_steady(moments, 4.0, 0.05)
+    assert_steady(moments, 4.0, 0.03)
     assert np.mean([moment.exit for moment in moments]) < exits_before - 0.3
     assert host.controller.overhead_ms == pytest.approx(1.0, rel=0.1)
     # The overhead is not mistaken for a slower host.
@@ -163,7 +186,7 @@ def test_budgets_that_alternate_are_kept_on_average() -> None:
     # Sample by sample means are not known from rolling ones, window by window they are.
     spent = rolling(moments)[1999::1000].mean()
     promised = (LOOSE_MS + TIGHT_MS) / 2
-    assert 0.93 * promised <= spent <= promised
+    assert 0.97 * promised <= spent <= promised
 
 
 # The ends
@@ -183,7 +206,7 @@ def test_taking_the_budget_away_opens_at_once_and_giving_it_back_closes() -> Non
     assert {moment.exit for moment in host.run(500)} == {2}
     host.controller.set_budget(TIGHT_MS)
     host.run(1000 + SETTLING)
-    assert_steady(host.run(2000), TIGHT_MS, 0.05)
+    assert_steady(host.run(8000), TIGHT_MS, 0.03)
 
 
 @pytest.mark.parametrize("slowdown", [1.0, 1.6])
@@ -234,8 +257,8 @@ def test_before_the_first_sample_nothing_is_known_and_the_frontier_is_believed()
     fresh = controller(2.0)
     assert (fresh.samples, fresh.rolling_latency_ms, fresh.exit_rates) == (0, None, None)
     assert (fresh.floor_ms, fresh.ceiling_ms) == (1.0, 4.0)
-    assert fresh.effective_budget_ms == pytest.approx(2.0 * 0.98)
-    assert fresh.parameter == pytest.approx(1.96, abs=0.01)
+    assert fresh.effective_budget_ms == pytest.approx(2.0 * (1 - fresh.margin), rel=0.005)
+    assert fresh.parameter == pytest.approx(2.0 * (1 - fresh.margin), abs=0.01)
 
 
 def test_the_window_holds_the_newest_samples() -> None:
@@ -266,11 +289,11 @@ def test_arriving_samples_push_old_ones_out_too() -> None:
 
 
 def test_expired_overspending_is_forgiven() -> None:
-    aging = controller(2.0, max_age_s=60.0, ratio_samples=1e12)
+    aging = controller(2.0, max_age_s=60.0, ratio_share=1e12, shift_share=1e12)
     aging.observe([Sample(2, 4.0)] * 500, 0.0)
     assert aging.parameter < 1.7
     aging.observe([Sample(0, 1.0)], 100.0)
-    assert aging.parameter == pytest.approx(1.96, abs=0.02)
+    assert aging.parameter == pytest.approx(2.0 * (1 - aging.margin), abs=0.02)
 
 
 def test_a_period_ends_after_its_samples_or_its_time() -> None:
@@ -283,7 +306,7 @@ def test_a_period_ends_after_its_samples_or_its_time() -> None:
 def test_a_new_budget_is_aimed_at_before_any_sample() -> None:
     stepped = controller(2.0)
     stepped.set_budget(3.0)
-    assert stepped.parameter == pytest.approx(2.94, abs=0.01)
+    assert stepped.parameter == pytest.approx(3.0 * (1 - stepped.margin), abs=0.01)
 
 
 @pytest.mark.parametrize(("budget", "effective"), [(0.5, 1.0), (9.0, 4.0)])
@@ -292,8 +315,8 @@ def test_no_mean_is_aimed_at_that_no_exit_gives(budget: float, effective: float)
 
 
 def test_a_smaller_window_keeps_a_larger_margin() -> None:
-    margins = [ControllerConfig(window=window).window_margin for window in (4000, 1000, 250)]
-    assert margins == pytest.approx([0.02, 0.02, 0.04])
+    margins = [controller(window=window).margin for window in (4000, 1000, 250)]
+    assert margins[1:] == pytest.approx([2 * margins[0], 4 * margins[0]], rel=0.02)
 
 
 def test_a_window_too_small_for_a_mean_is_refused() -> None:
@@ -309,7 +332,92 @@ def test_a_request_with_its_own_budget_gets_present_costs() -> None:
     assert slow.parameter_for(99.0) == frontier().parameters[-1]
 
 
+# What it is told to hold, and another policy
+
+
+def test_a_held_point_keeps_the_budget_from_choosing_a_cheaper_one() -> None:
+    bound = controller(2.0)
+    dearer = frontier().at_cost(3.0).parameter
+    bound.hold(dearer)
+    assert bound.parameter == dearer
+    assert bound.yields and not bound.feasible
+    bound.set_budget(3.5)
+    assert bound.parameter > dearer
+    assert bound.feasible and not bound.yields
+    bound.set_budget(2.0)
+    bound.hold(None)
+    assert bound.parameter < 2.0
+    assert bound.feasible and not bound.yields
+
+
+def test_without_a_budget_nothing_yields() -> None:
+    bound = controller(None)
+    bound.hold(frontier().at_cost(3.0).parameter)
+    assert bound.parameter == frontier()[-1].parameter
+    assert not bound.yields
+
+
+def test_another_policy_takes_over_and_the_window_stays() -> None:
+    moved = controller(2.0)
+    moved.observe([Sample(1, 2.0)] * 100, 0.0)
+    moved.hold(frontier().at_cost(3.0).parameter)
+    moved.use(frontier((1.0, 1.5, 5.0)))
+    assert (moved.samples, moved.rolling_latency_ms) == (100, 2.0)
+    assert moved.exit_rates == [0, 1, 0]
+    assert moved.parameter in frontier((1.0, 1.5, 5.0)).parameters
+    assert not moved.yields
+
+
+# Where samples wait for each other
+
+
+def test_waiting_is_expected_to_shrink_with_the_cost() -> None:
+    busy = controller(4.0)
+    busy.observe([Sample(2, 8.0, 4.0, 4.0)] * 3000, 0.0)
+    assert busy.ceiling_ms == pytest.approx(8.0, rel=0.01)
+    assert busy.floor_ms == pytest.approx(1.0)  # nobody waits for samples that all leave at once
+    fixed = controller(4.0)
+    fixed.observe([Sample(2, 8.0, 4.0)] * 3000, 0.0)
+    assert fixed.floor_ms == pytest.approx(5.0, rel=0.01)
+
+
+def test_a_queue_under_heavy_load_is_held_without_swinging() -> None:
+    """Latency = cost / (1 - utilisation): a millisecond of cost is several of latency."""
+    host = plant(9.0, WIDE_MS)
+    host.busy_per_ms = 0.25  # runs full at a mean cost of 4 ms
+    host.run(3000)
+    moments = host.run(6000)
+    means = rolling(moments)
+    assert (means > 9.0).mean() <= 0.05
+    assert 0.9 * 9.0 <= means.mean() <= 9.0
+    assert means.std() <= 0.05 * 9.0
+
+
 # Whatever happens
+
+
+def nonsense() -> st.SearchStrategy[float]:
+    return st.sampled_from([0.0, 1e-300, 1e-3, 1e12, 1e308, math.inf, -1.0, -math.inf, math.nan])
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.tuples(st.integers(0, 2), nonsense(), nonsense(), nonsense()), max_size=60),
+    st.sampled_from([1e-6, 2.0, 1e6, None]),
+)
+def test_times_that_no_clock_should_give_do_no_lasting_harm(
+    times: list[tuple[int, float, float, float]], budget: float | None
+) -> None:
+    target = controller(budget, window=50, max_age_s=1e9)
+    target.observe([Sample(*each) for each in times], 0.0)
+    told = [target.ratio, target.overhead_ms, target.waiting_ms, target.shift_ms, target.margin]
+    assert np.isfinite([*told, target.floor_ms, target.ceiling_ms, target.parameter]).all()
+    rolling_ms = target.rolling_latency_ms
+    assert rolling_ms is None or 0 <= rolling_ms < math.inf
+    target.set_budget(2.0)
+    host = Plant(target)
+    host.run(3000)  # and afterwards it is as good as new: nothing has wound up
+    assert 1.6 <= rolling(host.run(500)).mean() <= 2.0
 
 
 def observations() -> st.SearchStrategy[Callable[[BudgetController, float], float]]:
