@@ -15,6 +15,7 @@ from scheduler.arrays import read_arrays
 
 IMAGES = Path(__file__).resolve().parent.parent / "tests/data/cifar10_test_300.npz"
 COLUMNS = Columns("text", "label")
+SHOWN_LABELS = 20
 Label = int | str
 
 
@@ -28,7 +29,7 @@ class Inputs(NamedTuple):
     """
 
     modality: Modality
-    items: Sequence[bytes] | Sequence[str]
+    items: Sequence[bytes | str]
     labels: Sequence[Label] | None
 
     @property
@@ -56,27 +57,27 @@ class Inputs(NamedTuple):
         texts = form.of_texts(self.texts, labels, rng)
         return [json.dumps({"text": text}).encode() for text in texts]
 
-    def of_classes(self, classes: Sequence[str]) -> "Inputs":
-        """Those of some true classes alone, each named as its label is.
+    def rows_of(self, classes: Sequence[str] | None) -> list[int]:
+        """Which of them are of some true classes, each named as its label is; None: all.
 
         Raises:
-            ValueError: If none has a label, or none this one.
+            ValueError: If they have no labels, or none this one.
         """
+        if classes is None:
+            return list(range(len(self.items)))
         if self.labels is None:
-            raise ValueError("these inputs have no labels to choose classes by; give labelled ones")
-        known = {str(label) for label in self.labels}
+            raise ValueError("--classes needs inputs with labels; these have none")
+        named = [str(label) for label in self.labels]
         for name in classes:
-            if name not in known:
-                shown = ", ".join(sorted(known)[:20])
-                raise ValueError(f"no input is of the class {name!r}; their labels are {shown}")
-        rows = [row for row, label in enumerate(self.labels) if str(label) in classes]
-        return self.of_rows(rows)
+            if name not in named:
+                shown = ", ".join(sorted(set(named))[:SHOWN_LABELS])
+                raise ValueError(f"no input is of the class {name!r}; --classes may name {shown}")
+        return [row for row, name in enumerate(named) if name in classes]
 
     def of_rows(self, rows: Sequence[int]) -> "Inputs":
         """Some of them, in this order."""
-        items = [self.items[row] for row in rows]
         labels = None if self.labels is None else [self.labels[row] for row in rows]
-        return Inputs(self.modality, items, labels)  # type: ignore[arg-type]
+        return Inputs(self.modality, [self.items[row] for row in rows], labels)
 
 
 def read_inputs(images: Path | None, texts: Path | None, columns: Columns = COLUMNS) -> Inputs:
