@@ -123,12 +123,12 @@ class Lanes:
         await self._finished
         return self._ended
 
-    async def follow(self, arrivals_s: Sequence[float]) -> list[Ended]:
-        """Carry one call at each time of the clock, rising, whatever became of those before."""
+    async def follow(self, tickets: Sequence[Ticket]) -> list[Ended]:
+        """Carry calls when they are due, in their order, whatever became of those before."""
         self._begin(all_due=False)
         stop = threading.Event()
         # A thread sleeps finer than an event loop's timers, which are a millisecond coarse.
-        pacer = threading.Thread(target=self._pace, args=(arrivals_s, stop), daemon=True)
+        pacer = threading.Thread(target=self._pace, args=(tickets, stop), daemon=True)
         pacer.start()
         try:
             await self._finished
@@ -178,15 +178,13 @@ class Lanes:
         if self._all_due and all_idle and not self._waiting and not self._finished.done():
             self._finished.set_result(None)
 
-    def _pace(self, arrivals_s: Sequence[float], stop: threading.Event) -> None:
+    def _pace(self, tickets: Sequence[Ticket], stop: threading.Event) -> None:
         """A thread: tell the loop of every call when it is due."""
-        for number, due_s in enumerate(arrivals_s):
-            wait_s = due_s - self.config.clock()
+        for ticket in tickets:
+            wait_s = ticket.due_s - self.config.clock()
             if wait_s > 0 and stop.wait(wait_s):
                 return
-            self._loop.call_soon_threadsafe(
-                self._arrive, Ticket(number % len(self.payloads), due_s)
-            )
+            self._loop.call_soon_threadsafe(self._arrive, ticket)
         self._loop.call_soon_threadsafe(self._arrive_last)
 
     def _arrive(self, ticket: Ticket) -> None:

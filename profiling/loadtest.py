@@ -9,9 +9,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from profiling.lanes import Clock, Ended, LaneConfig, Lanes, Target
+from profiling.lanes import Clock, Ended, LaneConfig, Lanes, Target, Ticket
+from profiling.steps import Steps
 
 OK = "200"
+
+Pick = Callable[[int, float], int]
+"""Which call is the n-th, from 0, sent so many seconds after the start."""
 
 
 class Call(NamedTuple):
@@ -39,6 +43,16 @@ class Call(NamedTuple):
         return "\r\n".join([*lines, "", ""]).encode("latin-1") + self.body
 
 
+class Beside(NamedTuple):
+    """Calls beside the load, on a connection of their own, at times from its start, (M,).
+
+    There may be none.
+    """
+
+    calls: Sequence[Call]
+    at_s: NDArray[np.float64]
+
+
 class LoadResult(NamedTuple):
     """What came of N calls, in the order in which they ended; times count from the start.
 
@@ -50,6 +64,7 @@ class LoadResult(NamedTuple):
         outcome: The answer's status, such as "200", or why there is none: refused, reset, timed
             out, malformed; (N,).
         bodies: Of the answers, N of them; None unless they were to be kept.
+        beside: What came of the calls beside the load, bodies kept.
     """
 
     call: NDArray[np.intp]
@@ -58,6 +73,7 @@ class LoadResult(NamedTuple):
     latency_ms: NDArray[np.float64]
     outcome: NDArray[np.str_]
     bodies: list[bytes] | None
+    beside: tuple["LoadResult", ...] = ()
 
     @property
     def ok(self) -> NDArray[np.bool_]:
@@ -101,36 +117,46 @@ def closed_loop(
     seconds: float | None = None,
     count: int | None = None,
     warm_up_s: float = 0.0,
+    pick: Pick | None = None,
+    beside: Sequence[Beside] = (),
 ) -> LoadResult:
     """Send on every connection the next call as soon as the answer to the one before is in.
 
     Args:
         url: The server's.
-        calls: Taken in turn, from the first.
+        calls: Taken in turn, from the first, unless picked.
         config: How they are carried; all its connections are used.
         seconds: No call is sent after so long; or
         count: so many calls are sent.
         warm_up_s: The same load for so long before, not counted.
+        pick: Which of them is next.
+        beside: Other calls meanwhile, counted apart.
 
     Raises:
         ValueError: If the arguments make no sense.
     """
     if (seconds is None) == (count is None):
         raise ValueError("give either seconds or count")
-    clock = config.clock
+    clock, choose = config.clock, pick or _in_turn(len(calls))
 
-    async def load(lanes: Lanes) -> LoadResult:
+    async def load(lanes: Lanes, started_s: float) -> list[Ended]:
+        return await lanes.exhaust(_turns(choose, started_s, seconds, count, clock))
+
+    async def warm_up(lanes: Lanes) -> None:
         if warm_up_s > 0:
-            await lanes.exhaust(_turns(len(calls), warm_up_s, None, clock))
-        started_s = clock()
-        ended = await lanes.exhaust(_turns(len(calls), seconds, count, clock))
-        return _result(ended, started_s, config.keep_bodies)
+            await lanes.exhaust(_turns(choose, clock(), warm_up_s, None, clock))
 
-    return _run(url, calls, config, load)
+    return _run(url, calls, config, load, beside, warm_up)
 
 
 def open_loop(
-    url: str, calls: Sequence[Call], arrivals_s: NDArray[np.float64], config: LaneConfig
+    url: str,
+    calls: Sequence[Call],
+    arrivals_s: NDArray[np.float64],
+    config: LaneConfig,
+    *,
+    pick: Pick | None = None,
+    beside: Sequence[Beside] = (),
 ) -> LoadResult:
     """Send calls at given times, whether or not those before are answered.
 
@@ -139,51 +165,103 @@ def open_loop(
 
     Args:
         url: The server's.
-        calls: Taken in turn, from the first.
+        calls: Taken in turn, from the first, unless picked.
         arrivals_s: When, from the start, rising, (N,).
         config: How they are carried; connections are opened as they are needed.
+        pick: Which of them is next.
+        beside: Other calls meanwhile, counted apart.
 
     Raises:
         ValueError: If the arguments make no sense.
     """
-    if not len(arrivals_s) or (np.diff(arrivals_s, prepend=0.0) < 0).any():
-        raise ValueError("give at least one arrival, and times that rise from 0 s on")
+    if not len(arrivals_s):
+        raise ValueError("give at least one arrival")
+    _check_rising(arrivals_s)
+    choose = pick or _in_turn(len(calls))
 
-    async def load(lanes: Lanes) -> LoadResult:
-        started_s = config.clock()
-        ended = await lanes.follow((started_s + arrivals_s).tolist())
-        return _result(ended, started_s, config.keep_bodies)
+    async def load(lanes: Lanes, started_s: float) -> list[Ended]:
+        return await lanes.follow(
+            [
+                Ticket(choose(n, at_s), started_s + at_s)
+                for n, at_s in enumerate(arrivals_s.tolist())
+            ]
+        )
 
-    return _run(url, calls, config, load)
+    return _run(url, calls, config, load, beside)
 
 
-def poisson(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
+def poisson(rate: float, seconds: float, seed: int | Sequence[int]) -> NDArray[np.float64]:
     """Arrivals at random times, so many a second in the mean, for so long; rising, (N,)."""
     rng = np.random.default_rng(seed)
     return np.sort(rng.uniform(0.0, seconds, rng.poisson(rate * seconds)))
+
+
+def poisson_steps(rates: Steps[float], seconds: float, seed: int) -> NDArray[np.float64]:
+    """The same at a rate that changes."""
+    return np.concatenate(
+        [
+            begin_s + poisson(rate, end_s - begin_s, (seed, number))
+            for number, (begin_s, end_s, rate) in enumerate(rates.spans(seconds))
+        ]
+    )
+
+
+def _check_rising(times_s: NDArray[np.float64]) -> None:
+    if (np.diff(times_s, prepend=0.0) < 0).any():
+        raise ValueError("give times that rise from 0 s on")
+
+
+def _in_turn(num_calls: int) -> Pick:
+    return lambda number, _: number % num_calls
 
 
 def _run(
     url: str,
     calls: Sequence[Call],
     config: LaneConfig,
-    load: Callable[[Lanes], Awaitable[LoadResult]],
+    load: Callable[[Lanes, float], Awaitable[list[Ended]]],
+    beside: Sequence[Beside],
+    prepare: Callable[[Lanes], Awaitable[None]] | None = None,
 ) -> LoadResult:
-    """Open the lanes and run a load on them."""
+    """Open the lanes and run a load on them, and what goes beside it on others."""
     if not calls or config.connections < 1 or config.timeout_s <= 0:
         raise ValueError("give at least one call, one connection and a timeout above 0 s")
+    for each in beside:
+        _check_rising(each.at_s)
     target = Target.of(url)
-    payloads = [call.encode(target) for call in calls]
+    aside = config._replace(connections=1, keep_bodies=True)
+    payloads = [[call.encode(target) for call in some] for some in (calls, *(b[0] for b in beside))]
 
     async def run() -> LoadResult:
-        lanes = Lanes(target, payloads, config)
+        lanes, *others = pools = [
+            Lanes(target, some, aside if number else config) for number, some in enumerate(payloads)
+        ]
         try:
-            return await load(lanes)
+            if prepare is not None:
+                await prepare(lanes)
+            started_s = config.clock()
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(other.follow(_tickets(each, started_s)))
+                    for other, each in zip(others, beside, strict=True)
+                ]
+                ended = await load(lanes, started_s)
+            told = tuple(_result(task.result(), started_s, True) for task in tasks)
+            return _result(ended, started_s, config.keep_bodies)._replace(beside=told)
         finally:
-            await lanes.close()
+            for pool in pools:
+                await pool.close()
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(run())
+
+
+def _tickets(beside: Beside, started_s: float) -> list[Ticket]:
+    """One for each of its times, calls in turn."""
+    return [
+        Ticket(number % len(beside.calls), started_s + at_s)
+        for number, at_s in enumerate(beside.at_s.tolist())
+    ]
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -195,13 +273,15 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-def _turns(num_calls: int, seconds: float | None, count: int | None, clock: Clock) -> Iterator[int]:
-    """Calls in turn, so many of them or for so long."""
-    turns = itertools.islice(itertools.cycle(range(num_calls)), count)
-    if seconds is None:
-        return turns
-    end_s = clock() + seconds
-    return itertools.takewhile(lambda _: clock() < end_s, turns)
+def _turns(
+    pick: Pick, started_s: float, seconds: float | None, count: int | None, clock: Clock
+) -> Iterator[int]:
+    """Calls as they are picked, so many of them or for so long."""
+    for number in itertools.count() if count is None else range(count):
+        after_s = clock() - started_s
+        if seconds is not None and after_s >= seconds:
+            return
+        yield pick(number, after_s)
 
 
 def _result(ended: Sequence[Ended], started_s: float, keep_bodies: bool) -> LoadResult:

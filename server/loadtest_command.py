@@ -1,56 +1,33 @@
 """`eenet loadtest`: real inputs to a running server, and what came of them."""
 
 import argparse
-import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlencode
+from typing import Any
 
 import numpy as np
 
-from models.image_folder import SUFFIXES
-from models.text_table import Columns, read_texts
+from models.text_table import Columns
 from profiling.lanes import LaneConfig
-from profiling.loadtest import OK, Call, LoadResult, closed_loop, open_loop, poisson
-from scheduler.arrays import read_arrays
+from profiling.load_log import LoadLog, phases, save_log
+from profiling.loadtest import OK, Call, LoadResult, closed_loop
 from server.commands import command
+from server.load_answers import State, read_log, said
+from server.load_inputs import COLUMNS, read_inputs
+from server.load_plan import (
+    CLOSED_CONNECTIONS,
+    OPEN_CONNECTIONS,
+    LoadPlan,
+    budget_path,
+    read_plan,
+    send,
+)
 
-IMAGES = Path(__file__).resolve().parent.parent / "tests/data/cifar10_test_300.npz"
-CLOSED_CONNECTIONS, OPEN_CONNECTIONS = 32, 256
-WARM_UP_S = 1.0
 ASK_TIMEOUT_S = 10.0
-
-
-class Inputs(NamedTuple):
-    """What is sent.
-
-    Attributes:
-        bodies: N of them.
-        content_type: Of every one.
-        labels: The true class of each, by number or by name, (N,); None where they have none.
-    """
-
-    bodies: list[bytes]
-    content_type: str
-    labels: Sequence[int | str] | None
-
-
-class Answers(NamedTuple):
-    """What the answers with status 200 say.
-
-    Attributes:
-        models: Who answered.
-        exit_rates: (K,).
-        accuracy: Share of right ones; None where nothing tells what is right.
-        compute_ms: In the mean.
-    """
-
-    models: list[str]
-    exit_rates: list[float]
-    accuracy: float | None
-    compute_ms: float
+EXAMPLE = """eenet loadtest http://127.0.0.1:8000 --rate 200 --seconds 30
+  eenet loadtest http://127.0.0.1:8000 --rate 0:50,20:200 --seconds 60 --model cifar10-resnet56 \\
+    --budgets 0:2.0,30:1.4 --phases 0:clean,40:noise-3 --poll-s 0.25 --log load.npz"""
 
 
 def add_loadtest(commands: Any) -> None:
@@ -59,10 +36,31 @@ def add_loadtest(commands: Any) -> None:
         commands,
         "loadtest",
         "Load a running server with real inputs: rate, latency, exits, accuracy, budget.",
-        "eenet loadtest http://127.0.0.1:8000 --rate 200 --seconds 30",
+        EXAMPLE,
         _loadtest,
     )
     parser.add_argument("url", metavar="URL", help="of the server, http://127.0.0.1:8000")
+    _add_inputs(parser)
+    _add_load(parser)
+    _add_requests(parser)
+    parser.add_argument(
+        "--poll-s", type=float, metavar="X", help="look at GET /budget so often, for --log"
+    )
+    parser.add_argument(
+        "--log",
+        type=Path,
+        metavar="OUT.npz",
+        help="write what became of every request, change of the budget and look at it",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of all that is random (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the results as one JSON document last"
+    )
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
     inputs = parser.add_mutually_exclusive_group()
     inputs.add_argument(
         "--images",
@@ -71,9 +69,26 @@ def add_loadtest(commands: Any) -> None:
         help="encoded pictures as blob, off and y, or picture files, labelled by their folders "
         "(default: 300 test images of CIFAR-10, where the repository is)",
     )
-    inputs.add_argument(
-        "--texts", type=Path, metavar="FILE.tsv", help="a table with the columns text and label"
+    inputs.add_argument("--texts", type=Path, metavar="FILE.tsv", help="a table of labelled texts")
+    for name, default in COLUMNS._asdict().items():
+        parser.add_argument(
+            f"--{name}-column",
+            default=default,
+            help=f"of --texts: header of the {name}s, or their number from 0 (default: {default})",
+        )
+    parser.add_argument(
+        "--classes", help="send only inputs of these true classes: 3,5 or cat,dog as labels are"
     )
+    parser.add_argument(
+        "--phases",
+        default="clean",
+        metavar="S:FORM,...",
+        help="the inputs' form from second S on: clean; of pictures noise-1 to noise-5, blur-, "
+        "jpeg-, contrast-; of texts shorter-N words, longer-N texts in one, misspelt-N per cent",
+    )
+
+
+def _add_load(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--connections",
         type=int,
@@ -82,32 +97,43 @@ def add_loadtest(commands: Any) -> None:
     )
     parser.add_argument(
         "--rate",
-        type=float,
-        help="requests a second at random times, whatever is answered (default: each connection "
-        "sends when its answer is in)",
+        "--rates",
+        metavar="R|S:R,...",
+        help="requests a second at random times, whatever is answered, from second S on (default: "
+        "each connection sends when its answer is in)",
     )
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="how long (default: %(default)g)"
     )
-    parser.add_argument("--model", help="who shall answer, if several models could")
+
+
+def _add_requests(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="who shall answer, and whose budget is set")
     parser.add_argument(
         "--budget-ms", type=float, help="each request's own wish (default: the server's budget)"
     )
+    parser.add_argument("--deadline-ms", type=float, help="each request's deadline (default: none)")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the random times (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print the results as one JSON document last"
+        "--budgets",
+        metavar="S:MS,...",
+        help="set the server's budget to MS, or take it off with off, at second S",
     )
 
 
 def _loadtest(args: argparse.Namespace) -> None:
     _check(args)
-    inputs = read_inputs(args.images, args.texts)
-    ask_budgets(args.url, args.model)  # before the load: whether there is a server at all
-    result = _send(args, inputs)
-    answers = read_answers(result, inputs.labels)
-    report = _report(args, result, answers, ask_budgets(args.url, args.model))
+    columns = Columns(args.text_column, args.label_column)
+    inputs = read_inputs(args.images, args.texts, columns)
+    plan = read_plan(args, inputs)
+    before = ask_budgets(args.url, args.model)  # whether there is a server at all, too
+    result = send(args.url, plan)
+    log, models = read_log(
+        result, plan.inputs, plan.forms, inputs.labels, before, plan.budgets.values
+    )
+    if args.log is not None:
+        save_log(log, args.log)
+    states = [each for each in ask_budgets(args.url, args.model) if each.get("model") in models]
+    report = _report(args, plan, result, log, models, states)
     print("\n".join(_lines(report)))
     if args.json:
         print(json.dumps(report))
@@ -116,69 +142,25 @@ def _loadtest(args: argparse.Namespace) -> None:
 def _check(args: argparse.Namespace) -> None:
     given = {
         "--connections": args.connections,
-        "--rate": args.rate,
         "--seconds": args.seconds,
         "--budget-ms": args.budget_ms,
+        "--deadline-ms": args.deadline_ms,
+        "--poll-s": args.poll_s,
     }
     for flag, value in given.items():
         if value is not None and not 0 < value < float("inf"):  # NaN fails too
             raise ValueError(f"{flag} is {value:g}; give a number above 0")
+    if args.log is not None and not args.log.parent.is_dir():
+        raise ValueError(f"--log is {args.log}, whose folder does not exist; make it first")
 
 
-def read_inputs(images: Path | None, texts: Path | None) -> Inputs:
-    """Read what to send.
-
-    Raises:
-        ValueError: If it cannot be read or holds nothing.
-    """
-    if texts is not None:
-        return _read_table(texts)
-    if images is not None and images.is_dir():
-        return _read_folder(images)
-    if images is None and not IMAGES.is_file():
-        raise ValueError("there are no images here to send; give --images or --texts")
-    return _read_archive(images or IMAGES)
-
-
-def _read_table(path: Path) -> Inputs:
-    classes, texts, indices, _ = read_texts(path, Columns("text", "label"))
-    bodies = [json.dumps({"text": text}).encode() for text in texts]
-    are_numbers = all(name.isdecimal() for name in classes)
-    labels = [int(classes[index]) if are_numbers else classes[index] for index in indices]
-    return Inputs(bodies, "application/json", labels)
-
-
-def _read_folder(folder: Path) -> Inputs:
-    """Pictures at any depth; the folder that a picture lies in is its class."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise ValueError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
-    classes = [path.parent.name for path in paths]
-    is_flat = any(path.parent == folder for path in paths)
-    return Inputs([path.read_bytes() for path in paths], "image/jpeg", None if is_flat else classes)
-
-
-def _read_archive(path: Path) -> Inputs:
-    arrays = read_arrays(path, {"blob", "off", "y", "test"}.__contains__)
-    if missing := {"blob", "off"} - arrays.keys():
-        raise ValueError(f"{path} lacks the array {min(missing)!r}; it needs blob and off")
-    blob, offsets = arrays["blob"].tobytes(), arrays["off"].tolist()
-    rows = np.flatnonzero(arrays.get("test", np.ones(len(offsets) - 1))).tolist()
-    if not rows or ("y" in arrays and len(arrays["y"]) != len(offsets) - 1):
-        raise ValueError(f"{path} needs N+1 offsets for N pictures, and N labels where it has any")
-    files = [blob[start:end] for start, end in itertools.pairwise(offsets)]
-    labels = [int(arrays["y"][row]) for row in rows] if "y" in arrays else None
-    # The server reads a picture's format from its bytes, whatever image type it is sent as.
-    return Inputs([files[row] for row in rows], "image/jpeg", labels)
-
-
-def ask_budgets(url: str, model: str | None) -> list[dict[str, Any]]:
+def ask_budgets(url: str, model: str | None) -> list[State]:
     """GET /budget, of one model or of all.
 
     Raises:
         ValueError: If the server does not answer, or does not know the model.
     """
-    path = "/budget" + ("" if model is None else "?" + urlencode({"model": model}))
+    path = budget_path(model)
     config = LaneConfig(1, timeout_s=ASK_TIMEOUT_S, keep_bodies=True)
     asked = closed_loop(url, [Call(path, method="GET")], config, count=1)
     if asked.bodies is None or not asked.outcome[0].isdigit():
@@ -186,90 +168,44 @@ def ask_budgets(url: str, model: str | None) -> list[dict[str, Any]]:
             f"{url} does not answer ({asked.outcome[0]}); start a server there with eenet serve"
         )
     if asked.outcome[0] != OK:
-        raise ValueError(f"{url} answers {path} with {_told(asked, 0)}")
+        raise ValueError(f"{url} answers {path} with {said(asked, 0)}")
     try:
-        models: list[dict[str, Any]] = json.loads(asked.bodies[0])["models"]
+        models: list[State] = json.loads(asked.bodies[0])["models"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{url} is no server of eenet serve: GET /budget is not its") from error
     return models
 
 
-def _send(args: argparse.Namespace, inputs: Inputs) -> LoadResult:
-    options = {"model": args.model, "budget_ms": args.budget_ms}
-    query = urlencode({name: value for name, value in options.items() if value is not None})
-    path = "/predict" + (f"?{query}" if query else "")
-    calls = [Call(path, body, inputs.content_type) for body in inputs.bodies]
-    if args.rate is None:
-        config = LaneConfig(args.connections or CLOSED_CONNECTIONS, keep_bodies=True)
-        warm_up_s = min(WARM_UP_S, args.seconds / 10)
-        return closed_loop(args.url, calls, config, seconds=args.seconds, warm_up_s=warm_up_s)
-    config = LaneConfig(args.connections or OPEN_CONNECTIONS, keep_bodies=True)
-    return open_loop(args.url, calls, poisson(args.rate, args.seconds, args.seed), config)
-
-
-def read_answers(result: LoadResult, labels: Sequence[int | str] | None) -> Answers:
-    """Exits, right answers and times of the answers with status 200.
-
-    Args:
-        result: With bodies.
-        labels: The true class of each call, by number or by name.
-
-    Raises:
-        ValueError: If there is none, or they are not the answers of `eenet serve`.
-    """
-    assert result.bodies is not None, "the load was asked to keep them"
-    rows = np.flatnonzero(result.ok)
-    if not len(rows):
-        raise ValueError(f"no request was answered; the first: {_told(result, 0)}")
-    try:
-        said = [json.loads(result.bodies[row]) for row in rows]
-        exits = [int(each["exit"]) for each in said]
-        compute_ms = float(np.mean([each["latency_ms"]["compute"] for each in said]))
-        num_exits = max(int(each["num_exits"]) for each in said)
-        told = [(each["class_id"], each["label"]) for each in said]
-        models = sorted({str(each["model"]) for each in said})
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError("the answers are not those of eenet serve; give its address") from error
-    rates = np.bincount(exits, minlength=num_exits) / len(exits)
-    accuracy = None
-    if labels is not None:
-        true = [labels[call] for call in result.call[rows]]
-        accuracy = float(np.mean([label in pair for label, pair in zip(true, told, strict=True)]))
-    return Answers(models, rates.tolist(), accuracy, compute_ms)
-
-
-def _told(result: LoadResult, row: int) -> str:
-    """An outcome, with the server's own sentence where there is one."""
-    assert result.bodies is not None, "the load was asked to keep them"
-    try:
-        sentence = json.loads(result.bodies[row])["error"]
-    except (ValueError, KeyError, TypeError):
-        return str(result.outcome[row])
-    return f"{result.outcome[row]}: {sentence}"
-
-
 def _report(
     args: argparse.Namespace,
+    plan: LoadPlan,
     result: LoadResult,
-    answers: Answers,
-    budgets: Sequence[dict[str, Any]],
+    log: LoadLog,
+    models: list[str],
+    states: Sequence[State],
 ) -> dict[str, Any]:
     shown = ("model", "budget_ms", "measure", "rolling_latency_ms", "feasible")
     percentiles = result.percentiles(50, 90, 99) or ()
+    samples, puts = log.samples, result.beside[0]
+    answered, judged = samples.exit >= 0, samples.correct >= 0
+    rates = np.bincount(samples.exit[answered], minlength=log.num_exits) / answered.sum()
     return {
         "url": args.url,
-        "offered_rate": args.rate,
+        "offered_rate": plan.mean_rate,
         "seconds": result.seconds,
         "requests": len(result.call),
         "rate": result.rate,
         "latency_ms": dict(zip(("p50", "p90", "p99"), percentiles, strict=True)),
         "outcomes": result.outcomes,
-        **answers._asdict(),
-        "budgets": [
-            {name: each.get(name) for name in shown}
-            for each in budgets
-            if each.get("model") in answers.models
-        ],
+        "models": models,
+        "exit_rates": rates.tolist(),
+        "accuracy": float(samples.correct[judged].mean()) if judged.any() else None,
+        "compute_ms": float(samples.compute_ms[answered].mean()),
+        "late": int(samples.late.sum()),
+        "measure": log.measure,
+        "phases": [phase._asdict() for phase in phases(log)],
+        "budgets_refused": [said(puts, row) for row in np.flatnonzero(~puts.ok).tolist()],
+        "budgets": [{name: each.get(name) for name in shown} for each in states],
     }
 
 
@@ -277,15 +213,33 @@ def _lines(report: dict[str, Any]) -> list[str]:
     """For a terminal."""
     outcomes = ", ".join(f"{outcome} {count}" for outcome, count in report["outcomes"].items())
     latency = ", ".join(f"{name} {ms:.3f}" for name, ms in report["latency_ms"].items())
-    rates = " ".join(f"{rate:.3f}" for rate in report["exit_rates"])
-    accuracy = report["accuracy"]
+    late = f", {report['late']} after their deadline" if report["late"] else ""
+    each_phase = report["phases"] if len(report["phases"]) > 1 else []
     return [
         f"{report['requests']} requests in {report['seconds']:.2f} s: {report['rate']:.1f} "
-        f"answers/s ({outcomes})",
+        f"answers/s ({outcomes}{late})",
         f"latency {latency} ms; compute {report['compute_ms']:.3f} ms in the mean",
-        f"exit rates {rates}" + ("" if accuracy is None else f", accuracy {100 * accuracy:.2f} %"),
+        _exits(report["exit_rates"], report["accuracy"]),
+        *(_phase_line(phase, report["measure"]) for phase in each_phase),
+        *(f"a budget was refused: {sentence}" for sentence in report["budgets_refused"]),
         *(_budget_line(each) for each in report["budgets"]),
     ]
+
+
+def _exits(rates: Sequence[float], accuracy: float | None) -> str:
+    shown = " ".join(f"{rate:.3f}" for rate in rates)
+    return f"exit rates {shown}" + ("" if accuracy is None else f", accuracy {accuracy:.2%}")
+
+
+def _phase_line(phase: dict[str, Any], measure: str) -> str:
+    when = f"from {phase['begin_s']:.1f} to {phase['end_s']:.1f} s: {phase['form']}"
+    budget_ms, mean_ms = phase["budget_ms"], phase["mean_ms"]
+    budget = "no budget" if budget_ms is None else f"budget {budget_ms:g} ms"
+    if mean_ms is None:
+        return f"{when}, {budget}, no answer"
+    error = "" if phase["budget_error"] is None else f" ({100 * phase['budget_error']:+.1f} %)"
+    exits = _exits(phase["exit_rates"], phase["accuracy"])
+    return f"{when}, {budget}, mean {mean_ms:.3f} ms of {measure}{error}, {exits}"
 
 
 def _budget_line(state: dict[str, Any]) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from profiling.lanes import LaneConfig
-from profiling.loadtest import Call, closed_loop, open_loop, poisson
+from profiling.loadtest import Beside, Call, closed_loop, open_loop, poisson, poisson_steps
+from profiling.steps import Steps
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Serving = Callable[[Handler], AbstractContextManager[str]]
@@ -204,6 +205,49 @@ def test_poisson_arrivals_rise_at_their_rate_and_follow_their_seed() -> None:
     assert arrivals[0] != poisson(1000, 20, seed=4)[0]
 
 
+def test_a_rate_may_change() -> None:
+    arrivals = poisson_steps(Steps((0.0, 10.0, 30.0), (100.0, 1000.0, 20.0)), 60, seed=3)
+    assert (np.diff(arrivals) >= 0).all()
+    counts = np.histogram(arrivals, [0, 10, 30, 60])[0]
+    assert counts == pytest.approx([1000, 20_000, 600], rel=0.1)
+
+
+def test_calls_may_be_picked_by_number_and_time(serving: Serving) -> None:
+    def pick(number: int, after_s: float) -> int:
+        return 2 if after_s >= 0.05 else number % 2
+
+    with serving(answering(lambda head, body: answer(b"ok"))) as url:
+        opened = open_loop(url, CALLS, np.arange(10) * 0.01, LaneConfig(8), pick=pick)
+        closed = closed_loop(url, CALLS, LaneConfig(1), seconds=0.1, pick=pick)
+    order = np.argsort(opened.due_s)
+    assert opened.call[order].tolist() == [0, 1, 0, 1, 0, 2, 2, 2, 2, 2]
+    assert ((closed.call == 2) == (closed.due_s >= 0.05)).mean() > 0.9
+    assert (closed.call == 2).any() and (closed.call == 1).any()
+
+
+def test_calls_beside_the_load_have_a_connection_and_a_count_of_their_own(
+    serving: Serving,
+) -> None:
+    heads: list[str] = []
+
+    def echo(head: str, body: bytes) -> bytes:
+        heads.append(head)
+        return answer(body)
+
+    puts = [Call(f"/put/{n}", str(n).encode(), method="PUT") for n in range(2)]
+    beside = [Beside(puts, np.array([0.0, 0.05])), Beside([CALLS[0]], np.array([0.02, 0.04]))]
+    with serving(answering(echo)) as url:
+        for result in (
+            closed_loop(url, CALLS[1:], LaneConfig(2), seconds=0.1, warm_up_s=0.02, beside=beside),
+            open_loop(url, CALLS[1:], np.arange(10) * 0.01, LaneConfig(2), beside=beside),
+        ):
+            put, other = result.beside
+            assert result.bodies is None and set(result.outcomes) == {"200"}
+            assert put.bodies == [b"0", b"1"] and put.due_s.tolist() == pytest.approx([0, 0.05])
+            assert other.bodies == [b"aaa"] * 2 and put.outcomes == {"200": 2}
+    assert sum(head.startswith("PUT /put/") for head in heads) == 4
+
+
 def test_times_are_those_of_the_clock(serving: Serving) -> None:
     def clock() -> float:
         return 10 * time.perf_counter()
@@ -241,3 +285,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_sent() -> None:
         closed_loop(url, [Call("/a", headers=(("X", "1\n2"),))], one, count=1)
     with pytest.raises(ValueError, match="rise"):
         open_loop(url, CALLS, np.array([1.0, 0.5]), one)
+    with pytest.raises(ValueError, match="one arrival"):
+        open_loop(url, CALLS, np.array([]), one)
+    with pytest.raises(ValueError, match="rise"):
+        closed_loop(url, CALLS, one, count=1, beside=[Beside(CALLS, np.array([1.0, 0.0]))])

@@ -11,7 +11,8 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pytest
 
-from server.loadtest_command import add_loadtest, read_inputs
+from profiling.load_log import load_log
+from server.loadtest_command import add_loadtest
 
 STATE = {
     "model": "pets",
@@ -20,6 +21,7 @@ STATE = {
     "rolling_latency_ms": 1.9,
     "feasible": True,
 }
+LATENCY = {"total": 0.9, "queue": 0.1, "decode": 0.2, "compute": 0.5}
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -29,6 +31,7 @@ class Server(http.server.ThreadingHTTPServer):
         asked: Path and content type of every prediction.
         fails: Whether predictions are answered 429.
         budgets: The answer to GET /budget: its status and body.
+        put: Path and body of every PUT; one of 666 ms is refused.
     """
 
     request_queue_size = 64
@@ -37,6 +40,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[tuple[str, str]] = []
         self.fails = False
+        self.put: list[tuple[str, Any]] = []
         self.budgets: tuple[int, Any] = (200, {"models": [STATE, {**STATE, "model": "other"}]})
 
     @property
@@ -52,6 +56,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.reply(*self.server.budgets)
 
+    def do_PUT(self) -> None:
+        change = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.put.append((self.path, change))
+        if change["budget_ms"] == 666:
+            self.reply(422, {"error": "666 ms is too much"})
+            return
+        self.do_GET()
+
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.asked.append((self.path, self.headers["Content-Type"]))
@@ -62,7 +74,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         number = len(json.loads(body)["text"]) if is_text else body[0]
         answer = {"model": "pets", "exit": number % 3, "num_exits": 4, "class_id": number % 2}
         label = ("ape", "bee")[number % 2]
-        self.reply(200, {**answer, "label": label, "latency_ms": {"compute": 0.5}})
+        self.reply(200, {**answer, "label": label, "latency_ms": LATENCY})
 
     def reply(self, status: int, content: Any) -> None:
         body = json.dumps(content).encode()
@@ -160,29 +172,71 @@ def test_what_is_printed_says_what_became_of_the_budget(
         assert f"pets: {said}" in capsys.readouterr().out
 
 
-def test_folders_of_pictures_are_labelled_by_their_folders(tmp_path: Path) -> None:
-    for name in ("ape", "bee"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "1.png").write_bytes(name.encode())
-    (tmp_path / "ape" / "note.txt").write_text("no picture")
-    labelled = read_inputs(tmp_path, None)
-    assert (labelled.bodies, labelled.labels) == ([b"ape", b"bee"], ["ape", "bee"])
-    (tmp_path / "2.png").write_bytes(b"flat")
-    assert read_inputs(tmp_path, None).labels is None
+def test_budgets_and_forms_change_and_everything_is_logged(
+    server: Server, report: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    path = tmp_path / "load.npz"
+    told = report(
+        *("--rate", "0:100,0.1:300", "--model", "pets", "--poll-s", 0.05, "--log", path),
+        *("--budgets", "0.05:2,0.1:off,0.15:666", "--phases", "0:clean,0.12:noise-5"),
+    )
+    assert server.put == [("/budget?model=pets", {"budget_ms": ms}) for ms in (2.0, None, 666.0)]
+    assert told["budgets_refused"] == ["422: 666 ms is too much"]
+    log = load_log(path)
+    assert log.measure == "compute" and log.num_exits == 4
+    assert log.puts.outcome.tolist() == ["200", "200", "422"]
+    assert len(log.polls.at_s) == 4 and set(log.polls.rolling_latency_ms) == {1.9}
+    assert set(log.polls.feasible) == {1.0} and np.isnan(log.polls.floor_ms).all()
+    samples = log.samples
+    assert (np.diff(samples.due_s) >= 0).all() and len(samples.due_s) == told["requests"]
+    assert (samples.form == np.where(samples.due_s >= 0.12, "noise-5", "clean")).all()
+    assert set(samples.compute_ms) == {0.5} and set(samples.total_ms) == {0.9}
+    off_s = log.puts.due_s[1] + log.puts.latency_ms[1] / 1e3
+    assert (np.isnan(samples.budget_ms) == (samples.sent_s >= off_s)).all()
+    assert set(samples.budget_ms[samples.sent_s < off_s]) == {2.0}  # it stood at 2 before, too
+    assert len(set(samples.input.tolist())) == len(samples.input) and samples.input.max() < 300
+    forms = [(phase["form"], phase["budget_ms"]) for phase in told["phases"]]
+    assert forms == [("clean", 2.0), ("clean", 2.0), ("clean", None), ("noise-5", None)]
+    assert told["phases"][0]["budget_error"] == pytest.approx(0.5 / 2 - 1)
+    assert sum(phase["samples"] for phase in told["phases"]) == told["requests"]
 
 
-def test_of_a_whole_archive_the_test_pictures_are_sent(tmp_path: Path) -> None:
-    path = tmp_path / "all.npz"
-    blob, test = np.arange(4, dtype=np.uint8), np.array([0, 1, 0, 1], bool)
-    np.savez(path, blob=blob, off=np.arange(5), y=np.arange(4), test=test)
-    inputs = read_inputs(path, None)
-    assert (inputs.bodies, inputs.labels) == ([b"\x01", b"\x03"], [1, 3])
+def test_phases_are_printed_only_where_something_changes(
+    server: Server, archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loadtest(server.url, "--images", archive, "--seconds", 0.1)
+    assert "from 0.0" not in capsys.readouterr().out
+    loadtest(server.url, "--images", archive, "--seconds", 0.2, "--budgets", "0.1:1")
+    assert "clean, budget 1 ms, mean 0.500 ms of compute (-50.0 %)" in capsys.readouterr().out
 
 
-def test_without_a_word_the_shipped_pictures_are_sent() -> None:
-    inputs = read_inputs(None, None)
-    assert len(inputs.bodies) == 300 and inputs.labels is not None
-    assert all(body.startswith(b"\xff\xd8") for body in inputs.bodies)
+def test_some_classes_alone_are_sent_with_a_deadline(
+    server: Server, tmp_path: Path, report: Callable[..., dict[str, Any]]
+) -> None:
+    path = tmp_path / "pictures.npz"
+    numbers = np.arange(6, dtype=np.uint8)
+    np.savez(path, blob=numbers, off=np.arange(7), y=np.array([0, 1, 2, 0, 1, 2]))
+    told = report("--images", path, "--classes", "1,2", "--deadline-ms", 50)
+    assert told["exit_rates"] == pytest.approx([0, 0.5, 0.5, 0], abs=0.05)
+    assert set(server.asked) == {("/predict?deadline_ms=50.0", "image/jpeg")}
+
+
+def test_bad_steps_are_one_sentence(archive: Path) -> None:
+    for flags, said in (
+        (("--rate", "0:5,5:x"), "--rate is .*'x' is not a number above 0 of requests"),
+        (("--rate", "1:5"), "--rate begins at 1 s"),
+        (("--budgets", "0:1,20:2"), "--budgets has a change at 20 s.*raise --seconds"),
+        (("--budgets", "0:none"), "--budgets is .*milliseconds, or off"),
+        (("--budgets", "2", "--budget-ms", "1"), "give one"),
+        (("--phases", "0:clean,1:fog-1"), "--phases is .*no form 'fog-1'"),
+        (("--phases", "0:shorter-8"), "images have no form"),
+        (("--classes", "7"), "no input is of the class '7'; --classes may name 1"),
+        (("--poll-s", "0"), "--poll-s"),
+        (("--deadline-ms", "nan"), "--deadline-ms"),
+        (("--log", "nowhere/log.npz"), "--log is nowhere/log.npz, whose folder"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            loadtest("http://127.0.0.1:1", "--images", archive, *flags)
 
 
 def test_bad_arguments_and_files_are_one_sentence(tmp_path: Path, archive: Path) -> None:

@@ -1,0 +1,71 @@
+"""A value that changes at set times, as it is written on a command line: 0:50,20:200."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+T = TypeVar("T")
+
+
+class Span(NamedTuple, Generic[T]):
+    """From when to when a value is in force."""
+
+    begin_s: float
+    end_s: float
+    value: T
+
+
+class Steps(NamedTuple, Generic[T]):
+    """Values and when each begins, rising; before the first there is none."""
+
+    begins_s: tuple[float, ...]
+    values: tuple[T, ...]
+
+    def at(self, seconds: float) -> int:
+        """Which value is in force then; the first even before it begins."""
+        return max(bisect_right(self.begins_s, seconds) - 1, 0)
+
+    def spans(self, end_s: float) -> Iterator[Span[T]]:
+        """Each value with its time, until an end behind the last begin."""
+        ends_s = (*self.begins_s[1:], end_s)
+        return map(Span, self.begins_s, ends_s, self.values)
+
+    def times(self) -> NDArray[np.float64]:
+        """When each begins, (M,)."""
+        return np.array(self.begins_s)
+
+
+def read_steps(text: str, read: Callable[[str], T]) -> Steps[T]:
+    """Take SECONDS:VALUE,SECONDS:VALUE apart; a value alone is in force from 0 s on.
+
+    Args:
+        text: As a user writes it.
+        read: Makes a value, or raises ValueError with a sentence.
+
+    Raises:
+        ValueError: If the times do not rise from 0 s on, or a value is none.
+    """
+    if ":" not in text:
+        return Steps((0.0,), (read(text.strip()),))
+    begins_s, values = [], []
+    for part in text.split(","):
+        seconds, colon, value = part.partition(":")
+        begins_s.append(_seconds(seconds.strip()) if colon else math.nan)
+        if not begins_s[-1] >= 0 or begins_s[-1:] <= begins_s[-2:-1]:  # NaN fails too
+            raise ValueError(
+                f"{part.strip()!r} in {text!r} is no SECONDS:VALUE that comes after the one before"
+            )
+        values.append(read(value.strip()))
+    return Steps(tuple(begins_s), tuple(values))
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        return math.nan
+    return number if math.isfinite(number) else math.nan

@@ -1,0 +1,127 @@
+"""What `eenet loadtest` sends: labelled pictures or texts, in the forms that are asked for."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from models.image_folder import SUFFIXES
+from models.text_table import Columns, read_texts
+from profiling.forms import Form, Modality
+from scheduler.arrays import read_arrays
+
+IMAGES = Path(__file__).resolve().parent.parent / "tests/data/cifar10_test_300.npz"
+COLUMNS = Columns("text", "label")
+SHOWN_LABELS = 20
+Label = int | str
+
+
+class Inputs(NamedTuple):
+    """Pictures as files, or texts.
+
+    Attributes:
+        modality: Which of them.
+        items: N of them.
+        labels: The true class of each, by number or by name, (N,); None where they have none.
+    """
+
+    modality: Modality
+    items: Sequence[bytes | str]
+    labels: Sequence[Label] | None
+
+    @property
+    def content_type(self) -> str:
+        """Of the bodies."""
+        # The server reads a picture's format from its bytes, whatever image type it is sent as.
+        return "image/jpeg" if self.modality == "image" else "application/json"
+
+    @property
+    def files(self) -> list[bytes]:
+        """The pictures."""
+        return [item for item in self.items if isinstance(item, bytes)]
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts."""
+        return [item for item in self.items if isinstance(item, str)]
+
+    def bodies(self, form: Form, seed: int) -> list[bytes]:
+        """What is sent of them in one form, (N,)."""
+        rng = np.random.default_rng(seed)
+        if self.modality == "image":
+            return form.of_pictures(self.files, rng)
+        labels = [None] * len(self.items) if self.labels is None else self.labels
+        texts = form.of_texts(self.texts, labels, rng)
+        return [json.dumps({"text": text}).encode() for text in texts]
+
+    def rows_of(self, classes: Sequence[str] | None) -> list[int]:
+        """Which of them are of some true classes, each named as its label is; None: all.
+
+        Raises:
+            ValueError: If they have no labels, or none this one.
+        """
+        if classes is None:
+            return list(range(len(self.items)))
+        if self.labels is None:
+            raise ValueError("--classes needs inputs with labels; these have none")
+        named = [str(label) for label in self.labels]
+        for name in classes:
+            if name not in named:
+                shown = ", ".join(sorted(set(named))[:SHOWN_LABELS])
+                raise ValueError(f"no input is of the class {name!r}; --classes may name {shown}")
+        return [row for row, name in enumerate(named) if name in classes]
+
+    def of_rows(self, rows: Sequence[int]) -> "Inputs":
+        """Some of them, in this order."""
+        labels = None if self.labels is None else [self.labels[row] for row in rows]
+        return Inputs(self.modality, [self.items[row] for row in rows], labels)
+
+
+def read_inputs(images: Path | None, texts: Path | None, columns: Columns = COLUMNS) -> Inputs:
+    """Read what to send; of an archive with a test mark, the test pictures.
+
+    Raises:
+        ValueError: If it cannot be read or holds nothing.
+    """
+    if texts is not None:
+        return _read_table(texts, columns)
+    if images is not None and images.is_dir():
+        return _read_folder(images)
+    if images is None and not IMAGES.is_file():
+        raise ValueError("there are no images here to send; give --images or --texts")
+    return _read_archive(images or IMAGES)
+
+
+def _read_table(path: Path, columns: Columns) -> Inputs:
+    samples = read_texts(path, columns)
+    classes = samples.classes
+    are_numbers = all(name.isdecimal() for name in classes)
+    labels = [int(classes[index]) if are_numbers else classes[index] for index in samples.labels]
+    assert isinstance(samples.inputs, list), "tables hold texts"
+    return Inputs("text", samples.inputs, labels)
+
+
+def _read_folder(folder: Path) -> Inputs:
+    """Pictures at any depth; the folder that a picture lies in is its class."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ValueError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
+    classes = [path.parent.name for path in paths]
+    is_flat = any(path.parent == folder for path in paths)
+    return Inputs("image", [path.read_bytes() for path in paths], None if is_flat else classes)
+
+
+def _read_archive(path: Path) -> Inputs:
+    arrays = read_arrays(path, {"blob", "off", "y", "test"}.__contains__)
+    if missing := {"blob", "off"} - arrays.keys():
+        raise ValueError(f"{path} lacks the array {min(missing)!r}; it needs blob and off")
+    blob, offsets = arrays["blob"].tobytes(), arrays["off"].tolist()
+    rows = np.flatnonzero(arrays.get("test", np.ones(len(offsets) - 1))).tolist()
+    if not rows or ("y" in arrays and len(arrays["y"]) != len(offsets) - 1):
+        raise ValueError(f"{path} needs N+1 offsets for N pictures, and N labels where it has any")
+    files = [blob[start:end] for start, end in itertools.pairwise(offsets)]
+    labels = [int(arrays["y"][row]) for row in rows] if "y" in arrays else None
+    return Inputs("image", [files[row] for row in rows], labels)
