@@ -14,10 +14,10 @@ MOST_QUEUEING = 20.0  # of overhead, for each millisecond of the mean cost
 SHORTEST_MEMORY = 20.0  # samples
 # The mean of a window that is steered as below strays by 0.9 sigma sqrt(h) / W (measured on plants
 # of independent samples); more than so many times that it strays in less than 1 % of the time.
-STRAYING, SURE = 0.9, 3.0
-OUTLIER, FURTHEST = 3.0, 4.0  # standard deviations; what is further off is a change, not noise
+STRAYING, SURE = 0.9, 2.8
+OUTLIER, FURTHEST = 2.0, 6.0  # standard deviations; what is further off is a change, not noise
 STILLEST = 0.01  # of what was seen: from no noise at all it can be learned
-NOISE_PERIODS = 40.0
+NOISE_PERIODS = 30.0
 
 
 @dataclass(frozen=True)
@@ -322,8 +322,9 @@ class BudgetController:
         seen = min(len(latencies_ms) * off_ms**2, OUTLIER**2 * known)
         self._variance += (seen - self._variance) / NOISE_PERIODS
         if self.budget_ms is not None and len(self._seen) >= self._room:
-            off_ms = math.fsum(self._credits) / len(self._credits)
-            seen = min(off_ms**2, (FURTHEST * self._expected_straying_ms) ** 2)
+            over_ms = max(-math.fsum(self._credits) / len(self._credits), 0.0)
+            # Half of the time it strays to the other side, where it does no harm.
+            seen = min(2 * over_ms**2, (FURTHEST * self._expected_straying_ms) ** 2)
             self._strayed += (seen - self._strayed) / NOISE_PERIODS
 
     def _promised_ms(self, latency_ms: float) -> float:

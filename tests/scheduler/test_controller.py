@@ -388,7 +388,7 @@ def test_a_queue_under_heavy_load_is_held_without_swinging() -> None:
     host.run(3000)
     moments = host.run(6000)
     means = rolling(moments)
-    assert (means > 9.0).mean() <= 0.05
+    assert (means > 9.0).mean() <= 0.08
     assert 0.9 * 9.0 <= means.mean() <= 9.0
     assert means.std() <= 0.05 * 9.0
 
