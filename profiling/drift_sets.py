@@ -16,7 +16,7 @@ from profiling.latency import measure_latency
 from profiling.recording import record_split
 from scheduler.arrays import read_arrays
 
-WARM_UP, REPEATS = 20, 60
+PASSES, WARM_UP = 5, 5
 
 
 class LengthCosts(NamedTuple):
@@ -96,23 +96,30 @@ def record_texts(
 
 
 def measure_lengths(
-    backend: StageBackend, preprocess: TextPreprocessor, repeats: int = REPEATS
+    backend: StageBackend, preprocess: TextPreprocessor, passes: int = PASSES, repeats: int = 20
 ) -> LengthCosts:
-    """Time one text of every length that the preprocessor makes, until each exit."""
+    """Time one text of every length that the preprocessor makes, until each exit.
+
+    All lengths are gone through several times, so that a slow spell of the machine spoils one pass
+    and not one length.
+    """
     step, most = preprocess.length_step, preprocess.max_tokens
     lengths = np.unique(np.minimum(np.arange(step, most + step, step), most))
-    costs_ms = []
-    for length in lengths:
-        ids = np.full((1, length), preprocess.pad_id, np.int64)
-        profile = measure_latency(
-            backend,
-            (ids, np.ones_like(ids)),
-            batch_sizes=(1,),
-            warm_up=WARM_UP,
-            repeats=repeats,
-        )
-        costs_ms.append(profile.costs_ms)
-    return LengthCosts(lengths, np.stack(costs_ms, 1))
+    costs_ms = [
+        [_costs_of_length(backend, preprocess.pad_id, length, repeats) for length in lengths]
+        for _ in range(passes)
+    ]  # (passes, L, K)
+    return LengthCosts(lengths, np.median(costs_ms, 0).T)
+
+
+def _costs_of_length(
+    backend: StageBackend, pad_id: int, length: int, repeats: int
+) -> NDArray[np.float64]:
+    """Until each exit, (K,)."""
+    ids = np.full((1, length), pad_id, np.int64)
+    example = (ids, np.ones_like(ids))
+    profile = measure_latency(backend, example, batch_sizes=(1,), warm_up=WARM_UP, repeats=repeats)
+    return profile.costs_ms
 
 
 def save_drift_set(drift: DriftSet, path: Path) -> None:

@@ -148,8 +148,11 @@ def _read_polls(result: LoadResult, model: str) -> PollLog:
     assert result.bodies is not None, "calls beside a load keep their bodies"
     rows = np.argsort(result.due_s, kind="stable")
     rows = rows[result.ok[rows]]
-    states = [
-        next(each for each in json.loads(result.bodies[row])["models"] if each["model"] == model)
+    states: list[State] = [
+        next(
+            (each for each in json.loads(result.bodies[row])["models"] if each["model"] == model),
+            {},
+        )
         for row in rows
     ]
     fields = PollLog._fields[2:]

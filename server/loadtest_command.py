@@ -204,7 +204,7 @@ def _report(
         "late": int(samples.late.sum()),
         "measure": log.measure,
         "phases": [phase._asdict() for phase in phases(log)],
-        "budgets_refused": [said(puts, row) for row in np.flatnonzero(~puts.ok).tolist()],
+        "budgets_not_set": [said(puts, row) for row in np.flatnonzero(~puts.ok).tolist()],
         "budgets": [{name: each.get(name) for name in shown} for each in states],
     }
 
@@ -221,7 +221,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
         f"latency {latency} ms; compute {report['compute_ms']:.3f} ms in the mean",
         _exits(report["exit_rates"], report["accuracy"]),
         *(_phase_line(phase, report["measure"]) for phase in each_phase),
-        *(f"a budget was refused: {sentence}" for sentence in report["budgets_refused"]),
+        *(f"a budget was not set: {sentence}" for sentence in report["budgets_not_set"]),
         *(_budget_line(each) for each in report["budgets"]),
     ]
 

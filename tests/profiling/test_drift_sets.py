@@ -88,7 +88,7 @@ def test_texts_tell_how_long_they_are_in_every_form(reader: TextPreprocessor) ->
 
 def test_every_length_that_the_preprocessor_makes_is_timed(reader: TextPreprocessor) -> None:
     backend = SumBackend()
-    costs = measure_lengths(backend, reader, repeats=2)
+    costs = measure_lengths(backend, reader, passes=2, repeats=2)
     assert costs.lengths.tolist() == [4, 8, 10]
     assert sorted(set(backend.widths)) == [4, 8, 10]
     assert costs.costs_ms.shape == (2, 3)
@@ -97,7 +97,7 @@ def test_every_length_that_the_preprocessor_makes_is_timed(reader: TextPreproces
 
 def test_what_is_written_is_read(reader: TextPreprocessor, tmp_path: Path) -> None:
     drift = record_texts(SumBackend(), reader, ["1 2", "0"], np.array([1, 0]), [CLEAN], seed=0)
-    for costs in (None, measure_lengths(SumBackend(), reader, repeats=1)):
+    for costs in (None, measure_lengths(SumBackend(), reader, passes=1, repeats=1)):
         whole: DriftSet = drift._replace(length_costs=costs)
         save_drift_set(whole, tmp_path / "drift.npz")
         read = load_drift_set(tmp_path / "drift.npz")

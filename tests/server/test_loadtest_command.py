@@ -181,7 +181,7 @@ def test_budgets_and_forms_change_and_everything_is_logged(
         *("--budgets", "0.05:2,0.1:off,0.15:666", "--phases", "0:clean,0.12:noise-5"),
     )
     assert server.put == [("/budget?model=pets", {"budget_ms": ms}) for ms in (2.0, None, 666.0)]
-    assert told["budgets_refused"] == ["422: 666 ms is too much"]
+    assert told["budgets_not_set"] == ["422: 666 ms is too much"]
     log = load_log(path)
     assert log.measure == "compute" and log.num_exits == 4
     assert log.puts.outcome.tolist() == ["200", "200", "422"]
