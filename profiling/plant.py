@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiling.control_log import ControlLog
+from profiling.control_of_load import static_curve
 from profiling.drift_sets import DriftSet
 from profiling.scenarios import Phase, Scenario
 from scheduler.controller import Sample
@@ -280,12 +281,8 @@ def _static_curves(
     moves: _Moves, rows: Rows, host: Host, static_exits: NDArray[np.int8]
 ) -> list[list[list[float]]]:
     """Per phase the mean cost and accuracy of its very samples at each fixed parameter."""
-    curves = []
     drawn, phases = np.array(moves.rows), np.array(moves.phases)
-    for phase in np.unique(phases):
-        chosen = drawn[phases == phase]
-        exits = static_exits[:, chosen]  # (G, N)
-        costs = host.costs_ms[exits].mean(1)
-        accuracy = rows.correct[chosen, exits].mean(1)
-        curves.append([costs.round(5).tolist(), accuracy.round(5).tolist()])
-    return curves
+    chosen = [drawn[phases == phase] for phase in np.unique(phases)]
+    return [
+        static_curve(static_exits[:, each], rows.correct[each], host.costs_ms) for each in chosen
+    ]

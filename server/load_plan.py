@@ -31,6 +31,7 @@ class LoadPlan(NamedTuple):
         inputs: Which input each call sends, by its place in the file, (P N,).
         forms: In which form, (P N,).
         phases: Which of the forms is sent when.
+        groups: Which of the inputs are, by their places among the N.
         rates: Requests a second; None: as fast as they are answered.
         seconds: How long.
         connections: The most at a time.
@@ -45,6 +46,7 @@ class LoadPlan(NamedTuple):
     inputs: NDArray[np.intp]
     forms: NDArray[np.str_]
     phases: Steps[int]
+    groups: Steps[NDArray[np.intp]]
     rates: Steps[float] | None
     seconds: float
     connections: int
@@ -64,7 +66,8 @@ class LoadPlan(NamedTuple):
     def pick(self, number: int, after_s: float) -> int:
         """Inputs in turn, in the form of the time."""
         form = self.phases.values[self.phases.at(after_s)]
-        return form * self.num_inputs + number % self.num_inputs
+        group = self.groups.values[self.groups.at(after_s)]
+        return form * self.num_inputs + int(group[number % len(group)])
 
 
 def read_plan(args: argparse.Namespace, inputs: Inputs) -> LoadPlan:
@@ -75,8 +78,9 @@ def read_plan(args: argparse.Namespace, inputs: Inputs) -> LoadPlan:
     """
     steps = _from_start("--phases", args, lambda name: read_form(name, inputs.modality))
     forms = list(dict.fromkeys(steps.values))
-    meant = inputs.rows_of(None if args.classes is None else args.classes.split(","))
-    rows = np.random.default_rng(args.seed).permutation(np.array(meant))
+    classes = _classes(args)
+    meant = [inputs.rows_of(each) for each in classes.values]
+    rows = np.random.default_rng(args.seed).permutation(np.unique(np.concatenate(meant)))
     looks = 0 if args.poll_s is None else math.ceil(args.seconds / args.poll_s)
     connections = CLOSED_CONNECTIONS if args.rate is None else OPEN_CONNECTIONS
     return LoadPlan(
@@ -85,6 +89,9 @@ def read_plan(args: argparse.Namespace, inputs: Inputs) -> LoadPlan:
         inputs=np.tile(rows, len(forms)),
         forms=np.repeat([form.name for form in forms], len(rows)),
         phases=Steps(steps.begins_s, tuple(map(forms.index, steps.values))),
+        groups=Steps(
+            classes.begins_s, tuple(np.flatnonzero(np.isin(rows, each)) for each in meant)
+        ),
         rates=None if args.rate is None else _from_start("--rate", args, _rate),
         seconds=args.seconds,
         connections=args.connections or connections,
@@ -133,6 +140,13 @@ def _calls(args: argparse.Namespace, inputs: Inputs, forms: Sequence[Form]) -> l
     path = "/predict" + (f"?{query}" if query else "")
     bodies = [body for form in forms for body in inputs.bodies(form, args.seed)]
     return [Call(path, body, inputs.content_type) for body in bodies]
+
+
+def _classes(args: argparse.Namespace) -> Steps[list[str] | None]:
+    """The true classes that are sent, and when; None: all."""
+    if args.classes is None or ":" not in args.classes:
+        return Steps((0.0,), (None if args.classes is None else args.classes.split(","),))
+    return _from_start("--classes", args, lambda text: None if text == "all" else text.split("+"))
 
 
 def _budgets(args: argparse.Namespace) -> Steps[float | None]:

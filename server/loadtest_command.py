@@ -77,7 +77,10 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
             help=f"of --texts: header of the {name}s, or their number from 0 (default: {default})",
         )
     parser.add_argument(
-        "--classes", help="send only inputs of these true classes: 3,5 or cat,dog as labels are"
+        "--classes",
+        metavar="A,B|S:A+B,...",
+        help="send only inputs of these true classes: 3,5 or cat,dog as labels are; with times, "
+        "those of these or all from second S on: 0:all,20:3+5",
     )
     parser.add_argument(
         "--phases",

@@ -221,6 +221,24 @@ def test_some_classes_alone_are_sent_with_a_deadline(
     assert set(server.asked) == {("/predict?deadline_ms=50.0", "image/jpeg")}
 
 
+def test_the_classes_that_are_sent_change(
+    server: Server, tmp_path: Path, report: Callable[..., dict[str, Any]]
+) -> None:
+    path, log = tmp_path / "pictures.npz", tmp_path / "log.npz"
+    numbers = np.arange(6, dtype=np.uint8)
+    np.savez(path, blob=numbers, off=np.arange(7), y=np.array([0, 1, 2, 0, 1, 2]))
+    flags = ("--images", path, "--log", log, "--rate", 200, "--seconds", 1)
+    report(*flags, "--classes", "0:all,0.3:2,0.6:0+1")
+    samples = load_log(log).samples
+    for begin_s, end_s, sent in (
+        (0.0, 0.3, range(6)),
+        (0.3, 0.6, (2, 5)),
+        (0.6, 1.0, (0, 1, 3, 4)),
+    ):
+        chosen = (samples.due_s >= begin_s) & (samples.due_s < end_s)
+        assert set(samples.input[chosen].tolist()) == set(sent)
+
+
 def test_bad_steps_are_one_sentence(archive: Path) -> None:
     for flags, said in (
         (("--rate", "0:5,5:x"), "--rate is .*'x' is not a number above 0 of requests"),
@@ -231,6 +249,8 @@ def test_bad_steps_are_one_sentence(archive: Path) -> None:
         (("--phases", "0:clean,1:fog-1"), "--phases is .*no form 'fog-1'"),
         (("--phases", "0:shorter-8"), "images have no form"),
         (("--classes", "7"), "no input is of the class '7'; --classes may name 1"),
+        (("--classes", "0:all,1:1+7"), "no input is of the class '7'"),
+        (("--classes", "1:all"), "--classes begins at 1 s"),
         (("--poll-s", "0"), "--poll-s"),
         (("--deadline-ms", "nan"), "--deadline-ms"),
         (("--log", "nowhere/log.npz"), "--log is nowhere/log.npz, whose folder"),
