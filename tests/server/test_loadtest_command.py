@@ -221,14 +221,12 @@ def test_some_classes_alone_are_sent_with_a_deadline(
     assert set(server.asked) == {("/predict?deadline_ms=50.0", "image/jpeg")}
 
 
-def test_the_classes_that_are_sent_change(
-    server: Server, tmp_path: Path, report: Callable[..., dict[str, Any]]
-) -> None:
+def test_the_classes_that_are_sent_change(server: Server, tmp_path: Path) -> None:
     path, log = tmp_path / "pictures.npz", tmp_path / "log.npz"
     numbers = np.arange(6, dtype=np.uint8)
     np.savez(path, blob=numbers, off=np.arange(7), y=np.array([0, 1, 2, 0, 1, 2]))
     flags = ("--images", path, "--log", log, "--rate", 200, "--seconds", 1)
-    report(*flags, "--classes", "0:all,0.3:2,0.6:0+1")
+    loadtest(server.url, *flags, "--classes", "0:all,0.3:2,0.6:0+1")
     samples = load_log(log).samples
     for begin_s, end_s, sent in (
         (0.0, 0.3, range(6)),
