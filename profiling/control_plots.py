@@ -16,7 +16,8 @@ Array = NDArray[np.float64]
 HELD, LEFT_ALONE, BUDGET = "#c2410c", "#6b7280", "#111827"
 EXITS = ("#fde68a", "#fb923c", "#c2410c", "#7c2d12", "#431407")
 RATE_SAMPLES = 300
-POINTS = 600  # of a line: more are not seen
+LOWEST, HIGHEST = 0.7, 1.7  # times the budget, what a picture shows
+POINTS = 300  # of a line: more are not seen
 
 
 def control_figure(pairs: Sequence[tuple[ControlLog, ControlLog | None]], title: str) -> Figure:
@@ -39,7 +40,11 @@ def control_figure(pairs: Sequence[tuple[ControlLog, ControlLog | None]], title:
         axes[0, 0].set_ylabel("rolling latency, ms")
         axes[1, 0].set_ylabel("parameter")
         axes[2, 0].set_ylabel("exit rates")
-        axes[0, 0].legend(fontsize=7, loc="lower left")
+        lines, labels = axes[0, 0].get_legend_handles_labels()
+        areas, exits = axes[2, 0].get_legend_handles_labels()
+        figure.legend(
+            [*lines, *areas], [*labels, *exits], fontsize=8, ncols=8, loc="outside lower center"
+        )
     return figure
 
 
@@ -51,13 +56,24 @@ def _latency(axes: Axes, log: ControlLog, alone: ControlLog | None) -> None:
     rolling = rolling_of(log, window)
     _line(axes, log.done_s, rolling.mean_ms, HELD, "held", 1.4)
     mean_budget = "budget, mean of the window's"
-    axes.plot(log.done_s, rolling.budget_ms, color=BUDGET, lw=0.9, ls="--", label=mean_budget)
-    axes.plot(log.done_s, log.budget_ms, color=BUDGET, lw=0.5, alpha=0.4, label="budget")
+    _line(axes, log.done_s, rolling.budget_ms, BUDGET, mean_budget, 0.9, "--")
+    _line(axes, log.done_s, log.budget_ms, BUDGET, "budget", 0.4)
+    most_ms = HIGHEST * log.budget_ms.max()  # what is left alone may go anywhere
+    low_ms, high_ms = axes.get_ylim()
+    axes.set_ylim(max(low_ms, LOWEST * log.budget_ms.min()), min(high_ms, most_ms))
 
 
-def _line(axes: Axes, times_s: Array, values: Array, colour: str, label: str, width: float) -> None:
+def _line(
+    axes: Axes,
+    times_s: Array,
+    values: Array,
+    colour: str,
+    label: str,
+    width: float,
+    style: str = "-",
+) -> None:
     step = max(len(times_s) // POINTS, 1)
-    axes.plot(times_s[::step], values[::step], color=colour, lw=width, label=label)
+    axes.plot(times_s[::step], values[::step], style, color=colour, lw=width, label=label)
 
 
 def _parameter(axes: Axes, log: ControlLog) -> None:
