@@ -19,7 +19,7 @@ from profiling.calibration import load_recorded
 from profiling.control_laws import LAWS, Controlled, Fitted
 from profiling.control_log import ControlLog, save_logs
 from profiling.drift_sets import load_drift_set
-from profiling.plant import Host, Law, Rows, run
+from profiling.plant import Host, Judge, Law, Rows, run
 from profiling.scenarios import WINDOW, scenarios
 from scheduler.controller import ControllerConfig
 from scheduler.fit import fit_scheduler
@@ -78,14 +78,14 @@ def run_all(
 ) -> list[ControlLog]:
     """Every scenario under one law."""
     rate_per_s = LOAD * host.workers * 1e3 / float(host.costs_ms[-1])
-    static_exits = fitted.static_exits()
+    judge = Judge(fitted.static_exits(), fitted.frontier)
     about = {
         "policy": fitted.policy.kind, "law": law, "window": window, "seed": seed,
         "subject": modality,
     }  # fmt: skip
     classes = rows.log_probs.shape[2]
     return [
-        run(scenario, rows, host, make_law(law, fitted, window, host), about, seed, static_exits)
+        run(scenario, rows, host, make_law(law, fitted, window, host), about, seed, judge)
         for scenario in scenarios(rate_per_s, classes, texts=modality == "text")
     ]
 

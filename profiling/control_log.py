@@ -25,7 +25,8 @@ class ControlLog:
         budget_ms: In force when it came, (N,).
         parameter: In force when it was answered, (N,).
         floor_ms: The latency to expect then of a sample that leaves at exit 0, (N,).
-        ceiling_ms: The same of one that runs to the end, (N,).
+        ceiling_ms: The same of one that runs to the end, or of all that the policy has a use for
+            under the budget, (N,).
         phase: Of the scenario, in which it came, (N,).
         about: What the log is of; names and numbers.
     """

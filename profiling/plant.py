@@ -2,7 +2,7 @@
 
 import heapq
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from profiling.control_of_load import static_curve
 from profiling.drift_sets import DriftSet
 from profiling.scenarios import Phase, Scenario
 from scheduler.controller import Sample
+from scheduler.frontier import Frontier
 
 Array = NDArray[np.float64]
 
@@ -111,6 +112,18 @@ class Host:
         return floor + share * (ceiling - floor) + overhead_ms
 
 
+class Judge(NamedTuple):
+    """What a law could have done.
+
+    Attributes:
+        static_exits: The exit of every row at G fixed parameters, in order of rising cost, (G, N).
+        frontier: Of the policy: where it has no use for more time, none need be spent.
+    """
+
+    static_exits: NDArray[np.int8]
+    frontier: Frontier
+
+
 class _Moves(NamedTuple):
     """What happens in a run, in order of time."""
 
@@ -126,7 +139,7 @@ def run(
     law: Law,
     about: Mapping[str, object],
     seed: int = 0,
-    static_exits: NDArray[np.int8] | None = None,
+    judge: Judge | None = None,
 ) -> ControlLog:
     """Send a scenario's samples through a host; the law decides at every exit.
 
@@ -140,16 +153,13 @@ def run(
         law: Decides.
         about: Goes into the log.
         seed: Of arrivals, rows and jitter.
-        static_exits: The exit of every row at G fixed parameters, in order of rising cost, (G, N):
-            what accuracy is judged by. None: by nothing.
+        judge: What accuracy and use of the budget are judged by; None: by nothing.
     """
     rng = np.random.default_rng(seed)
     moves = _arrivals(scenario, rows, rng)
     budgets_ms = [_budget_ms(scenario, host, phase) for phase in scenario.phases]
-    if static_exits is not None:
-        curves = _static_curves(moves, rows, host, static_exits)
-        about = {**about, "static_curves": curves}
-    return _Run(scenario, rows, host, law, moves, budgets_ms, rng).run(about)
+    log = _Run(scenario, rows, host, law, moves, budgets_ms, rng).run(about)
+    return log if judge is None else _judged(log, judge, moves, rows, host)
 
 
 class _Run:
@@ -277,12 +287,22 @@ def _smooth(values: Array, samples: int = 200) -> Array:
     return smooth
 
 
-def _static_curves(
-    moves: _Moves, rows: Rows, host: Host, static_exits: NDArray[np.int8]
-) -> list[list[list[float]]]:
-    """Per phase the mean cost and accuracy of its very samples at each fixed parameter."""
+def _judged(log: ControlLog, judge: Judge, moves: _Moves, rows: Rows, host: Host) -> ControlLog:
+    """With the curves of fixed parameters, and ceilings no higher than what there is a use for."""
     drawn, phases = np.array(moves.rows), np.array(moves.phases)
     chosen = [drawn[phases == phase] for phase in np.unique(phases)]
-    return [
-        static_curve(static_exits[:, each], rows.correct[each], host.costs_ms) for each in chosen
+    curves = [
+        static_curve(judge.static_exits[:, each], rows.correct[each], host.costs_ms)
+        for each in chosen
     ]
+    spread = float(host.costs_ms[-1] - host.costs_ms[0])
+    ratio = (log.ceiling_ms - log.floor_ms) / spread
+    overhead_ms = log.floor_ms - ratio * host.costs_ms[0]
+    cost_ms = (log.budget_ms - overhead_ms) / ratio
+    kinds, places = np.unique(cost_ms.round(4), return_inverse=True)
+    worth_ms = np.array([judge.frontier.worth_ms(float(each)) for each in kinds])[places]
+    return replace(
+        log,
+        ceiling_ms=np.minimum(log.ceiling_ms, overhead_ms + ratio * np.maximum(worth_ms, 0.0)),
+        about={**log.about, "static_curves": curves},
+    )

@@ -335,7 +335,7 @@ class BudgetController:
         """
         if self.budget_ms is None:
             return latency_ms
-        return min(max((1 - self.margin) * self.budget_ms, self.floor_ms), self.ceiling_ms)
+        return min(max(self._worth_ms, self.floor_ms), self.ceiling_ms)
 
     def _forget_oldest(self) -> None:
         oldest = self._seen.popleft()
@@ -355,12 +355,19 @@ class BudgetController:
             self._chosen = self.frontier[-1]
             self._go_to(self._chosen)
             return
+        self._worth_ms = self._worth((1 - self.margin) * self.budget_ms)
         bound_ms = self.config.max_correction * self.budget_ms
         correction_ms = min(max(self._credit_ms() / self._horizon, -bound_ms), bound_ms)
-        aim_ms = (1 - self.margin) * self.budget_ms + correction_ms
+        aim_ms = self._worth_ms + correction_ms
         self._effective_ms = min(max(aim_ms, self.floor_ms), self.ceiling_ms)
         self._chosen = self._point_for(self._effective_ms)
         self._go_to(self._held_point if self.yields and self._held_point else self._chosen)
+
+    def _worth(self, latency_ms: float) -> float:
+        """What of a latency the frontier has a use for."""
+        cost_ms = self._cost_for(latency_ms)
+        worth_ms = self.frontier.worth_ms(cost_ms)
+        return latency_ms if worth_ms == cost_ms else self.present_ms(worth_ms + self.shift_ms)
 
     def _point_for(self, latency_ms: float) -> FrontierPoint:
         """The point at which samples take so long now; at the ends nothing shifts."""
@@ -368,9 +375,13 @@ class BudgetController:
             return self.frontier[0]
         if latency_ms >= self.ceiling_ms:
             return self.frontier[-1]
+        return self.frontier.at_cost(self._cost_for(latency_ms))
+
+    def _cost_for(self, latency_ms: float) -> float:
+        """The mean cost, by the frontier, of samples that take so long now."""
         missing_ms = latency_ms - self._cost_ms * self.ratio - self.overhead_ms
         cost_ms = self._cost_ms + missing_ms / (self.ratio + self._queueing)
-        return self.frontier.at_cost(cost_ms - self.shift_ms)
+        return cost_ms - self.shift_ms
 
     def _go_to(self, point: FrontierPoint) -> None:
         self._parameter, self._expected_cost_ms = point.parameter, point.expected_cost_ms

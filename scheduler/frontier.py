@@ -10,6 +10,7 @@ Array = NDArray[np.float64]
 GRID_STEP = 0.003
 MAX_GRID = 800
 ROUNDING = 1e-9
+GAP = 0.05  # of the cost before it, from which on one is not between two steps of a grid
 MOVED_SHARE = 0.2  # of a stage's share of the time
 
 
@@ -62,8 +63,24 @@ class Frontier:
 
     def at_cost(self, cost_ms: float) -> FrontierPoint:
         """The dearest point that costs at most `cost_ms`; the cheapest where none does."""
+        return self[self._place(cost_ms)]
+
+    def worth_ms(self, cost_ms: float) -> float:
+        """What is worth spending of a mean cost.
+
+        All of it, by changing between two points; but not across a gap behind which no accuracy is
+        gained, as there is where a policy has found early that more time does not help it.
+        """
+        place = self._place(cost_ms)
+        costs, accuracy = self.expected_costs_ms, self.expected_accuracy
+        is_gap = place + 1 < len(self) and costs[place + 1] > (1 + GAP) * costs[place]
+        if is_gap and accuracy[place + 1] <= accuracy[place]:
+            return min(float(costs[place]), cost_ms)
+        return cost_ms
+
+    def _place(self, cost_ms: float) -> int:
         cost_ms *= 1 + ROUNDING  # so that the cost of a point, worked out another way, finds it
-        return self[max(int(np.searchsorted(self.expected_costs_ms, cost_ms, side="right")) - 1, 0)]
+        return max(int(np.searchsorted(self.expected_costs_ms, cost_ms, side="right")) - 1, 0)
 
     def at_parameter(self, parameter: float) -> FrontierPoint:
         """The point in force at a parameter value: the dearest that spends no more."""

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from profiling.drift_sets import DriftSet, LengthCosts
-from profiling.plant import Host, Rows, run
+from profiling.plant import Host, Judge, Rows, run
 from profiling.scenarios import Phase, Scenario
 from scheduler.controller import Sample
+from scheduler.frontier import Frontier
 
 COSTS_MS = np.array([1.0, 2.0, 4.0])
 STILL = Host(COSTS_MS, workers=1, jitter=0.0, decode_ms=0.0)
@@ -132,7 +133,21 @@ def test_the_same_seed_gives_the_same_log(rows: Rows) -> None:
 
 def test_fixed_parameters_are_judged_on_the_very_samples(rows: Rows) -> None:
     static = np.stack([np.full(len(rows.labels), exit, np.int8) for exit in range(3)])
-    log = run(one(Phase(400, 50.0)), rows, STILL, Always(1), {"window": 100}, 0, static)
+    judge = Judge(static, frontier_of([[1, 0, 0], [0, 1, 0], [0, 0, 1]], [0.5, 0.6, 0.7]))
+    log = run(one(Phase(400, 50.0)), rows, STILL, Always(1), {"window": 100}, 0, judge)
     ((costs, accuracy),) = log.about["static_curves"]
     assert costs == [1.0, 2.0, 4.0]
     assert accuracy[1] == pytest.approx(log.correct.mean(), abs=1e-4)
+    assert set(log.ceiling_ms.round(6)) == {2.65}  # the budget, which it could use
+
+
+def test_nobody_need_spend_what_the_policy_has_no_use_for(rows: Rows) -> None:
+    static = np.zeros((1, len(rows.labels)), np.int8)
+    judge = Judge(static, frontier_of([[1, 0, 0], [0, 1, 0], [0, 0, 1]], [0.5, 0.6, 0.6]))
+    log = run(one(Phase(400, 50.0)), rows, STILL, Always(1), {"window": 100}, 0, judge)
+    assert set(log.ceiling_ms.round(6)) == {2.0}
+
+
+def frontier_of(rates: list[list[float]], accuracy: list[float]) -> Frontier:
+    return Frontier(np.arange(len(rates), dtype=float), np.array(rates, float),
+                    np.array(accuracy), COSTS_MS)  # fmt: skip

@@ -368,6 +368,18 @@ def test_another_policy_takes_over_and_the_window_stays() -> None:
     assert not moved.yields
 
 
+def test_time_that_the_policy_has_no_use_for_is_not_saved_up() -> None:
+    costs = np.array(WIDE_MS)
+    rates = np.array([[1, 0, 0], [0.5, 0.5, 0], [0, 0, 1]])
+    curve = Frontier(np.arange(3.0), rates, np.array([0.6, 0.7, 0.7]), costs)
+    host = Plant(BudgetController(curve, 3.0, ControllerConfig(max_age_s=1e9)))
+    moments = host.run(4000)
+    assert {moment.exit for moment in moments} == {0, 1}
+    assert host.controller.effective_budget_ms == pytest.approx(1.5, rel=0.05)
+    host.slowdown = 2.1  # now it has a use for all of it, and no credit from before
+    assert rolling(host.run(3000)).max() <= 1.05 * 3.0
+
+
 # Where samples wait for each other
 
 

@@ -207,3 +207,14 @@ def test_budget_grid_of_costs_far_apart_stays_within_its_size() -> None:
     grid = budget_grid(np.array([0.01, 1000.0]))
     assert len(grid) == 801
     assert grid[1:] / grid[:-1] == pytest.approx(np.full(800, 1e5 ** (1 / 800)))
+
+
+def test_a_gap_behind_which_nothing_is_gained_is_not_worth_crossing() -> None:
+    costs = np.array([1.0, 2.0, 4.0])
+    rates = np.array([[1, 0, 0], [0.5, 0.5, 0], [0, 0, 1]])
+    useless = Frontier(np.arange(3.0), rates, np.array([0.6, 0.7, 0.7]), costs)
+    assert useless.worth_ms(3.0) == 1.5
+    assert useless.worth_ms(1.2) == 1.2  # up to the next point there is something to gain
+    assert useless.worth_ms(9.0) == 9.0  # where all runs to the end there is no gap
+    useful = Frontier(np.arange(3.0), rates, np.array([0.6, 0.7, 0.8]), costs)
+    assert useful.worth_ms(3.0) == 3.0
