@@ -14,6 +14,7 @@ from models.stage_costs import StageCosts
 from profiling.disciplines import Urgency
 from scheduler.policy import ExitPolicy
 from server.errors import INTERNAL_DETAIL, DeadlineExceeded, InferenceFailed, ServeError
+from server.in_force import InForce
 from server.metrics import ModelMetrics
 from server.row import Answer, Completion, Row, TraceEntry
 from server.stage_step import Shown, StageOutput, StageStep
@@ -30,7 +31,8 @@ class Engine:
 
     A free worker takes the most urgent batch (`ReadyLists`), whatever requests its rows came with;
     nothing ever waits for a batch to fill. The policy's parameter is one reference that workers
-    read once per batch, so that a change applies to every row at its next exit.
+    read once per batch, so that a change applies to every row at its next exit. Another policy is
+    for rows that enter from then on.
 
     Args:
         backend: Runs stages and heads.
@@ -58,13 +60,13 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.backend = backend
-        self.policy = policy
+        self.in_force = InForce(policy, parameter)
         self.metrics = metrics
         self.on_batch = on_batch
         self.clock = clock
         self.failed = False
         self.beat_s = clock()
-        self._step = StageStep(backend, policy, parameter)
+        self._step = StageStep(backend)
         self._costs = costs
         self._fits = sys.maxsize  # rows, as far as memory is known to go
         self._max_batch = max_batch
@@ -92,13 +94,22 @@ class Engine:
         return all(thread.is_alive() for thread in self._threads)
 
     @property
+    def policy(self) -> ExitPolicy:
+        """The policy that rows enter under."""
+        return self.in_force.policy
+
+    @property
     def parameter(self) -> float:
         """The policy's parameter in force."""
-        return self._step.parameter
+        return self.in_force.setting.parameter
 
     @parameter.setter
     def parameter(self, value: float) -> None:
-        self._step.parameter = value
+        self.in_force.set(value)
+
+    def use(self, policy: ExitPolicy, parameter: float) -> None:
+        """Let rows enter under another policy; those that are in keep theirs."""
+        self.in_force = InForce(policy, parameter)
 
     @property
     def max_batch(self) -> int:
@@ -122,10 +133,11 @@ class Engine:
 
     def submit(self, rows: Sequence[Row]) -> None:
         """Put rows into stage 0's ready list; any thread may."""
-        now = self.clock()
+        now, in_force = self.clock(), self.in_force
         for row in rows:
             row.arrived_s = now
-            row.history = self.policy.start(1)
+            row.under = row.under or in_force
+            row.history = row.under.policy.start(1)
             row.shape = tuple(array.shape[1:] for array in row.state)
         self._queue.put(rows)
 
@@ -223,8 +235,9 @@ class Engine:
         completions: list[Completion],
     ) -> list[Row]:
         """Book the stage on its rows; complete those that leave here, return the others."""
-        state, history, shown = output
-        blinds = shown is None and self._step.remembers
+        state, history, _, shown = output
+        assert rows[0].under is not None, "rows enter under a policy"
+        blinds = shown is None and rows[0].under.remembers
         staying = []
         for place, row in enumerate(rows):
             row.compute_ms += elapsed_ms

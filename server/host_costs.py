@@ -59,6 +59,15 @@ def measure_costs(
     return costs
 
 
+def try_policy(backend: StageBackend, policy: ExitPolicy, example: State) -> None:
+    """Run the example through network and policy once.
+
+    Raises:
+        ValueError: If that fails.
+    """
+    _batches_ms(backend, policy, example, 1, 1)
+
+
 def _sizes(max_batch: int | None) -> list[int]:
     """The sizes to measure beyond 1."""
     limit = LARGEST_BATCH if max_batch is None else max_batch

@@ -100,6 +100,14 @@ class Service:
             raise UnknownModel(f"no model {name!r} is loaded; name one of {loaded}")
         return self.models[name]
 
+    def meant(self, name: str | None) -> list[ServedModel]:
+        """The models that a request for one or all means.
+
+        Raises:
+            UnknownModel: If none is loaded under the name.
+        """
+        return list(self.models.values()) if name is None else [self.named(name)]
+
     @property
     def unready(self) -> str | None:
         """Why requests are not taken; None when they are."""

@@ -10,7 +10,10 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 
 from scheduler.controller import BudgetController
 
-ROUTES: Final = ("/predict", "/budget", "/frontier", "/metrics", "/livez", "/readyz", "other")
+ROUTES: Final = (
+    "/predict", "/budget", "/frontier", "/scheduler/reload", "/audit", "/audit/rows",
+    "/metrics", "/livez", "/readyz", "other",
+)  # fmt: skip
 LATENCY_BUCKETS: Final = tuple(
     round(1e-4 * 10 ** (i / 6), 7) for i in range(31)
 )  # 0.1 ms to 10 s, six a decade
@@ -135,6 +138,8 @@ class ModelMetrics:
 
     def __init__(self, metrics: Metrics, model: str, num_exits: int) -> None:
         exits = [str(k) for k in range(num_exits)]
+        self._model, self._info = model, metrics.model_info
+        self._shown_info: tuple[str, ...] | None = None
         self.predictions = [metrics.predictions.labels(model, k) for k in exits]
         self._batches: deque[tuple[int, int, float]] = deque()
         self._answers: deque[tuple[int, AnswerLatency]] = deque()
@@ -178,6 +183,13 @@ class ModelMetrics:
             self.queue_latency.observe(latency.queue_ms / 1e3)
             if latency.decode_ms is not None:
                 self.decode_latency.observe(latency.decode_ms / 1e3)
+
+    def show_policy(self, version: str, policy: str, device: str) -> None:
+        """Say what is loaded, in place of what was."""
+        if self._shown_info is not None:
+            self._info.remove(*self._shown_info)
+        self._shown_info = (self._model, version, policy, device)
+        self._info.labels(*self._shown_info).set(1)
 
     def show_control(
         self, controller: BudgetController, thresholds: Sequence[float] | None

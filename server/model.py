@@ -8,17 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 from models.bundle import Bundle
-from models.preprocess import Prepared, Unreadable
 from scheduler.controller import BudgetController, ControllerConfig, Sample
-from scheduler.scheduler import load_scheduler
 from server.backends import open_backend
+from server.decoder import Decoder
 from server.engine import Engine
-from server.errors import InvalidContent, ServeError
-from server.host_costs import default_budget_ms, measure_costs
+from server.errors import ServeError
+from server.host_costs import default_budget_ms, measure_costs, try_policy
+from server.host_scheduler import HostScheduler, on_host, read_scheduler, reread
 from server.masks import mask_png
 from server.metrics import AnswerLatency, Metrics, ModelMetrics
 from server.row import Answer, Completion, Row
-from server.sample import SMALL_INPUT, Decoded, Load, Modality, Request, Served
+from server.sample import Decoded, Load, Modality, Request, Served
 from server.schemas import Options
 from server.settings import Settings
 
@@ -60,34 +60,19 @@ class ServedModel:
         self.num_exits = manifest.num_exits
         self.broken: str | None = None
         self.clock = clock
-        # Which of the two it takes, `reads` says, and routes hand it nothing else.
-        self._preprocess: Any = bundle.preprocessor(settings.max_pixels)
+        self._decode = Decoder(bundle.preprocessor(settings.max_pixels), clock)
         self._decode_pool = decode_pool
         self._metrics = ModelMetrics(metrics, self.name, self.num_exits)
         backend = open_backend(bundle, settings)
-        policy, frontier = load_scheduler(bundle.folder)
-        if policy.num_exits != self.num_exits:
-            raise ValueError(
-                f"{bundle.folder}: the scheduler has {policy.num_exits} exits, the network "
-                f"{self.num_exits}"
-            )
-        metrics.model_info.labels(self.name, self.version, policy.kind, backend.device).set(1)
-        self._costs = measure_costs(backend, policy, self._preprocess.example, settings.max_batch)
+        policy, built_on = scheduler = read_scheduler(bundle)
+        self._costs = measure_costs(backend, policy, self._decode.example, settings.max_batch)
         self._max_batch = settings.max_batch or self._costs.worthwhile_rows()
-        costs_ms = self._costs.costs_ms
-        built_on, frontier = frontier, frontier.with_costs(costs_ms)
-        if moved := built_on.moved_stages(costs_ms):
-            log.warning(
-                "%s: the share of stages %s in the whole time differs by more than a fifth from "
-                "the machine that fitted the scheduler; `eenet fit` with this "
-                "host's --costs fits it again",
-                self.name,
-                moved,
-            )
+        self._scheduler = on_host(bundle, scheduler, self._costs)
+        frontier = self._scheduler.frontier
         log.info(
             "%s costs %s ms until each exit on this host",
             self.name,
-            costs_ms.round(3).tolist(),
+            self._costs.costs_ms.round(3).tolist(),
         )
         budget_ms = settings.budget_ms
         if budget_ms is None and manifest.default_budget_ms is not None:
@@ -110,6 +95,7 @@ class ServedModel:
             costs=self._costs,
             clock=clock,
         )
+        self._metrics.show_policy(self.version, policy.kind, backend.device)
 
     @property
     def controller(self) -> BudgetController:
@@ -148,19 +134,18 @@ class ServedModel:
         )
         deadline_s = None if options.deadline_ms is None else received_s + options.deadline_ms / 1e3
         request = Request(self._loop.create_future(), received_s, controlled=own is None)
+        under = self.engine.in_force  # read beside `own`, which is a parameter of this policy alone
 
         def enter(decoded: Decoded) -> None:
             request.decoded = decoded
-            row = Row(
-                decoded.prepared.state, request, own, deadline_s, options.priority, options.trace
-            )
-            request.row = row
+            wishes = (own, deadline_s, options.priority, options.trace)
+            request.row = row = Row(decoded.prepared.state, request, *wishes, under)
             if request.left:
                 self._metrics.cancelled.inc()
             else:
                 self.engine.submit([row])
 
-        decoded = self._decode_quickly(load)
+        decoded = self._decode.quickly(load)
         if decoded is None:
             self._decode_pool.submit(self._decode_and, enter, request, load)
         else:
@@ -188,21 +173,13 @@ class ServedModel:
         if request.row is not None:
             self.engine.cancel([request.row])
 
-    def _decode_quickly(self, load: Load) -> Decoded | None:
-        """Small inputs on the loop itself: handing them to a thread and back costs more."""
-        if not load.small or load.size > SMALL_INPUT:
-            return None
-        return self._decode(load, self._preprocess.quickly)
-
     def _decode_and(self, enter: Callable[[Decoded], None], request: Request, load: Load) -> None:
         """Decode thread: bytes or text to a row, and the row into the engine."""
         if request.left:
             self._metrics.cancelled.inc()
             return
         try:
-            decoded = self._decode(load, self._preprocess)
-            assert decoded is not None, "only decoding quickly gives up"
-            enter(decoded)
+            enter(self._decode(load))
         except Exception as error:
             self._loop.call_soon_threadsafe(_fail, request.future, error)
 
@@ -215,6 +192,26 @@ class ServedModel:
         self.engine.parameter = self.controller.parameter
         self.engine.max_batch = self._batch_within(budget_ms)
         log.info("%s: budget %s ms of %s latency", self.name, budget_ms, measure)
+
+    def reread_scheduler(self) -> HostScheduler:
+        """The scheduler that the bundle's folder holds now, tried out; any thread, blocks.
+
+        Raises:
+            ValueError: If the folder holds none that this network can run under.
+        """
+        bundle, scheduler = reread(self._scheduler.bundle)
+        try_policy(self.engine.backend, scheduler.policy, self._decode.example)
+        return on_host(bundle, scheduler, self._costs)
+
+    def use_scheduler(self, fresh: HostScheduler) -> None:
+        """Go on with another scheduler: rows that enter from now on; budget and windows stay."""
+        self.count()
+        self._scheduler = fresh
+        for controller in self._controllers.values():
+            controller.use(fresh.frontier)
+        self.engine.use(fresh.policy, self.controller.parameter)
+        self._metrics.show_policy(self.version, fresh.policy.kind, self.engine.backend.device)
+        log.info("%s: scheduler %s (%s)", self.name, fresh.policy.kind, fresh.sha256)
 
     def _batch_within(self, budget_ms: float | None) -> int:
         """Most rows of a batch: a larger one would leave no exit within the budget."""
@@ -237,23 +234,13 @@ class ServedModel:
         if not self.engine.failed:
             return
         tag = Request(self._loop.create_future(), self.clock(), controlled=False)
-        self.engine.submit([Row(self._preprocess.example, tag, priority=0)])
+        self.engine.submit([Row(self._decode.example, tag, priority=0)])
         try:
             await tag.future
         except ServeError:
             self.broken = f"{self.name} fails on every input; see the log and restart"
         else:
             self.broken, self.engine.failed = None, False
-
-    def _decode(self, load: Load, preprocess: Callable[[Any], Prepared | None]) -> Decoded | None:
-        started = self.clock()
-        try:
-            prepared = preprocess(load.read())
-        except Unreadable as error:
-            raise InvalidContent(str(error)) from error
-        if prepared is None:
-            return None
-        return Decoded(prepared, (self.clock() - started) * 1e3)
 
     def _on_batch(self, completions: list[Completion]) -> None:
         """Worker thread: hand a batch's completions to the loop in one call."""

@@ -4,9 +4,10 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 from profiling.disciplines import Urgency
+from server.in_force import InForce
 from server.row import PRIORITIES, Row, Shape
 
-Key = tuple[int, Shape, bool]  # stage, shape of the input, blind
+Key = tuple[int, Shape, bool, InForce | None]  # stage, shape of the input, blind, policy
 List = OrderedDict[Row, None]  # the oldest first; any row can be taken out at once
 
 
@@ -17,7 +18,7 @@ class ReadyLists:
     urgent (`profiling.disciplines`), unless it would overtake a row that came earlier by more than
     its patience, so that none starve. With batches of one row it is the row that came first.
     Free places of a batch go to rows of lower priority that wait for the same stage. Rows of one
-    batch are of one shape, and all of them blind or none.
+    batch are of one shape, under one policy, and all of them blind or none.
 
     Args:
         urgency: What batches are worth; may be replaced at any time.
@@ -64,8 +65,8 @@ class ReadyLists:
         """Rows waiting for each stage, (K,)."""
         counts = [0] * num_stages
         for lists in self._levels:
-            for (stage, _, _), rows in lists.items():
-                counts[stage] += len(rows)
+            for key, rows in lists.items():
+                counts[key[0]] += len(rows)
         return counts
 
     def oldest_s(self) -> float | None:
@@ -94,4 +95,4 @@ def _first(rows: List) -> Row:
 
 
 def _key(row: Row) -> Key:
-    return row.stage, row.shape, row.blind
+    return row.stage, row.shape, row.blind, row.under

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from models.backend import HeadOutput, State
 from server.errors import ServeError
+from server.in_force import InForce
 
 PRIORITIES = 4
 Shape = tuple[tuple[int, ...], ...]  # of one row's arrays
@@ -54,6 +55,7 @@ class Row:
         deadline_s: On the engine's clock, or None.
         priority: 0 goes first, 3 last.
         traced: Keep what it showed at each exit.
+        under: The policy that it entered with and keeps; None: the engine's at its entry.
         place: Which row of `state` and `history` it is.
         history: The policy's, of the same batch, (A, H).
         shape: Of its input: rows of other shapes never share a batch with it.
@@ -69,6 +71,7 @@ class Row:
     deadline_s: float | None = None
     priority: int = 1
     traced: bool = False
+    under: InForce | None = None
     place: int = 0
     history: NDArray[np.float64] = field(default_factory=lambda: np.empty((1, 0)))
     shape: Shape = ()

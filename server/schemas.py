@@ -194,6 +194,20 @@ class Budgets(BaseModel):
     models: list[BudgetState]
 
 
+class Reloaded(BaseModel):
+    """A model's scheduler after a reload; `sha256` is of its `scheduler.npz`."""
+
+    model: str
+    policy: str
+    sha256: str
+
+
+class Reloads(BaseModel):
+    """All schedulers asked for."""
+
+    models: list[Reloaded]
+
+
 class FrontierEntry(BaseModel):
     """What a budget buys, in this host's milliseconds."""
 

@@ -6,17 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.backend import HeadOutput, Part, StageBackend, State, gather_arrays
-from scheduler.policy import ExitPolicy
+from server.in_force import Setting
 from server.row import Row
 
 Array = NDArray[np.float64]
-
-
-class _InForce(NamedTuple):
-    """The policy's parameter, as workers read it."""
-
-    parameter: float
-    needs: tuple[bool, ...]  # which heads rows under it need, (K,)
 
 
 class Shown(NamedTuple):
@@ -38,10 +31,18 @@ class Shown(NamedTuple):
 
 
 class StageOutput(NamedTuple):
-    """What a stage made of A rows; `shown` is None where none of them needs its exit."""
+    """What a stage made of A rows.
+
+    Attributes:
+        state: Behind the stage.
+        history: The policy's, (A, H).
+        parameter: In force as the policy was asked; rows with their own obey that.
+        shown: None where none of them needs the stage's exit.
+    """
 
     state: State
     history: Array
+    parameter: float
     shown: Shown | None
 
 
@@ -53,53 +54,36 @@ class StageStep:
 
     Args:
         backend: Runs stages and heads.
-        policy: Scores and decides.
-        parameter: The policy's parameter in force.
     """
 
-    def __init__(self, backend: StageBackend, policy: ExitPolicy, parameter: float) -> None:
+    def __init__(self, backend: StageBackend) -> None:
         self.backend = backend
-        self.policy = policy
-        self.remembers = policy.start(1).shape[1] > 0
         self._last = backend.num_exits - 1
-        self._in_force = self._at(parameter)
-
-    @property
-    def parameter(self) -> float:
-        """The parameter in force: one reference, read once per batch."""
-        return self._in_force.parameter
-
-    @parameter.setter
-    def parameter(self, value: float) -> None:
-        if value != self._in_force.parameter:
-            self._in_force = self._at(value)
 
     def __call__(self, rows: list[Row]) -> StageOutput:
-        """Run the stage that the rows wait for."""
+        """Run the stage that the rows, all under one policy, wait for."""
         stage, held = rows[0].stage, _held(rows)
         state = self.backend.run_stage(stage, self.backend.gather([part for part, _ in held]))
-        in_force = self._in_force
+        under = rows[0].under
+        assert under is not None, "rows enter under a policy"
+        in_force = under.setting
         if not any(self._needs(row, in_force) for row in rows):
-            return StageOutput(state, self.policy.start(len(rows)), None)
+            return StageOutput(state, in_force.policy.start(len(rows)), in_force.parameter, None)
         (history,) = gather_arrays([Part((before,), part.rows) for part, before in held])
-        shown = self._show(rows, state, history, in_force.parameter)
-        return StageOutput(state, shown.history, shown)
+        shown = self._show(rows, state, history, in_force)
+        return StageOutput(state, shown.history, in_force.parameter, shown)
 
-    def _at(self, parameter: float) -> _InForce:
-        exits = range(self.backend.num_exits)
-        return _InForce(parameter, tuple(self.policy.needs(exit, parameter) for exit in exits))
-
-    def _needs(self, row: Row, in_force: _InForce) -> bool:
+    def _needs(self, row: Row, in_force: Setting) -> bool:
         """Whether a row needs the head of its stage."""
         if row.stage == self._last or row.traced or row.deadline_s is not None:
             return True
         if row.blind:
             return False
         if row.parameter is not None:
-            return self.policy.needs(row.stage, row.parameter)
+            return in_force.policy.needs(row.stage, row.parameter)
         return in_force.needs[row.stage]
 
-    def _show(self, rows: list[Row], state: State, history: Array, parameter: float) -> Shown:
+    def _show(self, rows: list[Row], state: State, history: Array, in_force: Setting) -> Shown:
         """What the exit says of the rows, and which of them leave."""
         exit, count = rows[0].stage, len(rows)
         said = self.backend.run_head(exit, state)
@@ -107,16 +91,17 @@ class StageStep:
             said = HeadOutput(said.logits[:count], said.log_probs[:count])
         if exit == self._last and not any([row.traced for row in rows]):
             return Shown(said, history, None, None, [True] * count)
-        parameters = self._parameters(rows, parameter)
-        step = self.policy.step(exit, said.log_probs, history, parameters)
+        parameters = _parameters(rows, in_force.parameter)
+        step = in_force.policy.step(exit, said.log_probs, history, parameters)
         leave = [True] * count if exit == self._last else step.leave.tolist()
         return Shown(said, step.history, step.scores, step.thresholds, leave)
 
-    def _parameters(self, rows: list[Row], parameter: float) -> Array:
-        """Each row's own (A,), or (1,) where all obey the same."""
-        if all([row.parameter is None for row in rows]):
-            return np.array([parameter])
-        return np.array([parameter if row.parameter is None else row.parameter for row in rows])
+
+def _parameters(rows: list[Row], parameter: float) -> Array:
+    """Each row's own (A,), or (1,) where all obey the same."""
+    if all([row.parameter is None for row in rows]):
+        return np.array([parameter])
+    return np.array([parameter if row.parameter is None else row.parameter for row in rows])
 
 
 def _held(rows: list[Row]) -> list[tuple[Part, Array]]:

@@ -6,8 +6,7 @@ from fastapi import APIRouter, Query, Request
 
 from server.bodies import parse_json
 from server.budget_view import budget_state, frontier_entries
-from server.lifecycle import Service, service_of
-from server.model import ServedModel
+from server.lifecycle import service_of
 from server.schemas import BudgetChange, Budgets, FrontierEntry, ModelQuery
 
 router = APIRouter(tags=["budget"])
@@ -18,7 +17,7 @@ Named = Annotated[ModelQuery, Query()]
 @router.get("/budget")
 async def get_budget(request: Request, query: Named) -> Budgets:
     """The budget of all models or of one, and what became of it."""
-    meant = _meant(service_of(request), query.model)
+    meant = service_of(request).meant(query.model)
     return Budgets(models=[budget_state(each) for each in meant])
 
 
@@ -33,7 +32,7 @@ async def get_budget(request: Request, query: Named) -> Budgets:
 )
 async def put_budget(request: Request, query: Named) -> Budgets:
     """Change the budget of all models or of one; in force from every sample's next exit on."""
-    meant = _meant(service_of(request), query.model)
+    meant = service_of(request).meant(query.model)
     change = parse_json(BudgetChange, await request.body())
     given = {name: getattr(change, name) for name in change.model_fields_set}
     for each in meant:
@@ -47,7 +46,3 @@ async def put_budget(request: Request, query: Named) -> Budgets:
 async def get_frontier(request: Request, query: Named) -> list[FrontierEntry]:
     """What each budget buys, in this host's present milliseconds."""
     return frontier_entries(service_of(request).named(query.model))
-
-
-def _meant(service: Service, name: str | None) -> list[ServedModel]:
-    return list(service.models.values()) if name is None else [service.named(name)]

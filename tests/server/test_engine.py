@@ -323,6 +323,83 @@ def test_a_changed_parameter_applies_to_rows_already_on_their_way() -> None:
     assert done[0].outcome.exit == 1  # type: ignore[union-attr]
 
 
+def test_rows_that_are_in_keep_their_policy_and_its_last_parameter_when_another_comes() -> None:
+    backend, done = FakeBackend(), list[Completion]()
+    engine = engine_of(backend, done.extend)
+    before = [Row(sure(0.6, 0.85, 0.95)), Row(sure(0.6, 0.75, 0.95))]
+    after = [Row(sure(0.6, 0.85, 0.95))]
+
+    def swap(stage: int) -> None:
+        if stage == 1 and engine.policy.kind == "maxprob":
+            engine.use(PatiencePolicy(table(NEVER, 2.8)), 2.0)
+            engine.submit(after)
+            engine.parameter = 1.0  # of the new policy alone; 2.0 would let nothing go early
+
+    backend.on_stage = swap
+    engine.submit(before)
+    run_out(engine)
+    exits = {id(row): outcome.exit for row, outcome in done}  # type: ignore[union-attr]
+    assert [exits[id(row)] for row in (*before, *after)] == [1, 2, 1]
+    assert engine.parameter == 1.0 and engine.policy.kind == "patience"
+
+
+def test_rows_of_two_policies_never_share_a_batch() -> None:
+    backend = FakeBackend()
+    engine = engine_of(backend, max_batch=8)
+    engine.submit([Row(sure(0.6, 0.6, 0.91)) for _ in range(3)])
+    engine.use(ConfidencePolicy(table(0.95, 0.95), "maxprob"), 1.0)
+    engine.submit([Row(sure(0.6, 0.6, 0.92)) for _ in range(2)])
+    run_out(engine)
+    assert sorted((stage, len(shown)) for stage, shown in backend.batches) == [
+        (stage, rows) for stage in range(3) for rows in (2, 3)
+    ]
+
+
+SWAPS: tuple[tuple[ExitPolicy, tuple[float, float]], ...] = (
+    (ConfidencePolicy(table(0.9, 0.8), "maxprob"), (0.9, 0.8)),
+    (ConfidencePolicy(table(0.6, 0.9), "maxprob"), (0.6, 0.9)),
+    (PatiencePolicy(table(NEVER, 1.9)), (NEVER, 0.0)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    waves=st.lists(
+        st.tuples(
+            st.sampled_from(SWAPS),
+            st.lists(st.tuples(*[st.sampled_from([0.65, 0.85, 0.95])] * 3), max_size=8),
+            st.sampled_from([0.0, 0.0005]),
+        ),
+        min_size=1,
+        max_size=8,
+    ),
+    max_batch=st.integers(1, 9),
+    workers=st.integers(1, 3),
+)
+def test_every_row_leaves_by_the_policy_it_entered_with_however_often_others_come(
+    waves: list[tuple[tuple[ExitPolicy, tuple[float, float]], list[Any], float]],
+    max_batch: int,
+    workers: int,
+) -> None:
+    done: list[Completion] = []
+    backend = FakeBackend(lambda stage: time.sleep(0.0001))
+    engine = engine_of(backend, done.extend, max_batch=max_batch, workers=workers)
+    engine.start()
+    expected = []
+    for (by, least), confidences, pause in waves:
+        engine.use(by, 1.0)
+        engine.submit(
+            [Row(sure(*each), tag=len(expected) + i) for i, each in enumerate(confidences)]
+        )
+        fires = [[shown >= bar for shown, bar in zip(each, (*least, 0.0), strict=True)]
+                 for each in confidences]  # fmt: skip
+        expected += [each.index(True) for each in fires]
+        time.sleep(pause)
+    engine.stop()
+    exits = {row.tag: outcome.exit for row, outcome in done}  # type: ignore[union-attr]
+    assert exits == dict(enumerate(expected))
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     confidences=st.lists(

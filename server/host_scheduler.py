@@ -1,0 +1,83 @@
+"""A bundle's scheduler as this host runs it, at the start and when it is fitted again."""
+
+import logging
+from typing import NamedTuple
+
+from models.bundle import Bundle, BundleError, load_bundle
+from models.stage_costs import StageCosts
+from scheduler.frontier import Frontier
+from scheduler.policy import ExitPolicy
+from scheduler.scheduler import FILES, Scheduler, load_scheduler
+
+log = logging.getLogger(__name__)
+
+
+class HostScheduler(NamedTuple):
+    """A policy with its frontier at this host's costs, and the bundle that both come from."""
+
+    bundle: Bundle
+    policy: ExitPolicy
+    frontier: Frontier
+
+    @property
+    def sha256(self) -> str:
+        """Of the file that holds its numbers."""
+        return self.bundle.manifest.files[FILES[1]].sha256
+
+
+def read_scheduler(bundle: Bundle) -> Scheduler:
+    """The scheduler of a verified bundle.
+
+    Raises:
+        ValueError: If it cannot be read or is not of the bundle's network.
+    """
+    scheduler, num_exits = load_scheduler(bundle.folder), bundle.manifest.num_exits
+    if scheduler.policy.num_exits != num_exits:
+        raise ValueError(
+            f"{bundle.folder}: the scheduler has {scheduler.policy.num_exits} exits, the network "
+            f"{num_exits}"
+        )
+    return scheduler
+
+
+def on_host(bundle: Bundle, scheduler: Scheduler, costs: StageCosts) -> HostScheduler:
+    """A scheduler at this host's costs; where they part too much from its own, the log says so."""
+    policy, built_on = scheduler
+    if moved := built_on.moved_stages(costs.costs_ms):
+        log.warning(
+            "%s: the share of stages %s in the whole time differs by more than a fifth from "
+            "the machine that fitted the scheduler; `eenet fit` with this "
+            "host's --costs fits it again",
+            bundle.manifest.name,
+            moved,
+        )
+    return HostScheduler(bundle, policy, built_on.with_costs(costs.costs_ms))
+
+
+def reread(served: Bundle) -> tuple[Bundle, Scheduler]:
+    """The scheduler that now lies in the folder of a bundle being served, and the bundle anew.
+
+    Raises:
+        ValueError: If the folder no longer holds a whole bundle of the network being served.
+    """
+    bundle = load_bundle(served.folder)
+    if _network(bundle) != _network(served):
+        raise BundleError(
+            f"{served.folder} no longer holds the network of {served.manifest.name} that is being "
+            f"served; restart the server"
+        )
+    scheduler = read_scheduler(bundle)
+    if load_bundle(served.folder).manifest != bundle.manifest:
+        raise BundleError(f"{served.folder} was written to while it was read; ask again")
+    return bundle, scheduler
+
+
+def _network(bundle: Bundle) -> object:
+    """What must not change under a server: the graphs, and what surrounds them."""
+    manifest = bundle.manifest
+    graphs = {
+        name: file.sha256
+        for name, file in manifest.files.items()
+        if name.startswith(("stages/", "heads/")) or name == "weights.safetensors"
+    }
+    return manifest.name, manifest.task, manifest.classes, manifest.preprocessing, graphs

@@ -1,0 +1,30 @@
+"""POST /scheduler/reload."""
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+
+from server.errors import InvalidContent
+from server.lifecycle import service_of
+from server.schemas import ModelQuery, Reloaded, Reloads
+
+router = APIRouter(tags=["scheduler"])
+
+
+@router.post("/scheduler/reload")
+async def reload_scheduler(request: Request, query: Annotated[ModelQuery, Query()]) -> Reloads:
+    """Go on with the schedulers that the bundles now hold; requests in flight keep theirs."""
+    meant = service_of(request).meant(query.model)
+    try:
+        fresh = [await asyncio.to_thread(model.reread_scheduler) for model in meant]
+    except ValueError as error:
+        raise InvalidContent(str(error)) from error
+    for model, each in zip(meant, fresh, strict=True):
+        model.use_scheduler(each)
+    return Reloads(
+        models=[
+            Reloaded(model=model.name, policy=each.policy.kind, sha256=each.sha256)
+            for model, each in zip(meant, fresh, strict=True)
+        ]
+    )

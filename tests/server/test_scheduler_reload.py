@@ -1,0 +1,214 @@
+"""POST /scheduler/reload: another scheduler from the same folder, while requests run."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from models.bundle import MANIFEST, Bundle, Manifest, load_bundle, rewrite_manifest
+from scheduler.scheduler import FILES
+from server.app import create_app
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from tests.conftest import Images
+
+JPEG = {"content-type": "image/jpeg"}
+Refitted = Callable[[str], Path]
+
+
+@pytest.fixture
+def folder(shipped_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the shipped bundle, to be changed under the server."""
+    return Path(shutil.copytree(shipped_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def reloading(folder: Path) -> Iterator[TestClient]:
+    with TestClient(create_app(Settings(bundle=(folder,), window=100))) as client:
+        yield client
+
+
+def put_scheduler(source: Path, folder: Path) -> str:
+    """Another bundle's scheduler into a bundle; the hash of its numbers."""
+    for name in FILES:
+        shutil.copy(source / name, folder / name)
+    rewrite_manifest(load_bundle_unverified(folder))
+    return sha256(folder)
+
+
+def load_bundle_unverified(folder: Path) -> Bundle:
+    return Bundle(folder, Manifest.model_validate_json((folder / MANIFEST).read_bytes()))
+
+
+def sha256(folder: Path) -> str:
+    return hashlib.sha256((folder / FILES[1]).read_bytes()).hexdigest()
+
+
+def state(client: TestClient) -> dict[str, Any]:
+    return client.get("/budget").json()["models"][0]
+
+
+def reload(client: TestClient, **query: str) -> list[dict[str, Any]]:
+    answer = client.post("/scheduler/reload", params=query)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["models"]
+
+
+def test_the_scheduler_that_the_folder_now_holds_is_served(
+    reloading: TestClient, folder: Path, refitted: Refitted, images: Images
+) -> None:
+    assert state(reloading)["policy"] == "stopping"
+    reloading.put("/budget", json={"budget_ms": 1e-3})
+    wanted = put_scheduler(refitted("maxprob"), folder)
+    name = load_bundle(folder).manifest.name
+    assert reload(reloading) == [{"model": name, "policy": "maxprob", "sha256": wanted}]
+    shown = state(reloading)
+    assert shown["policy"] == "maxprob" and shown["thresholds"][:2] == [0, 0]
+    assert shown["budget_ms"] == 1e-3
+    answer = reloading.post("/predict", content=images.files[0], headers=JPEG)
+    assert answer.json()["exit"] == 0
+    text = reloading.get("/metrics").text
+    assert 'policy="maxprob"' in text and 'policy="stopping"' not in text
+
+
+def test_reloading_what_is_served_changes_nothing_and_keeps_the_window(
+    reloading: TestClient, folder: Path, images: Images
+) -> None:
+    for file in images.files[:20]:
+        reloading.post("/predict", content=file, headers=JPEG)
+    before = state(reloading)
+    (shown,) = reload(reloading, model=before["model"])
+    assert shown["sha256"] == sha256(folder)
+    after = state(reloading)
+    assert after["samples"] == before["samples"] == 20
+    same = ("policy", "budget_ms", "floor_ms", "ceiling_ms", "rolling_latency_ms", "exit_rates")
+    assert {key: after[key] for key in same} == {key: before[key] for key in same}
+
+
+def damage(folder: Path) -> None:
+    (folder / FILES[1]).write_bytes(b"no archive")
+
+
+def take_away(folder: Path) -> None:
+    (folder / FILES[0]).unlink()
+
+
+def list_rubbish(folder: Path) -> None:
+    damage(folder)
+    rewrite_manifest(load_bundle_unverified(folder))
+
+
+def change_the_network(folder: Path) -> None:
+    shutil.copy(folder / "heads/1.onnx", folder / "heads/0.onnx")
+    rewrite_manifest(load_bundle_unverified(folder))
+
+
+def of_another_network(folder: Path) -> None:
+    """A policy of four exits and classes, where the network has three and ten."""
+    text = Path(__file__).resolve().parents[2] / "models/zoo/ag-news-minilm"
+    put_scheduler(text, folder)
+
+
+def of_other_classes(folder: Path) -> None:
+    """Three exits, but weights for other classes."""
+    with np.load(folder / FILES[1]) as arrays:
+        held = dict(arrays)
+    for k in range(3):
+        held[f"class_offsets_{k}"] = held[f"class_offsets_{k}"][:4]
+    np.savez_compressed(folder / FILES[1], **held)
+    rewrite_manifest(load_bundle_unverified(folder))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (damage, "scheduler.npz is damaged"),
+        (take_away, "scheduler.json is missing"),
+        (list_rubbish, "scheduler.npz cannot be read"),
+        (change_the_network, "no longer holds the network"),
+        (of_another_network, "the scheduler has 4 exits, the network 3"),
+        (of_other_classes, "failed on the warm-up input"),
+    ],
+)
+def test_a_bad_bundle_is_refused_and_nothing_changes(
+    reloading: TestClient,
+    folder: Path,
+    images: Images,
+    spoil: Callable[[Path], None],
+    named: str,
+) -> None:
+    before = state(reloading)
+    spoil(folder)
+    answer = reloading.post("/scheduler/reload")
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_content")
+    assert named in answer.json()["detail"]
+    assert state(reloading) == before
+    assert reloading.post("/predict", content=images.files[0], headers=JPEG).status_code == 200
+    assert reloading.get("/readyz").status_code == 200
+
+
+def test_of_several_models_none_changes_when_one_bundle_is_bad(
+    folder: Path, refitted: Refitted, shipped_text_bundle: Path, tmp_path: Path
+) -> None:
+    text = Path(shutil.copytree(shipped_text_bundle, tmp_path / "text"))
+    with TestClient(create_app(Settings(bundle=(folder, text)))) as client:
+        put_scheduler(refitted("maxprob"), folder)
+        damage(text)
+        assert client.post("/scheduler/reload").status_code == 422
+        shown = client.get("/budget").json()["models"]
+        assert {each["policy"] for each in shown} == {"stopping"}
+        (loaded,) = reload(client, model="cifar10-resnet56")
+        assert loaded["policy"] == "maxprob"
+
+
+def test_an_unknown_model_or_field_changes_nothing(reloading: TestClient) -> None:
+    assert reloading.post("/scheduler/reload?model=nope").status_code == 404
+    assert reloading.post("/scheduler/reload?modle=nope").status_code == 422
+
+
+def test_no_request_fails_while_schedulers_come_and_go(
+    reloading: TestClient, folder: Path, refitted: Refitted, shipped_bundle: Path, images: Images
+) -> None:
+    statuses: Counter[int] = Counter()
+    over = threading.Event()
+    lock = threading.Lock()
+    floor_ms = state(reloading)["floor_ms"]
+
+    def ask(own: bool) -> None:
+        index = 0
+        while not over.is_set():
+            wish = {"budget_ms": 1.3 * floor_ms} if own else {}
+            file = images.files[index % len(images.files)]
+            answer = reloading.post("/predict", content=file, headers=JPEG, params=wish)
+            with lock:
+                statuses[answer.status_code] += 1
+            index += 1
+
+    threads = [threading.Thread(target=ask, args=(own,)) for own in (False, False, True)]
+    for thread in threads:
+        thread.start()
+    try:
+        for turn in range(8):
+            source = refitted("maxprob") if turn % 2 == 0 else shipped_bundle
+            wanted = put_scheduler(source, folder)
+            assert reload(reloading)[0]["sha256"] == wanted
+            answered = statuses.total()
+            while statuses.total() < answered + 6 and any(map(threading.Thread.is_alive, threads)):
+                over.wait(0.001)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert set(statuses) == {200} and statuses[200] >= 48
+    text = reloading.get("/metrics").text
+    assert 'eenet_requests_total{route="/scheduler/reload",status="200"} 8.0' in text
