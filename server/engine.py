@@ -1,7 +1,6 @@
 """The serving loop: rows advance by stages and leave at the first exit that fires."""
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,14 +10,16 @@ from numpy.typing import NDArray
 
 from models.backend import HeadOutput, OutOfMemory, StageBackend
 from models.stage_costs import StageCosts
-from profiling.disciplines import Urgency
 from scheduler.policy import ExitPolicy
+from server.batch_limit import BatchLimit
+from server.beyond import Beyond, note_passed
 from server.errors import INTERNAL_DETAIL, DeadlineExceeded, InferenceFailed, ServeError
 from server.in_force import InForce
-from server.metrics import ModelMetrics
-from server.row import Answer, Completion, Row, TraceEntry
+from server.metrics import ModelMetrics, ScoreNote
+from server.row import AUDIT, Answer, Completion, Row
 from server.stage_step import Shown, StageOutput, StageStep
 from server.stage_times import StageTimes
+from server.trail import Audited
 from server.work_queue import WorkQueue
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Engine:
         max_batch: Most rows of a batch; may be set while it runs, and is halved where memory ends.
         metrics: Told of every batch.
         on_batch: Called by a worker once per batch that completed rows.
+        on_audit: Called by a worker once for every row with a trail that was answered.
         costs: What batches cost, to predict deadlines from before any has run.
         clock: Seconds, monotonic.
     """
@@ -56,6 +58,7 @@ class Engine:
         max_batch: int,
         metrics: ModelMetrics,
         on_batch: Callable[[list[Completion]], None],
+        on_audit: Callable[[Audited], None] = lambda audited: None,
         costs: StageCosts | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -67,11 +70,11 @@ class Engine:
         self.failed = False
         self.beat_s = clock()
         self._step = StageStep(backend)
-        self._costs = costs
-        self._fits = sys.maxsize  # rows, as far as memory is known to go
-        self._max_batch = max_batch
+        self._limit = BatchLimit(backend.num_exits, costs, max_batch)
         self._times = StageTimes(backend.num_exits, costs, max_batch)
-        self._queue = WorkQueue(self._urgency(), clock)
+        self._queue = WorkQueue(self._limit.urgency(), clock)
+        # Nobody is woken for audits: whoever puts them takes them, once there is slack.
+        self._beyond = Beyond(backend, lambda rows: self._queue.put(rows, len(rows)), on_audit)
         self._threads = [
             threading.Thread(target=self._run, name=f"engine-{index}", daemon=True)
             for index in range(workers)
@@ -83,7 +86,8 @@ class Engine:
             thread.start()
 
     def stop(self) -> None:
-        """Finish the rows that are in, then end the workers."""
+        """Finish the rows that are in, audits left out, then end the workers."""
+        self._beyond.stop()
         self._queue.close(len(self._threads))
         for thread in self._threads:
             thread.join()
@@ -114,13 +118,16 @@ class Engine:
     @property
     def max_batch(self) -> int:
         """Most rows of a batch, as far as memory is known to go."""
-        return min(self._max_batch, self._fits)
+        return self._limit.rows
 
     @max_batch.setter
     def max_batch(self, rows: int) -> None:
-        if rows != self._max_batch:
-            self._max_batch = rows
-            self._queue.set_urgency(self._urgency())
+        if self._limit.ask(rows):
+            self._queue.set_urgency(self._limit.urgency())
+
+    def slack(self) -> bool:
+        """Whether nobody's row waits for a worker."""
+        return self._queue.slack()
 
     @property
     def queue_depths(self) -> list[int]:
@@ -151,14 +158,12 @@ class Engine:
             row.cancelled = True
         self.metrics.cancelled.inc(self._queue.remove(rows))
 
-    def _urgency(self) -> Urgency:
-        """Without costs, as of a device on which every batch takes the same."""
-        flat = StageCosts.of_exits(range(1, self.backend.num_exits + 1), free_rows=self.max_batch)
-        return Urgency(self._costs or flat, self.max_batch)
-
     def _run(self) -> None:
         while batch := self._queue.get():
             self.beat_s = self.clock()
+            if batch[0].priority == AUDIT:
+                self._beyond.advance(batch)
+                continue
             try:
                 completions = self._advance(batch)
             except Exception:  # of our own; whatever it is, the rows are told and the worker lives
@@ -166,6 +171,7 @@ class Engine:
                 completions = self._give_up(batch)
             if completions:
                 self._tell(completions)
+                self._beyond.begin(completions)
 
     def _tell(self, completions: list[Completion]) -> None:
         try:
@@ -199,6 +205,7 @@ class Engine:
             except Exception:
                 return completions + self._bisect(rows)
             self._record(rows, elapsed_ms)
+            self._note_scores(rows, output)
             batch = self._settle(rows, output, elapsed_ms, completions)
             if batch and output.shown is not None:
                 self._queue.put(batch, taken)
@@ -227,6 +234,14 @@ class Engine:
         self.metrics.note_batch(stage, len(rows), elapsed_ms)
         self._times.add(stage, self.clock() - min([row.ready_s for row in rows]))
 
+    def _note_scores(self, rows: list[Row], output: StageOutput) -> None:
+        """Scores by the present policy, for whoever watches them drift."""
+        if output.shown is None or rows[0].under is not self.in_force:
+            return
+        scores = output.shown.common_scores(rows)
+        if scores is not None:
+            self.metrics.note_scores(ScoreNote(rows[0].stage, scores, output.parameter))
+
     def _settle(
         self,
         rows: list[Row],
@@ -241,6 +256,8 @@ class Engine:
         staying = []
         for place, row in enumerate(rows):
             row.compute_ms += elapsed_ms
+            if row.trail is not None:
+                note_passed(row.trail, row, place, output)
             answer = None if shown is None else self._answer(row, place, shown)
             if row.cancelled:
                 self.metrics.cancelled.inc()
@@ -257,7 +274,7 @@ class Engine:
     def _answer(self, row: Row, place: int, shown: Shown) -> Answer | ServeError | None:
         """What a row that leaves here is told; None if it goes on."""
         if row.traced:
-            row.trace.append(_trace_entry(row, place, shown))
+            row.trace.append(shown.entry(row, place))
         leaves, late = shown.leave[place], False
         if row.deadline_s is not None:
             now = self.clock()
@@ -274,10 +291,10 @@ class Engine:
     def _shrink(self, rows: list[Row], error: OutOfMemory) -> list[Completion]:
         """Where memory ended, go on with batches of half the size."""
         if len(rows) > 1:
-            self._fits = min(self._fits, len(rows) // 2)
-            self._queue.set_urgency(self._urgency())
+            fits = self._limit.halve(len(rows))
+            self._queue.set_urgency(self._limit.urgency())
             log.warning("memory ended at %d rows; batches of %d from now on: %s",
-                        len(rows), self._fits, error)  # fmt: skip
+                        len(rows), fits, error)  # fmt: skip
         return self._bisect(rows)
 
     def _bisect(self, rows: list[Row]) -> list[Completion]:
@@ -291,13 +308,6 @@ class Engine:
             return [Completion(rows[0], InferenceFailed(INTERNAL_DETAIL))]
         middle = len(rows) // 2
         return self._advance(rows[:middle], taken=0) + self._advance(rows[middle:])
-
-
-def _trace_entry(row: Row, place: int, shown: Shown) -> TraceEntry:
-    assert shown.scores is not None and shown.thresholds is not None, "traced rows are scored"
-    threshold = shown.thresholds[place if len(shown.thresholds) > 1 else 0]
-    numbers = (float(shown.scores[place]), float(threshold), row.compute_ms)
-    return TraceEntry(row.stage, shown.said.log_probs[place], *numbers)
 
 
 def _too_late() -> DeadlineExceeded:

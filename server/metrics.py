@@ -4,11 +4,14 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS_TYPE
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
 
 from scheduler.controller import BudgetController
+from server.audit_metrics import AuditFamilies, AuditMetrics
 
 ROUTES: Final = (
     "/predict", "/budget", "/frontier", "/scheduler/reload", "/audit", "/audit/rows",
@@ -100,6 +103,7 @@ class Metrics:
         self.exit_rate = self._gauge(
             "exit_rate", "Share of the window's samples that left here.", "exit"
         )
+        self.audit = AuditFamilies(registry)
         for reason in REJECTIONS:
             self.rejected.labels(reason)
 
@@ -129,6 +133,14 @@ class AnswerLatency(NamedTuple):
     decode_ms: float | None
 
 
+class ScoreNote(NamedTuple):
+    """Scores (A,) that an exit showed of rows under one parameter."""
+
+    exit: int
+    scores: NDArray[np.float64]
+    parameter: float
+
+
 class ModelMetrics:
     """One model's children of every family, so that the hot path looks no label up.
 
@@ -143,6 +155,7 @@ class ModelMetrics:
         self.predictions = [metrics.predictions.labels(model, k) for k in exits]
         self._batches: deque[tuple[int, int, float]] = deque()
         self._answers: deque[tuple[int, AnswerLatency]] = deque()
+        self._scores: deque[ScoreNote] = deque()
         self.cancelled = metrics.cancelled.labels(model)
         self.request_latency = metrics.request_latency.labels(model)
         self.compute_latency = metrics.compute_latency.labels(model)
@@ -160,6 +173,7 @@ class ModelMetrics:
         self._expected_accuracy = metrics.expected_accuracy.labels(model)
         self._threshold = [metrics.threshold.labels(model, k) for k in exits[:-1]]
         self._exit_rate = [metrics.exit_rate.labels(model, k) for k in exits]
+        self.audit = AuditMetrics(metrics.audit, model, num_exits)
 
     def note_batch(self, stage: int, rows: int, elapsed_ms: float) -> None:
         """One batch went through a stage; any thread may say so."""
@@ -168,6 +182,14 @@ class ModelMetrics:
     def note_answer(self, exit: int, latency: AnswerLatency) -> None:
         """One sample was answered."""
         self._answers.append((exit, latency))
+
+    def note_scores(self, note: ScoreNote) -> None:
+        """An exit has scored rows; any thread may say so."""
+        self._scores.append(note)
+
+    def take_scores(self) -> list[ScoreNote]:
+        """The scores noted since the last time."""
+        return [self._scores.popleft() for _ in range(len(self._scores))]
 
     def count(self) -> None:
         """Count what was noted; the event loop's thread."""

@@ -2,13 +2,19 @@
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from models.bundle import Bundle
 from scheduler.controller import BudgetController, ControllerConfig, Sample
+from server.audit import AuditLog
+from server.auditor import Auditor
 from server.backends import open_backend
 from server.decoder import Decoder
 from server.engine import Engine
@@ -27,6 +33,16 @@ log = logging.getLogger(__name__)
 COUNT_SAMPLES = 16  # well below a controller's period
 
 Measure = Literal["compute", "end_to_end"]
+
+
+class Drift(Protocol):
+    """How far exit scores are from those of the calibration set."""
+
+    def add(self, exit: int, scores: NDArray[np.float64], parameter: float) -> None:
+        """Take in scores (A,) of rows under one parameter."""
+
+    def psi(self) -> list[float | None]:
+        """Of each exit but the last, (K - 1,)."""
 
 
 class ServedModel:
@@ -59,10 +75,17 @@ class ServedModel:
         self.task = manifest.task
         self.num_exits = manifest.num_exits
         self.broken: str | None = None
+        self.drift: Drift | None = None
         self.clock = clock
         self._decode = Decoder(bundle.preprocessor(settings.max_pixels), clock)
         self._decode_pool = decode_pool
         self._metrics = ModelMetrics(metrics, self.name, self.num_exits)
+        self.auditor = Auditor(
+            AuditLog(self.num_exits),
+            self._metrics.audit,
+            share=settings.audit_share,
+            rng=random.Random(0),
+        )
         backend = open_backend(bundle, settings)
         policy, built_on = scheduler = read_scheduler(bundle)
         self._costs = measure_costs(backend, policy, self._decode.example, settings.max_batch)
@@ -92,6 +115,7 @@ class ServedModel:
             max_batch=self._batch_within(budget_ms),
             metrics=self._metrics,
             on_batch=self._on_batch,
+            on_audit=self.auditor.note,
             costs=self._costs,
             clock=clock,
         )
@@ -116,7 +140,9 @@ class ServedModel:
         """What goes in."""
         return "text" if self.task == "text" else "image"
 
-    async def predict(self, load: Load, options: Options, received_s: float) -> Served:
+    async def predict(
+        self, load: Load, options: Options, received_s: float, request_id: str
+    ) -> Served:
         """Answer one sample.
 
         Args:
@@ -124,6 +150,7 @@ class ServedModel:
                 decode thread.
             options: The request's.
             received_s: When its headers came, on the model's clock.
+            request_id: Of the request, and the sample's place where that holds a list.
 
         Raises:
             ServeError: If the input is bad, the deadline passes before the first exit, or the
@@ -135,25 +162,30 @@ class ServedModel:
         deadline_s = None if options.deadline_ms is None else received_s + options.deadline_ms / 1e3
         request = Request(self._loop.create_future(), received_s, controlled=own is None)
         under = self.engine.in_force  # read beside `own`, which is a parameter of this policy alone
+        audited = deadline_s is None
+        trail = self.auditor.choose(request_id, self.engine.slack) if audited else None
 
         def enter(decoded: Decoded) -> None:
             request.decoded = decoded
             wishes = (own, deadline_s, options.priority, options.trace)
-            request.row = row = Row(decoded.prepared.state, request, *wishes, under)
+            request.row = row = Row(decoded.prepared.state, request, *wishes, under, trail)
             if request.left:
                 self._metrics.cancelled.inc()
             else:
                 self.engine.submit([row])
 
-        decoded = self._decode.quickly(load)
-        if decoded is None:
-            self._decode_pool.submit(self._decode_and, enter, request, load)
-        else:
-            enter(decoded)
         try:
+            decoded = self._decode.quickly(load)
+            if decoded is None:
+                self._decode_pool.submit(self._decode_and, enter, request, load)
+            else:
+                enter(decoded)
             answer, total_ms = await request.future
-        except asyncio.CancelledError:
-            self._leave(request)
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                self._leave(request)
+            if trail is not None:
+                self.auditor.give_up(trail)
             raise
         finally:
             request.row = None  # which holds the request: no garbage collector need find them
@@ -207,6 +239,7 @@ class ServedModel:
         """Go on with another scheduler: rows that enter from now on; budget and windows stay."""
         self.count()
         self._scheduler = fresh
+        self.auditor.restart()
         for controller in self._controllers.values():
             controller.use(fresh.frontier)
         self.engine.use(fresh.policy, self.controller.parameter)
@@ -227,6 +260,7 @@ class ServedModel:
         thresholds = self.engine.policy.thresholds(self.controller.parameter)
         shared = None if thresholds is None else thresholds.tolist()
         self._metrics.show_control(self.controller, shared)
+        self.auditor.show()
         self._metrics.show_queues(self.engine.queue_depths, self.engine.oldest_wait_s())
 
     async def probe(self) -> None:
@@ -284,6 +318,10 @@ class ServedModel:
         self._controllers["end_to_end"].observe(end_to_end, now)
         self.engine.parameter = self.controller.parameter
         self._metrics.count()
+        self.auditor.count()
+        for note in self._metrics.take_scores():
+            if self.drift is not None:
+                self.drift.add(*note)
 
 
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from profiling.disciplines import Urgency
 from server.in_force import InForce
-from server.row import PRIORITIES, Row, Shape
+from server.row import AUDIT, Row, Shape
 
 Key = tuple[int, Shape, bool, InForce | None]  # stage, shape of the input, blind, policy
 List = OrderedDict[Row, None]  # the oldest first; any row can be taken out at once
@@ -19,6 +19,7 @@ class ReadyLists:
     its patience, so that none starve. With batches of one row it is the row that came first.
     Free places of a batch go to rows of lower priority that wait for the same stage. Rows of one
     batch are of one shape, under one policy, and all of them blind or none.
+    Audits are below the last priority; they are under no policy, and so share no batch with others.
 
     Args:
         urgency: What batches are worth; may be replaced at any time.
@@ -26,7 +27,7 @@ class ReadyLists:
 
     def __init__(self, urgency: Urgency) -> None:
         self.urgency = urgency
-        self._levels: list[dict[Key, List]] = [{} for _ in range(PRIORITIES)]
+        self._levels: list[dict[Key, List]] = [{} for _ in range(AUDIT + 1)]
 
     def __bool__(self) -> bool:
         return any(self._levels)
@@ -61,17 +62,23 @@ class ReadyLists:
                     del lists[key]
         return found
 
+    @property
+    def pressed(self) -> bool:
+        """Whether any row but audits waits."""
+        return any(self._levels[:AUDIT])
+
     def depths(self, num_stages: int) -> list[int]:
-        """Rows waiting for each stage, (K,)."""
+        """Rows waiting for each stage, audits left out, (K,)."""
         counts = [0] * num_stages
-        for lists in self._levels:
+        for lists in self._levels[:AUDIT]:
             for key, rows in lists.items():
                 counts[key[0]] += len(rows)
         return counts
 
     def oldest_s(self) -> float | None:
-        """When the row came that has waited longest; None when none waits."""
-        heads = [_first(rows).ready_s for lists in self._levels for rows in lists.values()]
+        """When the row came that has waited longest, audits left out; None when none waits."""
+        users = self._levels[:AUDIT]
+        heads = [_first(rows).ready_s for lists in users for rows in lists.values()]
         return min(heads, default=None)
 
     def _next(self, lists: dict[Key, List], now_s: float) -> Key:

@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 from models.backend import HeadOutput, State
 from server.errors import ServeError
 from server.in_force import InForce
+from server.trail import Trail
 
 PRIORITIES = 4
+AUDIT = PRIORITIES  # a level below: of rows that nobody waits for
 Shape = tuple[tuple[int, ...], ...]  # of one row's arrays
 
 
@@ -53,9 +55,10 @@ class Row:
         tag: The caller's own; the engine never looks at it.
         parameter: The policy's parameter of this row alone, or None for the one in force.
         deadline_s: On the engine's clock, or None.
-        priority: 0 goes first, 3 last.
+        priority: 0 goes first, 3 last; AUDIT behind all of them.
         traced: Keep what it showed at each exit.
         under: The policy that it entered with and keeps; None: the engine's at its entry.
+        trail: Of a row that was chosen for the audit.
         place: Which row of `state` and `history` it is.
         history: The policy's, of the same batch, (A, H).
         shape: Of its input: rows of other shapes never share a batch with it.
@@ -72,6 +75,7 @@ class Row:
     priority: int = 1
     traced: bool = False
     under: InForce | None = None
+    trail: Trail | None = None
     place: int = 0
     history: NDArray[np.float64] = field(default_factory=lambda: np.empty((1, 0)))
     shape: Shape = ()

@@ -208,6 +208,38 @@ class Reloads(BaseModel):
     models: list[Reloaded]
 
 
+class AuditExit(BaseModel):
+    """What is known of one exit's answers; null where nothing is."""
+
+    exit: int
+    samples: int
+    agreement: float | None
+    agreement_ci95: tuple[float, float] | None
+    score_drift: float | None
+    feedback_samples: int | None
+    feedback_accuracy: float | None
+    feedback_accuracy_ci95: tuple[float, float] | None
+
+
+class AuditState(BaseModel):
+    """How far early exits of one model agree with its last; see docs/http.md."""
+
+    model: str
+    policy: str
+    share: float
+    samples: int
+    skipped: int
+    agreement: float | None
+    agreement_ci95: tuple[float, float] | None
+    exits: list[AuditExit]
+
+
+class Audits(BaseModel):
+    """All audits asked for."""
+
+    models: list[AuditState]
+
+
 class FrontierEntry(BaseModel):
     """What a budget buys, in this host's milliseconds."""
 

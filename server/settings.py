@@ -51,6 +51,13 @@ class Settings(BaseSettings):
         "compute", description="the latency that the budget is about"
     )
     window: int = Field(1000, ge=10, le=1_000_000, description="samples in the rolling mean")
+    audit_share: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="share of the samples that run on to the last exit after their answer, when "
+        "nobody waits, to see how far the exits agree",
+    )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
     engine_workers: int | None = Field(

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from models.backend import HeadOutput, Part, StageBackend, State, gather_arrays
 from server.in_force import Setting
-from server.row import Row
+from server.row import Row, TraceEntry
 
 Array = NDArray[np.float64]
 
@@ -28,6 +28,26 @@ class Shown(NamedTuple):
     scores: Array | None
     thresholds: Array | None
     leave: list[bool]
+
+    def common_scores(self, rows: list[Row]) -> Array | None:
+        """Scores of the rows whose way hangs on the parameter in force alone; None without any."""
+        if self.scores is None:
+            return None
+        places = [
+            place
+            for place, row in enumerate(rows)
+            if row.parameter is None and row.deadline_s is None and not row.blind
+        ]
+        if len(places) == len(rows):
+            return self.scores
+        return self.scores[places] if places else None
+
+    def entry(self, row: Row, place: int) -> TraceEntry:
+        """What it shows of a traced row."""
+        assert self.scores is not None and self.thresholds is not None, "traced rows are scored"
+        threshold = self.thresholds[place if len(self.thresholds) > 1 else 0]
+        numbers = (float(self.scores[place]), float(threshold), row.compute_ms)
+        return TraceEntry(row.stage, self.said.log_probs[place], *numbers)
 
 
 class StageOutput(NamedTuple):
@@ -62,14 +82,14 @@ class StageStep:
 
     def __call__(self, rows: list[Row]) -> StageOutput:
         """Run the stage that the rows, all under one policy, wait for."""
-        stage, held = rows[0].stage, _held(rows)
-        state = self.backend.run_stage(stage, self.backend.gather([part for part, _ in held]))
+        stage, parts = rows[0].stage, held(rows)
+        state = self.backend.run_stage(stage, self.backend.gather([part for part, _ in parts]))
         under = rows[0].under
         assert under is not None, "rows enter under a policy"
         in_force = under.setting
         if not any(self._needs(row, in_force) for row in rows):
             return StageOutput(state, in_force.policy.start(len(rows)), in_force.parameter, None)
-        (history,) = gather_arrays([Part((before,), part.rows) for part, before in held])
+        (history,) = gather_arrays([Part((before,), part.rows) for part, before in parts])
         shown = self._show(rows, state, history, in_force)
         return StageOutput(state, shown.history, in_force.parameter, shown)
 
@@ -104,13 +124,13 @@ def _parameters(rows: list[Row], parameter: float) -> Array:
     return np.array([parameter if row.parameter is None else row.parameter for row in rows])
 
 
-def _held(rows: list[Row]) -> list[tuple[Part, Array]]:
+def held(rows: list[Row]) -> list[tuple[Part, Array]]:
     """The batches that rows come from, with the rows' places there, and their histories."""
-    held: list[tuple[Part, Array]] = []
+    parts: list[tuple[Part, Array]] = []
     state: State | None = None
     for row in rows:
         if row.state is not state:
             state, places = row.state, list[int]()
-            held.append((Part(state, places), row.history))
+            parts.append((Part(state, places), row.history))
         places.append(row.place)
-    return held
+    return parts

@@ -79,6 +79,11 @@ class WorkQueue:
         for _ in range(workers):
             self._alarm.put(None)
 
+    def slack(self) -> bool:
+        """Whether no row but audits waits."""
+        with self._lock:
+            return not self._ready.pressed
+
     def depths(self, num_stages: int) -> list[int]:
         """Rows waiting before each stage, (K,)."""
         with self._lock:

@@ -24,6 +24,7 @@ from server.errors import (
 )
 from server.lifecycle import Service, service_of
 from server.model import ServedModel
+from server.probabilities import probabilities
 from server.sample import SMALL_INPUT, Load, Modality, Served
 from server.schemas import Options, PredictBody, Prediction, Predictions, Problem
 
@@ -83,7 +84,11 @@ async def predict(request: Request) -> Response:
     request_id: str = request.state.request_id
     service.admission.admit(len(given.loads))
     release = service.admission.release
-    answers = [model.predict(load, given.options, request.state.received_s) for load in given.loads]
+    ids = [f"{request_id}/{i}" for i in range(len(given.loads))] if given.is_list else [request_id]
+    answers = [
+        model.predict(load, given.options, request.state.received_s, id)
+        for load, id in zip(given.loads, ids, strict=True)
+    ]
     if not given.is_list:
         try:
             served = await answers[0]
@@ -96,8 +101,7 @@ async def predict(request: Request) -> Response:
         task.add_done_callback(lambda _: release(1))
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     items = [
-        _item(model, outcome, given.options, f"{request_id}/{i}")
-        for i, outcome in enumerate(outcomes)
+        _item(model, outcome, given.options, id) for id, outcome in zip(ids, outcomes, strict=True)
     ]
     return _json({"predictions": items})
 
@@ -204,7 +208,7 @@ def _prediction(
     model: ServedModel, served: Served, options: Options, request_id: str
 ) -> dict[str, Any]:
     answer = served.answer
-    probs = _probabilities(answer.said.log_probs)
+    probs = probabilities(answer.said.log_probs)
     ranking = np.argsort(-probs, kind="stable")[: options.top_k]
     top_k = list(zip(ranking.tolist(), probs[ranking].tolist(), strict=True))
     best, confidence = top_k[0]
@@ -251,15 +255,9 @@ def _prediction(
 
 
 def _winner(model: ServedModel, log_probs: NDArray[np.float32]) -> dict[str, Any]:
-    probs = _probabilities(log_probs)
+    probs = probabilities(log_probs)
     best = int(probs.argmax())
     return {"label": model.classes[best], "confidence": float(probs[best])}
-
-
-def _probabilities(log_probs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of the classes (C,); of a segmentation the mean over its pixels (P, C), a class's share."""
-    probs: NDArray[np.float32] = np.exp(log_probs)
-    return probs if probs.ndim == 1 else probs.mean(0)
 
 
 def _timing(served: Served) -> dict[str, float]:

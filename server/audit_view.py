@@ -1,0 +1,70 @@
+"""What GET /audit and GET /audit/rows say of a model."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from scheduler.wilson import wilson
+from server.audit import Agreed, AuditedRow
+from server.model import ServedModel
+from server.schemas import AuditExit, AuditState
+
+
+def audit_state(model: ServedModel) -> AuditState:
+    """How far the exits of a model agree with its last, and what else is known of them."""
+    model.count()
+    auditor, last = model.auditor, model.num_exits - 1
+    log = auditor.log
+    drift: list[float | None] = [None] * last if model.drift is None else model.drift.psi()
+    return AuditState(
+        model=model.name,
+        policy=model.engine.policy.kind,
+        share=auditor.share,
+        samples=len(log.rows),
+        skipped=auditor.skipped,
+        agreement=log.early.ratio,
+        agreement_ci95=_interval(log.early),
+        exits=[
+            AuditExit(
+                exit=exit,
+                samples=log.at(exit).samples,
+                agreement=log.at(exit).ratio if exit < last else None,
+                agreement_ci95=_interval(log.at(exit)) if exit < last else None,
+                score_drift=drift[exit] if exit < last else None,
+                feedback_samples=None,
+                feedback_accuracy=None,
+                feedback_accuracy_ci95=None,
+            )
+            for exit in range(model.num_exits)
+        ],
+    )
+
+
+def rows_npz(rows: Sequence[AuditedRow], labels: Sequence[int], empty: tuple[int, int]) -> bytes:
+    """Audited rows as an npz file.
+
+    Args:
+        rows: N of them.
+        labels: The true class of each, -1 where it is not known, (N,).
+        empty: K and C, to say so of no rows.
+    """
+    exits, classes = empty
+    log_probs = np.empty((exits, 0, classes), np.float16)
+    if rows:
+        log_probs = np.stack([row.log_probs for row in rows], 1)
+    file = io.BytesIO()
+    np.savez(
+        file,
+        allow_pickle=False,
+        log_probs=log_probs,
+        exits=np.array([row.exit for row in rows], np.int8),
+        parameters=np.array([row.parameter for row in rows], np.float64),
+        labels=np.array(labels, np.int32),
+    )
+    return file.getvalue()
+
+
+def _interval(agreed: Agreed) -> tuple[float, float] | None:
+    """Within which the share lies with a confidence of 95 %; None of no samples."""
+    return wilson(agreed.agreeing, agreed.samples) if agreed.samples else None
