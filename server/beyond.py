@@ -45,11 +45,12 @@ class Beyond:
         for row, outcome in completions:
             if row.trail is not None and isinstance(outcome, Answer):
                 row.trail.exit = outcome.exit
-                self._guarded([_further(row, row.trail)], self._go_on)
+                self._guarded([_further(row, row.trail)], self._begin)
 
     def advance(self, rows: list[Row]) -> None:
-        """Take rows through the stage that they wait for."""
-        self._guarded(rows, self._step)
+        """Take rows through the stage that they wait for, or to the exits left out on the way."""
+        last = len(_trail(rows[0]).passed) == self._backend.num_exits
+        self._guarded(rows, self._end if last else self._step)
 
     def _guarded(self, rows: list[Row], act: Callable[[list[Row]], None]) -> None:
         """Whatever happens, rows are told of, and the worker lives."""
@@ -62,6 +63,17 @@ class Beyond:
         for row in rows:
             self._tell(Audited(_trail(row), None))
 
+    def _begin(self, rows: list[Row]) -> None:
+        (row,) = rows
+        if row.stage < self._backend.num_exits:
+            self._put(rows)
+        elif any(isinstance(said, Part) for said in _trail(row).passed):
+            # Apart from those that wait for this stage: only heads are left to be run.
+            row.stage, row.shape = row.stage - 1, ()
+            self._put(rows)
+        else:
+            self._end(rows)
+
     def _step(self, rows: list[Row]) -> None:
         stage = rows[0].stage
         state = self._backend.run_stage(
@@ -72,12 +84,12 @@ class Beyond:
             row.state, row.place = state, place
             row.stage += 1
             _trail(row).passed.append(said[place])
-        self._go_on(rows)
-
-    def _go_on(self, rows: list[Row]) -> None:
-        if rows[0].stage < self._backend.num_exits:
+        if stage + 1 < self._backend.num_exits:
             self._put(rows)
-            return
+        else:
+            self._end(rows)
+
+    def _end(self, rows: list[Row]) -> None:
         ended = [Audited(_trail(row), self._all_said(_trail(row))) for row in rows]
         for each in ended:
             self._tell(each)
