@@ -328,6 +328,32 @@ def test_masks_are_audited_pixel_by_pixel(mask_bundle: Path) -> None:
         assert rows["log_probs"] == pytest.approx(said, abs=0.02, rel=1e-3)
 
 
+class Heard:
+    """Takes scores as a measure of their drift does."""
+
+    def __init__(self) -> None:
+        self.notes: list[tuple[int, list[float], float]] = []
+
+    def add(self, exit: int, scores: np.ndarray, parameter: float) -> None:
+        self.notes.append((exit, scores.tolist(), parameter))
+
+    def psi(self) -> list[float | None]:
+        return [0.125, None]
+
+
+def test_scores_that_exits_show_reach_the_measure_of_drift(
+    auditing: Client, images: Images
+) -> None:
+    auditing.model.drift = heard = Heard()
+    parameter = auditing.model.engine.parameter
+    traced = auditing.ask(images.files[0], trace=True)
+    auditing.ask(images.files[1], budget_ms=1.0)
+    shown = auditing.audit()
+    expected = [(e["exit"], [pytest.approx(e["score"])], parameter) for e in traced["trace"]]
+    assert [note for note in heard.notes if note[0] < 2] == expected[:2]
+    assert [each["score_drift"] for each in shown["exits"]] == [0.125, None, None]
+
+
 def test_an_unknown_model_or_field_is_refused(auditing: Client) -> None:
     for path in ("/audit", "/audit/rows"):
         assert auditing.http.get(f"{path}?model=nope").status_code == 404

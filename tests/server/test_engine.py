@@ -343,6 +343,66 @@ def test_rows_that_are_in_keep_their_policy_and_its_last_parameter_when_another_
     assert engine.parameter == 1.0 and engine.policy.kind == "patience"
 
 
+def noted(engine: Engine) -> list[tuple[int, list[float], float]]:
+    return [(note.exit, np.round(note.scores, 6).tolist(), note.parameter)
+            for note in engine.metrics.take_scores()]  # fmt: skip
+
+
+def test_scores_are_noted_once_a_batch_with_the_parameter_they_met() -> None:
+    engine = engine_of(FakeBackend(), max_batch=8)
+    engine.submit(
+        [Row(sure(*each)) for each in [(0.95, 0.9, 0.9), (0.6, 0.7, 0.9), (0.7, 0.85, 0.9)]]
+    )
+    run_out(engine)
+    assert noted(engine) == [(0, [0.95, 0.6, 0.7], 1.0), (1, [0.7, 0.85], 1.0)]
+    assert noted(engine) == [], "what is taken is gone"
+
+
+@pytest.mark.parametrize("wish", [{"parameter": 1.0}, {"deadline_s": 1e12}])
+def test_scores_of_rows_that_go_by_something_of_their_own_are_not_noted(
+    wish: dict[str, Any],
+) -> None:
+    engine = engine_of(FakeBackend(), max_batch=8)
+    engine.submit([Row(sure(0.6, 0.7, 0.9)), Row(sure(0.65, 0.7, 0.9), **wish)])
+    engine.submit([Row(sure(0.66, 0.7, 0.9))])
+    run_out(engine)
+    assert noted(engine) == [(0, [0.6, 0.66], 1.0), (1, [0.7, 0.7], 1.0)]
+    engine = engine_of(FakeBackend())
+    engine.submit([Row(sure(0.65, 0.7, 0.9), **wish)])
+    run_out(engine)
+    assert noted(engine) == []
+
+
+def test_scores_of_rows_with_a_hole_in_their_history_are_not_noted() -> None:
+    done: list[Completion] = []
+    backend = FakeBackend()
+    engine = engine_of(backend, done.extend, by=remembering(), parameter=2.0, max_batch=1)
+    blind = [Row(sure(0.85, 0.95, 0.95)), Row(sure(0.85, 0.96, 0.95), traced=True)]
+
+    def arrange(stage: int) -> None:
+        if stage == 1:
+            engine.parameter = 1.0
+
+    backend.on_stage = arrange
+    engine.submit(blind)
+    run_out(engine)
+    assert [exit for exit, _, _ in noted(engine)] == [0, 1], "the traced row has no hole"
+
+
+def test_scores_by_a_policy_that_is_no_longer_the_engines_are_not_noted() -> None:
+    backend = FakeBackend()
+    engine = engine_of(backend)
+
+    def swap(stage: int) -> None:
+        if stage == 1:
+            engine.use(policy(), 1.0)
+
+    backend.on_stage = swap
+    engine.submit([Row(sure(0.6, 0.7, 0.9))])
+    run_out(engine)
+    assert [exit for exit, _, _ in noted(engine)] == [0]
+
+
 def test_rows_of_two_policies_never_share_a_batch() -> None:
     backend = FakeBackend()
     engine = engine_of(backend, max_batch=8)
