@@ -204,8 +204,7 @@ class Engine:
                 return completions + self._shrink(rows, error)
             except Exception:
                 return completions + self._bisect(rows)
-            self._record(rows, elapsed_ms)
-            self._note_scores(rows, output)
+            self._record(rows, output, elapsed_ms)
             batch = self._settle(rows, output, elapsed_ms, completions)
             if batch and output.shown is not None:
                 self._queue.put(batch, taken)
@@ -229,18 +228,14 @@ class Engine:
                 rows.append(row)
         return rows
 
-    def _record(self, rows: list[Row], elapsed_ms: float) -> None:
+    def _record(self, rows: list[Row], output: StageOutput, elapsed_ms: float) -> None:
         stage = rows[0].stage
         self.metrics.note_batch(stage, len(rows), elapsed_ms)
         self._times.add(stage, self.clock() - min([row.ready_s for row in rows]))
-
-    def _note_scores(self, rows: list[Row], output: StageOutput) -> None:
-        """Scores by the present policy, for whoever watches them drift."""
-        if output.shown is None or rows[0].under is not self.in_force:
-            return
-        scores = output.shown.common_scores(rows)
-        if scores is not None:
-            self.metrics.note_scores(ScoreNote(rows[0].stage, scores, output.parameter))
+        if output.shown is not None and rows[0].under is self.in_force:
+            scores = output.shown.common_scores(rows)
+            if scores is not None:
+                self.metrics.note_scores(ScoreNote(stage, scores, output.parameter))
 
     def _settle(
         self,
