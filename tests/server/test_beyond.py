@@ -165,6 +165,23 @@ def test_audits_run_when_no_row_of_users_waits_and_share_no_batch_with_them() ->
     assert stages[-2:] == [(1, [0.1, 0.11]), (2, [0.1, 0.11])]
 
 
+def test_audits_of_other_shapes_go_on_apart() -> None:
+    told: list[Any] = []
+    backend = Backend()
+    engine = engine_of(backend, on_audit=told.append, max_batch=4)
+    engine.submit(
+        [
+            row(0.95, 0.6, 0.7, name=0.1, trail=Trail(0)),
+            row(0.95, 0.6, 0.7, 0.0, name=0.2, trail=Trail(1)),
+            row(0.95, 0.6, 0.7, name=0.3, trail=Trail(2)),
+        ]
+    )
+    run_to_the_end(engine, told, 3)
+    for audited in told:
+        assert [0.95, 0.6, 0.7] == shares(audited)
+    assert sorted(names for stage, names in backend.stages() if stage == 2) == [[0.1, 0.3], [0.2]]
+
+
 def test_a_user_waits_for_no_more_than_the_stage_that_an_audit_is_in() -> None:
     told: list[Any] = []
     backend = Backend()

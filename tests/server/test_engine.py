@@ -343,6 +343,17 @@ def test_rows_that_are_in_keep_their_policy_and_its_last_parameter_when_another_
     assert engine.parameter == 1.0 and engine.policy.kind == "patience"
 
 
+def test_a_row_made_for_a_policy_enters_under_it_though_another_has_come_since() -> None:
+    done: list[Completion] = []
+    engine = engine_of(FakeBackend(), done.extend)
+    row = Row(sure(0.95, 0.95, 0.95), parameter=1.0, under=engine.in_force)
+    engine.use(ConfidencePolicy(table(NEVER, NEVER), "maxprob"), 1.0)
+    engine.submit([row, Row(sure(0.95, 0.95, 0.95))])
+    run_out(engine)
+    assert {completion.outcome.exit for completion in done if completion.row is row} == {0}  # type: ignore[union-attr]
+    assert {completion.outcome.exit for completion in done if completion.row is not row} == {2}  # type: ignore[union-attr]
+
+
 def noted(engine: Engine) -> list[tuple[int, list[float], float]]:
     return [(note.exit, np.round(note.scores, 6).tolist(), note.parameter)
             for note in engine.metrics.take_scores()]  # fmt: skip
