@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,14 @@ from server.auditor import Auditor
 from server.backends import open_backend
 from server.decoder import Decoder
 from server.engine import Engine
+from server.entrance import Entrance, Wishes
 from server.errors import ServeError
 from server.host_costs import default_budget_ms, measure_costs, try_policy
 from server.host_scheduler import HostScheduler, on_host, read_scheduler, reread
 from server.masks import mask_png
 from server.metrics import AnswerLatency, Metrics, ModelMetrics
 from server.row import Answer, Completion, Row
-from server.sample import Decoded, Load, Modality, Request, Served
+from server.sample import Load, Modality, Request, Served
 from server.schemas import Options
 from server.settings import Settings
 
@@ -119,6 +120,9 @@ class ServedModel:
             costs=self._costs,
             clock=clock,
         )
+        self._entrance = Entrance(
+            self._decode, decode_pool, self.engine, self.auditor, self._metrics.cancelled
+        )
         self._metrics.show_policy(self.version, policy.kind, backend.device)
 
     @property
@@ -160,37 +164,11 @@ class ServedModel:
             None if options.budget_ms is None else self.controller.parameter_for(options.budget_ms)
         )
         deadline_s = None if options.deadline_ms is None else received_s + options.deadline_ms / 1e3
-        request = Request(self._loop.create_future(), received_s, controlled=own is None)
-        under = self.engine.in_force  # read beside `own`, which is a parameter of this policy alone
-        audited = deadline_s is None
-        trail = self.auditor.choose(request_id, self.engine.slack) if audited else None
-
-        def enter(decoded: Decoded) -> None:
-            request.decoded = decoded
-            wishes = (own, deadline_s, options.priority, options.trace)
-            request.row = row = Row(decoded.prepared.state, request, *wishes, under, trail)
-            if request.left:
-                self._metrics.cancelled.inc()
-            else:
-                self.engine.submit([row])
-
-        try:
-            decoded = self._decode.quickly(load)
-            if decoded is None:
-                self._decode_pool.submit(self._decode_and, enter, request, load)
-            else:
-                enter(decoded)
-            answer, total_ms = await request.future
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError):
-                self._leave(request)
-            if trail is not None:
-                self.auditor.give_up(trail)
-            raise
-        finally:
-            request.row = None  # which holds the request: no garbage collector need find them
-        assert request.decoded is not None, "only decoded rows are answered"
-        prepared, decode_ms = request.decoded
+        wishes = Wishes(own, deadline_s, options.priority, options.trace)
+        answer, total_ms, decoded = await self._entrance.let_through(
+            load, wishes, received_s, request_id
+        )
+        prepared, decode_ms = decoded
         mask = None
         if self.task == "segmentation" and prepared.size is not None:
             mask = await self._loop.run_in_executor(
@@ -198,22 +176,6 @@ class ServedModel:
             )
             total_ms = (self.clock() - received_s) * 1e3
         return Served(answer, decode_ms, total_ms, prepared.truncated, mask)
-
-    def _leave(self, request: Request) -> None:
-        """The client has gone: drop its row wherever it is."""
-        request.left = True
-        if request.row is not None:
-            self.engine.cancel([request.row])
-
-    def _decode_and(self, enter: Callable[[Decoded], None], request: Request, load: Load) -> None:
-        """Decode thread: bytes or text to a row, and the row into the engine."""
-        if request.left:
-            self._metrics.cancelled.inc()
-            return
-        try:
-            enter(self._decode(load))
-        except Exception as error:
-            self._loop.call_soon_threadsafe(_fail, request.future, error)
 
     def set_budget(self, *, budget_ms: float | None, measure: Measure) -> None:
         """Set what the budget is and which latency it is about; the windows stay."""
@@ -322,8 +284,3 @@ class ServedModel:
         for note in self._metrics.take_scores():
             if self.drift is not None:
                 self.drift.add(*note)
-
-
-def _fail(future: asyncio.Future[Any], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
