@@ -32,8 +32,8 @@ class Engine:
 
     A free worker takes the most urgent batch (`ReadyLists`), whatever requests its rows came with;
     nothing ever waits for a batch to fill. The policy's parameter is one reference that workers
-    read once per batch, so that a change applies to every row at its next exit. Another policy is
-    for rows that enter from then on.
+    read once per batch, so that a change applies to every row at its next exit. Another policy, put
+    in the place of `in_force`, is for rows that enter from then on.
 
     Args:
         backend: Runs stages and heads.
@@ -110,10 +110,6 @@ class Engine:
     @parameter.setter
     def parameter(self, value: float) -> None:
         self.in_force.set(value)
-
-    def use(self, policy: ExitPolicy, parameter: float) -> None:
-        """Let rows enter under another policy; those that are in keep theirs."""
-        self.in_force = InForce(policy, parameter)
 
     @property
     def max_batch(self) -> int:
@@ -245,9 +241,7 @@ class Engine:
         completions: list[Completion],
     ) -> list[Row]:
         """Book the stage on its rows; complete those that leave here, return the others."""
-        state, history, _, shown = output
-        assert rows[0].under is not None, "rows enter under a policy"
-        blinds = shown is None and rows[0].under.remembers
+        state, history, blinds, _, shown = output
         staying = []
         for place, row in enumerate(rows):
             row.compute_ms += elapsed_ms

@@ -22,6 +22,7 @@ from server.entrance import Entrance, Wishes
 from server.errors import ServeError
 from server.host_costs import default_budget_ms, measure_costs, try_policy
 from server.host_scheduler import HostScheduler, on_host, read_scheduler, reread
+from server.in_force import InForce
 from server.masks import mask_png
 from server.metrics import AnswerLatency, Metrics, ModelMetrics
 from server.row import Answer, Completion, Row
@@ -204,7 +205,7 @@ class ServedModel:
         self.auditor.restart()
         for controller in self._controllers.values():
             controller.use(fresh.frontier)
-        self.engine.use(fresh.policy, self.controller.parameter)
+        self.engine.in_force = InForce(fresh.policy, self.controller.parameter)
         self._metrics.show_policy(self.version, fresh.policy.kind, self.engine.backend.device)
         log.info("%s: scheduler %s (%s)", self.name, fresh.policy.kind, fresh.sha256)
 

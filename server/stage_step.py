@@ -56,12 +56,14 @@ class StageOutput(NamedTuple):
     Attributes:
         state: Behind the stage.
         history: The policy's, (A, H).
+        blinds: Whether the policy will miss what the exit would have said.
         parameter: In force as the policy was asked; rows with their own obey that.
         shown: None where none of them needs the stage's exit.
     """
 
     state: State
     history: Array
+    blinds: bool
     parameter: float
     shown: Shown | None
 
@@ -88,10 +90,11 @@ class StageStep:
         assert under is not None, "rows enter under a policy"
         in_force = under.setting
         if not any(self._needs(row, in_force) for row in rows):
-            return StageOutput(state, in_force.policy.start(len(rows)), in_force.parameter, None)
+            history = in_force.policy.start(len(rows))
+            return StageOutput(state, history, under.remembers, in_force.parameter, None)
         (history,) = gather_arrays([Part((before,), part.rows) for part, before in parts])
         shown = self._show(rows, state, history, in_force)
-        return StageOutput(state, shown.history, in_force.parameter, shown)
+        return StageOutput(state, shown.history, False, in_force.parameter, shown)
 
     def _needs(self, row: Row, in_force: Setting) -> bool:
         """Whether a row needs the head of its stage."""

@@ -20,6 +20,7 @@ from scheduler.thresholds import ThresholdTable
 from server.beyond import Beyond, note_passed
 from server.engine import Engine
 from server.errors import InferenceFailed
+from server.in_force import InForce
 from server.metrics import Metrics, ModelMetrics
 from server.row import AUDIT, Answer, Completion, Row
 from server.stage_step import StageOutput
@@ -258,7 +259,7 @@ def answered(trail: Trail, backend: Any) -> Completion:
     """A row that left at exit 0, as the engine leaves it."""
     left = row(0.95, 0.6, 0.7, trail=trail)
     state = left.state
-    note_passed(trail, left, 0, StageOutput(state, np.empty((1, 0)), 1.0, None))
+    note_passed(trail, left, 0, StageOutput(state, np.empty((1, 0)), False, 1.0, None))
     said = HeadOutput(*[backend.run_head(0, state).logits[0]] * 2)
     return Completion(left, Answer(0, said, 1.0, 0.0, False, None))
 
@@ -321,7 +322,7 @@ def test_every_audited_row_that_was_answered_is_told_once_whatever_happens(
         elif kind == "flip":
             engine.parameter = what
         elif kind == "use":
-            engine.use(what, 1.0)
+            engine.in_force = InForce(what, 1.0)
         elif kind == "pause":
             time.sleep(what)
     engine.stop()

@@ -24,6 +24,7 @@ from scheduler.stopping_fit import fit_stopping
 from scheduler.thresholds import ThresholdTable
 from server.engine import Engine
 from server.errors import DeadlineExceeded, InferenceFailed
+from server.in_force import InForce
 from server.metrics import Metrics, ModelMetrics
 from server.row import Answer, Completion, Row
 
@@ -331,7 +332,7 @@ def test_rows_that_are_in_keep_their_policy_and_its_last_parameter_when_another_
 
     def swap(stage: int) -> None:
         if stage == 1 and engine.policy.kind == "maxprob":
-            engine.use(PatiencePolicy(table(NEVER, 2.8)), 2.0)
+            engine.in_force = InForce(PatiencePolicy(table(NEVER, 2.8)), 2.0)
             engine.submit(after)
             engine.parameter = 1.0  # of the new policy alone; 2.0 would let nothing go early
 
@@ -347,7 +348,7 @@ def test_a_row_made_for_a_policy_enters_under_it_though_another_has_come_since()
     done: list[Completion] = []
     engine = engine_of(FakeBackend(), done.extend)
     row = Row(sure(0.95, 0.95, 0.95), parameter=1.0, under=engine.in_force)
-    engine.use(ConfidencePolicy(table(NEVER, NEVER), "maxprob"), 1.0)
+    engine.in_force = InForce(ConfidencePolicy(table(NEVER, NEVER), "maxprob"), 1.0)
     engine.submit([row, Row(sure(0.95, 0.95, 0.95))])
     run_out(engine)
     assert {completion.outcome.exit for completion in done if completion.row is row} == {0}  # type: ignore[union-attr]
@@ -406,7 +407,7 @@ def test_scores_by_a_policy_that_is_no_longer_the_engines_are_not_noted() -> Non
 
     def swap(stage: int) -> None:
         if stage == 1:
-            engine.use(policy(), 1.0)
+            engine.in_force = InForce(policy(), 1.0)
 
     backend.on_stage = swap
     engine.submit([Row(sure(0.6, 0.7, 0.9))])
@@ -418,7 +419,7 @@ def test_rows_of_two_policies_never_share_a_batch() -> None:
     backend = FakeBackend()
     engine = engine_of(backend, max_batch=8)
     engine.submit([Row(sure(0.6, 0.6, 0.91)) for _ in range(3)])
-    engine.use(ConfidencePolicy(table(0.95, 0.95), "maxprob"), 1.0)
+    engine.in_force = InForce(ConfidencePolicy(table(0.95, 0.95), "maxprob"), 1.0)
     engine.submit([Row(sure(0.6, 0.6, 0.92)) for _ in range(2)])
     run_out(engine)
     assert sorted((stage, len(shown)) for stage, shown in backend.batches) == [
@@ -458,7 +459,7 @@ def test_every_row_leaves_by_the_policy_it_entered_with_however_often_others_com
     engine.start()
     expected = []
     for (by, least), confidences, pause in waves:
-        engine.use(by, 1.0)
+        engine.in_force = InForce(by, 1.0)
         engine.submit(
             [Row(sure(*each), tag=len(expected) + i) for i, each in enumerate(confidences)]
         )
