@@ -63,7 +63,7 @@ class ReadyLists:
         return found
 
     @property
-    def pressed(self) -> bool:
+    def users_wait(self) -> bool:
         """Whether any row but audits waits."""
         return any(self._levels[:AUDIT])
 

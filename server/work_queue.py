@@ -82,7 +82,7 @@ class WorkQueue:
     def slack(self) -> bool:
         """Whether no row but audits waits."""
         with self._lock:
-            return not self._ready.pressed
+            return not self._ready.users_wait
 
     def depths(self, num_stages: int) -> list[int]:
         """Rows waiting before each stage, (K,)."""
