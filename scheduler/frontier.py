@@ -115,6 +115,19 @@ class Frontier:
             expected_accuracy=self.expected_accuracy[kept],
         )
 
+    def spread(self, count: int) -> "Frontier":
+        """At most `count` of the points, evenly over the cost; both ends stay."""
+        costs = self.expected_costs_ms
+        wanted = np.linspace(costs[0], costs[-1], count)
+        middles = (costs[1:] + costs[:-1]) / 2
+        kept = np.unique(np.searchsorted(middles, wanted))
+        return replace(
+            self,
+            parameters=self.parameters[kept],
+            exit_rates=self.exit_rates[kept],
+            expected_accuracy=self.expected_accuracy[kept],
+        )
+
     def moved_stages(self, costs_ms: Array) -> list[int]:
         """Stages whose share of the whole time differs by more than 20 % at other costs."""
         before = np.diff(self.costs_ms, prepend=0.0) / self.costs_ms[-1]
