@@ -27,7 +27,7 @@ from server.errors import (
 )
 from server.lifecycle import lifespan
 from server.metrics import Metrics
-from server.routes import audit, budget, health, predict, scheduler
+from server.routes import audit, budget, feedback, health, predict, scheduler
 from server.settings import Settings
 from server.watch import ClientWatch
 
@@ -60,6 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(budget.router)
     app.include_router(audit.router)
     app.include_router(scheduler.router)
+    app.include_router(feedback.router)
     app.include_router(health.router)
     app.add_exception_handler(ServeError, _known_error)
     app.add_exception_handler(RequestValidationError, _validation_error)

@@ -33,6 +33,12 @@ class UnknownModel(ServeError):
     status, code = HTTPStatus.NOT_FOUND, "unknown_model"
 
 
+class UnknownAnswer(ServeError):
+    """No answer is remembered under the id."""
+
+    status, code = HTTPStatus.NOT_FOUND, "unknown_answer"
+
+
 class BodyTooLarge(ServeError):
     """The body passes the limit."""
 

@@ -1,8 +1,129 @@
-"""What becomes known of answers later."""
+"""Answers that are remembered for a while, and the true labels that come for some of them."""
 
-import hashlib
+from array import array
+from collections import OrderedDict
+from typing import NamedTuple
+
+REMEMBERED = 100_000
+WINDOW = 10_000
+CLASS_BITS, EXIT_BITS = 32, 8
+
+
+class Answered(NamedTuple):
+    """What was answered under a request's id.
+
+    Attributes:
+        key: Stands for the id wherever it is remembered.
+        model: Name of the model.
+        exit: Where the sample left.
+        class_id: The label given.
+    """
+
+    key: int
+    model: str
+    exit: int
+    class_id: int
+
+
+class Answers:
+    """The last answers by request id, in a ring of places; the loop's thread.
+
+    An id is kept as a hash of 64 bits, salted by the process: that two of a hundred thousand meet
+    happens once in four billion such sets. The item i of a list has the id `ID/i`.
+
+    Args:
+        capacity: Answers remembered; the oldest are forgotten.
+    """
+
+    def __init__(self, capacity: int = REMEMBERED) -> None:
+        self.capacity = capacity
+        self._models: list[str] = []
+        self._places: dict[int, int] = {}
+        self._keys = array("q", bytes(8 * capacity))
+        self._answers = array("q", bytes(8 * capacity))  # model, exit and class in one number
+        self._noted = 0
+
+    def note(self, request_id: str, model: str, exit: int, class_id: int) -> None:
+        """Remember an answer; of two under one id it is the later."""
+        if model not in self._models:
+            self._models.append(model)
+        place, key = self._noted % self.capacity, key_of(request_id)
+        if self._places.get(self._keys[place]) == place:
+            del self._places[self._keys[place]]
+        self._places[key] = place
+        self._keys[place] = key
+        number = self._models.index(model) << EXIT_BITS | exit
+        self._answers[place] = number << CLASS_BITS | class_id
+        self._noted += 1
+
+    def find(self, request_id: str) -> Answered | None:
+        """The answer under an id; None where there was none, or it is too old."""
+        key = key_of(request_id)
+        place = self._places.get(key)
+        if place is None:
+            return None
+        number, class_id = divmod(self._answers[place], 1 << CLASS_BITS)
+        model, exit = divmod(number, 1 << EXIT_BITS)
+        return Answered(key, self._models[model], exit, class_id)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def key_of(request_id: str) -> int:
-    """64 bits that stand for a request's id, or for ID/i of a list's item."""
-    return int.from_bytes(hashlib.blake2b(request_id.encode(), digest_size=8).digest())
+    """What stands for a request's id in memory."""
+    return hash(request_id)
+
+
+class Tally(NamedTuple):
+    """Labels that came, and answers that were right by them."""
+
+    right: int
+    labels: int
+
+
+class Feedback:
+    """The latest true labels of one model's answers, counted by exit.
+
+    Args:
+        num_exits: K.
+        window: Labels that count; the oldest are dropped.
+    """
+
+    def __init__(self, num_exits: int, window: int = WINDOW) -> None:
+        self._window = window
+        self._labelled: OrderedDict[int, tuple[int, bool]] = OrderedDict()  # exit, right
+        self._labels = [0] * num_exits
+        self._right = [0] * num_exits
+
+    def add(self, key: int, exit: int, *, right: bool) -> bool:
+        """Take in whether an answer was right.
+
+        Args:
+            key: Of the answer; a label that came for it before is replaced where it stands.
+            exit: Where the sample left.
+            right: By the true label.
+
+        Returns:
+            Whether it is the first label of the answer, as far as the window tells.
+        """
+        before = self._labelled.get(key)
+        self._labelled[key] = (exit, right)
+        self._count(exit, right, 1)
+        if before is not None:
+            self._count(*before, -1)
+        elif len(self._labelled) > self._window:
+            _, oldest = self._labelled.popitem(last=False)
+            self._count(*oldest, -1)
+        return before is None
+
+    @property
+    def tallies(self) -> list[Tally]:
+        """Of each exit, (K,)."""
+        return [
+            Tally(right, labels) for right, labels in zip(self._right, self._labels, strict=True)
+        ]
+
+    def _count(self, exit: int, right: bool, by: int) -> None:
+        self._labels[exit] += by
+        self._right[exit] += by * right

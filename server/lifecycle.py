@@ -16,6 +16,7 @@ from starlette.requests import Request
 from models.bundle import load_bundle
 from server.admission import Admission
 from server.errors import InvalidContent, UnknownModel
+from server.feedback import Answers
 from server.metrics import Metrics
 from server.model import ServedModel
 from server.sample import Modality
@@ -48,6 +49,7 @@ class Service:
         self.clock = clock
         self.decode_pool = ThreadPoolExecutor(settings.decode_workers, thread_name_prefix="decode")
         self.admission = Admission(settings.max_queue, metrics.inflight, clock)
+        self.answers = Answers()
         self.draining = False
         self.models: dict[str, ServedModel] = {}
         for folder in settings.bundle:

@@ -12,10 +12,11 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 
 from scheduler.controller import BudgetController
 from server.audit_metrics import AuditFamilies, AuditMetrics
+from server.feedback import Tally
 
 ROUTES: Final = (
     "/predict", "/budget", "/frontier", "/scheduler/reload", "/audit", "/audit/rows",
-    "/metrics", "/livez", "/readyz", "other",
+    "/feedback", "/metrics", "/livez", "/readyz", "other",
 )  # fmt: skip
 LATENCY_BUCKETS: Final = tuple(
     round(1e-4 * 10 ** (i / 6), 7) for i in range(31)
@@ -104,6 +105,17 @@ class Metrics:
             "exit_rate", "Share of the window's samples that left here.", "exit"
         )
         self.audit = AuditFamilies(registry)
+        self.feedback_samples = Counter(
+            "eenet_feedback_samples",
+            "Answers that a true label came for.",
+            ["model", "exit"],
+            registry=registry,
+        )
+        self.feedback_accuracy = self._gauge(
+            "feedback_accuracy_ratio",
+            "Share of right answers among the latest true labels; NaN before any.",
+            "exit",
+        )
         for reason in REJECTIONS:
             self.rejected.labels(reason)
 
@@ -174,6 +186,8 @@ class ModelMetrics:
         self._threshold = [metrics.threshold.labels(model, k) for k in exits[:-1]]
         self._exit_rate = [metrics.exit_rate.labels(model, k) for k in exits]
         self.audit = AuditMetrics(metrics.audit, model, num_exits)
+        self.feedback_samples = [metrics.feedback_samples.labels(model, k) for k in exits]
+        self._feedback_accuracy = [metrics.feedback_accuracy.labels(model, k) for k in exits]
 
     def note_batch(self, stage: int, rows: int, elapsed_ms: float) -> None:
         """One batch went through a stage; any thread may say so."""
@@ -234,6 +248,11 @@ class ModelMetrics:
             gauge.set(threshold)
         for gauge, rate in zip(self._exit_rate, rates, strict=True):
             gauge.set(rate)
+
+    def show_feedback(self, tallies: Sequence[Tally]) -> None:
+        """Set the gauges of what true labels say."""
+        for gauge, (right, labels) in zip(self._feedback_accuracy, tallies, strict=True):
+            gauge.set(right / labels if labels else float("nan"))
 
     def show_queues(self, depths: Sequence[int], oldest_s: float) -> None:
         """Set the gauges of the ready lists."""

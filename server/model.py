@@ -20,6 +20,7 @@ from server.decoder import Decoder
 from server.engine import Engine
 from server.entrance import Entrance, Wishes
 from server.errors import ServeError
+from server.feedback import Answered, Feedback
 from server.host_costs import default_budget_ms, measure_costs, try_policy
 from server.host_scheduler import HostScheduler, on_host, read_scheduler, reread
 from server.in_force import InForce
@@ -103,6 +104,7 @@ class ServedModel:
         if budget_ms is None and manifest.default_budget_ms is not None:
             budget_ms = default_budget_ms(manifest.default_budget_ms, built_on, frontier)
         config = ControllerConfig(window=settings.window)
+        self.feedback = Feedback(self.num_exits)
         self._uncounted: list[tuple[Answer, float]] = []  # under the global budget
         self.measure: Measure = settings.measure
         self._controllers: dict[Measure, BudgetController] = {
@@ -208,6 +210,10 @@ class ServedModel:
         self.engine.in_force = InForce(fresh.policy, self.controller.parameter)
         self._metrics.show_policy(self.version, fresh.policy.kind, self.engine.backend.device)
         log.info("%s: scheduler %s (%s)", self.name, fresh.policy.kind, fresh.sha256)
+    def note_feedback(self, answered: Answered, *, right: bool) -> None:
+        """Take in whether an answer of this model was right."""
+        if self.feedback.add(answered.key, answered.exit, right=right):
+            self._metrics.feedback_samples[answered.exit].inc()
 
     def _batch_within(self, budget_ms: float | None) -> int:
         """Most rows of a batch: a larger one would leave no exit within the budget."""
@@ -224,6 +230,7 @@ class ServedModel:
         shared = None if thresholds is None else thresholds.tolist()
         self._metrics.show_control(self.controller, shared)
         self.auditor.show()
+        self._metrics.show_feedback(self.feedback.tallies)
         self._metrics.show_queues(self.engine.queue_depths, self.engine.oldest_wait_s())
 
     async def probe(self) -> None:

@@ -160,6 +160,23 @@ class BudgetChange(_KnownFields):
         return self
 
 
+class FeedbackGiven(_KnownFields):
+    """The true label of an earlier answer."""
+
+    model_config = ConfigDict(strict=True)
+
+    request_id: str = Field(description="of the answer; of a list's item ID/0, ID/1 ...")
+    label: str | int = Field(description="name or id of the class")
+
+
+class FeedbackTaken(BaseModel):
+    """What became of a label."""
+
+    model: str
+    exit: int
+    correct: bool
+
+
 class ModelQuery(_KnownFields):
     """The query of routes about models."""
 

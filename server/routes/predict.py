@@ -95,7 +95,9 @@ async def predict(request: Request) -> Response:
         finally:
             release(1)
         request.state.server_timing = _timing(served)
-        return _json(_prediction(model, served, given.options, request_id))
+        prediction = _prediction(model, served, given.options, request_id)
+        _remember(service, prediction)
+        return _json(prediction)
     tasks = [asyncio.ensure_future(answer) for answer in answers]
     for task in tasks:  # not within the answer: one that is cancelled before it begins runs nothing
         task.add_done_callback(lambda _: release(1))
@@ -103,7 +105,15 @@ async def predict(request: Request) -> Response:
     items = [
         _item(model, outcome, given.options, id) for id, outcome in zip(ids, outcomes, strict=True)
     ]
+    for item in items:
+        _remember(service, item)
     return _json({"predictions": items})
+
+
+def _remember(service: Service, item: Mapping[str, Any]) -> None:
+    """So that a true label may come for it later."""
+    if "error" not in item:
+        service.answers.note(item["request_id"], item["model"], item["exit"], item["class_id"])
 
 
 async def _read(request: Request, service: Service) -> _Input:
