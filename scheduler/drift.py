@@ -55,7 +55,7 @@ class ScoreDrift:
             log_probs = log_probs[:, np.sort(rng.choice(rows, MOST_ROWS, replace=False))]
         self._policy = policy
         self._replayed = replay(policy, log_probs)
-        self._points = frontier.spread(MOST_POINTS).parameters
+        self._points = frontier.spread(MOST_POINTS)
         self._references: dict[int, list[array[float]]] = {}
         self._rng = rng
         self._seen = [_Ranks() for _ in range(policy.num_exits - 1)]
@@ -85,9 +85,9 @@ class ScoreDrift:
 
     def _reference_of(self, parameter: float) -> list["array[float]"]:
         """The sorted scores of calibration rows that reach each exit, (K - 1,)."""
-        point = int(np.abs(self._points - parameter).argmin())
+        point = self._points.nearest(parameter)
         if point not in self._references:
-            exits = take_exits(self._policy, self._replayed, float(self._points[point]))
+            exits = take_exits(self._policy, self._replayed, self._points[point].parameter)
             self._references[point] = [
                 array("d", np.sort(self._replayed[exit].scores[exits >= exit]).tobytes())
                 for exit in range(len(self._seen))

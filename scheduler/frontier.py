@@ -90,6 +90,10 @@ class Frontier:
         )
         return self[max(int(reached) - 1, 0)]
 
+    def nearest(self, parameter: float) -> int:
+        """The index of the point whose parameter is nearest."""
+        return int(np.abs(self.parameters - parameter).argmin())
+
     def with_costs(self, costs_ms: Array) -> "Frontier":
         """The same exits at the costs of another host.
 
