@@ -1,4 +1,4 @@
-"""`eenet fit`: another policy, other costs or published weights for a bundle."""
+"""`eenet fit`: another policy, other costs, published weights or live rows for a bundle."""
 
 import json
 import tempfile
@@ -9,20 +9,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import Bundle, load_bundle, rewrite_manifest
-from profiling.calibration import load_recorded
+from profiling.calibration import Recorded, load_recorded, save_recorded
 from profiling.evaluate import Evaluation, evaluate, spread_budgets
 from scheduler.eenet import load_published_scheduler
 from scheduler.fit import fit_scheduler
 from scheduler.scheduler import FILES, Scheduler, save_scheduler
 from server.build import default_budget_ms
+from server.live_rows import Labelled, LiveRows, labelled
+
+CALIBRATION = "calibration.npz"
 
 
 class Refitted(NamedTuple):
-    """A bundle with a new scheduler and what that makes of the bundle's recorded predictions."""
+    """A bundle with a new scheduler and what that makes of the bundle's recorded predictions.
+
+    `live` is what it was fitted to, where that is not the bundle's own calibration set.
+    """
 
     bundle: Bundle
     scheduler: Scheduler
     evaluations: list[Evaluation]
+    live: Labelled | None
 
 
 def refit(
@@ -31,6 +38,7 @@ def refit(
     policy: str,
     costs_ms: NDArray[np.float64] | None = None,
     weights: Path | None = None,
+    live: LiveRows | None = None,
     seed: int = 0,
 ) -> Refitted:
     """Fit a policy to a bundle's calibration set and put it into the bundle.
@@ -40,13 +48,17 @@ def refit(
         policy: One of `scheduler.fit.POLICIES`.
         costs_ms: Latency from the start until each exit, (K,); None: the bundle's own profile.
         weights: npz of a published fitted EENet scheduler to take scores and assignment from.
-        seed: Of folds and of networks that are trained.
+        live: Rows that a server saw, to become the bundle's calibration set; the test set stays.
+        seed: Of folds, of networks that are trained, and of labels that are drawn.
 
     Raises:
         ValueError: If bundle, costs or weights make no sense; the bundle is as it was.
     """
     bundle = load_bundle(folder)
-    recorded = load_recorded(folder / "calibration.npz")
+    recorded, seen = load_recorded(folder / CALIBRATION), None
+    if live is not None:
+        seen = labelled(live, recorded.calibration, seed)
+        recorded = Recorded(seen.predictions, recorded.test)
     if costs_ms is None:
         costs_ms = profiled_costs(folder)
     published = None if weights is None else load_published_scheduler(weights)
@@ -61,11 +73,13 @@ def refit(
     )
     with tempfile.TemporaryDirectory(dir=folder) as part:
         save_scheduler(scheduler, Path(part))
-        for name in FILES:
+        if live is not None:
+            save_recorded(recorded, Path(part) / CALIBRATION)
+        for name in (*FILES, CALIBRATION) if live is not None else FILES:
             (Path(part) / name).replace(folder / name)
     bundle = rewrite_manifest(bundle, default_budget_ms=default_budget_ms(scheduler.frontier))
     evaluations = evaluate(scheduler, recorded, spread_budgets(costs_ms))
-    return Refitted(bundle, scheduler, evaluations)
+    return Refitted(bundle, scheduler, evaluations, seen)
 
 
 def profiled_costs(folder: Path) -> NDArray[np.float64]:

@@ -3,13 +3,17 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.scheduler import DEFAULT_POLICY, POLICIES
+from scheduler.scheduler import DEFAULT_POLICY, FILES, POLICIES, load_scheduler
 from server.commands import command, need_training_extra, numbers, print_evaluations, say
+
+if TYPE_CHECKING:
+    from models.bundle import Bundle
+    from server.live_rows import Labelled, LiveServer
 
 
 def add_fit(commands: Any) -> None:
@@ -17,13 +21,15 @@ def add_fit(commands: Any) -> None:
     parser = command(
         commands,
         "fit",
-        "Fit another policy, or the same for other costs, to a bundle's calibration set.",
+        "Fit a policy to a bundle's calibration set or to what a server saw.",
         "eenet fit my-bundle --policy eenet --costs 2.3,4.1,4.9",
         _fit,
     )
     parser.add_argument("folder", metavar="BUNDLE", type=Path, help="folder of `eenet build`")
     parser.add_argument(
-        "--policy", choices=POLICIES, default=DEFAULT_POLICY, help="default: %(default)s"
+        "--policy",
+        choices=POLICIES,
+        help=f"default: {DEFAULT_POLICY}; with --from-live the bundle's own",
     )
     _add_costs(parser, "the bundle's own profile")
     parser.add_argument(
@@ -31,6 +37,15 @@ def add_fit(commands: Any) -> None:
         type=Path,
         metavar="FILE.npz",
         help="with --policy eenet: scores and assignment of a published fitted scheduler",
+    )
+    parser.add_argument(
+        "--from-live",
+        metavar="URL",
+        help="fit to the samples that this server audited, labels from feedback where they came, "
+        "and let it go on with the result",
+    )
+    parser.add_argument(
+        "--model", help="with --from-live: the model's name there (default: the bundle's)"
     )
     _add_seed(parser)
     parser.add_argument(
@@ -40,25 +55,63 @@ def add_fit(commands: Any) -> None:
 
 def _fit(args: argparse.Namespace) -> None:
     need_training_extra()
+    from models.bundle import load_bundle
     from server.fit_command import refit
+    from server.live_rows import LiveServer
 
-    say(f"fitting {args.policy}")
+    policy, server, rows = args.policy or DEFAULT_POLICY, None, None
+    if args.from_live is not None:
+        manifest = load_bundle(args.folder).manifest
+        server = LiveServer(args.from_live, args.model or manifest.name)
+        policy = args.policy or load_scheduler(args.folder).policy.kind
+        rows = server.rows(manifest)
+    elif args.model is not None:
+        raise ValueError("--model names a model of a server; give --from-live URL too")
+    say(f"fitting {policy}")
     refitted = refit(
         args.folder,
-        policy=args.policy,
+        policy=policy,
         costs_ms=args.costs,
         weights=args.weights,
+        live=rows,
         seed=args.seed,
     )
     frontier = refitted.scheduler.frontier
     print(
-        f"{args.folder}: {args.policy}, {len(frontier)} points of the frontier, default budget "
+        f"{args.folder}: {policy}, {len(frontier)} points of the frontier, default budget "
         f"{refitted.bundle.manifest.default_budget_ms} ms"
     )
     print_evaluations(refitted.evaluations)
+    evaluations = [row._asdict() for row in refitted.evaluations]
+    result: dict[str, Any] = {"bundle": str(args.folder), "evaluations": evaluations}
+    if server is not None and refitted.live is not None:
+        result["live"] = _go_on(server, refitted.bundle, refitted.live)
     if args.json:
-        evaluations = [row._asdict() for row in refitted.evaluations]
-        print(json.dumps({"bundle": str(args.folder), "evaluations": evaluations}))
+        print(json.dumps(result))
+
+
+def _go_on(server: "LiveServer", bundle: "Bundle", live: "Labelled") -> dict[str, Any]:
+    """Let a server go on with the scheduler that was fitted to its samples, and tell."""
+    rows = len(live.predictions.labels)
+    print(
+        f"fitted to {rows} live rows, {live.told} with feedback; other labels drawn from the last "
+        f"exit at temperature {live.temperature:.3g}"
+    )
+    running = server.reload()
+    swapped = running == bundle.manifest.files[FILES[1]].sha256
+    if swapped:
+        print(f"{server.url} goes on with it")
+    else:
+        print(
+            f"{server.url} serves {server.model} from another folder, which has another scheduler; "
+            f"copy {bundle.folder} there and POST {server.url}/scheduler/reload"
+        )
+    return {
+        "rows": rows,
+        "feedback": live.told,
+        "temperature": live.temperature,
+        "swapped": swapped,
+    }
 
 
 def add_evaluate(commands: Any) -> None:
