@@ -1,6 +1,5 @@
 """How often early exits answer as the last one would, at every parameter, and a floor under it."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -8,29 +7,12 @@ from numpy.typing import NDArray
 
 from scheduler.frontier import Frontier
 from scheduler.policy import ExitPolicy, Scored, replay
+from scheduler.wilson import wilson
 
 WINDOW = 1000
 MOST_POINTS = 64  # of the frontier
 MIN_EARLY = 30  # rows; fewer never violate a floor
-Z_95 = 1.959964  # of a two-sided interval of 95 %
 Z_ONE_SIDED_99 = 2.326348
-
-
-class Interval(NamedTuple):
-    """Both ends of a confidence interval."""
-
-    low: float
-    high: float
-
-
-def wilson(hits: int, trials: int, z: float = Z_95) -> Interval:
-    """Wilson's interval of a share (Wilson 1927); of no trials, from 0 to 1."""
-    if trials == 0:
-        return Interval(0.0, 1.0)
-    share, spread = hits / trials, z * z / trials
-    middle = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / trials + spread / (4 * trials)) / (1 + spread)
-    return Interval(max(middle - half, 0.0), min(middle + half, 1.0))
 
 
 class Agreed(NamedTuple):
@@ -72,7 +54,7 @@ class AgreementCurve:
         return min(self._added, len(self._kinds))
 
     def add(self, log_probs: NDArray[np.floating]) -> None:
-        """Take in rows that show every exit, (K, n, C)."""
+        """Take in rows that show every exit, (K, n, C) or (K, n, P, C)."""
         if not log_probs.shape[1]:
             return
         for kinds in self._replay(log_probs):
@@ -108,7 +90,7 @@ class AgreementCurve:
             ]
         )
         exits = leave.argmax(0).reshape(rows, len(points))
-        answers = log_probs.argmax(-1)  # (K, n)
+        answers = _answers(log_probs)  # (K, n)
         alike = answers[exits, np.arange(rows)[:, None]] == answers[-1][:, None]
         kinds: NDArray[np.int8] = np.where(exits < len(answers) - 1, 1 + alike, 0).astype(np.int8)
         return kinds
@@ -152,6 +134,13 @@ class AgreementFloor:
             keep = agreed.share < self.minimum
         self.held = curve.cheapest(self.minimum, wished) if keep else None
         return self.held
+
+
+def _answers(log_probs: NDArray[np.floating]) -> NDArray[np.intp]:
+    """What each exit answers, (K, n): of P pixels the class of the largest share."""
+    shares = log_probs if log_probs.ndim == 3 else np.exp(log_probs, dtype=np.float64).mean(2)
+    answers: NDArray[np.intp] = shares.argmax(-1)
+    return answers
 
 
 def _repeated(scored: Scored, times: int) -> Scored:

@@ -139,6 +139,11 @@ class BudgetController:
         return self._parameter
 
     @property
+    def wished(self) -> float:
+        """The parameter that the budget alone calls for, whatever is held."""
+        return self._chosen.parameter
+
+    @property
     def floor_ms(self) -> float:
         """Expected latency when all leave at exit 0, at present costs."""
         return self.present_ms(self._costs_ms[0])

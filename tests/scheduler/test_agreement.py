@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from scheduler.agreement import Agreed, AgreementCurve, AgreementFloor, wilson
+from scheduler.agreement import Agreed, AgreementCurve, AgreementFloor
 from scheduler.fit import fit_scheduler
 from scheduler.frontier import Frontier
 from scheduler.policy import Scored, replay, take_exits
@@ -30,7 +30,8 @@ class ByTheFirst(ThresholdPolicy):
         return np.empty((rows, 0))
 
     def score(self, exit: int, log_probs: NDArray[np.floating], history: Array) -> Scored:
-        return Scored(np.exp(log_probs[:, 0], dtype=np.float64), history, history)
+        chances = np.exp(log_probs[..., 0], dtype=np.float64)
+        return Scored(chances.reshape(len(chances), -1).mean(1), history, history)
 
 
 def toy() -> tuple[ByTheFirst, Frontier]:
@@ -61,28 +62,6 @@ def audited(rows: int, seed: int = 0, *, slope: float = 0.4) -> Array:
 
 def true_agreement(budget: float, slope: float = 0.4) -> float:
     return 1 - slope * (3 - budget) / 4
-
-
-@pytest.mark.parametrize(
-    ("hits", "trials", "z", "low", "high"),
-    [
-        (0, 0, 1.96, 0.0, 1.0),
-        (8, 10, 1.96, 0.4902, 0.9433),  # as tables have it
-        (0, 20, 1.96, 0.0, 0.1611),
-        (20, 20, 1.96, 0.8389, 1.0),
-        (950, 1000, 2.326348, 0.9315, 0.9637),
-    ],
-)
-def test_wilson(hits: int, trials: int, z: float, low: float, high: float) -> None:
-    found = wilson(hits, trials, z)
-    assert found == pytest.approx((low, high), abs=2e-4)
-
-
-def test_wilson_covers_what_it_says() -> None:
-    rng = np.random.default_rng(0)
-    hits = rng.binomial(300, 0.97, 4000)
-    inside = [low <= 0.97 <= high for low, high in (wilson(int(h), 300) for h in hits)]
-    assert 0.93 < np.mean(inside) < 0.975
 
 
 def test_the_curve_is_the_true_one() -> None:
@@ -129,6 +108,17 @@ def test_rows_do_at_each_point_what_the_policy_does_there(kind: str, make_proble
         early = exits < 2
         alike = answers[exits, np.arange(200)] == answers[2]
         assert curve.at(parameter) == Agreed(int((early & alike).sum()), int(early.sum()))
+
+
+def test_pixels_answer_by_the_class_of_the_largest_share() -> None:
+    policy, frontier = toy()
+    curve = AgreementCurve(policy, frontier)
+    shares = np.array([[0.9, 0.05, 0.05], [0.2, 0.7, 0.1]])  # class 0 in the mean
+    other = np.array([[0.1, 0.8, 0.1], [0.1, 0.8, 0.1]])
+    for last, alike in ((shares[::-1], 1), (other, 0)):
+        before = curve.at(1.0).alike
+        curve.add(np.log([[shares], [shares], [last]]))
+        assert curve.at(1.0).alike - before == alike
 
 
 def judged(minimum: float, slope: float, wished: float, rows: int = 1000) -> AgreementFloor:
