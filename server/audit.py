@@ -59,6 +59,8 @@ class AuditLog:
     def clear(self) -> None:
         """Forget all: another policy leaves elsewhere."""
         self.rows: deque[AuditedRow] = deque()
+        self.added = 0
+        self._labels: dict[int, int | None] = {}
         self._agrees: deque[bool] = deque()
         self._bytes = 0
         self._samples, self._agreeing = [0] * self.num_exits, [0] * self.num_exits
@@ -73,12 +75,25 @@ class AuditLog:
         row = AuditedRow(request_key, exit, parameter, log_probs.astype(np.float16))
         answered, last = (int(probabilities(log_probs[k]).argmax()) for k in (exit, -1))
         self.rows.append(row)
+        self.added += 1
+        self._labels[request_key] = None
         self._agrees.append(answered == last)
         self._count(row, answered == last, 1)
         while len(self.rows) > self._most_rows or (
             self._bytes > self._most_bytes and len(self.rows) > 1
         ):
-            self._count(self.rows.popleft(), self._agrees.popleft(), -1)
+            oldest = self.rows.popleft()
+            self._labels.pop(oldest.request_key, None)
+            self._count(oldest, self._agrees.popleft(), -1)
+
+    def label(self, request_key: int, class_id: int) -> None:
+        """Keep the true label of a sample beside its row, if it has one."""
+        if request_key in self._labels:
+            self._labels[request_key] = class_id
+
+    def label_of(self, request_key: int) -> int | None:
+        """The true label kept of a sample."""
+        return self._labels.get(request_key)
 
     def at(self, exit: int) -> Agreed:
         """Of the rows that left at an exit."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scheduler.wilson import wilson
-from server.audit import Agreed, AuditedRow
+from server.audit import AuditedRow
 from server.model import ServedModel
 from server.schemas import AuditExit, AuditState
 
@@ -16,7 +16,7 @@ def audit_state(model: ServedModel) -> AuditState:
     model.count()
     auditor, last = model.auditor, model.num_exits - 1
     log = auditor.log
-    drift: list[float | None] = [None] * last if model.drift is None else model.drift.psi()
+    drift, tallies = model.quality.drift.psi(), model.feedback.tallies
     return AuditState(
         model=model.name,
         policy=model.engine.policy.kind,
@@ -24,17 +24,17 @@ def audit_state(model: ServedModel) -> AuditState:
         samples=len(log.rows),
         skipped=auditor.skipped,
         agreement=log.early.ratio,
-        agreement_ci95=_interval(log.early),
+        agreement_ci95=_interval(*log.early),
         exits=[
             AuditExit(
                 exit=exit,
                 samples=log.at(exit).samples,
                 agreement=log.at(exit).ratio if exit < last else None,
-                agreement_ci95=_interval(log.at(exit)) if exit < last else None,
+                agreement_ci95=_interval(*log.at(exit)) if exit < last else None,
                 score_drift=drift[exit] if exit < last else None,
-                feedback_samples=None,
-                feedback_accuracy=None,
-                feedback_accuracy_ci95=None,
+                feedback_samples=tallies[exit].labels,
+                feedback_accuracy=tallies[exit].accuracy,
+                feedback_accuracy_ci95=_interval(tallies[exit].labels, tallies[exit].right),
             )
             for exit in range(model.num_exits)
         ],
@@ -65,6 +65,6 @@ def rows_npz(rows: Sequence[AuditedRow], labels: Sequence[int], empty: tuple[int
     return file.getvalue()
 
 
-def _interval(agreed: Agreed) -> tuple[float, float] | None:
+def _interval(samples: int, hits: int) -> tuple[float, float] | None:
     """Within which the share lies with a confidence of 95 %; None of no samples."""
-    return wilson(agreed.agreeing, agreed.samples) if agreed.samples else None
+    return wilson(hits, samples) if samples else None

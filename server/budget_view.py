@@ -2,7 +2,6 @@
 
 import math
 
-from scheduler.controller import BudgetController
 from server.model import ServedModel
 from server.schemas import BudgetState, FrontierEntry
 
@@ -26,7 +25,10 @@ def budget_state(model: ServedModel) -> BudgetState:
         floor_ms=control.floor_ms,
         ceiling_ms=control.ceiling_ms,
         feasible=control.feasible,
-        reason=_reason(control),
+        reason=_reason(model),
+        min_agreement=model.quality.asked.minimum,
+        agreement=model.quality.agreement(control.parameter),
+        yields=model.quality.yields(control),
         expected_accuracy=point.expected_accuracy,
         expected_exit_rates=point.exit_rates.tolist(),
         exit_rates=control.exit_rates,
@@ -66,7 +68,19 @@ def _thresholds(model: ServedModel) -> list[float | None]:
     ]
 
 
-def _reason(control: BudgetController) -> str | None:
+def _reason(model: ServedModel) -> str | None:
+    control, asked = model.controller, model.quality.asked
+    yields = model.quality.yields(control)
+    if yields == "budget":
+        return (
+            f"the budget of {control.budget_ms:g} ms yields to the agreement floor of "
+            f"{asked.minimum:g}, which early exits do not reach at the points that keep it"
+        )
+    if yields == "agreement":
+        return (
+            f"the agreement floor of {asked.minimum:g} yields to the budget of "
+            f"{control.budget_ms:g} ms: fewer of the early answers are the last exit's"
+        )
     if control.feasible:
         return None
     return (

@@ -81,6 +81,17 @@ class Tally(NamedTuple):
     right: int
     labels: int
 
+    @property
+    def accuracy(self) -> float | None:
+        """None of no labels."""
+        return self.right / self.labels if self.labels else None
+
+
+class _Label(NamedTuple):
+    class_id: int
+    exit: int
+    right: bool
+
 
 class Feedback:
     """The latest true labels of one model's answers, counted by exit.
@@ -92,30 +103,30 @@ class Feedback:
 
     def __init__(self, num_exits: int, window: int = WINDOW) -> None:
         self._window = window
-        self._labelled: OrderedDict[int, tuple[int, bool]] = OrderedDict()  # exit, right
+        self._given: OrderedDict[int, _Label] = OrderedDict()
         self._labels = [0] * num_exits
         self._right = [0] * num_exits
 
-    def add(self, key: int, exit: int, *, right: bool) -> bool:
-        """Take in whether an answer was right.
-
-        Args:
-            key: Of the answer; a label that came for it before is replaced where it stands.
-            exit: Where the sample left.
-            right: By the true label.
+    def add(self, answered: Answered, class_id: int) -> bool:
+        """Take in the true label of an answer; one that came before is replaced where it stands.
 
         Returns:
             Whether it is the first label of the answer, as far as the window tells.
         """
-        before = self._labelled.get(key)
-        self._labelled[key] = (exit, right)
-        self._count(exit, right, 1)
+        label = _Label(class_id, answered.exit, class_id == answered.class_id)
+        before = self._given.get(answered.key)
+        self._given[answered.key] = label
+        self._count(label, 1)
         if before is not None:
-            self._count(*before, -1)
-        elif len(self._labelled) > self._window:
-            _, oldest = self._labelled.popitem(last=False)
-            self._count(*oldest, -1)
+            self._count(before, -1)
+        elif len(self._given) > self._window:
+            self._count(self._given.popitem(last=False)[1], -1)
         return before is None
+
+    def label_of(self, key: int) -> int | None:
+        """The label that came for an answer; None where none did, or too long ago."""
+        label = self._given.get(key)
+        return None if label is None else label.class_id
 
     @property
     def tallies(self) -> list[Tally]:
@@ -124,6 +135,6 @@ class Feedback:
             Tally(right, labels) for right, labels in zip(self._right, self._labels, strict=True)
         ]
 
-    def _count(self, exit: int, right: bool, by: int) -> None:
-        self._labels[exit] += by
-        self._right[exit] += by * right
+    def _count(self, label: _Label, by: int) -> None:
+        self._labels[label.exit] += by
+        self._right[label.exit] += by * label.right

@@ -3,21 +3,32 @@
 import logging
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from models.bundle import Bundle, BundleError, load_bundle
 from models.stage_costs import StageCosts
+from scheduler.arrays import read_arrays
+from scheduler.drift import ScoreDrift
 from scheduler.frontier import Frontier
 from scheduler.policy import ExitPolicy
 from scheduler.scheduler import FILES, Scheduler, load_scheduler
 
 log = logging.getLogger(__name__)
 
+CALIBRATION = "calibration_log_probs"
+
 
 class HostScheduler(NamedTuple):
-    """A policy with its frontier at this host's costs, and the bundle that both come from."""
+    """A policy with its frontier at this host's costs, and the bundle that both come from.
+
+    `drift` compares the policy's scores with those of the bundle's calibration set.
+    """
 
     bundle: Bundle
     policy: ExitPolicy
     frontier: Frontier
+    drift: ScoreDrift
 
     @property
     def sha256(self) -> str:
@@ -41,7 +52,11 @@ def read_scheduler(bundle: Bundle) -> Scheduler:
 
 
 def on_host(bundle: Bundle, scheduler: Scheduler, costs: StageCosts) -> HostScheduler:
-    """A scheduler at this host's costs; where they part too much from its own, the log says so."""
+    """A scheduler at this host's costs; where they part too much from its own, the log says so.
+
+    Raises:
+        ValueError: If the bundle's calibration set cannot be read.
+    """
     policy, built_on = scheduler
     if moved := built_on.moved_stages(costs.costs_ms):
         log.warning(
@@ -51,7 +66,9 @@ def on_host(bundle: Bundle, scheduler: Scheduler, costs: StageCosts) -> HostSche
             bundle.manifest.name,
             moved,
         )
-    return HostScheduler(bundle, policy, built_on.with_costs(costs.costs_ms))
+    frontier = built_on.with_costs(costs.costs_ms)
+    drift = ScoreDrift(policy, frontier, _calibration(bundle), np.random.default_rng(0))
+    return HostScheduler(bundle, policy, frontier, drift)
 
 
 def reread(served: Bundle) -> tuple[Bundle, Scheduler]:
@@ -70,6 +87,18 @@ def reread(served: Bundle) -> tuple[Bundle, Scheduler]:
     if load_bundle(served.folder).manifest != bundle.manifest:
         raise BundleError(f"{served.folder} was written to while it was read; ask again")
     return bundle, scheduler
+
+
+def _calibration(bundle: Bundle) -> NDArray[np.floating]:
+    """The log-probabilities (K, N, C) or (K, N, P, C) of a bundle's calibration set."""
+    path = bundle.folder / "calibration.npz"
+    log_probs = read_arrays(path, lambda name: name == CALIBRATION).get(CALIBRATION)
+    if log_probs is None or len(log_probs) != bundle.manifest.num_exits:
+        raise BundleError(
+            f"{path} holds no predictions of the network's {bundle.manifest.num_exits} exits; "
+            f"build the bundle again"
+        )
+    return log_probs
 
 
 def _network(bundle: Bundle) -> object:

@@ -22,6 +22,7 @@ LATENCY_BUCKETS: Final = tuple(
     round(1e-4 * 10 ** (i / 6), 7) for i in range(31)
 )  # 0.1 ms to 10 s, six a decade
 BATCH_BUCKETS: Final = tuple(float(2**i) for i in range(11))
+PROMISES: Final = ("budget", "agreement")
 REJECTIONS: Final = ("queue_full", "not_ready", "body_too_large")
 
 
@@ -116,6 +117,15 @@ class Metrics:
             "Share of right answers among the latest true labels; NaN before any.",
             "exit",
         )
+        self.score_drift = self._gauge(
+            "score_drift",
+            "Population stability index of the exit's latest scores against calibration; NaN while "
+            "there are too few.",
+            "exit",
+        )
+        self.promise_yields = self._gauge(
+            "promise_yields", "1 while this promise gives way to the other.", "promise"
+        )
         for reason in REJECTIONS:
             self.rejected.labels(reason)
 
@@ -187,6 +197,8 @@ class ModelMetrics:
         self._exit_rate = [metrics.exit_rate.labels(model, k) for k in exits]
         self.audit = AuditMetrics(metrics.audit, model, num_exits)
         self.feedback_samples = [metrics.feedback_samples.labels(model, k) for k in exits]
+        self._score_drift = [metrics.score_drift.labels(model, k) for k in exits[:-1]]
+        self._yields = {each: metrics.promise_yields.labels(model, each) for each in PROMISES}
         self._feedback_accuracy = [metrics.feedback_accuracy.labels(model, k) for k in exits]
 
     def note_batch(self, stage: int, rows: int, elapsed_ms: float) -> None:
@@ -251,8 +263,15 @@ class ModelMetrics:
 
     def show_feedback(self, tallies: Sequence[Tally]) -> None:
         """Set the gauges of what true labels say."""
-        for gauge, (right, labels) in zip(self._feedback_accuracy, tallies, strict=True):
-            gauge.set(right / labels if labels else float("nan"))
+        for gauge, tally in zip(self._feedback_accuracy, tallies, strict=True):
+            gauge.set(float("nan") if tally.accuracy is None else tally.accuracy)
+
+    def show_quality(self, drift: Sequence[float | None], yields: str | None) -> None:
+        """Set the gauges of drift, and of the promise that gives way."""
+        for gauge, index in zip(self._score_drift, drift, strict=True):
+            gauge.set(float("nan") if index is None else index)
+        for promise, gauge in self._yields.items():
+            gauge.set(promise == yields)
 
     def show_queues(self, depths: Sequence[int], oldest_s: float) -> None:
         """Set the gauges of the ready lists."""

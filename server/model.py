@@ -6,10 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Literal
 
 from models.bundle import Bundle
 from scheduler.controller import BudgetController, ControllerConfig, Sample
@@ -26,6 +23,7 @@ from server.host_scheduler import HostScheduler, on_host, read_scheduler, reread
 from server.in_force import InForce
 from server.masks import mask_png
 from server.metrics import AnswerLatency, Metrics, ModelMetrics
+from server.quality import Floor, Quality
 from server.row import Answer, Completion, Row
 from server.sample import Load, Modality, Request, Served
 from server.schemas import Options
@@ -36,16 +34,6 @@ log = logging.getLogger(__name__)
 COUNT_SAMPLES = 16  # well below a controller's period
 
 Measure = Literal["compute", "end_to_end"]
-
-
-class Drift(Protocol):
-    """How far exit scores are from those of the calibration set."""
-
-    def add(self, exit: int, scores: NDArray[np.float64], parameter: float) -> None:
-        """Take in scores (A,) of rows under one parameter."""
-
-    def psi(self) -> list[float | None]:
-        """Of each exit but the last, (K - 1,)."""
 
 
 class ServedModel:
@@ -78,7 +66,6 @@ class ServedModel:
         self.task = manifest.task
         self.num_exits = manifest.num_exits
         self.broken: str | None = None
-        self.drift: Drift | None = None
         self.clock = clock
         self._decode = Decoder(bundle.preprocessor(settings.max_pixels), clock)
         self._decode_pool = decode_pool
@@ -94,6 +81,9 @@ class ServedModel:
         self._costs = measure_costs(backend, policy, self._decode.example, settings.max_batch)
         self._max_batch = settings.max_batch or self._costs.worthwhile_rows()
         self._scheduler = on_host(bundle, scheduler, self._costs)
+        self._asked = Floor(settings.min_agreement, settings.prefer)
+        self.quality = Quality(self._scheduler, self._asked)
+        self._held: float | None = None
         frontier = self._scheduler.frontier
         log.info(
             "%s costs %s ms until each exit on this host",
@@ -205,14 +195,17 @@ class ServedModel:
         self.count()
         self._scheduler = fresh
         self.auditor.restart()
+        self.quality, self._held = Quality(fresh, self._asked), None
         for controller in self._controllers.values():
             controller.use(fresh.frontier)
         self.engine.in_force = InForce(fresh.policy, self.controller.parameter)
         self._metrics.show_policy(self.version, fresh.policy.kind, self.engine.backend.device)
         log.info("%s: scheduler %s (%s)", self.name, fresh.policy.kind, fresh.sha256)
-    def note_feedback(self, answered: Answered, *, right: bool) -> None:
-        """Take in whether an answer of this model was right."""
-        if self.feedback.add(answered.key, answered.exit, right=right):
+
+    def note_feedback(self, answered: Answered, class_id: int) -> None:
+        """Take in the true label of an answer of this model."""
+        self.auditor.log.label(answered.key, class_id)
+        if self.feedback.add(answered, class_id):
             self._metrics.feedback_samples[answered.exit].inc()
 
     def _batch_within(self, budget_ms: float | None) -> int:
@@ -226,12 +219,24 @@ class ServedModel:
         self.count()
         for controller in self._controllers.values():
             controller.expire(self.clock())
+        self._hold()
         thresholds = self.engine.policy.thresholds(self.controller.parameter)
         shared = None if thresholds is None else thresholds.tolist()
         self._metrics.show_control(self.controller, shared)
         self.auditor.show()
         self._metrics.show_feedback(self.feedback.tallies)
+        self._metrics.show_quality(self.quality.drift.psi(), self.quality.yields(self.controller))
         self._metrics.show_queues(self.engine.queue_depths, self.engine.oldest_wait_s())
+
+    def _hold(self) -> None:
+        """Keep the agreement floor, if one was asked for, by what the audit has shown by now."""
+        self.quality.read(self.auditor.log)
+        held = self.quality.hold(self.controller)
+        if held != self._held:
+            self._held = held
+            for controller in self._controllers.values():
+                controller.hold(held)
+            self.engine.parameter = self.controller.parameter
 
     async def probe(self) -> None:
         """After a failed batch run the warm-up input: the model is broken if that fails too."""
@@ -290,5 +295,4 @@ class ServedModel:
         self._metrics.count()
         self.auditor.count()
         for note in self._metrics.take_scores():
-            if self.drift is not None:
-                self.drift.add(*note)
+            self.quality.drift.add(*note)

@@ -199,6 +199,9 @@ class BudgetState(BaseModel):
     ceiling_ms: float
     feasible: bool
     reason: str | None
+    min_agreement: float | None
+    agreement: float | None
+    yields: Literal["budget", "agreement"] | None
     expected_accuracy: float
     expected_exit_rates: list[float]
     exit_rates: list[float] | None
@@ -233,7 +236,7 @@ class AuditExit(BaseModel):
     agreement: float | None
     agreement_ci95: tuple[float, float] | None
     score_drift: float | None
-    feedback_samples: int | None
+    feedback_samples: int
     feedback_accuracy: float | None
     feedback_accuracy_ci95: tuple[float, float] | None
 

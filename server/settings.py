@@ -50,6 +50,16 @@ class Settings(BaseSettings):
     measure: Literal["compute", "end_to_end"] = Field(
         "compute", description="the latency that the budget is about"
     )
+    min_agreement: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="least share of early answers that are the last exit's, by the audit",
+    )
+    prefer: Literal["budget", "agreement"] = Field(
+        "agreement",
+        description="which is kept where a budget and --min-agreement cannot both be",
+    )
     window: int = Field(1000, ge=10, le=1_000_000, description="samples in the rolling mean")
     audit_share: float = Field(
         0.01,

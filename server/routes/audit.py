@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from server.audit_view import audit_state, rows_npz
 from server.lifecycle import service_of
+from server.model import ServedModel
 from server.schemas import Audits, ModelQuery
 
 router = APIRouter(tags=["quality"])
@@ -32,7 +33,15 @@ async def get_rows(request: Request, query: Named) -> Response:
     model = service_of(request).named(query.model)
     model.count()
     rows = list(model.auditor.log.rows)
-    labels = [UNKNOWN] * len(rows)
+    labels = [_label(model, row.request_key) for row in rows]
     empty = (model.num_exits, len(model.classes))
     content = await asyncio.to_thread(rows_npz, rows, labels, empty)
     return Response(content, media_type="application/octet-stream")
+
+
+def _label(model: ServedModel, key: int) -> int:
+    """The true label of an audited sample, whether it came before its row was logged or after."""
+    for label in (model.auditor.log.label_of(key), model.feedback.label_of(key)):
+        if label is not None:
+            return label
+    return UNKNOWN

@@ -32,9 +32,10 @@ async def feedback(request: Request) -> FeedbackTaken:
             f"the last {service.answers.capacity} answers, of a list's item ID/0, ID/1 ..."
         )
     model = service.models[answered.model]
-    right = answered.class_id == _class_id(model, given.label)
-    model.note_feedback(answered, right=right)
-    return FeedbackTaken(model=model.name, exit=answered.exit, correct=right)
+    class_id = _class_id(model, given.label)
+    model.note_feedback(answered, class_id)
+    correct = class_id == answered.class_id
+    return FeedbackTaken(model=model.name, exit=answered.exit, correct=correct)
 
 
 def _class_id(model: ServedModel, label: str | int) -> int:

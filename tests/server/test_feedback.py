@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from server.app import create_app
-from server.feedback import Answers, Feedback, Tally
+from server.feedback import Answered, Answers, Feedback, Tally
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -51,8 +51,9 @@ def test_the_latest_labels_count_each_answer_once(
 ) -> None:
     feedback, expected = Feedback(3, window), dict[int, tuple[int, bool]]()
     for key, exit, right in given_labels:
-        new = feedback.add(key, exit, right=right)
+        new = feedback.add(Answered(key, "m", exit, class_id=3), 3 if right else 4)
         assert new == (key not in expected)
+        assert feedback.label_of(key) == (3 if right else 4)
         expected[key] = (exit, right)
         if len(expected) > window:
             del expected[next(iter(expected))]
