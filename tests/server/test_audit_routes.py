@@ -342,9 +342,10 @@ class Heard:
 
 
 def test_scores_that_exits_show_reach_the_measure_of_drift(
-    auditing: Client, images: Images
+    monkeypatch: pytest.MonkeyPatch, auditing: Client, images: Images
 ) -> None:
-    auditing.model.drift = heard = Heard()
+    heard = Heard()
+    monkeypatch.setattr(auditing.model.quality, "drift", heard)
     parameter = auditing.model.engine.parameter
     traced = auditing.ask(images.files[0], trace=True)
     auditing.ask(images.files[1], budget_ms=1.0)
