@@ -94,6 +94,11 @@ class Frontier:
         """The index of the point whose parameter is nearest."""
         return int(np.abs(self.parameters - parameter).argmin())
 
+    def variance(self, point: FrontierPoint) -> float:
+        """Of the cost of a sample at a point, in ms^2."""
+        spread_ms = self.costs_ms - point.expected_cost_ms
+        return float(point.exit_rates @ spread_ms**2)
+
     def with_costs(self, costs_ms: Array) -> "Frontier":
         """The same exits at the costs of another host.
 

@@ -141,7 +141,7 @@ def test_inputs_that_leave_elsewhere_than_calibrated_are_followed(later: float) 
     transient = rolling(host.run(1000 + SETTLING))
     assert transient.max() <= 1.05 * 3.6
     assert_steady(host.run(5000), 3.6, 0.03)
-    assert np.sign(host.controller.shift_ms) == np.sign(later)
+    assert np.sign(host.controller.present.shift_ms) == np.sign(later)
     host.harder = 0.0
     host.run(1000 + SETTLING)
     assert_steady(host.run(3000), 3.6, 0.03)
@@ -157,7 +157,7 @@ def test_a_slower_host_and_its_recovery_are_followed(window: int) -> None:
         transient = rolling(host.run(window + SETTLING))
         assert transient.max() <= (1.05 if window == 1000 else 1.12) * budget
         assert_steady(host.run(5000), budget, 0.03 if window == 1000 else 0.05)
-        assert host.controller.ratio == pytest.approx(slowdown, rel=0.02)
+        assert host.controller.present.ratio == pytest.approx(slowdown, rel=0.02)
         assert host.controller.floor_ms == pytest.approx(2.31 * slowdown, rel=0.02)
         assert host.controller.ceiling_ms == pytest.approx(4.93 * slowdown, rel=0.02)
 
@@ -170,9 +170,9 @@ def test_overhead_that_no_exit_changes_is_met_by_leaving_earlier() -> None:
     moments = host.run(3000)
     assert_steady(moments, 4.0, 0.03)
     assert np.mean([moment.exit for moment in moments]) < exits_before - 0.3
-    assert host.controller.overhead_ms == pytest.approx(1.0, rel=0.1)
+    assert host.controller.present.overhead_ms == pytest.approx(1.0, rel=0.1)
     # The overhead is not mistaken for a slower host.
-    assert host.controller.ratio == pytest.approx(1.0, rel=0.02)
+    assert host.controller.present.ratio == pytest.approx(1.0, rel=0.02)
     assert host.controller.floor_ms == pytest.approx(3.31, rel=0.05)
 
 
@@ -422,7 +422,7 @@ def test_times_that_no_clock_should_give_do_no_lasting_harm(
 ) -> None:
     target = controller(budget, window=50, max_age_s=1e9)
     target.observe([Sample(*each) for each in times], 0.0)
-    told = [target.ratio, target.overhead_ms, target.waiting_ms, target.shift_ms, target.margin]
+    told = [*vars(target.present).values(), target.margin]
     assert np.isfinite([*told, target.floor_ms, target.ceiling_ms, target.parameter]).all()
     rolling_ms = target.rolling_latency_ms
     assert rolling_ms is None or 0 <= rolling_ms < math.inf
