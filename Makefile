@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUNTIME ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 PIP = .venv/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: install serve test lint bars soak bench bench-peers simulation
+.PHONY: install serve test lint bars control control-http soak bench bench-peers simulation
 
 install: .venv/.dev
 
@@ -17,6 +17,14 @@ bars: .venv/.dev
 	mkdir -p build
 	for seed in 0 1 2; do .venv/bin/python docs/make_predictions.py digits --seed $$seed --out build/digits$$seed.npz; done
 	.venv/bin/python docs/policy_bars.py models/zoo/cifar10-resnet56 digits:1,2,3.3,5 build/digits0.npz build/digits1.npz build/digits2.npz
+
+control: .venv/.dev
+	for inputs in image text; do .venv/bin/python docs/bench_control.py $$inputs --policies stopping --laws frozen --seeds 2; done
+	.venv/bin/python docs/control_report.py build/control/image-stopping.npz build/control/text-stopping.npz --goals
+
+control-http: .venv/.dev
+	.venv/bin/python docs/bench_control_http.py
+	.venv/bin/python docs/control_report.py build/control/real.npz
 
 soak: .venv/.dev
 	.venv/bin/python docs/soak.py

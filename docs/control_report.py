@@ -9,6 +9,7 @@ several seeds the worst time to settle and overshoot, the mean of the rest. JSON
 
 import argparse
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -39,11 +40,14 @@ class Key(NamedTuple):
     drifts: bool
 
 
-def main() -> None:
-    """Print the tables, write the pictures."""
+def main() -> int:
+    """Print the tables, write the pictures, judge."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("logs", type=Path, nargs="+")
     parser.add_argument("--pictures", type=Path, help="folder for one picture a file of logs")
+    parser.add_argument(
+        "--goals", action="store_true", help="end with status 1 where the controller misses one"
+    )
     args = parser.parse_args()
     document: list[dict[str, Any]] = []
     all_figures: dict[Key, Held] = {}
@@ -56,7 +60,17 @@ def main() -> None:
         if args.pictures is not None:
             write_picture(logs, args.pictures / f"control-{path.stem}.svg")
     print("\n".join(summary(all_figures)))
+    missed = [key for key, each in all_figures.items() if misses(key, each)]
+    for key in missed if args.goals else ():
+        print(f"MISSED: {' '.join(key[:4])}")
     print(json.dumps(document))
+    return 1 if args.goals and missed else 0
+
+
+def misses(key: Key, figures: Held) -> bool:
+    """Whether the controller falls short of a goal that can be met."""
+    judged = key.law == "controller" and key.scenario not in APART
+    return judged and any("*" in shown(key, figures, name) for name in GOALS)
 
 
 def grouped(logs: Iterable[ControlLog]) -> dict[Key, Held]:
@@ -153,4 +167,4 @@ def write_picture(logs: Sequence[ControlLog], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
