@@ -96,7 +96,8 @@ class Urgency:
 
     def __init__(self, costs: StageCosts, max_batch: int, patience: float = PATIENCE) -> None:
         self.max_batch = max_batch
-        self.patience_ms = patience * _pass_ms(costs, max_batch)
+        self.pass_ms = _pass_ms(costs, max_batch)  # of a full batch, the whole network
+        self.patience_ms = patience * self.pass_ms
         self._weights = [
             [useful / (1 + WASTE - useful) for useful in shares]
             for shares in useful_shares(costs, max_batch)

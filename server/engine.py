@@ -13,12 +13,12 @@ from models.stage_costs import StageCosts
 from scheduler.policy import ExitPolicy
 from server.batch_limit import BatchLimit
 from server.beyond import Beyond, note_passed
-from server.errors import INTERNAL_DETAIL, DeadlineExceeded, InferenceFailed, ServeError
+from server.deadlines import Deadlines, too_late
+from server.errors import INTERNAL_DETAIL, InferenceFailed, ServeError
 from server.in_force import InForce
 from server.metrics import ModelMetrics, ScoreNote
 from server.row import AUDIT, Answer, Completion, Row
 from server.stage_step import Shown, StageOutput, StageStep
-from server.stage_times import StageTimes
 from server.trail import Audited
 from server.work_queue import WorkQueue
 
@@ -71,12 +71,12 @@ class Engine:
         self.beat_s = clock()
         self._step = StageStep(backend)
         self._limit = BatchLimit(backend.num_exits, costs, max_batch)
-        self._times = StageTimes(backend.num_exits, costs, max_batch)
+        self.deadlines = Deadlines(backend.num_exits, costs, max_batch)
         self._queue = WorkQueue(self._limit.urgency(), clock)
         # Nobody is woken for audits: whoever puts them takes them, once there is slack.
         self._beyond = Beyond(backend, lambda rows: self._queue.put(rows, len(rows)), on_audit)
         self._threads = [
-            threading.Thread(target=self._run, name=f"engine-{index}", daemon=True)
+            threading.Thread(target=self.run, name=f"engine-{index}", daemon=True)
             for index in range(workers)
         ]
 
@@ -154,7 +154,8 @@ class Engine:
             row.cancelled = True
         self.metrics.cancelled.inc(self._queue.remove(rows))
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Advance rows until the queue is closed and empty; what every worker does."""
         while batch := self._queue.get():
             self.beat_s = self.clock()
             if batch[0].priority == AUDIT:
@@ -219,7 +220,7 @@ class Engine:
             if row.cancelled:
                 self.metrics.cancelled.inc()
             elif row.stage == 0 and row.deadline_s is not None and now >= row.deadline_s:
-                completions.append(Completion(row, _too_late()))
+                completions.append(Completion(row, too_late()))
             else:
                 rows.append(row)
         return rows
@@ -227,7 +228,7 @@ class Engine:
     def _record(self, rows: list[Row], output: StageOutput, elapsed_ms: float) -> None:
         stage = rows[0].stage
         self.metrics.note_batch(stage, len(rows), elapsed_ms)
-        self._times.add(stage, self.clock() - min([row.ready_s for row in rows]))
+        self.deadlines.note_batch(rows, self.clock())
         if output.shown is not None and rows[0].under is self.in_force:
             scores = output.shown.common_scores(rows)
             if scores is not None:
@@ -269,8 +270,8 @@ class Engine:
             now = self.clock()
             late = now >= row.deadline_s
             if late and row.stage == 0:
-                return _too_late()
-            leaves = leaves or now + self._times.slow_s(row.stage + 1) > row.deadline_s
+                return too_late()
+            leaves = leaves or self.deadlines.presses(row, now)
         if not leaves:
             return None
         trace = row.trace if row.traced else None
@@ -297,9 +298,3 @@ class Engine:
             return [Completion(rows[0], InferenceFailed(INTERNAL_DETAIL))]
         middle = len(rows) // 2
         return self._advance(rows[:middle], taken=0) + self._advance(rows[middle:])
-
-
-def _too_late() -> DeadlineExceeded:
-    return DeadlineExceeded(
-        "the deadline passed before the first exit; give more time or lower the load"
-    )

@@ -253,17 +253,20 @@ class ServedModel:
 
     def _on_batch(self, completions: list[Completion]) -> None:
         """Worker thread: hand a batch's completions to the loop in one call."""
-        self._loop.call_soon_threadsafe(self._deliver, completions)
+        self._loop.call_soon_threadsafe(self._deliver, completions, self.clock())
 
-    def _deliver(self, completions: list[Completion]) -> None:
+    def _deliver(self, completions: list[Completion], done_s: float) -> None:
         """Loop: answer the waiting requests and tell the controllers."""
         now = self.clock()
+        self.engine.deadlines.note_delivery(now - done_s, now)
         answered: list[tuple[Request, Answer, float]] = []
         for row, outcome in completions:
             request = row.tag
             assert isinstance(request, Request), "rows of this engine come from predict and probe"
             total_ms = (now - request.received_s) * 1e3
             if isinstance(outcome, Answer):
+                if row.deadline_s is not None and now >= row.deadline_s:
+                    outcome = outcome._replace(late=True)
                 answered.append((request, outcome, total_ms))
             if request.future.done():
                 continue

@@ -1,14 +1,14 @@
 """The ready lists: rows that wait for a stage, and which of them go next."""
 
-from collections import OrderedDict
 from collections.abc import Iterable
 
 from profiling.disciplines import Urgency
 from server.in_force import InForce
+from server.ready_list import ReadyList
 from server.row import AUDIT, Row, Shape
 
 Key = tuple[int, Shape, bool, InForce | None]  # stage, shape of the input, blind, policy
-List = OrderedDict[Row, None]  # the oldest first; any row can be taken out at once
+NEAR = 1.5  # full batches through the whole network
 
 
 class ReadyLists:
@@ -21,30 +21,36 @@ class ReadyLists:
     batch are of one shape, under one policy, and all of them blind or none.
     Audits are below the last priority; they are under no policy, and so share no batch with others.
 
+    Rows whose deadline is near go before the others of their priority, those first that have no
+    answer yet, then as their deadlines pass. As long as any row has waited beyond its patience,
+    every other batch goes by the rule above nevertheless.
+
     Args:
         urgency: What batches are worth; may be replaced at any time.
     """
 
     def __init__(self, urgency: Urgency) -> None:
         self.urgency = urgency
-        self._levels: list[dict[Key, List]] = [{} for _ in range(AUDIT + 1)]
+        self._levels: list[dict[Key, ReadyList]] = [{} for _ in range(AUDIT + 1)]
+        self._pressed = [False] * (AUDIT + 1)  # whether the batch before went by deadlines
 
     def __bool__(self) -> bool:
         return any(self._levels)
 
     def push(self, row: Row) -> None:
         """Let a row wait for its stage."""
-        self._levels[row.priority].setdefault(_key(row), OrderedDict())[row] = None
+        self._levels[row.priority].setdefault(_key(row), ReadyList()).push(row)
 
     def take(self, max_batch: int, now_s: float) -> list[Row]:
         """The next batch; some row must be waiting."""
         priority = next(p for p, level in enumerate(self._levels) if level)
-        key = self._next(self._levels[priority], now_s)
+        pressing = self._pressing(priority, now_s)
+        self._pressed[priority] = pressing is not None
+        key = pressing or self._next(self._levels[priority], now_s)
         batch: list[Row] = []
         for lists in self._levels[priority:]:
             if rows := lists.get(key):
-                places = min(max_batch - len(batch), len(rows))
-                batch += [rows.popitem(last=False)[0] for _ in range(places)]
+                batch += rows.take(max_batch - len(batch), by_deadline=pressing is not None)
                 if not rows:
                     del lists[key]
         return batch
@@ -56,7 +62,7 @@ class ReadyLists:
             lists, key = self._levels[row.priority], _key(row)
             waiting = lists.get(key)
             if waiting is not None and row in waiting:
-                del waiting[row]
+                waiting.remove(row)
                 found.append(row)
                 if not waiting:
                     del lists[key]
@@ -78,27 +84,41 @@ class ReadyLists:
     def oldest_s(self) -> float | None:
         """When the row came that has waited longest, audits left out; None when none waits."""
         users = self._levels[:AUDIT]
-        heads = [_first(rows).ready_s for lists in users for rows in lists.values()]
+        heads = [rows.first.ready_s for lists in users for rows in lists.values()]
         return min(heads, default=None)
 
-    def _next(self, lists: dict[Key, List], now_s: float) -> Key:
+    def _pressing(self, priority: int, now_s: float) -> Key | None:
+        """The list whose first deadline is near, if these may go first."""
+        lists = self._levels[priority]
+        until_s = now_s + NEAR * self.urgency.pass_ms / 1e3
+        near = [
+            (key[0] > 0, rows.deadline_s, key)
+            for key, rows in lists.items()
+            if rows.deadline_s is not None and rows.deadline_s <= until_s
+        ]
+        if not near or (self._pressed[priority] and self._impatient(lists, now_s)):
+            return None
+        return min(near, key=lambda each: each[:2])[2]
+
+    def _impatient(self, lists: dict[Key, ReadyList], now_s: float) -> bool:
+        """Whether a row has been on its way for longer than its patience."""
+        came_s = min([rows.first.arrived_s for rows in lists.values()])
+        return (now_s - came_s) * 1e3 > self.urgency.patience_ms
+
+    def _next(self, lists: dict[Key, ReadyList], now_s: float) -> Key:
         """The list whose turn it is, among those of one priority."""
         if len(lists) == 1:
             return next(iter(lists))
 
         def urgency(key: Key) -> tuple[float, int]:
             stage, rows = key[0], lists[key]
-            age_ms = (now_s - _first(rows).arrived_s) * 1e3
+            age_ms = (now_s - rows.first.arrived_s) * 1e3
             return self.urgency.of(stage, len(rows), age_ms), stage
 
         best = max(lists, key=urgency)
-        first = min(lists, key=lambda key: _first(lists[key]).arrived_s)
-        ahead_s = _first(lists[best]).arrived_s - _first(lists[first]).arrived_s
+        first = min(lists, key=lambda key: lists[key].first.arrived_s)
+        ahead_s = lists[best].first.arrived_s - lists[first].first.arrived_s
         return first if ahead_s * 1e3 > self.urgency.patience_ms else best
-
-
-def _first(rows: List) -> Row:
-    return next(iter(rows))
 
 
 def _key(row: Row) -> Key:

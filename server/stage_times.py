@@ -1,42 +1,34 @@
-"""How long waiting and running of each stage have taken lately."""
+"""How long something has taken lately."""
 
 from collections import deque
 
 import numpy as np
 
-from models.stage_costs import StageCosts
-
-RECENT_BATCHES = 256
-REFRESH_BATCHES = 16
+RECENT = 256
+RECENT_S = 10.0
+REFRESH, REFRESH_S = 16, 1.0  # after so many, or so long
 SLOW_PERCENTILE = 99
 
 
-class StageTimes:
-    """Times from ready to done of recent batches, per stage; any thread may add and ask.
+class RecentTimes:
+    """Times of what happened lately; any thread may add and ask."""
 
-    Args:
-        num_stages: K.
-        costs: What to expect before any batch has run; None: nothing.
-        max_batch: Rows of the batches to expect.
-    """
+    def __init__(self) -> None:
+        self._slow_s: float | None = None
+        self._recent = deque[tuple[float, float]](maxlen=RECENT)  # when it ended, how long
+        self._fresh = 0
+        self._worked_out_s = -float("inf")
 
-    def __init__(self, num_stages: int, costs: StageCosts | None, max_batch: int) -> None:
-        self._recent_s = [deque[float](maxlen=RECENT_BATCHES) for _ in range(num_stages)]
-        self._slow_s = [
-            0.0 if costs is None else costs.batch_ms(stage, max_batch) / 1e3
-            for stage in range(num_stages)
-        ]
-        self._fresh = [0] * num_stages
+    def add(self, seconds: float, now_s: float) -> None:
+        """Take in how long something took that has ended now."""
+        self._recent.append((now_s, seconds))
+        self._fresh += 1
 
-    def add(self, stage: int, seconds: float) -> None:
-        """Take in how long the row of a batch that waited longest took, its waiting included."""
-        self._recent_s[stage].append(seconds)
-        self._fresh[stage] += 1
-
-    def slow_s(self, stage: int) -> float:
-        """The 99th percentile; worked out anew after some batches."""
-        recent = self._recent_s[stage]
-        if self._fresh[stage] >= min(REFRESH_BATCHES, len(recent)) > 0:
-            self._fresh[stage] = 0
-            self._slow_s[stage] = float(np.percentile(list(recent), SLOW_PERCENTILE))
-        return self._slow_s[stage]
+    def slow_s(self, now_s: float) -> float | None:
+        """The 99th percentile of what ended within 10 s, worked out anew now and then; or None."""
+        due = self._fresh >= (1 if self._slow_s is None else min(REFRESH, len(self._recent)))
+        if due or now_s - self._worked_out_s > REFRESH_S:
+            self._fresh, self._worked_out_s = 0, now_s
+            lately = [took for ended_s, took in list(self._recent) if now_s - ended_s <= RECENT_S]
+            self._slow_s = float(np.percentile(lately, SLOW_PERCENTILE)) if lately else None
+        return self._slow_s

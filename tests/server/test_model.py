@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +138,47 @@ def test_rows_keep_a_budget_of_their_own(either: TestClient, images: Images) -> 
     )
     assert dear > cheap
     assert state(either)["budget_ms"] == shown["budget_ms"]
+
+
+def test_rows_with_a_budget_of_their_own_stay_out_of_the_window_and_move_nothing(
+    either: TestClient, images: Images
+) -> None:
+    put_share(either, 0.4)
+    exits_of(either, images)
+    before = {measure: of_measure(either, measure) for measure in ("end_to_end", "compute")}
+    exits_of(either, images, budget_ms=1e-3)
+    exits_of(either, images, budget_ms=1e6)
+    many = [base64.b64encode(file).decode() for file in images.files[:60]]
+    answer = either.post("/predict", json={"images": many, "budget_ms": 1e6})
+    assert {each["exit"] for each in answer.json()["predictions"]} == {2}
+    for measure, shown in before.items():
+        assert of_measure(either, measure) == shown
+    exits_of(either, images, count=1)
+    assert of_measure(either, "compute") != before["compute"]
+
+
+def of_measure(client: TestClient, measure: str) -> dict[str, Any]:
+    """What a controller knows and does."""
+    shown = client.put("/budget", json={"measure": measure}).json()["models"][0]
+    names = ("samples", "parameter", "rolling_latency_ms", "exit_rates", "effective_budget_ms")
+    return {name: shown[name] for name in names}
+
+
+def test_rows_of_one_batch_obey_their_own_budget_and_deadline(
+    refitted: Refitted, images: Images
+) -> None:
+    # Lists of several requests meet in batches of up to 16 on one slow worker.
+    settings = Settings(bundle=(refitted("maxprob"),), max_batch=16, engine_workers=1)
+    many = [base64.b64encode(file).decode() for file in images.files[:16]]
+    with TestClient(create_app(settings)) as client:
+        put(client, None)
+        wishes = [{}, {"budget_ms": 1e-3}, {"deadline_ms": 60_000}, {"budget_ms": 1e6}] * 2
+        with ThreadPoolExecutor(8) as pool:
+            answers = pool.map(
+                lambda wish: client.post("/predict", json={"images": many} | wish), wishes
+            )
+            exits = [{each["exit"] for each in answer.json()["predictions"]} for answer in answers]
+    assert exits == [{2}, {0}, {2}, {2}] * 2
 
 
 def test_the_trace_shows_what_each_row_met(either: TestClient, images: Images) -> None:

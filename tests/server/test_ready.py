@@ -12,7 +12,7 @@ from hypothesis.stateful import (
 
 from models.stage_costs import StageCosts
 from profiling.disciplines import Urgency
-from server.ready import ReadyLists
+from server.ready import NEAR, ReadyLists
 from server.row import PRIORITIES, Row, Shape
 
 STAGES = 3
@@ -30,8 +30,9 @@ def row(
     blind: bool = False,
     ready_s: float = 0.0,
     arrived_s: float | None = None,
+    deadline_s: float | None = None,
 ) -> Row:
-    made = Row((), priority=priority, shape=shape, blind=blind)
+    made = Row((), priority=priority, shape=shape, blind=blind, deadline_s=deadline_s)
     made.stage, made.ready_s = stage, ready_s
     made.arrived_s = ready_s if arrived_s is None else arrived_s
     return made
@@ -64,6 +65,7 @@ class Lists(RuleBasedStateMachine):
         self.urgency = Urgency(costs, max_batch, patience)
         self.lists, self.max_batch = ReadyLists(self.urgency), max_batch
         self.waiting, self.gone = {}, []
+        self.pressed = [False] * PRIORITIES
 
     @rule(
         priority=st.sampled_from([1, 1, 1, 0, 3]),
@@ -72,9 +74,17 @@ class Lists(RuleBasedStateMachine):
         blind=st.sampled_from([False, False, True]),
         count=st.integers(1, 6),
         age_s=st.floats(0, 0.02),
+        left_s=st.sampled_from([None, None, 0.0, 0.003, 0.02, 1.0]),
     )
     def push(
-        self, priority: int, stage: int, shape: Shape, blind: bool, count: int, age_s: float
+        self,
+        priority: int,
+        stage: int,
+        shape: Shape,
+        blind: bool,
+        count: int,
+        age_s: float,
+        left_s: float | None,
     ) -> None:
         for _ in range(count):
             pushed = row(
@@ -84,6 +94,7 @@ class Lists(RuleBasedStateMachine):
                 blind=blind,
                 ready_s=self.now_s,
                 arrived_s=self.now_s - age_s * (stage > 0),
+                deadline_s=None if left_s is None else self.now_s + left_s,
             )
             self.lists.push(pushed)
             self.waiting.setdefault(list_of(pushed), []).append(pushed)
@@ -100,10 +111,27 @@ class Lists(RuleBasedStateMachine):
         rivals = [each for each in self.waiting if each[0] == level]
         batch = self.lists.take(most, self.now_s)
         first = list_of(batch[0])
-        assert first in self.next_among(rivals)
+        pressing = self.pressing_among(rivals)
+        assert first in (pressing or self.next_among(rivals))
+        self.pressed[level] = bool(pressing)
         assert 1 <= len(batch) <= most
         assert {each[1:] for each in map(list_of, batch)} == {first[1:]}
-        self.forget(self.expected(first, most), batch)
+        self.forget(self.expected(first, most, by_deadline=bool(pressing)), batch)
+
+    def pressing_among(self, rivals: list[List]) -> list[List]:
+        """The lists that go first for their deadlines: those that bear answers never before."""
+        came_s = min(self.waiting[each][0].arrived_s for each in rivals)
+        impatient = (self.now_s - came_s) * 1e3 > self.urgency.patience_ms
+        until_s = self.now_s + NEAR * self.urgency.pass_ms / 1e3
+        near = [
+            ((each[1] > 0, row.deadline_s), each)
+            for each in rivals
+            for row in self.waiting[each]
+            if row.deadline_s is not None and row.deadline_s <= until_s
+        ]
+        if not near or (impatient and self.pressed[rivals[0][0]]):
+            return []
+        return [each for turn, each in near if turn == min(turn for turn, _ in near)]
 
     def next_among(self, rivals: list[List]) -> list[List]:
         """The lists that may go next: the most urgent, or the first where that came too late."""
@@ -119,11 +147,19 @@ class Lists(RuleBasedStateMachine):
             best += [each for each in rivals if came_s[each] == first_s]
         return best
 
-    def expected(self, first: List, most: int) -> list[Row]:
+    def expected(self, first: List, most: int, *, by_deadline: bool) -> list[Row]:
         """The first rows of a list, then of those of lower priority beside it."""
         beside = [(priority, *first[1:]) for priority in range(first[0], PRIORITIES)]
-        rows = [row for each in beside for row in self.waiting.get(each, [])]
+        rows = [row for each in beside for row in self.in_order(each, by_deadline)]
         return rows[:most]
+
+    def in_order(self, each: List, by_deadline: bool) -> list[Row]:
+        rows = self.waiting.get(each, [])
+        if not by_deadline:
+            return rows
+        due = [row for row in rows if row.deadline_s is not None]
+        rest = [row for row in rows if row.deadline_s is None]
+        return sorted(due, key=lambda row: row.deadline_s or 0.0) + rest
 
     def forget(self, expected: list[Row], batch: list[Row]) -> None:
         assert [id(each) for each in batch] == [id(each) for each in expected]
@@ -241,3 +277,37 @@ def test_rows_that_do_not_wait_are_not_removed() -> None:
     lists.push(waits)
     assert lists.remove([taken, never, waits]) == [waits]
     assert not lists and lists.oldest_s() is None
+
+
+def test_rows_whose_deadlines_are_near_go_first_without_an_answer_before_with_one() -> None:
+    near_s = 1.0 + 0.9 * NEAR * 3e-3
+    first, far = row(0), row(0, deadline_s=2.0)
+    bears, none, sooner = row(1, deadline_s=1.0), row(0, deadline_s=near_s), row(0, deadline_s=1.1)
+    sooner.deadline_s = near_s - 1e-4
+    lists = filled(first, far, bears, none, sooner, costs=CPU, max_batch=1)
+    for each in (first, far, bears, none, sooner):
+        each.arrived_s = 0.999
+    assert [lists.take(1, 1.0)[0] for _ in range(5)] == [sooner, none, bears, first, far]
+
+
+@pytest.mark.parametrize("stage", range(STAGES))
+@pytest.mark.parametrize("costs", [CPU, GPU])
+def test_no_row_starves_for_those_with_deadlines(stage: int, costs: StageCosts) -> None:
+    lone, now_s, turns = row(stage), 0.0, 0
+    max_batch = 1 if costs is CPU else 4
+    lists = filled(lone, costs=costs, max_batch=max_batch)
+    patience_s = lists.urgency.patience_ms / 1e3
+    while True:
+        while lists.depths(STAGES)[0] < 8:
+            lists.push(row(0, ready_s=now_s, deadline_s=now_s + 0.001))
+        turns += now_s > patience_s
+        if lone in lists.take(max_batch, now_s):
+            break
+        now_s += 0.001
+        assert turns < 50, "starved"
+    assert now_s > patience_s or max_batch > 1
+
+
+def test_deadlines_of_a_worse_priority_overtake_none_of_a_better() -> None:
+    better, worse = row(0), row(0, priority=2, deadline_s=0.001)
+    assert filled(worse, better, costs=CPU, max_batch=1).take(1, 0.0) == [better]
