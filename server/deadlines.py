@@ -45,7 +45,7 @@ class Deadlines:
         return now_s + slow_s > row.deadline_s
 
     def _slow_s(self, stage: int, now_s: float) -> float:
-        """Where nothing is known of a stage, one row a second may try it.
+        """Where nothing is known of a stage, one row a second may try it, and whoever has longer.
 
         Were what is long past believed for ever, rows with deadlines would never again go where it
         was slow once, and none would learn that it has become quick.
@@ -54,7 +54,7 @@ class Deadlines:
         if slow_s is not None:
             return slow_s
         if now_s - self._tried_s[stage] < TRIAL_S:
-            return float("inf")
+            return TRIAL_S
         self._tried_s[stage] = now_s
         return self._expected_s[stage]
 

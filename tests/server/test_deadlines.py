@@ -48,12 +48,13 @@ def test_a_row_without_a_deadline_never_has_to_leave() -> None:
     assert not Deadlines(3, COSTS, 1).presses(row(0), 1e9)
 
 
-def test_where_nothing_is_known_one_row_a_second_may_try() -> None:
-    deadlines = Deadlines(3, COSTS, 1)
-    assert not leaves(deadlines, 60.0)
-    assert leaves(deadlines, 60.0, 0.5 * TRIAL_S)
-    assert not leaves(deadlines, 60.0, 0.5 * TRIAL_S, stage=1)
-    assert not leaves(deadlines, 60.0, 1.1 * TRIAL_S)
+def test_where_nothing_is_known_one_row_a_second_may_try_and_whoever_has_longer() -> None:
+    deadlines, short_s = Deadlines(3, COSTS, 1), 0.9 * TRIAL_S
+    assert not leaves(deadlines, short_s)
+    assert leaves(deadlines, short_s, 0.5 * TRIAL_S)
+    assert not leaves(deadlines, 1.1 * TRIAL_S, 0.5 * TRIAL_S)
+    assert not leaves(deadlines, short_s, 0.5 * TRIAL_S, stage=1)
+    assert not leaves(deadlines, short_s, 1.1 * TRIAL_S)
 
 
 def test_the_longest_wait_of_a_batch_counts_for_its_stage() -> None:
@@ -76,9 +77,10 @@ def test_what_was_slow_once_is_tried_again() -> None:
     deadlines.note_batch([row(1)], 60.0)
     assert leaves(deadlines, 1.0, 60.0)
     later_s = 60.0 + RECENT_S + REFRESH_S + 0.1
-    assert not leaves(deadlines, 1.0, later_s)
+    assert not leaves(deadlines, 0.1, later_s)
+    assert leaves(deadlines, 0.1, later_s)
     deadlines.note_batch([row(1, ready_s=later_s)], later_s + 0.02)
-    assert not leaves(deadlines, 1.0, later_s + 0.03)
+    assert not leaves(deadlines, 0.1, later_s + 0.03)
 
 
 class Seen(NamedTuple):
