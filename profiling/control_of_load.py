@@ -16,7 +16,7 @@ Array = NDArray[np.float64]
 def log_of_load(
     load: LoadLog, scenario: Scenario, about: Mapping[str, Any], *, labelled: bool = True
 ) -> ControlLog:
-    """Take the answered samples in order of completion.
+    """Take the answered samples that came under a budget, in order of completion.
 
     Args:
         load: With polls.
@@ -27,7 +27,7 @@ def log_of_load(
     samples, polls = load.samples, load.polls
     done_s = samples.due_s + samples.latency_ms / 1e3
     order = np.argsort(done_s, kind="stable")
-    order = order[samples.exit[order] >= 0]
+    order = order[(samples.exit[order] >= 0) & ~np.isnan(samples.budget_ms[order])]
     looks = np.clip(np.searchsorted(polls.at_s, done_s[order], side="right") - 1, 0, None)
     kinds, counts = np.unique(samples.outcome, return_counts=True)
     return ControlLog(

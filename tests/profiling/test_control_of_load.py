@@ -46,6 +46,13 @@ def test_answered_samples_come_in_order_of_completion() -> None:
     assert log.about["window"] == 10 and log.about["source"] == "real"
 
 
+def test_what_came_before_any_budget_was_set_is_left_out() -> None:
+    load = make_load()
+    unset = np.array([np.nan, 2.0, 4.0, 4.0])
+    log = log_of_load(load._replace(samples=load.samples._replace(budget_ms=unset)), TWO, {})
+    assert log.latency_ms.tolist() == [3.0, 2.0]
+
+
 def test_the_measure_says_which_latency_counts() -> None:
     assert log_of_load(make_load("end_to_end"), TWO, {}).latency_ms.tolist() == [9.0, 8.0, 2400.0]
 
