@@ -31,6 +31,7 @@ soak: .venv/.dev
 
 bench: .venv/.dev
 	.venv/bin/python docs/bench_policies.py
+	.venv/bin/python docs/bench_quality.py
 	.venv/bin/python docs/bench_growth.py
 	.venv/bin/python docs/bench_engine.py
 
