@@ -16,9 +16,10 @@ from pathlib import Path
 
 from models.stage_costs import read_stage_costs
 from profiling.calibration import load_recorded
-from profiling.control_laws import LAWS, Controlled, Fitted
+from profiling.control_laws import LAWS, Controlled
 from profiling.control_log import ControlLog, save_logs
 from profiling.drift_sets import load_drift_set
+from profiling.fitted import Fitted
 from profiling.plant import Host, Judge, Law, Rows, run
 from profiling.scenarios import WINDOW, scenarios
 from scheduler.controller import ControllerConfig

@@ -31,9 +31,9 @@ from models.bundle import load_bundle
 from models.onnx_backend import OnnxBackend
 from models.stage_costs import StageCosts
 from profiling.calibration import Predictions, record
-from profiling.control_laws import Fitted
 from profiling.control_log import ControlLog, save_logs
 from profiling.control_of_load import log_of_load, static_curves
+from profiling.fitted import Fitted
 from profiling.load_log import load_log
 from profiling.scenarios import MANY_PER_S, WINDOW, Scenario, scenarios
 from scheduler.scheduler import load_scheduler

@@ -1,15 +1,14 @@
 """Ways to hold a budget: the controller, and those it was compared with."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from profiling.fitted import Fitted
 from scheduler.controller import BudgetController, ControllerConfig, Sample
-from scheduler.frontier import Frontier
-from scheduler.policy import ExitPolicy, Scored, replay
+from scheduler.present import Present
 from scheduler.stopping import StoppingPolicy
 
 Array = NDArray[np.float64]
@@ -17,53 +16,6 @@ RATIO_SAMPLES = 200.0
 RECENT_SCORES = 256
 # Of the budget, that the others aim at: the margin that the controller comes to in a calm.
 AIM = 0.987
-
-
-class Fitted(NamedTuple):
-    """A policy on a host, and what it makes of recorded rows.
-
-    Attributes:
-        policy: Fitted.
-        frontier: At the host's costs.
-        replayed: Scores of N rows, one entry an exit, K of them.
-        leave: Whether each row leaves at each exit at each point of the frontier, (G, K - 1, N).
-    """
-
-    policy: ExitPolicy
-    frontier: Frontier
-    replayed: Sequence[Scored]
-    leave: NDArray[np.bool_]
-
-    @classmethod
-    def of(
-        cls, policy: ExitPolicy, frontier: Frontier, log_probs: NDArray[np.floating]
-    ) -> "Fitted":
-        """Replay recorded rows (K, N, C)."""
-        replayed = replay(policy, log_probs)
-        leave = np.stack(
-            [
-                np.stack(
-                    [
-                        policy.decide(exit, scored, np.array([value])).leave
-                        for exit, scored in enumerate(replayed[:-1])
-                    ]
-                )
-                for value in frontier.parameters.tolist()
-            ]
-        )
-        return cls(policy, frontier, replayed, leave)
-
-    def point(self, cost_ms: float) -> int:
-        """The frontier's dearest point that costs at most so much."""
-        place = int(np.searchsorted(self.frontier.expected_costs_ms, cost_ms, side="right")) - 1
-        return min(max(place, 0), len(self.frontier) - 1)
-
-    def static_exits(self, points: int = 60) -> NDArray[np.int8]:
-        """The exit of every row at some points of the frontier, (points, N)."""
-        leave = self.leave[np.linspace(0, len(self.leave) - 1, points).round().astype(int)]
-        ends = np.ones((len(leave), 1, leave.shape[2]), np.bool_)
-        exits: NDArray[np.int8] = np.concatenate([leave, ends], 1).argmax(1).astype(np.int8)
-        return exits
 
 
 class Controlled:
@@ -96,6 +48,45 @@ class Controlled:
 
     def _follow(self) -> None:
         self._leave = self._fitted.leave[self._points[self.controller.parameter]]
+
+
+class KalmanPresent(Present):
+    """The ratio of measured to predicted time by a Kalman filter: a random walk, seen noisily.
+
+    The variance of what is seen is learned from the innovations; that of the walk is a standard
+    deviation of 0.5 % a sample.
+    """
+
+    walk = 0.005**2
+
+    def __init__(self, cost_ms: float) -> None:
+        super().__init__(cost_ms)
+        self._error, self._noise = 1.0, 0.01  # variances: of the estimate, of a sample
+
+    def learn(
+        self,
+        cost_ms: float,
+        compute_ms: float,
+        overhead_ms: float,
+        waiting_ms: float,
+        memory: float,
+    ) -> None:
+        """As the running mean does, but for the ratio."""
+        innovation = compute_ms / cost_ms - self.ratio
+        self._error += self.walk
+        gain = self._error / (self._error + self._noise)
+        known = self.ratio + gain * innovation
+        self._error *= 1 - gain
+        self._noise += (innovation**2 - self._noise) / memory
+        super().learn(cost_ms, compute_ms, overhead_ms, waiting_ms, memory)
+        self.ratio = known
+
+
+def kalman(fitted: Fitted, budget_ms: float) -> Controlled:
+    """The server's controller with another estimate of the ratio."""
+    law = Controlled(fitted, budget_ms, ControllerConfig())
+    law.controller.present = KalmanPresent(float(fitted.frontier.costs_ms[-1]))
+    return law
 
 
 class Frozen:
@@ -292,10 +283,12 @@ class Quantiles:
             self._thresholds[exit] = float(np.quantile(recent, 1 - rate)) if full else None
 
 
-LAWS: dict[str, Callable[[Fitted, float], Frozen | Integral | Advantage | Dual | Quantiles]] = {
+AnyLaw = Controlled | Frozen | Integral | Advantage | Dual | Quantiles
+LAWS: dict[str, Callable[[Fitted, float], AnyLaw]] = {
     "frozen": Frozen,
     "integral": Integral,
     "advantage": Advantage,
     "dual": Dual,
     "quantiles": Quantiles,
+    "kalman": kalman,
 }

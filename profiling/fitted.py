@@ -1,0 +1,57 @@
+"""A fitted policy, and what it makes of recorded rows at every point of its frontier."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.frontier import Frontier
+from scheduler.policy import ExitPolicy, Scored, replay
+
+
+class Fitted(NamedTuple):
+    """A policy on a host, and what it makes of recorded rows.
+
+    Attributes:
+        policy: Fitted.
+        frontier: At the host's costs.
+        replayed: Scores of N rows, one entry an exit, K of them.
+        leave: Whether each row leaves at each exit at each point of the frontier, (G, K - 1, N).
+    """
+
+    policy: ExitPolicy
+    frontier: Frontier
+    replayed: Sequence[Scored]
+    leave: NDArray[np.bool_]
+
+    @classmethod
+    def of(
+        cls, policy: ExitPolicy, frontier: Frontier, log_probs: NDArray[np.floating]
+    ) -> "Fitted":
+        """Replay recorded rows (K, N, C)."""
+        replayed = replay(policy, log_probs)
+        leave = np.stack(
+            [
+                np.stack(
+                    [
+                        policy.decide(exit, scored, np.array([value])).leave
+                        for exit, scored in enumerate(replayed[:-1])
+                    ]
+                )
+                for value in frontier.parameters.tolist()
+            ]
+        )
+        return cls(policy, frontier, replayed, leave)
+
+    def point(self, cost_ms: float) -> int:
+        """The frontier's dearest point that costs at most so much."""
+        place = int(np.searchsorted(self.frontier.expected_costs_ms, cost_ms, side="right")) - 1
+        return min(max(place, 0), len(self.frontier) - 1)
+
+    def static_exits(self, points: int = 60) -> NDArray[np.int8]:
+        """The exit of every row at some points of the frontier, (points, N)."""
+        leave = self.leave[np.linspace(0, len(self.leave) - 1, points).round().astype(int)]
+        ends = np.ones((len(leave), 1, leave.shape[2]), np.bool_)
+        exits: NDArray[np.int8] = np.concatenate([leave, ends], 1).argmax(1).astype(np.int8)
+        return exits
