@@ -20,7 +20,8 @@ from profiling.control_laws import LAWS, Controlled
 from profiling.control_log import ControlLog, save_logs
 from profiling.drift_sets import load_drift_set
 from profiling.fitted import Fitted
-from profiling.plant import Host, Judge, Law, Rows, run
+from profiling.plant import Host, Judge, Law, run
+from profiling.rows import Rows
 from profiling.scenarios import WINDOW, scenarios
 from scheduler.controller import ControllerConfig
 from scheduler.fit import fit_scheduler

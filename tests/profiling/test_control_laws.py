@@ -4,7 +4,8 @@ import pytest
 from profiling.control_figures import held
 from profiling.control_laws import LAWS, Controlled
 from profiling.fitted import Fitted
-from profiling.plant import Host, Law, Rows, run
+from profiling.plant import Host, Law, run
+from profiling.rows import Rows
 from profiling.scenarios import Phase, Scenario
 from scheduler.controller import ControllerConfig
 from scheduler.fit import fit_scheduler

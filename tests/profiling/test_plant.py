@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from profiling.drift_sets import DriftSet, LengthCosts
-from profiling.plant import Host, Judge, Rows, run
+from profiling.plant import Host, Judge, run
+from profiling.rows import Rows
 from profiling.scenarios import Phase, Scenario
 from scheduler.controller import Sample
 from scheduler.frontier import Frontier
