@@ -147,6 +147,18 @@ def test_inputs_that_leave_elsewhere_than_calibrated_are_followed(later: float) 
     assert_steady(host.run(3000), 3.6, 0.03)
 
 
+def test_inputs_that_come_sorted_by_class_waste_no_budget() -> None:
+    """Hard classes after easy ones, over and over: what belongs to the order is no noise."""
+    host = plant(3.6)
+    means: list[float] = []
+    for block in range(400):
+        host.harder = (-0.4, -0.2, 0.1, 0.3, 0.5, 0.2)[block % 6]
+        means += rolling(host.run(50)).tolist()
+    steady = np.array(means[4000:])
+    assert (steady > 3.6).mean() <= 0.02
+    assert steady.mean() >= 0.96 * 3.6
+
+
 @pytest.mark.parametrize("window", [1000, 200])
 def test_a_slower_host_and_its_recovery_are_followed(window: int) -> None:
     budget = 4.0
