@@ -7,8 +7,10 @@ from profiling.fitted import Fitted
 from profiling.plant import Host, Law, run
 from profiling.rows import Rows
 from profiling.scenarios import Phase, Scenario
+from scheduler.baselines import ConfidencePolicy
 from scheduler.controller import ControllerConfig
 from scheduler.fit import fit_scheduler
+from scheduler.thresholds import ThresholdTable
 from tests.profiling.test_plant import COSTS_MS, make_drift
 
 STEADY = Scenario("steady", (Phase(6000, 200.0, 0.5),))
@@ -69,9 +71,7 @@ def test_static_exits_rise_from_all_at_once_to_all_at_the_end(fitted: Fitted) ->
     assert (np.diff(COSTS_MS[exits].mean(1)) >= 0).all()
 
 
-def test_prices_are_no_policy_of_thresholds(rows: Rows) -> None:
-    clean = rows.forms["clean"]
-    log_probs = rows.log_probs[:, clean].astype(np.float64)
-    maxprob = fit_scheduler("maxprob", log_probs, rows.labels[clean], COSTS_MS)
+def test_prices_are_no_policy_of_thresholds(fitted: Fitted) -> None:
+    closed = ConfidencePolicy(ThresholdTable.closed(len(COSTS_MS)), "maxprob")
     with pytest.raises(ValueError, match="maxprob has no price"):
-        LAWS["dual"](Fitted.of(*maxprob, rows.log_probs), 2.0)
+        LAWS["dual"](fitted._replace(policy=closed), 2.0)
