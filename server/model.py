@@ -85,11 +85,8 @@ class ServedModel:
         self.quality = Quality(self._scheduler, self._asked)
         self._held: float | None = None
         frontier = self._scheduler.frontier
-        log.info(
-            "%s costs %s ms until each exit on this host",
-            self.name,
-            self._costs.costs_ms.round(3).tolist(),
-        )
+        costs_ms = self._costs.costs_ms.round(3).tolist()
+        log.info("%s costs %s ms until each exit on this host", self.name, costs_ms)
         budget_ms = settings.budget_ms
         if budget_ms is None and manifest.default_budget_ms is not None:
             budget_ms = default_budget_ms(manifest.default_budget_ms, built_on, frontier)
