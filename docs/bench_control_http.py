@@ -17,7 +17,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -38,6 +37,7 @@ from profiling.load_log import load_log
 from profiling.scenarios import MANY_PER_S, WINDOW, Scenario, scenarios
 from scheduler.scheduler import load_scheduler
 from server.load_inputs import Inputs, read_inputs
+from server.loadtest_command import ask_budgets
 
 BUNDLE = ZOO / "cifar10-resnet56"
 MODEL, CLASSES = "cifar10-resnet56", 10
@@ -144,7 +144,7 @@ def warm_up(server: Served, scenario: Scenario, images: Path | None) -> dict[str
         "--model", MODEL, "--budgets", "0:off", *of_images(images),
     ]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return budget_of(server)
+    return ask_budgets(server.url, MODEL)[0]
 
 
 def loadtest(
@@ -181,20 +181,16 @@ def of_images(images: Path | None) -> list[str]:
     return [] if images is None else ["--images", str(images)]
 
 
-def budget_of(server: Served) -> dict[str, Any]:
-    """GET /budget."""
-    with urllib.request.urlopen(f"{server.url}/budget?model={MODEL}") as answer:
-        state: dict[str, Any] = json.load(answer)["models"][0]
-    return state
-
-
 @contextmanager
 def slowed(server: Served, scenario: Scenario, first_budget_ms: float) -> Iterator[None]:
     """Burn processor time in the scenario's slow phases, counted from its first budget on."""
     over = threading.Event()
 
     def burn() -> None:
-        while abs((budget_of(server)["budget_ms"] or 0.0) / first_budget_ms - 1) > 1e-3:
+        while (
+            abs((ask_budgets(server.url, MODEL)[0]["budget_ms"] or 0.0) / first_budget_ms - 1)
+            > 1e-3
+        ):
             if over.wait(0.02):
                 return
         begun = time.perf_counter()

@@ -103,7 +103,7 @@ class Frozen:
 
     def set_budget(self, budget_ms: float) -> None:
         """Another point."""
-        self._point = self._fitted.point(budget_ms)
+        self._point = self._fitted.frontier.place_at_cost(budget_ms)
 
     def leaves(self, exit: int, row: int) -> bool:
         """At the point."""
@@ -145,7 +145,7 @@ class Integral:
     def _move(self, step_ms: float) -> None:
         costs = self._fitted.frontier.costs_ms
         self._aim_ms = min(max(self._aim_ms + step_ms, float(costs[0])), float(costs[-1]))
-        self._point = self._fitted.point(self._aim_ms)
+        self._point = self._fitted.frontier.place_at_cost(self._aim_ms)
 
 
 class Advantage:
@@ -273,7 +273,7 @@ class Quantiles:
             self._aim()
 
     def _aim(self) -> None:
-        self._point = self._fitted.point(self._budget_ms / self._ratio)
+        self._point = self._fitted.frontier.place_at_cost(self._budget_ms / self._ratio)
         left = 1.0
         for exit, share in enumerate(self._fitted.frontier[self._point].exit_rates[:-1].tolist()):
             rate = min(share / max(left, 1e-9), 1.0)

@@ -44,11 +44,6 @@ class Fitted(NamedTuple):
         )
         return cls(policy, frontier, replayed, leave)
 
-    def point(self, cost_ms: float) -> int:
-        """The frontier's dearest point that costs at most so much."""
-        place = int(np.searchsorted(self.frontier.expected_costs_ms, cost_ms, side="right")) - 1
-        return min(max(place, 0), len(self.frontier) - 1)
-
     def static_exits(self, points: int = 60) -> NDArray[np.int8]:
         """The exit of every row at some points of the frontier, (points, N)."""
         leave = self.leave[np.linspace(0, len(self.leave) - 1, points).round().astype(int)]

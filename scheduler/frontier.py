@@ -1,6 +1,7 @@
 """What a fitted policy buys at every cost: parameter -> expected exits, cost and accuracy."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +45,7 @@ class Frontier:
         if self.exit_rates.shape != points + exits or self.expected_accuracy.shape != points:
             raise ValueError("parameters, exit rates, accuracies and costs disagree in number")
 
-    @property
+    @cached_property
     def expected_costs_ms(self) -> Array:
         """Mean cost at each point, (G,)."""
         costs: Array = self.exit_rates @ self.costs_ms
@@ -63,7 +64,12 @@ class Frontier:
 
     def at_cost(self, cost_ms: float) -> FrontierPoint:
         """The dearest point that costs at most `cost_ms`; the cheapest where none does."""
-        return self[self._place(cost_ms)]
+        return self[self.place_at_cost(cost_ms)]
+
+    def place_at_cost(self, cost_ms: float) -> int:
+        """The index of that point."""
+        cost_ms *= 1 + ROUNDING  # so that the cost of a point, worked out another way, finds it
+        return max(int(np.searchsorted(self.expected_costs_ms, cost_ms, side="right")) - 1, 0)
 
     def worth_ms(self, cost_ms: float) -> float:
         """What is worth spending of a mean cost.
@@ -71,16 +77,12 @@ class Frontier:
         All of it, by changing between two points; but not across a gap behind which no accuracy is
         gained, as there is where a policy has found early that more time does not help it.
         """
-        place = self._place(cost_ms)
+        place = self.place_at_cost(cost_ms)
         costs, accuracy = self.expected_costs_ms, self.expected_accuracy
         is_gap = place + 1 < len(self) and costs[place + 1] > (1 + GAP) * costs[place]
         if is_gap and accuracy[place + 1] <= accuracy[place]:
             return min(float(costs[place]), cost_ms)
         return cost_ms
-
-    def _place(self, cost_ms: float) -> int:
-        cost_ms *= 1 + ROUNDING  # so that the cost of a point, worked out another way, finds it
-        return max(int(np.searchsorted(self.expected_costs_ms, cost_ms, side="right")) - 1, 0)
 
     def at_parameter(self, parameter: float) -> FrontierPoint:
         """The point in force at a parameter value: the dearest that spends no more."""
@@ -117,12 +119,7 @@ class Frontier:
         if not kept[-1]:
             kept[np.flatnonzero(kept)[-1]] = False
             kept[-1] = True
-        return replace(
-            self,
-            parameters=self.parameters[kept],
-            exit_rates=self.exit_rates[kept],
-            expected_accuracy=self.expected_accuracy[kept],
-        )
+        return self._of_points(kept)
 
     def spread(self, count: int) -> "Frontier":
         """At most `count` of the points, evenly over the cost; both ends stay."""
@@ -130,6 +127,9 @@ class Frontier:
         wanted = np.linspace(costs[0], costs[-1], count)
         middles = (costs[1:] + costs[:-1]) / 2
         kept = np.unique(np.searchsorted(middles, wanted))
+        return self._of_points(kept)
+
+    def _of_points(self, kept: NDArray[np.bool_] | NDArray[np.intp]) -> "Frontier":
         return replace(
             self,
             parameters=self.parameters[kept],
