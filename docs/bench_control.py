@@ -23,9 +23,9 @@ from profiling.fitted import Fitted
 from profiling.plant import Host, Judge, Law, run
 from profiling.rows import Rows
 from profiling.scenarios import WINDOW, scenarios
-from scheduler.controller import ControllerConfig
-from scheduler.fit import fit_scheduler
-from scheduler.scheduler import DEFAULT_POLICY, POLICIES, load_scheduler
+from scheduler.control.controller import ControllerConfig
+from scheduler.fitted import DEFAULT_POLICY, POLICIES, load_scheduler
+from scheduler.fitting.fit import fit_scheduler
 
 REPO = Path(__file__).resolve().parent.parent
 BUNDLES = {

@@ -35,7 +35,7 @@ from profiling.control_of_load import log_of_load, static_curves
 from profiling.fitted import Fitted
 from profiling.load_log import load_log
 from profiling.scenarios import MANY_PER_S, WINDOW, Scenario, scenarios
-from scheduler.scheduler import load_scheduler
+from scheduler.fitted import load_scheduler
 from server.load_inputs import Inputs, read_inputs
 from server.loadtest_command import ask_budgets
 

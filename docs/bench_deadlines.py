@@ -32,8 +32,8 @@ from profiling.lanes import LaneConfig
 from profiling.latency import machine_name
 from profiling.loadtest import Call, LoadResult, closed_loop, open_loop, poisson
 from profiling.virtual_time import VirtualTime
+from scheduler.fitted import load_scheduler
 from scheduler.policy import ExitPolicy
-from scheduler.scheduler import load_scheduler
 from server.engine import Engine
 from server.metrics import Metrics, ModelMetrics
 from server.row import Answer, Completion, Row

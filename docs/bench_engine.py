@@ -37,8 +37,8 @@ from profiling.calibration import load_recorded
 from profiling.lanes import LaneConfig
 from profiling.latency import machine_name
 from profiling.loadtest import Call, closed_loop
+from scheduler.fitted import load_scheduler
 from scheduler.policy import ExitPolicy
-from scheduler.scheduler import load_scheduler
 from server.engine import Engine
 from server.metrics import Metrics, ModelMetrics
 from server.row import Completion, Row

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiling.latency import machine_name
-from scheduler.fit import fit_scheduler
+from scheduler.fitting.fit import fit_scheduler
 from scheduler.policy import ExitPolicy
 
 REPEATS, ROUNDS = 300, 7

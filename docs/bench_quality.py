@@ -20,9 +20,9 @@ from quality_subjects import BUNDLES, SPOILT, Row, Subject, halves
 
 from profiling.calibration import Predictions
 from profiling.latency import machine_name
-from scheduler.agreement import Agreed, AgreementCurve, AgreementFloor
-from scheduler.drift import ScoreDrift
 from scheduler.frontier import FrontierPoint
+from scheduler.monitoring.agreement import Agreed, AgreementCurve, AgreementFloor
+from scheduler.monitoring.drift import ScoreDrift
 from scheduler.policy import replay, take_exits
 from server.feedback import REMEMBERED, Answers
 

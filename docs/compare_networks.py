@@ -16,7 +16,7 @@ from models.onnx_backend import OnnxBackend
 from profiling.calibration import load_recorded
 from profiling.evaluate import evaluate
 from profiling.latency import measure_latency
-from scheduler.scheduler import Scheduler, load_scheduler
+from scheduler.fitted import Scheduler, load_scheduler
 
 TURNS = 12
 MAX_PIXELS = 50_000_000

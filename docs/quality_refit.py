@@ -6,9 +6,9 @@ import numpy as np
 from quality_subjects import SPOILT, Row, Subject, halves
 
 from profiling.calibration import Predictions
-from scheduler.fit import fit_scheduler
+from scheduler.fitted import Scheduler
+from scheduler.fitting.fit import fit_scheduler
 from scheduler.policy import replay, take_exits
-from scheduler.scheduler import Scheduler
 from server.live_rows import UNLABELLED, LiveRows, labelled
 
 SHARES = (0.25, 0.5, 0.75)  # of the way from the first exit's cost to the last one's

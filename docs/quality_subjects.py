@@ -7,7 +7,7 @@ import numpy as np
 
 from profiling.calibration import Predictions, load_recorded
 from profiling.drift_sets import DriftSet, load_drift_set
-from scheduler.scheduler import Scheduler, load_scheduler
+from scheduler.fitted import Scheduler, load_scheduler
 
 Row = dict[str, Any]  # of a table
 

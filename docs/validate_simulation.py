@@ -35,7 +35,7 @@ from profiling.calibration import load_recorded
 from profiling.disciplines import DISCIPLINES
 from profiling.latency import machine_name
 from profiling.simulate import Device, Traffic, simulate
-from scheduler.scheduler import Scheduler, load_scheduler
+from scheduler.fitted import Scheduler, load_scheduler
 from server.engine import Engine
 from server.metrics import Metrics, ModelMetrics
 from server.row import Answer, Completion, Row

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.backend import StageBackend, State
-from scheduler.arrays import read_arrays
 from scheduler.confidence import SMALLEST_LOG, finite_log_probs
+from scheduler.npz import read_arrays
 from scheduler.pixels import shares_right
 
 RECORD_ROWS = 100

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiling.fitted import Fitted
-from scheduler.controller import BudgetController, ControllerConfig, Sample
-from scheduler.present import Present
+from scheduler.control.controller import BudgetController, ControllerConfig, Sample
+from scheduler.control.estimates import Present
 from scheduler.stopping import StoppingPolicy
 
 Array = NDArray[np.float64]

@@ -14,7 +14,7 @@ from profiling.calibration import Predictions
 from profiling.forms import Form
 from profiling.latency import measure_latency
 from profiling.recording import record_split
-from scheduler.arrays import read_arrays
+from scheduler.npz import read_arrays
 
 PASSES, WARM_UP = 5, 5
 

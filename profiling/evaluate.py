@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from profiling.calibration import Predictions, Recorded
 from profiling.oracle import oracle_exits
-from scheduler.eenet_fit import fit_eenet
-from scheduler.fit import check_costs, fit_scheduler
+from scheduler.fitted import POLICIES, Scheduler
+from scheduler.fitting.eenet import fit_eenet
+from scheduler.fitting.fit import check_costs, fit_scheduler
 from scheduler.policy import replay, take_exits
-from scheduler.scheduler import POLICIES, Scheduler
 
 Array = NDArray[np.float64]
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from profiling.calibration import Predictions
 from profiling.evaluate import ORACLE, PER_BUDGET, Comparison
 from profiling.oracle import oracle_exits
+from scheduler.fitted import Scheduler
 from scheduler.policy import replay, take_exits
-from scheduler.scheduler import Scheduler
 
 Array = NDArray[np.float64]
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.arrays import read_arrays
+from scheduler.npz import read_arrays
 
 Floats = NDArray[np.float64]
 

@@ -12,7 +12,7 @@ from profiling.control_log import ControlLog
 from profiling.control_of_load import static_curve
 from profiling.rows import Rows
 from profiling.scenarios import Phase, Scenario
-from scheduler.controller import Sample
+from scheduler.control.controller import Sample
 from scheduler.frontier import Frontier
 
 Array = NDArray[np.float64]

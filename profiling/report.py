@@ -24,7 +24,7 @@ from profiling.figures import (
     reliability_figure,
     scores_figure,
 )
-from scheduler.scheduler import DEFAULT_POLICY
+from scheduler.fitted import DEFAULT_POLICY
 
 CURVE_BUDGETS = 40
 PAGE = """<!doctype html>

@@ -9,13 +9,13 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.arrays import read_arrays
 from scheduler.confidence import (
     entropy_confidence,
     finite_log_probs,
     logistic,
     vote,
 )
+from scheduler.npz import read_arrays
 from scheduler.pixels import pixel_histories, pixels_of, row_histories, row_means
 from scheduler.policy import Scored, score_all
 from scheduler.thresholds import ThresholdPolicy, ThresholdTable

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scheduler.wilson import wilson
+from scheduler.monitoring.wilson import wilson
 from server.audit import AuditedRow
 from server.model import ServedModel
 from server.schemas import AuditExit, AuditState

@@ -36,9 +36,9 @@ from profiling.calibration import Predictions, Recorded, save_recorded
 from profiling.evaluate import Evaluation, evaluate, spread_budgets
 from profiling.latency import LatencyProfile, measure_latency, save_profile
 from profiling.recording import first_rows, record_split, texts_of
-from scheduler.fit import MIN_ROWS, fit_scheduler
+from scheduler.fitted import save_scheduler
+from scheduler.fitting.fit import MIN_ROWS, fit_scheduler
 from scheduler.frontier import Frontier
-from scheduler.scheduler import save_scheduler
 from server.torch_weights import store_network
 
 PARITY_ROWS = 64
@@ -62,7 +62,7 @@ class BuildOptions:
     Attributes:
         name: The model's name in requests.
         data: Where calibration and test set are.
-        policy: Which policy to fit, one of `scheduler.fit.POLICIES`.
+        policy: Which policy to fit, one of `scheduler.fitting.fit.POLICIES`.
         weights: How the graphs store weights.
         prune_vocabulary: Keep only the tokens that the training texts use.
         torch: Store the network beside its graphs, for the torch backend.

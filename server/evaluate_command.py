@@ -12,8 +12,8 @@ from models.bundle import load_bundle
 from models.data import DataConfig, load_dataset
 from profiling.calibration import Recorded, load_predictions, load_recorded
 from profiling.evaluate import EVALUATED, Comparison, compare, spread_budgets
-from scheduler.fit import check_costs
-from scheduler.scheduler import Scheduler, load_scheduler
+from scheduler.fitted import Scheduler, load_scheduler
+from scheduler.fitting.fit import check_costs
 
 SAME_LABELS = 0.999
 

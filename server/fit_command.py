@@ -12,8 +12,8 @@ from models.bundle import Bundle, load_bundle, rewrite_manifest
 from profiling.calibration import Recorded, load_recorded, save_recorded
 from profiling.evaluate import Evaluation, evaluate, spread_budgets
 from scheduler.eenet import load_published_scheduler
-from scheduler.fit import fit_scheduler
-from scheduler.scheduler import FILES, Scheduler, save_scheduler
+from scheduler.fitted import FILES, Scheduler, save_scheduler
+from scheduler.fitting.fit import fit_scheduler
 from server.build import default_budget_ms
 from server.live_rows import Labelled, LiveRows, labelled
 
@@ -45,7 +45,7 @@ def refit(
 
     Args:
         folder: The bundle.
-        policy: One of `scheduler.fit.POLICIES`.
+        policy: One of `scheduler.fitting.fit.POLICIES`.
         costs_ms: Latency from the start until each exit, (K,); None: the bundle's own profile.
         weights: npz of a published fitted EENet scheduler to take scores and assignment from.
         live: Rows that a server saw, to become the bundle's calibration set; the test set stays.

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from models.bundle import Bundle, BundleError, load_bundle
 from models.stage_costs import StageCosts
-from scheduler.arrays import read_arrays
-from scheduler.drift import ScoreDrift
+from scheduler.fitted import FILES, Scheduler, load_scheduler
 from scheduler.frontier import Frontier
+from scheduler.monitoring.drift import ScoreDrift
+from scheduler.npz import read_arrays
 from scheduler.policy import ExitPolicy
-from scheduler.scheduler import FILES, Scheduler, load_scheduler
 
 log = logging.getLogger(__name__)
 

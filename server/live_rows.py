@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from models.bundle import Manifest
 from profiling.calibration import Predictions
 from scheduler.confidence import SMALLEST_LOG
-from scheduler.temperature import draw_labels, fit_temperature
+from scheduler.monitoring.temperature import draw_labels, fit_temperature
 
 MIN_ROWS = 500
 TIMEOUT_S = 60.0

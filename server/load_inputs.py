@@ -11,7 +11,7 @@ import numpy as np
 from models.image_folder import SUFFIXES
 from models.text_table import Columns, read_texts
 from profiling.forms import Form, Modality
-from scheduler.arrays import read_arrays
+from scheduler.npz import read_arrays
 
 IMAGES = Path(__file__).resolve().parent.parent / "tests/data/cifar10_test_300.npz"
 COLUMNS = Columns("text", "label")

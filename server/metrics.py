@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS_TYPE
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
 
-from scheduler.controller import BudgetController
+from scheduler.control.controller import BudgetController
 from server.audit_metrics import AuditFamilies, AuditMetrics
 from server.feedback import Tally
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from models.bundle import Bundle
-from scheduler.controller import BudgetController, ControllerConfig, Sample
+from scheduler.control.controller import BudgetController, ControllerConfig, Sample
 from server.audit import AuditLog
 from server.auditor import Auditor
 from server.backends import open_backend

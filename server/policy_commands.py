@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.scheduler import DEFAULT_POLICY, FILES, POLICIES, load_scheduler
+from scheduler.fitted import DEFAULT_POLICY, FILES, POLICIES, load_scheduler
 from server.commands import command, need_training_extra, numbers, print_evaluations, say
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from scheduler.agreement import AgreementCurve, AgreementFloor
-from scheduler.controller import BudgetController
+from scheduler.control.controller import BudgetController
+from scheduler.monitoring.agreement import AgreementCurve, AgreementFloor
 from server.audit import AuditLog
 from server.host_scheduler import HostScheduler
 

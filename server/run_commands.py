@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from models.bundle import Weights
 from models.run import TrainConfig
-from scheduler.scheduler import DEFAULT_POLICY, POLICIES
+from scheduler.fitted import DEFAULT_POLICY, POLICIES
 from server.commands import command, log_to_stderr, need_training_extra, print_evaluations, say
 
 DATASETS = (

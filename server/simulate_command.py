@@ -15,8 +15,8 @@ from profiling.arrivals import at_once, bursts, poisson, read_trace
 from profiling.calibration import load_recorded
 from profiling.disciplines import DEFAULT_DISCIPLINE, DISCIPLINES
 from profiling.simulate import MODES, PERCENTILES, Device, Simulated, Traffic, simulate
+from scheduler.fitted import load_scheduler
 from scheduler.policy import replay, take_exits
-from scheduler.scheduler import load_scheduler
 from server.commands import command, numbers
 
 DEFAULT_SAMPLES = 20_000

@@ -88,18 +88,18 @@ def fitting_quickly() -> Callable[[], AbstractContextManager[None]]:
 
     @contextmanager
     def quickly() -> Iterator[None]:
-        import scheduler.eenet_fit
+        import scheduler.fitting.eenet
+        import scheduler.fitting.stopping
         import scheduler.frontier
-        import scheduler.stopping_fit
         import scheduler.thresholds
 
         with pytest.MonkeyPatch.context() as patch:
-            for module in (scheduler.frontier, scheduler.stopping_fit):
+            for module in (scheduler.frontier, scheduler.fitting.stopping):
                 patch.setattr(module, "GRID_STEP", 0.1)
             patch.setattr(scheduler.thresholds, "REPAIR_STEPS", 15)
-            patch.setattr(scheduler.eenet_fit, "NUM_BUDGETS", 4)
+            patch.setattr(scheduler.fitting.eenet, "NUM_BUDGETS", 4)
             for name in ("SCORE_STEPS", "ASSIGNMENT_STEPS"):
-                patch.setattr(scheduler.eenet_fit, name, 2)
+                patch.setattr(scheduler.fitting.eenet, name, 2)
             yield
 
     return quickly

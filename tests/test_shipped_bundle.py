@@ -5,8 +5,8 @@ import pytest
 
 from models.bundle import load_bundle
 from profiling.calibration import load_recorded
+from scheduler.fitted import load_scheduler
 from scheduler.policy import replay, take_exits
-from scheduler.scheduler import load_scheduler
 
 
 def test_it_is_whole_and_at_most_5_mb(shipped_bundle: Path) -> None:

@@ -17,7 +17,7 @@ from peers.tasks import Replay, Task, exit_rates, judge_of_ours
 from peers.turns import WARM_UP_S, Contender, Server, States
 
 from profiling.loadtest import LoadResult
-from scheduler.controller import ControllerConfig
+from scheduler.control.controller import ControllerConfig
 
 TO_THE_END, AT_BUDGET = "ours, every sample to the end", "ours, at a budget"
 LOST_ACCURACY = 0.005  # that the budget may cost, against the plain network

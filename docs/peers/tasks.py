@@ -15,8 +15,8 @@ from peers.running import BUILD, HERE, REPO
 from models.bundle import TOKENIZER, load_bundle
 from profiling.calibration import load_recorded
 from profiling.loadtest import Call, LoadResult
+from scheduler.fitted import load_scheduler
 from scheduler.policy import replay, take_exits
-from scheduler.scheduler import load_scheduler
 
 Judge = Callable[[LoadResult], int]
 

@@ -15,7 +15,7 @@ import pytest
 
 from models.bundle import load_bundle
 from profiling.calibration import load_recorded
-from scheduler.scheduler import FILES
+from scheduler.fitted import FILES
 from server.cli import main
 
 if TYPE_CHECKING:

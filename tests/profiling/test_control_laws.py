@@ -8,8 +8,8 @@ from profiling.plant import Host, Law, run
 from profiling.rows import Rows
 from profiling.scenarios import Phase, Scenario
 from scheduler.baselines import ConfidencePolicy
-from scheduler.controller import ControllerConfig
-from scheduler.fit import fit_scheduler
+from scheduler.control.controller import ControllerConfig
+from scheduler.fitting.fit import fit_scheduler
 from scheduler.thresholds import ThresholdTable
 from tests.profiling.test_plant import COSTS_MS, make_drift
 

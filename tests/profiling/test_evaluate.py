@@ -25,10 +25,10 @@ from profiling.evaluate import (
 )
 from scheduler.baselines import ConfidencePolicy, PatiencePolicy
 from scheduler.eenet import EENetPolicy
-from scheduler.fit import fit_scheduler
+from scheduler.fitted import POLICIES, Scheduler
+from scheduler.fitting.fit import fit_scheduler
 from scheduler.frontier import Frontier
 from scheduler.policy import replay, score_all, take_exits
-from scheduler.scheduler import POLICIES, Scheduler
 from scheduler.thresholds import ThresholdTable
 
 pytestmark = pytest.mark.usefixtures("quick_fits")

@@ -5,7 +5,7 @@ from profiling.drift_sets import DriftSet, LengthCosts
 from profiling.plant import Host, Judge, run
 from profiling.rows import Rows
 from profiling.scenarios import Phase, Scenario
-from scheduler.controller import Sample
+from scheduler.control.controller import Sample
 from scheduler.frontier import Frontier
 
 COSTS_MS = np.array([1.0, 2.0, 4.0])

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from scheduler.baselines import ConfidencePolicy, PatiencePolicy
 from scheduler.eenet import NUM_CONFIDENCES, EENetPolicy, ExitScorer
-from scheduler.fit import fit_scheduler
+from scheduler.fitted import POLICIES, Scheduler
+from scheduler.fitting.fit import fit_scheduler
 from scheduler.policy import ExitPolicy, replay, take_exits
-from scheduler.scheduler import POLICIES, Scheduler
 from scheduler.stopping import NUM_FEATURES, StoppingPolicy
 from scheduler.thresholds import ThresholdTable
 

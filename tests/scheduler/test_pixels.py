@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from scheduler.baselines import ConfidencePolicy, PatiencePolicy
 from scheduler.eenet import EENetPolicy, ExitScorer
-from scheduler.fit import fit_scheduler
+from scheduler.fitted import POLICIES, Scheduler, load_scheduler, save_scheduler
+from scheduler.fitting.fit import fit_scheduler
 from scheduler.pixels import (
     pixel_histories,
     pixels_of,
@@ -18,7 +19,6 @@ from scheduler.pixels import (
     shares_right,
 )
 from scheduler.policy import ExitPolicy, replay, score_all, take_exits
-from scheduler.scheduler import POLICIES, Scheduler, load_scheduler, save_scheduler
 from scheduler.stopping import StoppingPolicy
 from scheduler.thresholds import ThresholdTable
 

@@ -8,9 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from scheduler.confidence import finite_log_probs
-from scheduler.fit import Problem, fit_scheduler
+from scheduler.fitted import POLICIES, Scheduler
+from scheduler.fitting.fit import Problem, fit_scheduler
 from scheduler.policy import ExitPolicy, replay, take_exits
-from scheduler.scheduler import POLICIES, Scheduler
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -141,12 +141,12 @@ def fitted(kind: str, name: str) -> tuple[Scheduler, Problem]:
     problem = (PROBLEMS | LARGE)[name]()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("scheduler.frontier.GRID_STEP", 0.4)
-        patched.setattr("scheduler.stopping_fit.GRID_STEP", 0.02)
+        patched.setattr("scheduler.fitting.stopping.GRID_STEP", 0.02)
         patched.setattr("scheduler.thresholds.REPAIR_STEPS", 12)
-        patched.setattr("scheduler.eenet_fit.SCORE_STEPS", 10)
-        patched.setattr("scheduler.eenet_fit.ASSIGNMENT_STEPS", 10)
-        patched.setattr("scheduler.eenet_fit.NUM_BUDGETS", 4)
-        patched.setattr("scheduler.fit.FOLDS", 2)
+        patched.setattr("scheduler.fitting.eenet.SCORE_STEPS", 10)
+        patched.setattr("scheduler.fitting.eenet.ASSIGNMENT_STEPS", 10)
+        patched.setattr("scheduler.fitting.eenet.NUM_BUDGETS", 4)
+        patched.setattr("scheduler.fitting.fit.FOLDS", 2)
         return fit_scheduler(kind, *problem), problem
 
 

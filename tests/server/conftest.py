@@ -17,7 +17,7 @@ import server.build
 from models.bundle import write_manifest
 from models.train import Trainer
 from profiling.calibration import Recorded, save_recorded
-from scheduler.scheduler import FILES
+from scheduler.fitted import FILES
 from server.app import create_app
 from server.cli import main
 from server.fit_command import refit

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from starlette.testclient import TestClient
 
-from scheduler.scheduler import POLICIES
+from scheduler.fitted import POLICIES
 
 if TYPE_CHECKING:
     from tests.conftest import Images

@@ -24,8 +24,8 @@ from models.run import RunConfig, TrainConfig, claim_folder
 from models.torch_backend import open_torch_backend
 from profiling.calibration import load_recorded
 from profiling.evaluate import spread_budgets
+from scheduler.fitted import load_scheduler
 from scheduler.frontier import Frontier
-from scheduler.scheduler import load_scheduler
 from server.build import BuildOptions, Built, Run, build_bundle, default_budget_ms, load_run
 from server.cli import main
 

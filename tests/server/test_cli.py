@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from models.run import RunConfig
-from scheduler.scheduler import POLICIES
+from scheduler.fitted import POLICIES
 from server.cli import main
 
 

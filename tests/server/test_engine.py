@@ -18,9 +18,9 @@ from models.onnx_backend import OnnxBackend
 from models.preprocess import TextPreprocessor
 from models.stage_costs import StageCosts
 from scheduler.baselines import ConfidencePolicy, PatiencePolicy
+from scheduler.fitting.stopping import fit_stopping
 from scheduler.policy import ExitPolicy, Scored, replay, take_exits
 from scheduler.stopping import StoppingPolicy
-from scheduler.stopping_fit import fit_stopping
 from scheduler.thresholds import ThresholdTable
 from server.engine import Engine
 from server.errors import DeadlineExceeded, InferenceFailed

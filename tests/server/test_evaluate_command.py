@@ -15,8 +15,8 @@ from models.bundle import Bundle, Manifest, rewrite_manifest
 from models.data import DataConfig, load_dataset
 from profiling.calibration import Predictions, Recorded, load_predictions, load_recorded
 from profiling.evaluate import EVALUATED, evaluate, spread_budgets
-from scheduler.fit import fit_scheduler
-from scheduler.scheduler import load_scheduler, save_scheduler
+from scheduler.fitted import load_scheduler, save_scheduler
+from scheduler.fitting.fit import fit_scheduler
 from server.cli import main
 
 pytestmark = pytest.mark.usefixtures("quick_fits")

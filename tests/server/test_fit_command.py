@@ -13,7 +13,7 @@ from models.bundle import load_bundle
 from profiling.calibration import Predictions, Recorded, load_recorded
 from profiling.evaluate import evaluate, spread_budgets
 from scheduler.eenet import EENetPolicy, load_published_scheduler
-from scheduler.scheduler import FILES, POLICIES, Scheduler, load_scheduler
+from scheduler.fitted import FILES, POLICIES, Scheduler, load_scheduler
 from server.cli import main
 from server.fit_command import profiled_costs, refit
 

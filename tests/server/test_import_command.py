@@ -25,7 +25,7 @@ from models.onnx_backend import OnnxBackend
 from models.published import network_of, published_name
 from models.run import read_run
 from profiling.calibration import load_recorded
-from scheduler.scheduler import load_scheduler
+from scheduler.fitted import load_scheduler
 from server.build import in_order, load_run
 from server.cli import main
 

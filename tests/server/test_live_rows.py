@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from models.bundle import load_bundle
 from profiling.calibration import Predictions, Recorded, load_recorded
-from scheduler.scheduler import FILES, load_scheduler
+from scheduler.fitted import FILES, load_scheduler
 from server.cli import main
 from server.live_rows import UNLABELLED, LiveRows, LiveServer, labelled
 

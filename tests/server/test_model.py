@@ -16,8 +16,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from profiling.calibration import load_recorded
+from scheduler.fitted import load_scheduler
 from scheduler.policy import score_all
-from scheduler.scheduler import load_scheduler
 from server.app import create_app
 from server.fit_command import refit
 from server.settings import Settings

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from models.bundle import load_bundle
 from models.stage_costs import StageCosts
 from profiling.calibration import load_recorded
-from scheduler.controller import BudgetController, ControllerConfig
+from scheduler.control.controller import BudgetController, ControllerConfig
 from server.app import create_app
 from server.audit import AuditLog
 from server.host_scheduler import HostScheduler, on_host, read_scheduler

@@ -15,7 +15,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from models.bundle import MANIFEST, Bundle, Manifest, load_bundle, rewrite_manifest
-from scheduler.scheduler import FILES
+from scheduler.fitted import FILES
 from server.app import create_app
 from server.settings import Settings
 

@@ -8,7 +8,7 @@ import pytest
 
 from models.stage_costs import StageCosts
 from profiling.simulate import MODES
-from scheduler.scheduler import load_scheduler
+from scheduler.fitted import load_scheduler
 from server.simulate_command import add_simulate, bundle_exits
 
 RATES = ["--costs", "1,2,3", "--exit-rates", "0.5,0.25,0.25", "--samples", "4000"]

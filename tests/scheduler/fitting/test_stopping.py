@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from scheduler.frontier import GRID_STEP
-from scheduler.policy import replay, score_all, take_exits
-from scheduler.stopping_fit import (
+from scheduler.fitting.stopping import (
     MAX_CLASS_OFFSETS,
     fit_stopping,
     logistic_regression,
     price_ladder,
 )
-from scheduler.threshold_fit import fit_confidence
+from scheduler.fitting.thresholds import fit_confidence
+from scheduler.frontier import GRID_STEP
+from scheduler.policy import replay, score_all, take_exits
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]

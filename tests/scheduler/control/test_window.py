@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.window import RollingWindow
+from scheduler.control.window import RollingWindow
 
 
 def test_it_holds_the_newest_samples() -> None:

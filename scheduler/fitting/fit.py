@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 
 from scheduler.baselines import ConfidencePolicy
 from scheduler.eenet import EENetPolicy
-from scheduler.eenet_fit import fit_eenet, fit_published
+from scheduler.fitted import POLICIES, Scheduler
+from scheduler.fitting.eenet import fit_eenet, fit_published
+from scheduler.fitting.stopping import fit_stopping, price_ladder
+from scheduler.fitting.thresholds import fit_confidence, fit_patience
 from scheduler.frontier import Frontier
 from scheduler.pixels import shares_right
 from scheduler.policy import ExitPolicy, replay, take_exits
-from scheduler.scheduler import POLICIES, Scheduler
 from scheduler.stopping import StoppingPolicy
-from scheduler.stopping_fit import fit_stopping, price_ladder
-from scheduler.threshold_fit import fit_confidence, fit_patience
 from scheduler.thresholds import ThresholdPolicy, ThresholdTable
 
 Array = NDArray[np.float64]

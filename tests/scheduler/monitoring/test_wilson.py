@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from scheduler.wilson import wilson
+from scheduler.monitoring.wilson import wilson
 
 
 @pytest.mark.parametrize(

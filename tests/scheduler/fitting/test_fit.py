@@ -6,27 +6,27 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import scheduler.fit
+import scheduler.fitting.fit
 from scheduler.confidence import finite_log_probs
 from scheduler.eenet import load_published_scheduler
-from scheduler.fit import Problem, check_costs, check_problem, fit_scheduler
+from scheduler.fitted import POLICIES, Scheduler
+from scheduler.fitting.fit import Problem, check_costs, check_problem, fit_scheduler
 from scheduler.policy import replay, score_all, take_exits
-from scheduler.scheduler import POLICIES, Scheduler
 from scheduler.thresholds import ThresholdPolicy
 
 Array = NDArray[np.float64]
 Made = tuple[Array, NDArray[np.int64], Array]
 
 BUDGETS = (1.0, 1.03, 1.07, 1.12, 1.18, 1.25, 1.3)
-PUBLISHED = Path(__file__).resolve().parents[1] / "data" / "golden_cifar10_resnet56.npz"
+PUBLISHED = Path(__file__).resolve().parents[2] / "data" / "golden_cifar10_resnet56.npz"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_eenet() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         for steps in ("SCORE_STEPS", "ASSIGNMENT_STEPS"):
-            patched.setattr(f"scheduler.eenet_fit.{steps}", 15)
-        patched.setattr("scheduler.eenet_fit.NUM_BUDGETS", 8)
+            patched.setattr(f"scheduler.fitting.eenet.{steps}", 15)
+        patched.setattr("scheduler.fitting.eenet.NUM_BUDGETS", 8)
         yield
 
 
@@ -211,10 +211,10 @@ def test_each_row_is_left_out_once_by_fewer_folds_if_there_are_very_many(
         fitted_to.append(log_probs[0, :, 0])
         return fit_patience(log_probs, costs_ms)
 
-    fit_patience = scheduler.fit.fit_patience
-    monkeypatch.setattr(scheduler.fit, "fit_patience", recording)
+    fit_patience = scheduler.fitting.fit.fit_patience
+    monkeypatch.setattr(scheduler.fitting.fit, "fit_patience", recording)
     if large:
-        monkeypatch.setattr(scheduler.fit, "LARGE_PROBLEM", log_probs.size)
+        monkeypatch.setattr(scheduler.fitting.fit, "LARGE_PROBLEM", log_probs.size)
     fit_scheduler("patience", log_probs, labels, costs)
     assert sorted(len(rows) for rows in fitted_to) == sorted(fits)
     left_out = [np.setdiff1d(log_probs[0, :, 0], rows) for rows in fitted_to[1:]]

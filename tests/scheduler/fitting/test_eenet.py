@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from scheduler.confidence import finite_log_probs
 from scheduler.eenet import EENetPolicy, load_published_scheduler
-from scheduler.eenet_fit import fit_eenet, fit_published
+from scheduler.fitting.eenet import fit_eenet, fit_published
+from scheduler.fitting.thresholds import fit_confidence
 from scheduler.policy import score_all
-from scheduler.threshold_fit import fit_confidence
 from scheduler.thresholds import ThresholdPolicy, route, tilt
 
 SMALL = {"rounds": 2, "restarts": 1}
@@ -187,7 +187,7 @@ def published(
 ) -> tuple[EENetPolicy, NDArray[np.float64], NDArray[np.float64]]:
     """A published policy with the log-probabilities (K, 200, C) and costs (K,) of its file."""
     monkeypatch.setattr("scheduler.frontier.GRID_STEP", 0.03)
-    path = Path(__file__).resolve().parents[1] / "data" / f"golden_{request.param}.npz"
+    path = Path(__file__).resolve().parents[2] / "data" / f"golden_{request.param}.npz"
     with np.load(path) as arrays:
         return load_published_scheduler(path), finite_log_probs(arrays["probs"]), arrays["costs"]
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from scheduler.temperature import draw_labels, fit_temperature
+from scheduler.monitoring.temperature import draw_labels, fit_temperature
 
 
 def log_probs_of(rows: int, temperature: float = 1.0) -> np.ndarray:

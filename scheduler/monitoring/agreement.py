@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.frontier import Frontier
+from scheduler.monitoring.wilson import wilson
 from scheduler.policy import ExitPolicy, Scored, replay
-from scheduler.wilson import wilson
 
 WINDOW = 1000
 MOST_POINTS = 64  # of the frontier

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from scheduler.control.estimates import Present
+from scheduler.control.margin import Margin
+from scheduler.control.window import RollingWindow
 from scheduler.frontier import Frontier, FrontierPoint
-from scheduler.margin import Margin
-from scheduler.present import Present
-from scheduler.window import RollingWindow
 
 LONGEST_MS = 1e8  # more than a day: no latency counts for more, so that sums stay finite
 

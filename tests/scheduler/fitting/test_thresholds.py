@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from scheduler.baselines import geometric_distribution
-from scheduler.frontier import budget_grid
-from scheduler.policy import score_all
-from scheduler.threshold_fit import (
+from scheduler.fitting.thresholds import (
     fit_confidence,
     fit_patience,
     geometric_table,
     optimised_table,
 )
+from scheduler.frontier import budget_grid
+from scheduler.policy import score_all
 from scheduler.thresholds import ThresholdPolicy, ThresholdTable, route
 
 Array = NDArray[np.float64]
@@ -157,7 +157,9 @@ def test_two_exits_are_split_as_well_as_by_trying_every_threshold(
         scores = np.floor(scores * levels / 4)
     costs = np.array([1.0, 1.5])
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("scheduler.threshold_fit.budget_grid", lambda _: every_budget(costs, rows))
+        patched.setattr(
+            "scheduler.fitting.thresholds.budget_grid", lambda _: every_budget(costs, rows)
+        )
         table = optimised_table(scores, correct, costs)
     thresholds = [*table.thresholds, *([t, -np.inf] for t in [*scores[:, 0], np.inf])]
     exits = np.stack([route(scores, np.array(row)) for row in thresholds])

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from scheduler.fit import fit_scheduler
-from scheduler.policy import replay, score_all, take_exits
-from scheduler.scheduler import (
+from scheduler.fitted import (
     DEFAULT_POLICY,
     FORMAT_VERSION,
     POLICIES,
@@ -17,17 +15,19 @@ from scheduler.scheduler import (
     load_scheduler,
     save_scheduler,
 )
+from scheduler.fitting.fit import fit_scheduler
+from scheduler.policy import replay, score_all, take_exits
 
 Problem = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]
 
 
 def fit(kind: str, make_problem: Callable[..., Problem]) -> Scheduler:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("scheduler.eenet_fit.SCORE_STEPS", 10)
-        patched.setattr("scheduler.eenet_fit.ASSIGNMENT_STEPS", 10)
-        patched.setattr("scheduler.eenet_fit.NUM_BUDGETS", 4)
+        patched.setattr("scheduler.fitting.eenet.SCORE_STEPS", 10)
+        patched.setattr("scheduler.fitting.eenet.ASSIGNMENT_STEPS", 10)
+        patched.setattr("scheduler.fitting.eenet.NUM_BUDGETS", 4)
         patched.setattr("scheduler.frontier.GRID_STEP", 0.01)
-        patched.setattr("scheduler.fit.FOLDS", 2)
+        patched.setattr("scheduler.fitting.fit.FOLDS", 2)
         return fit_scheduler(kind, *make_problem(rows=100))
 
 

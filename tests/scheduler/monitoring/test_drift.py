@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from scheduler import drift
-from scheduler.drift import ScoreDrift
-from scheduler.fit import fit_scheduler
+from scheduler.fitted import POLICIES, Scheduler
+from scheduler.fitting.fit import fit_scheduler
 from scheduler.frontier import Frontier
+from scheduler.monitoring import drift
+from scheduler.monitoring.drift import ScoreDrift
 from scheduler.policy import Scored
-from scheduler.scheduler import POLICIES, Scheduler
 from scheduler.thresholds import ThresholdPolicy, ThresholdTable
 
 COSTS = np.array([1.0, 1.4, 2.0])
@@ -52,12 +52,12 @@ def predictions(rows: int, seed: int, strength: float = 1.0) -> tuple[Array, NDA
 def fitted(kind: str) -> Scheduler:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("scheduler.frontier.GRID_STEP", 0.1)
-        patched.setattr("scheduler.stopping_fit.GRID_STEP", 0.02)
+        patched.setattr("scheduler.fitting.stopping.GRID_STEP", 0.02)
         patched.setattr("scheduler.thresholds.REPAIR_STEPS", 15)
-        patched.setattr("scheduler.eenet_fit.SCORE_STEPS", 10)
-        patched.setattr("scheduler.eenet_fit.ASSIGNMENT_STEPS", 10)
-        patched.setattr("scheduler.eenet_fit.NUM_BUDGETS", 4)
-        patched.setattr("scheduler.fit.FOLDS", 2)
+        patched.setattr("scheduler.fitting.eenet.SCORE_STEPS", 10)
+        patched.setattr("scheduler.fitting.eenet.ASSIGNMENT_STEPS", 10)
+        patched.setattr("scheduler.fitting.eenet.NUM_BUDGETS", 4)
+        patched.setattr("scheduler.fitting.fit.FOLDS", 2)
         return fit_scheduler(kind, *predictions(2000, seed=0), COSTS)
 
 

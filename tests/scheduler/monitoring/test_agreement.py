@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from scheduler.agreement import Agreed, AgreementCurve, AgreementFloor
-from scheduler.fit import fit_scheduler
+from scheduler.fitted import POLICIES
+from scheduler.fitting.fit import fit_scheduler
 from scheduler.frontier import Frontier
+from scheduler.monitoring.agreement import Agreed, AgreementCurve, AgreementFloor
 from scheduler.policy import Scored, replay, take_exits
-from scheduler.scheduler import POLICIES
 from scheduler.thresholds import ThresholdPolicy, ThresholdTable
 
 Array = NDArray[np.float64]
@@ -93,9 +93,9 @@ def test_only_the_window_counts() -> None:
 def test_rows_do_at_each_point_what_the_policy_does_there(kind: str, make_problem: object) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("scheduler.frontier.GRID_STEP", 0.1)
-        patched.setattr("scheduler.eenet_fit.SCORE_STEPS", 5)
-        patched.setattr("scheduler.eenet_fit.ASSIGNMENT_STEPS", 5)
-        patched.setattr("scheduler.eenet_fit.NUM_BUDGETS", 4)
+        patched.setattr("scheduler.fitting.eenet.SCORE_STEPS", 5)
+        patched.setattr("scheduler.fitting.eenet.ASSIGNMENT_STEPS", 5)
+        patched.setattr("scheduler.fitting.eenet.NUM_BUDGETS", 4)
         assert callable(make_problem)
         log_probs, labels, costs_ms = make_problem(rows=200)
         policy, frontier = fit_scheduler(kind, log_probs, labels, costs_ms)

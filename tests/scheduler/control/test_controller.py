@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from scheduler.baselines import geometric_distribution
-from scheduler.controller import BudgetController, ControllerConfig, Sample
+from scheduler.control.controller import BudgetController, ControllerConfig, Sample
 from scheduler.frontier import Frontier
 
 RESNET56_MS = (2.31, 4.15, 4.93)  # CIFAR-10 in the paper

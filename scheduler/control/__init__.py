@@ -1,0 +1,1 @@
+"""Keep the rolling mean latency under the budget."""

@@ -1,0 +1,1 @@
+"""Fit schedulers to recorded predictions."""

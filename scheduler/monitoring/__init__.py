@@ -1,0 +1,1 @@
+"""Compare live traffic with calibration."""
