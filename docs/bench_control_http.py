@@ -27,7 +27,7 @@ import numpy as np
 from bench_engine import REPO, ZOO, Served, serving
 
 from models.bundle import load_bundle
-from models.onnx_backend import OnnxBackend
+from models.runtime.onnx_backend import OnnxBackend
 from models.stage_costs import StageCosts
 from profiling.calibration import Predictions, record
 from profiling.control_log import ControlLog, save_logs

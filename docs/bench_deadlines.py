@@ -25,7 +25,7 @@ from bench_engine import ZOO, image_files, put_budget, serving
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
-from models.replay_backend import ReplayBackend
+from models.runtime.replay_backend import ReplayBackend
 from models.stage_costs import StageCosts
 from profiling.calibration import load_recorded
 from profiling.lanes import LaneConfig

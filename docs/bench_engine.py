@@ -31,7 +31,7 @@ from prometheus_client import CollectorRegistry
 
 from models.backend import HeadOutput, State, gather_arrays
 from models.bundle import Bundle, load_bundle
-from models.onnx_backend import OnnxBackend
+from models.runtime.onnx_backend import OnnxBackend
 from models.stage_costs import StageCosts
 from profiling.calibration import load_recorded
 from profiling.lanes import LaneConfig

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import load_bundle
-from models.onnx_backend import OnnxBackend
+from models.runtime.onnx_backend import OnnxBackend
 from profiling.calibration import load_recorded
 from profiling.evaluate import evaluate
 from profiling.latency import measure_latency

@@ -21,7 +21,7 @@ from scipy import ndimage
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from models.multi_exit import MultiExitModel
+from models.networks.multi_exit import MultiExitModel
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 CENTRE = np.array([3.5, 3.5])

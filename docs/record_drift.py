@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import load_bundle
-from models.onnx_backend import OnnxBackend
+from models.data.text_table import Columns
 from models.preprocess import ImagePreprocessor
-from models.text_table import Columns
+from models.runtime.onnx_backend import OnnxBackend
 from profiling.corruption import CORRUPTIONS
 from profiling.drift_sets import (
     DriftSet,

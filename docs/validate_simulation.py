@@ -27,8 +27,8 @@ from prometheus_client import CollectorRegistry
 
 from models.backend import StageBackend, State
 from models.bundle import load_bundle
-from models.onnx_backend import OnnxBackend
-from models.replay_backend import ReplayBackend
+from models.runtime.onnx_backend import OnnxBackend
+from models.runtime.replay_backend import ReplayBackend
 from models.stage_costs import StageCosts
 from profiling.arrivals import at_once, poisson
 from profiling.calibration import load_recorded

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.backend import StageBackend
-from models.data import Split
+from models.data.dataset import Split
 from models.preprocess import ImagePreprocessor, TextPreprocessor
 from profiling.calibration import Predictions
 from profiling.forms import Form

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.backend import StageBackend, State, join_states
-from models.data import Split
+from models.data.dataset import Split
 from models.preprocess import ImagePreprocessor, TextPreprocessor
 from profiling.calibration import Predictions, record
 

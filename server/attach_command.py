@@ -11,14 +11,14 @@ import torch
 from tokenizers import Tokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from models import attach as attaching
-from models.data import load_dataset
-from models.families import Network
-from models.imagenet_resnet import BLOCKS, load_torchvision_weights
-from models.multi_exit import MultiExitModel, State
-from models.placement import layer_latencies, suggest_exits
-from models.run import RUN_FILE, RunConfig, read_run
-from models.train import EpochReport
+from models.data.load import load_dataset
+from models.networks import attach as attaching
+from models.networks.families import Network
+from models.networks.imagenet_resnet import BLOCKS, load_torchvision_weights
+from models.networks.multi_exit import MultiExitModel, State
+from models.training.exit_placement import layer_latencies, suggest_exits
+from models.training.run import RUN_FILE, RunConfig, read_run
+from models.training.trainer import EpochReport
 from server.run_data import data_of
 from server.run_inputs import (
     IMAGENET_SIZE,

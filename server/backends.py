@@ -4,8 +4,8 @@ import numpy as np
 
 from models.backend import StageBackend
 from models.bundle import Bundle
-from models.onnx_backend import open_onnx_backend
-from models.replay_backend import ReplayBackend
+from models.runtime.onnx_backend import open_onnx_backend
+from models.runtime.replay_backend import ReplayBackend
 from models.stage_costs import read_stage_costs
 from profiling.calibration import load_recorded
 from server.settings import Settings
@@ -20,7 +20,9 @@ def open_backend(bundle: Bundle, settings: Settings) -> StageBackend:
         ValueError: If the bundle lacks what it needs, or the device is not to be had.
     """
     if settings.backend == "torch":
-        from models.torch_backend import open_torch_backend  # torch is not on the serving path
+        from models.runtime.torch_backend import (
+            open_torch_backend,  # torch is not on the serving path
+        )
 
         buckets = BUCKETS if settings.torch_mode == "cuda-graphs" else ()
         return open_torch_backend(bundle, settings.device, settings.torch_mode, buckets)

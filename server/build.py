@@ -24,14 +24,15 @@ from models.bundle import (
     Weights,
     write_manifest,
 )
-from models.data import DataConfig, Dataset, Split, load_dataset
-from models.export import export_graphs, largest_disagreement, write_graphs
-from models.families import Network
-from models.fcn import coarse_labels
-from models.multi_exit import MultiExitModel
+from models.data.dataset import DataConfig, Dataset, Split
+from models.data.load import load_dataset
+from models.export.onnx_graphs import export_graphs, largest_disagreement, write_graphs
+from models.networks.families import Network
+from models.networks.fcn import coarse_labels
+from models.networks.multi_exit import MultiExitModel
 from models.preprocess import ImagePreprocessor, TextPreprocessor
-from models.run import BEST, RunConfig, read_run
-from models.vocabulary import prune_vocabulary
+from models.training.run import BEST, RunConfig, read_run
+from models.training.vocabulary import prune_vocabulary
 from profiling.calibration import Predictions, Recorded, save_recorded
 from profiling.evaluate import Evaluation, evaluate, spread_budgets
 from profiling.latency import LatencyProfile, measure_latency, save_profile

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import load_bundle
-from models.data import DataConfig, load_dataset
+from models.data.dataset import DataConfig
+from models.data.load import load_dataset
 from profiling.calibration import Recorded, load_predictions, load_recorded
 from profiling.evaluate import EVALUATED, Comparison, compare, spread_budgets
 from scheduler.fitted import Scheduler, load_scheduler
@@ -131,7 +132,7 @@ def test_pictures(dataset: Path, subject: Subject) -> NDArray[np.uint8]:
         raise ValueError(f"{dataset} holds texts; the report shows examples of pictures alone")
     labels = test.labels
     if task == "segmentation":
-        from models.fcn import coarse_labels  # torch, which nothing else here needs
+        from models.networks.fcn import coarse_labels  # torch, which nothing else here needs
 
         labels = coarse_labels(labels)
     expected = subject.recorded.test.labels

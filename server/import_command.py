@@ -8,9 +8,9 @@ import numpy as np
 from safetensors.torch import save_file
 
 from models.bundle import TOKENIZER
-from models.msdnet import CLASSES
+from models.networks.msdnet import CLASSES
 from models.published import load_published, network_of
-from models.run import BEST, RunConfig, claim_folder
+from models.training.run import BEST, RunConfig, claim_folder
 from server.run_inputs import input_of, pictures, read_settings, read_tokenizer
 
 # How the published code normalises CIFAR-10 and CIFAR-100; by the number of classes.

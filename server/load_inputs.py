@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.image_folder import SUFFIXES
-from models.text_table import Columns, read_texts
+from models.data.image_folder import SUFFIXES
+from models.data.text_table import Columns, read_texts
 from profiling.forms import Form, Modality
 from scheduler.npz import read_arrays
 

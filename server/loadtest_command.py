@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from models.text_table import Columns
+from models.data.text_table import Columns
 from profiling.lanes import LaneConfig
 from profiling.load_log import LoadLog, phases, save_log
 from profiling.loadtest import OK, Call, LoadResult, closed_loop

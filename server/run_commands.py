@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from models.bundle import Weights
-from models.run import TrainConfig
+from models.training.run import TrainConfig
 from scheduler.fitted import DEFAULT_POLICY, POLICIES
 from server.commands import command, log_to_stderr, need_training_extra, print_evaluations, say
 

@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from models.data import DataConfig
-from models.run import RunConfig
+from models.data.dataset import DataConfig
+from models.training.run import RunConfig
 
 
 def data_of(args: argparse.Namespace, **defaults: Any) -> DataConfig:

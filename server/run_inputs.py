@@ -8,8 +8,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from models.bundle import TOKENIZER
-from models.families import Network
-from models.imagenet_resnet import BLOCKS
+from models.networks.families import Network
+from models.networks.imagenet_resnet import BLOCKS
 from models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 MAX_TOKENS = 128

@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.bundle import TORCH_WEIGHTS
-from models.multi_exit import MultiExitModel
-from models.run import RunConfig
+from models.networks.multi_exit import MultiExitModel
+from models.training.run import RunConfig
 
 
 def store_network(

@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.data import Dataset, load_dataset
-from models.families import Network
-from models.imagenet_resnet import load_torchvision_weights
-from models.resnet import load_plain_weights
-from models.run import RunConfig, parse_heads
-from models.train import EpochReport
+from models.data.dataset import Dataset
+from models.data.load import load_dataset
+from models.networks.families import Network
+from models.networks.heads import parse_heads
+from models.networks.imagenet_resnet import load_torchvision_weights
+from models.networks.resnet import load_plain_weights
+from models.training.run import RunConfig
+from models.training.trainer import EpochReport
 from server.run_data import data_of
 from server.run_inputs import (
     IMAGENET_SIZE,

@@ -12,12 +12,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from models.batches import batches_for
 from models.bundle import TOKENIZER
-from models.data import DataConfig, Dataset
-from models.multi_exit import MultiExitModel
-from models.run import RUN_FILE, RunConfig, TrainConfig, claim_folder
-from models.train import EpochReport, Trainer
+from models.data.dataset import DataConfig, Dataset
+from models.networks.multi_exit import MultiExitModel
+from models.training.batches import batches_for
+from models.training.run import RUN_FILE, RunConfig, TrainConfig, claim_folder
+from models.training.trainer import EpochReport, Trainer
 
 PLAIN_STEPS = 100  # between two plain lines
 ADAMW = {"optimizer": "adamw", "peak_lr": 5e-5, "weight_decay": 0.01}  # where adamw is asked for

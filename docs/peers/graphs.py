@@ -10,7 +10,7 @@ import onnx
 from onnx import compose
 
 from models.bundle import Bundle, Weights, load_bundle
-from models.stored_weights import with_stored_weights
+from models.export.weights import with_stored_weights
 
 
 def write_whole_graph(bundle: Bundle, path: Path, weights: Weights = "float32") -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from models.export import Graphs, export_graphs, write_graphs
-from models.multi_exit import MultiExitModel
-from models.onnx_backend import OnnxBackend
-from models.resnet import cifar_resnet
-from models.run import Conv
+from models.export.onnx_graphs import Graphs, export_graphs, write_graphs
+from models.networks.heads import Conv
+from models.networks.multi_exit import MultiExitModel
+from models.networks.resnet import cifar_resnet
+from models.runtime.onnx_backend import OnnxBackend
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

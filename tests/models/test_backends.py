@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models.backend import HeadOutput, Part, StageBackend, State
-from models.device_backend import DeviceOnnxBackend
-from models.encoder import EncoderConfig, bert_encoder
-from models.export import as_tensors, export_graphs, write_graphs
-from models.multi_exit import MultiExitModel
-from models.onnx_backend import OnnxBackend, open_onnx_backend
-from models.onnx_session import CPU, open_device
-from models.torch_backend import TorchBackend
+from models.export.onnx_graphs import as_tensors, export_graphs, write_graphs
+from models.networks.encoder import EncoderConfig, bert_encoder
+from models.networks.multi_exit import MultiExitModel
+from models.runtime.onnx_backend import OnnxBackend, open_onnx_backend
+from models.runtime.onnx_device_backend import DeviceOnnxBackend
+from models.runtime.onnx_session import CPU, open_device
+from models.runtime.torch_backend import TorchBackend
 
 TOKENS = 9
 BUCKETS = (1, 2, 4, 8)

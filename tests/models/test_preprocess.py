@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.batches import normalise
 from models.preprocess import (
     FORMATS,
     IMAGENET_MEAN,
@@ -24,6 +23,7 @@ from models.preprocess import (
     TextPreprocessor,
     Unreadable,
 )
+from models.training.batches import normalise
 
 preprocess = ImagePreprocessor(32, 32, IMAGENET_MEAN, IMAGENET_STD)
 Pixels = NDArray[np.uint8]

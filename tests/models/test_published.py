@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.bottleneck_resnet import resnet56_3
-from models.densenet import densenet121
-from models.multi_exit import MultiExitModel
+from models.networks.bottleneck_resnet import resnet56_3
+from models.networks.densenet import densenet121
+from models.networks.multi_exit import MultiExitModel
 from models.published import load_published, network_of, published_name
 
 Weights = dict[str, Tensor]

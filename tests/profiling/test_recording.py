@@ -9,7 +9,7 @@ from tokenizers.models import WordLevel
 
 import profiling.recording
 from models.backend import HeadOutput, State, gather_arrays
-from models.data import Split
+from models.data.dataset import Split
 from models.preprocess import ImagePreprocessor, TextPreprocessor
 from profiling.recording import first_rows, record_split, texts_of
 

@@ -15,7 +15,7 @@ from tokenizers.models import WordPiece
 
 import server.build
 from models.bundle import write_manifest
-from models.train import Trainer
+from models.training.trainer import Trainer
 from profiling.calibration import Recorded, save_recorded
 from scheduler.fitted import FILES
 from server.app import create_app
@@ -188,12 +188,12 @@ def drawing_few() -> Callable[[], AbstractContextManager[None]]:
 
     @contextmanager
     def few() -> Iterator[None]:
-        import models.shapes
+        import models.data.shapes
 
         with pytest.MonkeyPatch.context() as patch:
             rows = {"TRAIN_ROWS": 16, "CALIBRATION_ROWS": 12, "TEST_ROWS": 6, "IMAGE_SIZE": 16}
             for name, value in rows.items():
-                patch.setattr(models.shapes, name, value)
+                patch.setattr(models.data.shapes, name, value)
             yield
 
     return few

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from models.families import Network
-from models.imagenet_resnet import ImageNetResNetConfig, imagenet_resnet
-from models.multi_exit import MultiExitModel
-from models.run import read_run
-from models.train import EpochReport, Trainer
+from models.networks.families import Network
+from models.networks.imagenet_resnet import ImageNetResNetConfig, imagenet_resnet
+from models.networks.multi_exit import MultiExitModel
+from models.training.run import read_run
+from models.training.trainer import EpochReport, Trainer
 from server.cli import main
 
 Sentence = Callable[..., str]
@@ -439,7 +439,7 @@ def test_an_encoder_of_pictures_takes_its_own_size_and_no_texts(
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The state dict of a plain ResNet-18 of ten classes under torchvision's names."""
-    from models.imagenet_resnet import _torchvision_name
+    from models.networks.imagenet_resnet import _torchvision_name
 
     torch.manual_seed(0)
     plain = imagenet_resnet(ImageNetResNetConfig(18, 10, ()))

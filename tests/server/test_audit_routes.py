@@ -15,7 +15,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from models.bundle import load_bundle
-from models.onnx_backend import OnnxBackend
+from models.runtime.onnx_backend import OnnxBackend
 from server.app import create_app
 from server.auditor import MOST_IN_FLIGHT
 from server.feedback import key_of

@@ -12,16 +12,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from models.batches import ImageBatches, batches_for
 from models.bundle import Bundle, load_bundle
-from models.data import DataConfig, Dataset, load_dataset
-from models.families import Network
-from models.fcn import coarse_grid, coarse_labels
-from models.multi_exit import MultiExitModel
-from models.onnx_backend import OnnxBackend
+from models.data.dataset import DataConfig, Dataset
+from models.data.load import load_dataset
+from models.networks.families import Network
+from models.networks.fcn import coarse_grid, coarse_labels
+from models.networks.multi_exit import MultiExitModel
 from models.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from models.run import RunConfig, TrainConfig, claim_folder
-from models.torch_backend import open_torch_backend
+from models.runtime.onnx_backend import OnnxBackend
+from models.runtime.torch_backend import open_torch_backend
+from models.training.batches import ImageBatches, batches_for
+from models.training.run import RunConfig, TrainConfig, claim_folder
 from profiling.calibration import load_recorded
 from profiling.evaluate import spread_budgets
 from scheduler.fitted import load_scheduler

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from models.run import RunConfig
+from models.training.run import RunConfig
 from scheduler.fitted import POLICIES
 from server.cli import main
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from models.replay_backend import ReplayBackend
+from models.runtime.replay_backend import ReplayBackend
 from models.stage_costs import StageCosts
 from profiling.arrivals import poisson
 from profiling.virtual_time import VirtualTime

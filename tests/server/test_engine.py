@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry
 
 from models.backend import HeadOutput, OutOfMemory, Part, State, gather_arrays, join_states
 from models.bundle import load_bundle
-from models.onnx_backend import OnnxBackend
 from models.preprocess import TextPreprocessor
+from models.runtime.onnx_backend import OnnxBackend
 from models.stage_costs import StageCosts
 from scheduler.baselines import ConfidencePolicy, PatiencePolicy
 from scheduler.fitting.stopping import fit_stopping

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.bundle import Bundle, Manifest, rewrite_manifest
-from models.data import DataConfig, load_dataset
+from models.data.dataset import DataConfig
+from models.data.load import load_dataset
 from profiling.calibration import Predictions, Recorded, load_predictions, load_recorded
 from profiling.evaluate import EVALUATED, evaluate, spread_budgets
 from scheduler.fitted import load_scheduler, save_scheduler

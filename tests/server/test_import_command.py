@@ -19,11 +19,12 @@ from torch import Tensor
 
 from models.backend import State
 from models.bundle import Bundle, TextInput, load_bundle
-from models.data import DataConfig, Dataset, Split, load_dataset
-from models.multi_exit import MultiExitModel
-from models.onnx_backend import OnnxBackend
+from models.data.dataset import DataConfig, Dataset, Split
+from models.data.load import load_dataset
+from models.networks.multi_exit import MultiExitModel
 from models.published import network_of, published_name
-from models.run import read_run
+from models.runtime.onnx_backend import OnnxBackend
+from models.training.run import read_run
 from profiling.calibration import load_recorded
 from scheduler.fitted import load_scheduler
 from server.build import in_order, load_run

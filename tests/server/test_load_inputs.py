@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.text_table import Columns
+from models.data.text_table import Columns
 from profiling.forms import Form
 from server.load_inputs import Inputs, read_inputs
 

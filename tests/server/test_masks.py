@@ -15,8 +15,8 @@ from PIL.ExifTags import Base
 from starlette.testclient import TestClient
 
 from models.bundle import load_bundle
-from models.fcn import coarse_grid
-from models.multi_exit import MultiExitModel
+from models.networks.fcn import coarse_grid
+from models.networks.multi_exit import MultiExitModel
 from models.preprocess import ImagePreprocessor
 from server.app import create_app
 from server.build import load_run

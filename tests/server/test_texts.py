@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from starlette.testclient import TestClient
 from tokenizers import Tokenizer
 
-from models.multi_exit import MultiExitModel
+from models.networks.multi_exit import MultiExitModel
 from server.app import create_app
 from server.build import load_run
 from server.settings import Settings

@@ -5,9 +5,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.families import Network
-from models.multi_exit import MultiExitModel
-from models.run import RunConfig
+from models.networks.families import Network
+from models.networks.multi_exit import MultiExitModel
+from models.training.run import RunConfig
 from server.torch_weights import store_network
 
 PICTURES = {"num_classes": 2, "exits": [1], "heads": [[[4, 2]]]}

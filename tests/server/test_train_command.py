@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from models.families import Network
-from models.resnet import cifar_resnet
-from models.run import Conv, read_run
-from models.train import Trainer
+from models.networks.families import Network
+from models.networks.heads import Conv
+from models.networks.resnet import cifar_resnet
+from models.training.run import read_run
+from models.training.trainer import Trainer
 from server.cli import _parser, main
 from server.run_inputs import parse_exits
 from server.train_command import settings_of

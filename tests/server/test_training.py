@@ -4,8 +4,8 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from models.run import TrainConfig
-from models.train import EpochReport
+from models.training.run import TrainConfig
+from models.training.trainer import EpochReport
 from server.cli import _parser
 from server.training import ENCODER, _Show, train_config
 

@@ -1,0 +1,1 @@
+"""Datasets: folders, tables, archives, the hub."""

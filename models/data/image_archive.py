@@ -1,0 +1,67 @@
+"""An `.npz` of encoded pictures."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.data.images import EncodedImages
+from models.data.samples import Samples
+
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+
+
+def read_image_archive(path: Path) -> Samples:
+    """Read `blob` uint8, `off` (N+1,), `y` (N,), `test` (N,) bool and, if it is there, `classes`.
+
+    Picture i is `blob[off[i]:off[i + 1]]`. Without `classes` they are CIFAR-10's.
+
+    Raises:
+        ValueError: If it is no `.npz`, lacks an array, the arrays do not fit together, or a label
+            has no class.
+    """
+    arrays = _load_arrays(path)
+    if missing := {"blob", "off", "y", "test"} - arrays.keys():
+        raise ValueError(f"{path} lacks the array {min(missing)!r}; it needs blob, off, y and test")
+    blob, offsets = arrays["blob"].tobytes(), arrays["off"].tolist()
+    labels, is_test = arrays["y"].astype(np.int64), arrays["test"].astype(bool)
+    if not len(offsets) - 1 == len(labels) == len(is_test):
+        raise ValueError(
+            f"{path} has {len(offsets)} offsets, {len(labels)} labels and {len(is_test)} test "
+            f"marks; N pictures need N+1, N and N"
+        )
+    if is_test.all() or not is_test.any():
+        raise ValueError(
+            f"{path} marks {is_test.sum()} of {len(is_test)} pictures as test; it needs both "
+            f"training and test pictures"
+        )
+    classes = tuple(map(str, arrays["classes"])) if "classes" in arrays else CIFAR10_CLASSES
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise ValueError(
+            f"{path} has labels {labels.min()}..{labels.max()} but {len(classes)} classes; add "
+            f"`classes`"
+        )
+    items = [blob[start:end] for start, end in itertools.pairwise(offsets)]
+    return Samples(classes, EncodedImages(items, str(path)), labels, is_test)
+
+
+def _load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        # numpy leaves a file of its own open when the archive is damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception as error:  # numpy and zipfile raise a dozen types on a damaged archive
+        raise ValueError(f"{path} cannot be read as an .npz file: {error}") from error

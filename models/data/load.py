@@ -1,0 +1,98 @@
+"""Labelled pictures and texts: training, calibration and test split."""
+
+import logging
+from pathlib import Path
+
+from models.data.dataset import DataConfig, Dataset, Split
+from models.data.hub import HUB_DATASETS, read_hub_dataset
+from models.data.image_archive import read_image_archive
+from models.data.image_folder import read_image_folder
+from models.data.images import EncodedImages, LazyImages
+from models.data.samples import Samples, split_rows
+from models.data.shapes import load_shapes
+from models.data.text_table import SUFFIXES as TABLE_SUFFIXES
+from models.data.text_table import Columns, is_text_folder, read_texts
+
+log = logging.getLogger(__name__)
+
+NAMES = (*HUB_DATASETS, "shapes")
+IN_MEMORY_BYTES = 2**31  # of decoded pictures; Tiny ImageNet has 1.4e9
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+    """Read, check and split a data set.
+
+    A training row whose input also stands in the test set, or in an earlier training row, is
+    dropped; pictures are compared by their encoded bytes, texts without the blanks around them.
+    Pictures that take more than 2 GiB stay encoded.
+
+    Raises:
+        ValueError: If the data set is unknown, damaged, or too small for its calibration set.
+    """
+    path = Path(config.dataset)
+    if config.dataset == "shapes" and not path.exists():
+        return load_shapes(config)
+    samples = _read(path, config)
+    if isinstance(samples.inputs, EncodedImages):
+        return _image_dataset(samples, samples.inputs, config)
+    return _text_dataset(samples, samples.inputs, config)
+
+
+def _read(path: Path, config: DataConfig) -> Samples:
+    columns = Columns(config.text_column, config.label_column)
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        is_text = is_text_folder(path) and not (path / "train").is_dir()
+        return read_texts(path, columns) if is_text else read_image_folder(path)
+    if path.exists() and suffix == ".npz":
+        return read_image_archive(path)
+    if path.exists() and suffix in TABLE_SUFFIXES:
+        return read_texts(path, columns)
+    if path.exists():
+        raise ValueError(
+            f"data set {path} is of no known format; give an .npz, {', '.join(TABLE_SUFFIXES)} "
+            f"or a folder"
+        )
+    if config.dataset in HUB_DATASETS:
+        return read_hub_dataset(config.dataset)
+    if config.dataset == "imagenet":
+        raise ValueError(
+            "imagenet cannot be fetched, since all must ask for it themselves; give the folder "
+            "that holds its train/CLASS/* and val/CLASS/*, and --image-size 224"
+        )
+    raise ValueError(
+        f"data set {config.dataset} is neither a file or folder here nor one of the names "
+        f"{', '.join(NAMES)}"
+    )
+
+
+def _text_dataset(samples: Samples, texts: list[str], config: DataConfig) -> Dataset:
+    if config.image_size is not None:
+        raise ValueError(
+            f"image_size is {config.image_size}, but {config.dataset} holds texts; leave it out"
+        )
+    train, calibration, test = (
+        Split([texts[row] for row in part], samples.labels[part])
+        for part in split_rows(samples, config.calibration_size, config.seed)
+    )
+    return Dataset("text", samples.classes, train, calibration, test)
+
+
+def _image_dataset(samples: Samples, encoded: EncodedImages, config: DataConfig) -> Dataset:
+    log.info("comparing and checking %d pictures", len(samples.labels))
+    parts = split_rows(samples, config.calibration_size, config.seed)
+    height, width = encoded.common_size(config.image_size)
+    lazy = [LazyImages(encoded, part, height, width) for part in parts]
+    in_memory = sum(map(len, parts)) * height * width * 3 <= IN_MEMORY_BYTES
+    log.info(
+        "%d pictures of %dx%d, decoded %s",
+        sum(map(len, parts)),
+        width,
+        height,
+        "now" if in_memory else "whenever they are used",
+    )
+    train, calibration, test = (
+        Split(images[:] if in_memory else images, samples.labels[part])
+        for images, part in zip(lazy, parts, strict=True)
+    )
+    return Dataset("image", samples.classes, train, calibration, test)

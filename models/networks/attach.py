@@ -1,0 +1,292 @@
+"""Exits onto a pretrained encoder of transformers, of text or of pictures."""
+
+import copy
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from models.networks.encoder import Embed, PooledHead, check_exits, check_size, encoder_stages
+from models.networks.multi_exit import MultiExitModel
+
+
+class Layout(NamedTuple):
+    """Where transformers keeps the parts of an encoder and of its classifier.
+
+    Attributes:
+        classifier: The class of both.
+        layers: The list of layers inside the encoder.
+        linear: The classifier's last layer.
+        pooler: The layer before it, None where the last hidden states are normalised instead.
+        activation: What follows the pooler.
+        num_layers: The setting that is the number of layers.
+        dropout: The setting that is the classifier's dropout.
+        counts_from_pad_id: Whether the first position is that of the padding's id and one more.
+    """
+
+    classifier: str
+    layers: str = "encoder.layer"
+    linear: str = "classifier.out_proj"
+    pooler: str | None = "classifier.dense"
+    activation: Callable[[], nn.Module] = nn.Tanh
+    num_layers: str = "num_hidden_layers"
+    dropout: str = "classifier_dropout"
+    counts_from_pad_id: bool = False
+
+
+VIT = Layout(
+    "ViTForImageClassification",
+    layers="layers",
+    linear="classifier",
+    pooler=None,
+    dropout="hidden_dropout_prob",
+)
+LAYOUTS = {
+    "bert": Layout(
+        "BertForSequenceClassification", linear="classifier", pooler="bert.pooler.dense"
+    ),
+    "roberta": Layout("RobertaForSequenceClassification", counts_from_pad_id=True),
+    "xlm-roberta": Layout("XLMRobertaForSequenceClassification", counts_from_pad_id=True),
+    "distilbert": Layout(
+        "DistilBertForSequenceClassification",
+        layers="transformer.layer",
+        linear="classifier",
+        pooler="pre_classifier",
+        activation=nn.ReLU,
+        num_layers="n_layers",
+        dropout="seq_classif_dropout",
+    ),
+    "electra": Layout("ElectraForSequenceClassification", activation=nn.GELU),
+    "vit": VIT,
+    "deit": VIT._replace(classifier="DeiTForImageClassification"),
+}
+# Settings that change what a network computes or takes, and the only value of each known here.
+KNOWN_SETTINGS = {
+    "is_decoder": False,
+    "num_channels": 3,
+    "position_embedding_type": "absolute",
+    "quantization_config": None,
+}
+# Settings of the file a backbone came from, not of the network.
+LEFT_OUT = ("_name_or_path", "architectures", "dtype", "transformers_version")
+
+
+@dataclass(frozen=True)
+class AttachedConfig:
+    """A backbone and where its exits stand: all that rebuilds the network but its weights.
+
+    Attributes:
+        backbone: The configuration of transformers as plain JSON values.
+        exits_after_layer: Layers, counted from 1, after which an exit stands; the last one ends the
+            list.
+        num_labels: C.
+    """
+
+    backbone: Mapping[str, Any]
+    exits_after_layer: Sequence[int]
+    num_labels: int
+
+    def __post_init__(self) -> None:
+        layout = _layout(self.backbone)
+        for name, known in KNOWN_SETTINGS.items():
+            if (value := self.backbone.get(name, known)) != known:
+                raise ValueError(
+                    f"the backbone's {name} is {value!r}; exits can be put only onto one whose "
+                    f"{name} is {known!r}"
+                )
+        check_size("num_labels", self.num_labels)
+        check_exits(self.exits_after_layer, self.backbone[layout.num_layers])
+
+
+def max_tokens(config: AttachedConfig) -> int | None:
+    """The most tokens of a text, None for pictures."""
+    if image_input(config):
+        return None
+    backbone = config.backbone
+    positions: int = backbone["max_position_embeddings"]
+    skipped = backbone["pad_token_id"] + 1 if _layout(backbone).counts_from_pad_id else 0
+    return positions - skipped
+
+
+def image_input(config: AttachedConfig) -> tuple[int, int] | None:
+    """Height and width of the pictures, None for text."""
+    size = config.backbone.get("image_size")
+    if isinstance(size, int):
+        return size, size
+    return (size[0], size[1]) if size else None
+
+
+def attached_encoder(config: AttachedConfig) -> MultiExitModel:
+    """Build an encoder with a classifier at each exit.
+
+    Of text, its input is token ids (N, L) int64, in which the backbone's padding id is padding, or
+    a tuple of those and an attention mask (N, L), 0 where a token is padding; its state is a tuple
+    of hidden states (N, L, D) and the mask (N, L) int64. Padding changes no answer. Of pictures,
+    its input is pixels (N, 3, H, W) and its state hidden states (N, L, D).
+
+    The last exit is the classifier that transformers gives the backbone; earlier ones are a pooler
+    with the same activation and a linear layer. Where the backbone normalises its last hidden
+    states, each exit does so with a norm of its own.
+
+    Args:
+        config: The backbone and its exits.
+
+    Returns:
+        The model, randomly initialised, with K = len(exits_after_layer).
+    """
+    import transformers  # seconds that other architectures need not wait
+
+    classifier = getattr(transformers, _layout(config.backbone).classifier)
+    return _with_exits(config, classifier(_transformers_config(config)))
+
+
+def describe(backbone: str | Path) -> AttachedConfig:
+    """Read what a pretrained encoder is, but not its weights.
+
+    Args:
+        backbone: A folder that `save_pretrained` wrote, or a name on the Hugging Face hub.
+
+    Returns:
+        The backbone with one exit, after its last layer, and one label.
+
+    Raises:
+        ValueError: If there is no such backbone or exits cannot be put onto it.
+    """
+    from transformers import AutoConfig, PreTrainedConfig
+
+    if (Path(backbone) / "adapter_config.json").exists():
+        raise ValueError(
+            f"{backbone} holds adapters; merge them into their backbone (peft's merge_and_unload) "
+            f"and save that"
+        )
+    sentence = (
+        f"{backbone} is neither a folder with the config.json that save_pretrained writes nor a "
+        f"model of the Hugging Face hub that can be reached from here"
+    )
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(backbone)
+    except OSError as error:
+        raise ValueError(sentence) from error
+    if not values:  # of a folder without the file
+        raise ValueError(sentence)
+    layout = _layout(values)
+    known = {name: value for name, value in values.items() if name not in LEFT_OUT}
+    try:
+        filled = AutoConfig.for_model(**known).to_dict()
+    except Exception as error:  # transformers has types of its own for wrong values
+        raise ValueError(
+            f"the config.json of {backbone} holds a value that transformers refuses; give the "
+            f"folder that save_pretrained wrote"
+        ) from error
+    plain = json.loads(json.dumps(filled))  # label ids become text
+    kept = {name: value for name, value in plain.items() if name not in LEFT_OUT}
+    return AttachedConfig(kept, (kept[layout.num_layers],), num_labels=1)
+
+
+def attach(
+    backbone: str | Path, exits_after_layer: Sequence[int], num_labels: int
+) -> tuple[AttachedConfig, MultiExitModel]:
+    """Put exits onto a pretrained encoder, fine-tuned or not.
+
+    What the backbone has of a classifier starts the last exit: one that was fine-tuned on as many
+    labels answers there as before.
+
+    Args:
+        backbone: As `describe` takes it.
+        exits_after_layer: As `AttachedConfig` has them.
+        num_labels: C.
+
+    Returns:
+        What rebuilds the network, and the network in single precision.
+
+    Raises:
+        ValueError: If there is no such backbone, exits cannot be put onto it or not there, or its
+            weights are not those of its configuration.
+    """
+    import transformers
+    from transformers.utils.logging import get_verbosity, set_verbosity
+
+    config = replace(
+        describe(backbone), exits_after_layer=tuple(exits_after_layer), num_labels=num_labels
+    )
+    layout, verbosity = _layout(config.backbone), get_verbosity()
+    set_verbosity(logging.ERROR)  # what its report of weights warns of is judged below
+    try:
+        classifier, report = getattr(transformers, layout.classifier).from_pretrained(
+            backbone,
+            config=_transformers_config(config),
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers and safetensors raise many types
+        raise ValueError(
+            f"{backbone} has a config.json, but transformers cannot load the weights that belong "
+            f"to it; give the folder that save_pretrained wrote"
+        ) from error
+    finally:
+        set_verbosity(verbosity)
+    new = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}
+    head = (f"{layout.linear}.", f"{layout.pooler}.")
+    if lacking := sorted(key for key in new if not key.startswith(head)):
+        raise ValueError(
+            f"{backbone} lacks {lacking[0]!r} of its {config.backbone['model_type']} or holds it "
+            f"in another shape, {len(lacking)} such in all; give the folder that save_pretrained "
+            f"wrote"
+        )
+    return config, _with_exits(config, classifier)
+
+
+def _layout(backbone: Mapping[str, Any]) -> Layout:
+    model_type = backbone.get("model_type")
+    if model_type not in LAYOUTS:
+        raise ValueError(
+            f"exits cannot be put onto a backbone of model_type {model_type!r}; use "
+            f"{', '.join(LAYOUTS)}"
+        )
+    return LAYOUTS[model_type]
+
+
+def _transformers_config(config: AttachedConfig) -> Any:
+    from transformers import AutoConfig
+
+    labels = ("id2label", "label2id")
+    sizes = {name: value for name, value in config.backbone.items() if name not in labels}
+    return AutoConfig.for_model(**sizes, num_labels=config.num_labels)
+
+
+def _with_exits(config: AttachedConfig, classifier: Any) -> MultiExitModel:
+    """Cut a model of transformers, whose classifier becomes the last exit."""
+    layout, settings = _layout(config.backbone), classifier.config
+    encoder = classifier.base_model
+    embed = encoder.embeddings
+    if hasattr(encoder, "embeddings_project"):  # an ELECTRA with embeddings narrower than D
+        embed = nn.Sequential(embed, encoder.embeddings_project)
+    if not image_input(config):
+        embed = Embed(embed, settings.pad_token_id or 0)  # null in some old files
+    layers = list(encoder.get_submodule(layout.layers))
+    stages = encoder_stages(embed, layers, config.exits_after_layer)
+
+    width, dropout = settings.hidden_size, getattr(settings, layout.dropout)
+    if dropout is None:
+        dropout = settings.hidden_dropout_prob
+    norm = None if layout.pooler else encoder.layernorm
+    heads = [
+        PooledHead(
+            nn.Linear(width, width),
+            nn.Linear(width, config.num_labels),
+            dropout,
+            layout.activation(),
+            copy.deepcopy(norm),
+        )
+        for _ in stages[1:]
+    ]
+    pooler = classifier.get_submodule(layout.pooler) if layout.pooler else nn.Identity()
+    activation = layout.activation() if layout.pooler else nn.Identity()
+    linear = classifier.get_submodule(layout.linear)
+    return MultiExitModel(stages, [*heads, PooledHead(pooler, linear, dropout, activation, norm)])

@@ -1,0 +1,213 @@
+"""BERT with exits between its layers (Devlin et al. 2019), and the parts of any such encoder."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.networks.multi_exit import MultiExitModel, State
+
+PAD_ID = 0
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes of the encoder, under the names of transformers, and where its exits stand.
+
+    Attributes:
+        vocab_size: Token ids.
+        hidden_size: D.
+        num_hidden_layers: Layers in all.
+        num_attention_heads: Attention heads; they share D evenly.
+        intermediate_size: Width of a layer's feed-forward part.
+        max_position_embeddings: The most tokens of a text.
+        num_labels: C.
+        exits_after_layer: Layers, counted from 1, after which an exit stands; the last one ends the
+            list.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    num_labels: int
+    exits_after_layer: Sequence[int]
+
+    def __post_init__(self) -> None:
+        sizes = {name: value for name, value in vars(self).items() if name != "exits_after_layer"}
+        for name, value in sizes.items():
+            check_size(name, value)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} cannot be shared by {self.num_attention_heads} "
+                f"attention heads"
+            )
+        check_exits(self.exits_after_layer, self.num_hidden_layers)
+
+
+def check_size(name: str, value: object) -> None:
+    """Refuse what is no number above 0.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a number above 0")
+
+
+def check_exits(exits_after_layer: object, num_layers: int) -> None:
+    """Refuse exits that do not rise from layer 1 or more to the last.
+
+    Raises:
+        ValueError: Naming them.
+    """
+    exits = exits_after_layer if isinstance(exits_after_layer, Sequence) else []
+    bounds = [0, *exits] if all(isinstance(exit, int) for exit in exits) else []
+    rising = all(a < b for a, b in itertools.pairwise(bounds))
+    if not rising or bounds[-1:] != [num_layers]:
+        raise ValueError(
+            f"exits_after_layer is {exits_after_layer!r}; it must rise from 1 or more and end with "
+            f"the last layer, {num_layers}"
+        )
+
+
+class Embed(nn.Module):
+    """Tokens to the state that stages of text pass on.
+
+    Args:
+        embeddings: Ids (N, L) to hidden states (N, L, D).
+        pad_id: The id that is padding where no mask is given.
+    """
+
+    def __init__(self, embeddings: nn.Module, pad_id: int) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+        self.pad_id = pad_id
+
+    def forward(self, x: State) -> tuple[Tensor, Tensor]:
+        """Ids (N, L), or those and a mask (N, L), to hidden states and the mask in int64."""
+        ids, mask = x if isinstance(x, tuple) else (x, x != self.pad_id)
+        return self.embeddings(ids), mask.to(torch.int64)
+
+
+class Layers(nn.Module):
+    """The encoder layers between two exits, by their place in the whole encoder.
+
+    Its state is hidden states (N, L, D) and a mask (N, L) int64 of text, 0 where a token is
+    padding, or the hidden states alone of pictures, which have no padding.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], first: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({str(i): layer for i, layer in enumerate(layers, first)})
+
+    def forward(self, state: State) -> State:
+        """State to state; a mask stays as it is."""
+        if isinstance(state, Tensor):
+            return self._through(state, None)
+        hidden, mask = state
+        # Added to the attention logits; finite, so that a row of padding alone has no NaN.
+        barrier = hidden.new_zeros(mask.shape).masked_fill(mask == 0, torch.finfo(hidden.dtype).min)
+        # A copy of the mask, since the exporter confuses an output that is an input.
+        return self._through(hidden, barrier[:, None, None]), mask.clone()
+
+    def _through(self, hidden: Tensor, barrier: Tensor | None) -> Tensor:
+        for layer in self.layers.values():
+            hidden = layer(hidden, barrier)
+        return hidden
+
+
+class PooledHead(nn.Module):
+    """Classifies from the first token, which is never padding.
+
+    Args:
+        pooler: D to what `linear` reads.
+        linear: That to the logits.
+        dropout: Share of the pooled values that training drops.
+        activation: Of the pooled values, tanh unless given.
+        norm: Comes first where layers leave the hidden states as they are.
+    """
+
+    def __init__(
+        self,
+        pooler: nn.Module,
+        linear: nn.Module,
+        dropout: float,
+        activation: nn.Module | None = None,
+        norm: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm = norm or nn.Identity()
+        self.pooler = pooler
+        self.activation = activation or nn.Tanh()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = linear
+
+    def forward(self, state: State) -> Tensor:
+        """State to logits (N, C)."""
+        hidden = state if isinstance(state, Tensor) else state[0]  # (N, L, D)
+        pooled = self.activation(self.pooler(self.norm(hidden[:, 0])))
+        logits: Tensor = self.linear(self.dropout(pooled))
+        return logits
+
+
+def encoder_stages(
+    embed: nn.Module, layers: Sequence[nn.Module], exits_after_layer: Sequence[int]
+) -> list[nn.Module]:
+    """Cut an encoder behind each exit.
+
+    Args:
+        embed: Input to the first state; it stands at the start of the first stage.
+        layers: All layers, each of hidden states and what is added to its attention logits.
+        exits_after_layer: As `EncoderConfig` has them.
+    """
+    stages: list[nn.Module] = [
+        Layers(layers[first:last], first)
+        for first, last in itertools.pairwise([0, *exits_after_layer])
+    ]
+    return [nn.Sequential(embed, stages[0]), *stages[1:]]
+
+
+def bert_encoder(config: EncoderConfig) -> MultiExitModel:
+    """Build a BERT with a pooler and a classifier at each exit.
+
+    Its input is token ids (N, L) int64, in which id 0 is padding, or a tuple of those and an
+    attention mask (N, L), 0 where a token is padding. Padding changes no answer. Its state is a
+    tuple of hidden states (N, L, D) and the mask (N, L) int64.
+
+    Args:
+        config: Its sizes and exits.
+
+    Returns:
+        The model, randomly initialised, with K = len(exits_after_layer).
+    """
+    from transformers import BertConfig, BertModel  # seconds that other architectures need not wait
+
+    bert = BertModel(
+        BertConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+            max_position_embeddings=config.max_position_embeddings,
+            pad_token_id=PAD_ID,
+        ),
+        add_pooling_layer=False,
+    )
+    stages = encoder_stages(
+        Embed(bert.embeddings, PAD_ID), list(bert.encoder.layer), config.exits_after_layer
+    )
+    heads = [
+        PooledHead(
+            nn.Linear(config.hidden_size, config.hidden_size),
+            nn.Linear(config.hidden_size, config.num_labels),
+            bert.config.hidden_dropout_prob,
+        )
+        for _ in stages
+    ]
+    return MultiExitModel(stages, heads)

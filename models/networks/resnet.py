@@ -1,0 +1,169 @@
+"""ResNets for 32x32 images, shortcuts without parameters (He et al. 2016, section 4.2)."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.networks.checkpoint import read_checkpoint
+from models.networks.heads import Conv
+from models.networks.multi_exit import MultiExitModel
+
+WIDTHS = (16, 32, 64)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut that subsamples and pads with zeros (option A)."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.stride = stride
+        self.pad = channels - in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.stride > 1 or self.pad:
+            x = F.pad(
+                x[:, :, :: self.stride, :: self.stride],
+                (0, 0, 0, 0, self.pad // 2, self.pad - self.pad // 2),
+            )
+        return F.relu(out + x)
+
+
+class ExitHead(nn.Module):
+    """3x3 convolutions with batch norm and ReLU, global average pooling, one linear layer.
+
+    Args:
+        in_channels: Channels of the state it reads.
+        convs: The convolutions, none for the classifier at the network's end.
+        num_classes: C.
+    """
+
+    def __init__(self, in_channels: int, convs: Sequence[Conv], num_classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for channels, stride in convs:
+            layers += [
+                nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(),
+            ]
+            in_channels = channels
+        self.convs = nn.Sequential(*layers)
+        self.linear = nn.Linear(in_channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """State to logits (N, C)."""
+        logits: Tensor = self.linear(self.convs(x).mean((2, 3)))
+        return logits
+
+
+def cifar_resnet(
+    depth: int, num_classes: int, exits: Sequence[int], heads: Sequence[Sequence[Conv]]
+) -> MultiExitModel:
+    """Build a ResNet of 6n+2 layers with an exit after each of the named blocks and one at the end.
+
+    Args:
+        depth: Layers, 6n+2 (20, 32, 44, 56, 110).
+        num_classes: C.
+        exits: Blocks, counted from 1, after which an early exit stands; empty for the plain
+            network.
+        heads: The convolutions of each early exit's head, one list per entry of `exits`.
+
+    Returns:
+        The model, randomly initialised, with K = len(exits) + 1.
+
+    Raises:
+        ValueError: If the depth is none of such a network, or the exits do not rise inside it.
+    """
+    per_group, rest = divmod(depth - 2, 6)
+    if rest or per_group < 1:
+        raise ValueError(f"depth {depth} is not 6n+2; use 20, 32, 44, 56 or 110")
+    num_blocks = 3 * per_group
+    bounds = [0, *exits, num_blocks]
+    if any(a >= b for a, b in itertools.pairwise(bounds)):
+        raise ValueError(f"exits {list(exits)} must rise and lie between 1 and {num_blocks - 1}")
+    if len(heads) != len(exits):
+        raise ValueError(f"{len(exits)} early exits need as many heads, got {len(heads)}")
+
+    widths = [WIDTHS[i // per_group] for i in range(num_blocks)]
+    blocks = [
+        BasicBlock(widths[max(i - 1, 0)], width, 2 if i and width != widths[i - 1] else 1)
+        for i, width in enumerate(widths)
+    ]
+    stem = nn.Sequential(
+        nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU()
+    )
+    stages = [nn.Sequential(*blocks[a:b]) for a, b in itertools.pairwise(bounds)]
+    stages[0].insert(0, stem)
+    convs = [*heads, ()]
+    model = MultiExitModel(
+        stages,
+        [
+            ExitHead(widths[end - 1], head, num_classes)
+            for end, head in zip(bounds[1:], convs, strict=True)
+        ],
+    )
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return model
+
+
+def load_plain_weights(model: MultiExitModel, path: Path) -> None:
+    """Start the backbone and the last exit from a plain ResNet's weights.
+
+    Args:
+        model: A network of `cifar_resnet`.
+        path: A checkpoint with the keys `conv1, bn1, layer{1,2,3}.{i}.{conv1,bn1,conv2,bn2},
+            linear`.
+
+    Raises:
+        ValueError: If a key is missing, left over or of another shape, naming it.
+    """
+    plain = read_checkpoint(path)
+    source: dict[str, str] = {}
+    num_blocks = sum(isinstance(m, BasicBlock) for m in model.modules())
+    block = 0
+    for k, stage in enumerate(model.stages):
+        for i, part in enumerate(stage.children()):
+            if isinstance(part, BasicBlock):
+                group, index = divmod(block, num_blocks // 3)
+                source[f"stages.{k}.{i}."] = f"layer{group + 1}.{index}."
+                block += 1
+            else:
+                source |= {f"stages.{k}.{i}.0.": "conv1.", f"stages.{k}.{i}.1.": "bn1."}
+    source[f"heads.{model.num_exits - 1}.linear."] = "linear."
+
+    own, taken = model.state_dict(), set()
+    for prefix, plain_prefix in source.items():
+        for key in [k for k in own if k.startswith(prefix)]:
+            plain_key = plain_prefix + key.removeprefix(prefix)
+            if plain_key not in plain:
+                if key.endswith("num_batches_tracked"):
+                    continue
+                raise ValueError(
+                    f"{path} lacks {plain_key!r}; give the weights of the plain network of the "
+                    f"same depth"
+                )
+            if plain[plain_key].shape != own[key].shape:
+                raise ValueError(
+                    f"{plain_key!r} in {path} has shape {tuple(plain[plain_key].shape)}, this "
+                    f"network needs {tuple(own[key].shape)}"
+                )
+            own[key] = plain[plain_key]
+            taken.add(plain_key)
+    if extra := plain.keys() - taken:
+        raise ValueError(
+            f"{path} holds {min(extra)!r}, which this network has no place for; is it of another "
+            f"depth?"
+        )
+    model.load_state_dict(own)

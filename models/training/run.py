@@ -1,0 +1,146 @@
+"""A run: the folder in which a network is trained, or into which one is imported."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+RUN_FORMAT_VERSION = 2
+RUN_FILE, BEST, LAST = "run.json", "best.safetensors", "last.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a network is trained; a resumed run must have the same.
+
+    Attributes:
+        epochs: Passes over the training set.
+        batch_size: Rows per step.
+        optimizer: `sgd` (Nesterov momentum 0.9) or `adamw`.
+        peak_lr: Highest learning rate of the one-cycle schedule.
+        weight_decay: Of the optimizer; AdamW's spares norms and biases.
+        distill_weight: alpha_KL, the weight of the last exit's teaching.
+        distill_temperature: tau.
+        distill_from: Share of the training after which distillation starts.
+        heads_only: Leave the backbone as it is.
+        seed: Of initialisation, order and augmentation.
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+    optimizer: str = "sgd"
+    peak_lr: float = 0.1
+    weight_decay: float = 5e-4
+    distill_weight: float = 0.05
+    distill_temperature: float = 3.0
+    distill_from: float = 0.0
+    heads_only: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "peak_lr", "distill_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.optimizer not in ("sgd", "adamw"):
+            raise ValueError(f"optimizer is {self.optimizer!r}; use sgd or adamw")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What `run.json` holds.
+
+    Attributes:
+        arch: Name of the network's family.
+        settings: The family's settings, plain.
+        classes: Names of the C classes; none where a checkpoint was imported.
+        data: The fields of `DataConfig`, None where a checkpoint was imported.
+        training: None likewise.
+        start: Where the weights came from before training, None if they were random.
+        input: What the preprocessing needs to know: `mean` and `std` of pictures, `max_tokens` and
+            `pad_id` of texts.
+        costs_ms: Latency until each exit as somebody else measured it, (K,), or None.
+    """
+
+    arch: str
+    settings: dict[str, Any]
+    classes: tuple[str, ...]
+    input: dict[str, Any]
+    data: dict[str, Any] | None = None
+    training: TrainConfig | None = None
+    start: str | None = None
+    costs_ms: tuple[float, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return {"format_version": RUN_FORMAT_VERSION, **plain}
+
+
+def read_run(folder: Path) -> RunConfig:
+    """Read `run.json`.
+
+    Raises:
+        ValueError: If the folder holds none, a damaged one or one of another version.
+    """
+    path = folder / RUN_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} holds no {RUN_FILE}; give a folder of eenet train, attach or import"
+        )
+    try:
+        values = json.loads(path.read_text())
+        version = values.pop("format_version")
+        if version == RUN_FORMAT_VERSION:
+            training = values["training"] and TrainConfig(**values["training"])
+            costs = values["costs_ms"] and tuple(values["costs_ms"])
+            return RunConfig(
+                **values
+                | {
+                    "classes": tuple(values["classes"]),
+                    "training": training,
+                    "costs_ms": costs,
+                }
+            )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); make the run again") from error
+    raise ValueError(
+        f"{path} has format version {version}, this program reads {RUN_FORMAT_VERSION}; make the "
+        f"run again"
+    )
+
+
+def claim_folder(folder: Path, config: RunConfig) -> None:
+    """Write `run.json`, or check that the run already there is this one.
+
+    Raises:
+        ValueError: If the folder holds a run of other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    values = config.to_json()
+    if (folder / RUN_FILE).exists():
+        _compare(folder, _flat(read_run(folder).to_json()), _flat(values))
+    write_json(values, folder / RUN_FILE)
+
+
+def _compare(folder: Path, before: dict[str, Any], values: dict[str, Any]) -> None:
+    for name in [*values, *before]:
+        if before.get(name) != values.get(name):
+            raise ValueError(
+                f"{folder} holds a run with {name} = {before.get(name)!r}, not "
+                f"{values.get(name)!r}; give another --out, or the same settings to go on with it"
+            )
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings by name, whatever part they belong to."""
+    parts = {name: value for name, value in values.items() if isinstance(value, dict)}
+    own = {name: value for name, value in values.items() if name not in parts}
+    return {name: value for part in parts.values() for name, value in part.items()} | own
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write JSON so that a kill leaves the old file or the new one, never half of it."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(part, path)

@@ -1,0 +1,163 @@
+import logging
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.data.images import EncodedImages
+from models.data.samples import Samples, index_labels, split_rows
+
+
+def samples(texts: list[str], labels: list[int], is_test: list[bool] | None = None) -> Samples:
+    marks = None if is_test is None else np.array(is_test)
+    return Samples(("a", "b"), texts, np.array(labels), marks)
+
+
+@st.composite
+def data_sets(draw: st.DrawFn) -> Samples:
+    """Up to 60 texts, some of them repeated; at least two differing ones to train with."""
+    texts = draw(st.lists(st.sampled_from([f"t{i}" for i in range(40)]), max_size=60))
+    labels = draw(st.lists(st.integers(0, 1), min_size=len(texts), max_size=len(texts)))
+    is_test = draw(st.lists(st.booleans(), min_size=len(texts), max_size=len(texts)))
+    texts += ["new 0", "new 1", "new 2", "new 3", "old"]
+    return samples(texts, [*labels, 0, 0, 1, 1, 0], [*is_test, False, False, False, False, True])
+
+
+@given(data_sets(), st.integers(0, 3), st.booleans())
+def test_splits_share_no_input_and_lose_none(data: Samples, seed: int, ours: bool) -> None:
+    if ours:
+        data = data._replace(is_test=None)
+    split = split_rows(data, None, seed)
+    train, calibration, test = ([data.inputs[row] for row in part] for part in split)
+    assert not set(train) & set(calibration)
+    assert not set(train + calibration) & set(test)
+    assert set(train + calibration + test) == set(data.inputs)
+    assert max(Counter(train + calibration).values()) == 1
+    for part in split:
+        assert part.tolist() == sorted(part)
+
+
+@given(data_sets(), st.integers(0, 3), st.booleans())
+def test_the_seed_alone_picks_the_splits(data: Samples, seed: int, ours: bool) -> None:
+    if ours:
+        data = data._replace(is_test=None)
+    first, second = split_rows(data, 2, seed), split_rows(data, 2, seed)
+    assert [part.tolist() for part in first] == [part.tolist() for part in second]
+
+
+@given(data_sets())
+def test_a_test_set_that_came_with_the_data_stays_as_it_is(data: Samples) -> None:
+    assert data.is_test is not None
+    assert split_rows(data, None, 0).test.tolist() == np.flatnonzero(data.is_test).tolist()
+
+
+def test_of_repeated_inputs_the_first_stays_and_the_log_tells(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data = samples(
+        ["x", "y", "x ", "z", "y", "w", "z"],
+        [0, 1, 1, 0, 0, 1, 0],
+        [False] * 6 + [True],
+    )
+    with caplog.at_level(logging.INFO):
+        split = split_rows(data, 1, 0)
+    assert sorted([*split.train, *split.calibration]) == [0, 1, 5]
+    assert "dropped 1 training rows that also stand in the test set and 2" in caplog.text
+
+
+def test_nothing_is_logged_where_nothing_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        split_rows(samples(["x", "y", "z"], [0, 1, 0], [False, False, True]), 1, 0)
+    assert not caplog.text
+
+
+def test_pictures_are_compared_by_their_bytes() -> None:
+    data = Samples(
+        ("a", "b"),
+        EncodedImages([b"one", b"two", b"one", b"three"], "d"),
+        np.array([0, 1, 0, 1]),
+        np.array([False, False, True, False]),
+    )
+    assert sorted(np.concatenate(split_rows(data, 1, 0)[:2])) == [1, 3]
+
+
+def test_a_tenth_of_every_class_becomes_the_test_set() -> None:
+    labels = [0] * 40 + [1] * 20 + [0] * 40
+    data = samples([str(i) for i in range(100)], labels)
+    tests = [split_rows(data, None, seed).test for seed in range(3)]
+    for test in tests:
+        assert np.bincount(data.labels[test]).tolist() == [8, 2]
+    assert len({tuple(test) for test in tests}) == 3
+
+
+def test_a_class_of_one_row_cannot_be_held_out() -> None:
+    with pytest.raises(ValueError, match=r"class 'b' has 1 row; it needs one to train and one"):
+        split_rows(samples(["x", "y", "z", "z"], [0, 0, 1, 1]), None, 0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "size"), [(2, 1), (4, 1), (9, 1), (10, 2), (24_999, 4999), (30_000, 5000)]
+)
+def test_the_calibration_set_is_5000_rows_or_a_fifth(rows: int, size: int) -> None:
+    texts = [str(row) for row in range(rows + 1)]
+    data = samples(texts, [0] * (rows + 1), [False] * rows + [True])
+    assert len(split_rows(data, None, 0).calibration) == size
+
+
+def test_the_calibration_rows_are_those_of_the_shipped_bundle() -> None:
+    data = samples([str(i) for i in range(12)], [0] * 12, [False] * 8 + [True] * 4)
+    order = np.random.default_rng(5).permutation(8)
+    assert split_rows(data, 3, 5).calibration.tolist() == sorted(order[:3].tolist())
+
+
+@pytest.mark.parametrize("size", [0, 8, 9])
+def test_the_calibration_set_leaves_training_rows(size: int) -> None:
+    data = samples([str(i) for i in range(12)], [0] * 12, [False] * 8 + [True] * 4)
+    with pytest.raises(ValueError, match=f"calibration size {size} must lie between 1 and 7"):
+        split_rows(data, size, 0)
+
+
+def test_a_training_set_that_is_the_test_set_is_refused() -> None:
+    data = samples(["x", "y", "x", "y"], [0, 1, 0, 1], [False, False, True, True])
+    with pytest.raises(ValueError, match="0 training rows are left after 2 that repeat others"):
+        split_rows(data, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (["10", "9", "-1"], ("-1", "9", "10")),
+        (["10", "9", "x"], ("10", "9", "x")),
+        (["b", "a", "b"], ("a", "b")),
+        (["1", "01", "2"], ("01", "1", "2")),
+    ],
+)
+def test_classes_are_sorted(names: list[str], classes: tuple[str, ...]) -> None:
+    found, labels = index_labels(names, None, "d")
+    assert found == classes
+    assert [found[label] for label in labels] == names
+
+
+@pytest.mark.parametrize(
+    ("is_test", "said"),
+    [
+        ([False, False, True, True], "test rows of d lack the class 'b'"),
+        ([True, True, False, False], "training rows of d lack the class 'b'"),
+    ],
+)
+def test_classes_of_one_part_alone_are_named(is_test: list[bool], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        index_labels(["a", "b", "a", "a"], np.array(is_test), "d")
+
+
+def test_of_many_lacking_classes_a_few_are_named() -> None:
+    names = [*"abcdefgh", "a"]
+    with pytest.raises(ValueError, match="'b', 'c', 'd', 'e', 'f' and 2 more; every"):
+        index_labels(names, np.arange(9) == 8, "d")
+
+
+def test_a_single_class_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"d has 1 class \('a'\); a classifier needs two"):
+        index_labels(["a", "a"], None, "d")

@@ -1,0 +1,120 @@
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from models.backend import OutOfMemory, Part, State
+from models.runtime import onnx_device_backend
+from models.runtime.onnx_backend import OnnxBackend
+from models.runtime.onnx_device_backend import DeviceOnnxBackend, RowJoiner, run_bound
+from models.runtime.onnx_session import CPU, HOST, Graph
+
+
+@pytest.fixture
+def backend(exported: tuple[Path, OnnxBackend]) -> DeviceOnnxBackend:
+    """Keeps states as a GPU would, on the CPU."""
+    stages, heads = (
+        [exported[0] / f"{part}/{k}.onnx" for k in (0, 1)] for part in ("stages", "heads")
+    )
+    return DeviceOnnxBackend(stages, heads, CPU, buckets=(1, 2, 4))
+
+
+def pictures(rows: int) -> np.ndarray:
+    return np.random.default_rng(rows).normal(size=(rows, 3, 8, 8)).astype(np.float32)
+
+
+def on_device(*arrays: np.ndarray) -> State:
+    return tuple(ort.OrtValue.ortvalue_from_numpy(array) for array in arrays)
+
+
+def test_states_are_values_of_the_device_and_answers_are_on_the_host(
+    backend: DeviceOnnxBackend,
+) -> None:
+    state = backend.run_stage(0, (pictures(2),))
+    assert all(isinstance(value, ort.OrtValue) for value in state)
+    said = backend.run_head(0, state)
+    assert isinstance(said.logits, np.ndarray) and said.logits.shape == (2, 3)
+    before = said.log_probs.copy()
+    del state
+    for _ in range(5):
+        backend.run_head(0, backend.run_stage(0, (pictures(2) + 1,)))
+    assert np.array_equal(said.log_probs, before)  # no other run writes into them
+
+
+def test_a_whole_batch_stays_where_it_is(backend: DeviceOnnxBackend) -> None:
+    state = backend.run_stage(0, (pictures(4),))
+    assert backend.gather([Part(state, [0, 1, 2, 3])]) is state
+    assert backend.gather([Part(state, [0, 1, 3, 2])]) is not state
+
+
+def test_waiting_rows_outlive_the_batches_that_come_after_theirs(
+    backend: DeviceOnnxBackend,
+) -> None:
+    waiting = backend.run_stage(0, (pictures(2),))
+    expected = waiting[0].numpy().copy()
+    for rows in (1, 2, 4, 2):
+        backend.run_stage(0, (pictures(rows),))
+    (value,) = backend.gather([Part(waiting, [1, 0])])
+    assert np.array_equal(value.numpy(), expected[[1, 0]])
+
+
+def test_arrays_are_joined_on_the_host_before_the_first_stage(backend: DeviceOnnxBackend) -> None:
+    one, other = pictures(1), pictures(2)
+    (joined,) = backend.gather([Part((other,), [1, 0]), Part((one,), [0])])
+    assert np.array_equal(joined, np.concatenate([other[[1, 0]], one, one]))
+
+
+def test_few_graphs_join_rows_whatever_the_number_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    write = onnx_device_backend.row_graph
+    monkeypatch.setattr(
+        onnx_device_backend,
+        "row_graph",
+        lambda kinds, n: (made.append(n), write(kinds, n))[1],
+    )
+    joiner = RowJoiner(CPU)
+    floats, ids = np.arange(12.0).reshape(4, 3), np.arange(8).reshape(4, 2)
+    state = on_device(floats, ids)
+    for parts in range(1, 17):
+        joined = joiner.join([Part(state, [parts % 4])] * parts)
+        for value, array in zip(joined, (floats, ids), strict=True):
+            assert np.array_equal(value.numpy(), array[[parts % 4] * parts])
+    assert made == [1, 2, 4, 8, 16]
+    joiner.join([Part(on_device(floats), [0])])
+    assert made[5:] == [1]  # of other tensors
+
+
+def test_a_graph_that_many_threads_need_at_once_is_made_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Graph] = []
+    open_graph = onnx_device_backend.open_graph
+
+    def counted(*given: object) -> Graph:
+        made.append(open_graph(*given))  # type: ignore[arg-type]
+        return made[-1]
+
+    monkeypatch.setattr(onnx_device_backend, "open_graph", counted)
+    joiner, state = RowJoiner(CPU), on_device(np.arange(5))
+    with ThreadPoolExecutor(4) as pool:
+        joined = list(pool.map(lambda row: joiner.join([Part(state, [row])] * 3), [0, 1, 2, 3] * 5))
+    assert [value.numpy().tolist() for (value,) in joined] == [[row] * 3 for row in range(4)] * 5
+    assert len(made) == 1
+
+
+class Full:
+    """A session whose device has no room."""
+
+    def io_binding(self) -> "Full":
+        return self
+
+    def bind_ortvalue_input(self, name: str, value: object) -> None:
+        raise RuntimeError("BFCArena::AllocateRawInternal Failed to allocate memory")
+
+
+def test_no_room_for_what_goes_in_is_out_of_memory_too() -> None:
+    graph = Graph(Full(), ["x"], ["y"])  # type: ignore[arg-type]
+    with pytest.raises(OutOfMemory):
+        run_bound(graph, (pictures(1),), HOST, HOST)
