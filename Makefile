@@ -15,32 +15,32 @@ test: .venv/.dev
 
 bars: .venv/.dev
 	mkdir -p build
-	for seed in 0 1 2; do .venv/bin/python docs/make_predictions.py digits --seed $$seed --out build/digits$$seed.npz; done
-	.venv/bin/python docs/policy_bars.py models/zoo/cifar10-resnet56 digits:1,2,3.3,5 build/digits0.npz build/digits1.npz build/digits2.npz
+	for seed in 0 1 2; do .venv/bin/python -m benchmarks.predictions digits --seed $$seed --out build/digits$$seed.npz; done
+	.venv/bin/python -m benchmarks.policy_bars models/zoo/cifar10-resnet56 digits:1,2,3.3,5 build/digits0.npz build/digits1.npz build/digits2.npz
 
 control: .venv/.dev
-	for inputs in image text; do .venv/bin/python docs/bench_control.py $$inputs --policies stopping --laws frozen --seeds 2; done
-	.venv/bin/python docs/control_report.py build/control/image-stopping.npz build/control/text-stopping.npz --goals
+	for inputs in image text; do .venv/bin/python -m benchmarks.control.simulated $$inputs --policies stopping --laws frozen --seeds 2; done
+	.venv/bin/python -m benchmarks.control.report build/control/image-stopping.npz build/control/text-stopping.npz --goals
 
 control-http: .venv/.dev
-	.venv/bin/python docs/bench_control_http.py
-	.venv/bin/python docs/control_report.py build/control/real.npz
+	.venv/bin/python -m benchmarks.control.over_http
+	.venv/bin/python -m benchmarks.control.report build/control/real.npz
 
 soak: .venv/.dev
-	.venv/bin/python docs/soak.py
+	.venv/bin/python -m benchmarks.soak
 
 bench: .venv/.dev
-	.venv/bin/python docs/bench_policies.py
-	.venv/bin/python docs/bench_quality.py
-	.venv/bin/python docs/bench_growth.py
-	.venv/bin/python docs/bench_engine.py
+	.venv/bin/python -m benchmarks.policies
+	.venv/bin/python -m benchmarks.quality.run
+	.venv/bin/python -m benchmarks.growth
+	.venv/bin/python -m benchmarks.engine
 
 bench-peers: .venv/.dev
-	.venv/bin/python docs/bench_peers.py
+	.venv/bin/python -m benchmarks.peers.run
 
 simulation: .venv/.dev
-	.venv/bin/python docs/simulate_refill.py
-	.venv/bin/python docs/validate_simulation.py
+	.venv/bin/python -m benchmarks.refill
+	.venv/bin/python -m benchmarks.validate_simulation
 
 lint: .venv/.dev
 	.venv/bin/ruff check . && .venv/bin/ruff format --check .

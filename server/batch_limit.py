@@ -3,7 +3,7 @@
 import sys
 
 from models.stage_costs import StageCosts
-from profiling.disciplines import Urgency
+from profiling.simulation.disciplines import Urgency
 
 
 class BatchLimit:

@@ -34,7 +34,7 @@ from models.preprocess import ImagePreprocessor, TextPreprocessor
 from models.training.run import BEST, RunConfig, read_run
 from models.training.vocabulary import prune_vocabulary
 from profiling.calibration import Predictions, Recorded, save_recorded
-from profiling.evaluate import Evaluation, evaluate, spread_budgets
+from profiling.evaluation.evaluate import Evaluation, evaluate, spread_budgets
 from profiling.latency import LatencyProfile, measure_latency, save_profile
 from profiling.recording import first_rows, record_split, texts_of
 from scheduler.fitted import save_scheduler

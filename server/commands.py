@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from profiling.evaluate import Evaluation
+    from profiling.evaluation.evaluate import Evaluation
 
 
 def command(

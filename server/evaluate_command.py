@@ -12,7 +12,7 @@ from models.bundle import load_bundle
 from models.data.dataset import DataConfig
 from models.data.load import load_dataset
 from profiling.calibration import Recorded, load_predictions, load_recorded
-from profiling.evaluate import EVALUATED, Comparison, compare, spread_budgets
+from profiling.evaluation.evaluate import EVALUATED, Comparison, compare, spread_budgets
 from scheduler.fitted import Scheduler, load_scheduler
 from scheduler.fitting.fit import check_costs
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from models.bundle import Bundle, load_bundle, rewrite_manifest
 from profiling.calibration import Recorded, load_recorded, save_recorded
-from profiling.evaluate import Evaluation, evaluate, spread_budgets
+from profiling.evaluation.evaluate import Evaluation, evaluate, spread_budgets
 from scheduler.eenet import load_published_scheduler
 from scheduler.fitted import FILES, Scheduler, save_scheduler
 from scheduler.fitting.fit import fit_scheduler

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from profiling.load_log import LoadLog, PollLog, PutLog, SampleLog
-from profiling.loadtest import OK, LoadResult
+from profiling.loadtest.load import OK, LoadResult
+from profiling.loadtest.log import LoadLog, PollLog, PutLog, SampleLog
 from server.load_inputs import Label
 
 State = dict[str, Any]

@@ -10,7 +10,7 @@ import numpy as np
 
 from models.data.image_folder import SUFFIXES
 from models.data.text_table import Columns, read_texts
-from profiling.forms import Form, Modality
+from profiling.loadtest.forms import Form, Modality
 from scheduler.npz import read_arrays
 
 IMAGES = Path(__file__).resolve().parent.parent / "tests/data/cifar10_test_300.npz"

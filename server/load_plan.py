@@ -10,10 +10,10 @@ from urllib.parse import urlencode
 import numpy as np
 from numpy.typing import NDArray
 
-from profiling.forms import Form, read_form
-from profiling.lanes import LaneConfig
-from profiling.loadtest import Beside, Call, LoadResult, closed_loop, open_loop, poisson_steps
-from profiling.steps import Steps, read_steps
+from profiling.loadtest.forms import Form, read_form
+from profiling.loadtest.http_client import LaneConfig
+from profiling.loadtest.load import Beside, Call, LoadResult, closed_loop, open_loop, poisson_steps
+from profiling.loadtest.steps import Steps, read_steps
 from server.load_inputs import Inputs
 
 CLOSED_CONNECTIONS, OPEN_CONNECTIONS = 32, 256

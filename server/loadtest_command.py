@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from models.data.text_table import Columns
-from profiling.lanes import LaneConfig
-from profiling.load_log import LoadLog, phases, save_log
-from profiling.loadtest import OK, Call, LoadResult, closed_loop
+from profiling.loadtest.http_client import LaneConfig
+from profiling.loadtest.load import OK, Call, LoadResult, closed_loop
+from profiling.loadtest.log import LoadLog, phases, save_log
 from server.commands import command
 from server.load_answers import State, read_log, said
 from server.load_inputs import COLUMNS, read_inputs

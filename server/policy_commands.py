@@ -182,7 +182,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.exits is not None:
         write_exits(comparison, args.exits)
     if args.report is not None:
-        from profiling.report import write_report
+        from profiling.evaluation.report import write_report
 
         page = write_report(
             args.report, subject.name, subject.recorded, comparison, subject.classes, pictures

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from profiling.disciplines import Urgency
+from profiling.simulation.disciplines import Urgency
 from server.in_force import InForce
 from server.ready_list import ReadyList
 from server.row import AUDIT, Row, Shape
@@ -15,7 +15,8 @@ class ReadyLists:
     """Per stage the rows that wait for it. Not thread-safe.
 
     Rows of a better priority go before all others. Among them the batch goes next that is most
-    urgent (`profiling.disciplines`), unless it would overtake a row that came earlier by more than
+    urgent (`profiling.simulation.disciplines`), unless it would overtake a row that came earlier
+    by more than
     its patience, so that none starve. With batches of one row it is the row that came first.
     Free places of a batch go to rows of lower priority that wait for the same stage. Rows of one
     batch are of one shape, under one policy, and all of them blind or none.

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from models.bundle import load_bundle
 from models.stage_costs import StageCosts, read_stage_costs
-from profiling.arrivals import at_once, bursts, poisson, read_trace
 from profiling.calibration import load_recorded
-from profiling.disciplines import DEFAULT_DISCIPLINE, DISCIPLINES
-from profiling.simulate import MODES, PERCENTILES, Device, Simulated, Traffic, simulate
+from profiling.simulation.arrivals import at_once, bursts, poisson, read_trace
+from profiling.simulation.disciplines import DEFAULT_DISCIPLINE, DISCIPLINES
+from profiling.simulation.simulator import MODES, PERCENTILES, Device, Simulated, Traffic, simulate
 from scheduler.fitted import load_scheduler
 from scheduler.policy import replay, take_exits
 from server.commands import command, numbers

@@ -4,7 +4,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 
-from profiling.disciplines import Urgency
+from profiling.simulation.disciplines import Urgency
 from server.ready import ReadyLists
 from server.row import Row
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from profiling.lanes import LaneConfig
-from profiling.loadtest import Beside, Call, closed_loop
+from profiling.loadtest.http_client import LaneConfig
+from profiling.loadtest.load import Beside, Call, closed_loop
 
 if TYPE_CHECKING:
     from tests.conftest import Images

@@ -24,7 +24,7 @@ from models.runtime.torch_backend import open_torch_backend
 from models.training.batches import ImageBatches, batches_for
 from models.training.run import RunConfig, TrainConfig, claim_folder
 from profiling.calibration import load_recorded
-from profiling.evaluate import spread_budgets
+from profiling.evaluation.evaluate import spread_budgets
 from scheduler.fitted import load_scheduler
 from scheduler.frontier import Frontier
 from server.build import BuildOptions, Built, Run, build_bundle, default_budget_ms, load_run

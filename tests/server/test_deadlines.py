@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from benchmarks.virtual_time import VirtualTime
 from models.runtime.replay_backend import ReplayBackend
 from models.stage_costs import StageCosts
-from profiling.arrivals import poisson
-from profiling.virtual_time import VirtualTime
+from profiling.simulation.arrivals import poisson
 from scheduler.baselines import ConfidencePolicy
 from scheduler.thresholds import ThresholdTable
 from server.deadlines import TRIAL_S, Deadlines

@@ -15,7 +15,7 @@ from models.bundle import Bundle, Manifest, rewrite_manifest
 from models.data.dataset import DataConfig
 from models.data.load import load_dataset
 from profiling.calibration import Predictions, Recorded, load_predictions, load_recorded
-from profiling.evaluate import EVALUATED, evaluate, spread_budgets
+from profiling.evaluation.evaluate import EVALUATED, evaluate, spread_budgets
 from scheduler.fitted import load_scheduler, save_scheduler
 from scheduler.fitting.fit import fit_scheduler
 from server.cli import main

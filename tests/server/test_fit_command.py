@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 import server.fit_command
 from models.bundle import load_bundle
 from profiling.calibration import Predictions, Recorded, load_recorded
-from profiling.evaluate import evaluate, spread_budgets
+from profiling.evaluation.evaluate import evaluate, spread_budgets
 from scheduler.eenet import EENetPolicy, load_published_scheduler
 from scheduler.fitted import FILES, POLICIES, Scheduler, load_scheduler
 from server.cli import main

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from profiling.loadtest import LoadResult
+from profiling.loadtest.load import LoadResult
 from server.load_answers import read_log, said
 
 LATENCY = {"total": 4.0, "queue": 1.0, "decode": 0.5, "compute": 2.0}

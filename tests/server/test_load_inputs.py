@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from models.data.text_table import Columns
-from profiling.forms import Form
+from profiling.loadtest.forms import Form
 from server.load_inputs import Inputs, read_inputs
 
 CLEAN = Form("clean", 0)

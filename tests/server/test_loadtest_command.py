@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pytest
 
-from profiling.load_log import load_log
+from profiling.loadtest.log import load_log
 from server.loadtest_command import add_loadtest
 
 STATE = {

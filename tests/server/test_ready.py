@@ -11,7 +11,7 @@ from hypothesis.stateful import (
 )
 
 from models.stage_costs import StageCosts
-from profiling.disciplines import Urgency
+from profiling.simulation.disciplines import Urgency
 from server.ready import NEAR, ReadyLists
 from server.row import PRIORITIES, Row, Shape
 

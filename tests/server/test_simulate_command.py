@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from models.stage_costs import StageCosts
-from profiling.simulate import MODES
+from profiling.simulation.simulator import MODES
 from scheduler.fitted import load_scheduler
 from server.simulate_command import add_simulate, bundle_exits
 

@@ -1,0 +1,170 @@
+"""Tables and pictures of how budgets were held, from the logs of benchmarks/control/simulated.py.
+
+    .venv/bin/python -m benchmarks.control.report build/control/image-*.npz [--pictures DIR]
+    .venv/bin/python -m benchmarks.control.report benchmarks/control/data/real.npz --pictures docs/images
+
+Figures as in the class `Held` of benchmarks/control/figures.py, in % but for samples and ms; of
+several seeds the worst time to settle and overshoot, the mean of the rest. JSON on the last line.
+"""
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.control.figures import Held, held
+from benchmarks.control.log import ControlLog, load_logs
+from benchmarks.control.plots import control_figure
+
+HEAD = (
+    "| scenario | settle | overshoot | above | under-use | budget | latency | accuracy | lost "
+    "| infeasible |"
+)
+GOALS = {"settle": 1300, "overshoot": 0.05, "above": 0.01, "under_use": 0.03, "lost": 0.003}
+APART = ("burst", "1/s")  # no parameter, or no window, meets the goals there
+SHOWN = ("budget steps", "slow host", "noise", "longer", "burst")
+
+
+class Key(NamedTuple):
+    """What a log is of; seeds apart."""
+
+    subject: str
+    policy: str
+    law: str
+    scenario: str
+    drifts: bool
+
+
+def main() -> int:
+    """Print the tables, write the pictures, judge."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("logs", type=Path, nargs="+")
+    parser.add_argument("--pictures", type=Path, help="folder for one picture a file of logs")
+    parser.add_argument(
+        "--goals", action="store_true", help="end with status 1 where the controller misses one"
+    )
+    args = parser.parse_args()
+    document: list[dict[str, Any]] = []
+    all_figures: dict[Key, Held] = {}
+    for path in args.logs:
+        logs = load_logs(path)
+        figures = grouped(logs)
+        document += [key._asdict() | figure._asdict() for key, figure in figures.items()]
+        all_figures |= figures
+        print("\n".join(tables(figures)), flush=True)
+        if args.pictures is not None:
+            write_picture(logs, args.pictures / f"control-{path.stem}.svg")
+    print("\n".join(summary(all_figures)))
+    missed = [key for key, each in all_figures.items() if misses(key, each)]
+    for key in missed if args.goals else ():
+        print(f"MISSED: {' '.join(key[:4])}")
+    print(json.dumps(document))
+    return 1 if args.goals and missed else 0
+
+
+def misses(key: Key, figures: Held) -> bool:
+    """Whether the controller falls short of a goal that can be met."""
+    judged = key.law == "controller" and key.scenario not in APART
+    return judged and any("*" in shown(key, figures, name) for name in GOALS)
+
+
+def grouped(logs: Iterable[ControlLog]) -> dict[Key, Held]:
+    """The figures of each scenario under each law, over all seeds."""
+    found: dict[Key, list[Held]] = defaultdict(list)
+    for log in logs:
+        about = log.about
+        key = Key(*(about[name] for name in Key._fields))
+        found[key].append(held(log))
+    return {key: over_seeds(each) for key, each in found.items()}
+
+
+def over_seeds(figures: Sequence[Held]) -> Held:
+    """The worst of what has a bound in time, the mean of shares."""
+
+    def known(name: str) -> list[Any]:
+        return [value for each in figures if (value := getattr(each, name)) is not None]
+
+    return Held(
+        **{
+            name: None if not known(name) else combine(known(name))
+            for name in Held._fields
+            for combine in [max if name in ("settle", "overshoot") else np.mean]
+        }
+    )
+
+
+def tables(figures: dict[Key, Held]) -> list[str]:
+    """One a policy and law, in Markdown; * marks what misses a goal."""
+    lines: list[str] = []
+    heads = list(dict.fromkeys((key.subject, key.policy, key.law) for key in figures))
+    for head in heads:
+        lines += ["", " ".join(f"**{part}**" for part in head), "", HEAD, "|---" * 10 + "|"]
+        lines += [row(key, each) for key, each in figures.items() if key[:3] == head]
+    return lines
+
+
+def summary(figures: dict[Key, Held]) -> list[str]:
+    """A line a policy and law: the worst of settling and overshoot, the mean of the rest."""
+    found: dict[tuple[str, ...], list[Held]] = defaultdict(list)
+    for key, each in figures.items():
+        if key.scenario not in APART:
+            found[key[:3]].append(each)
+    lines = ["", f"All scenarios but {' and '.join(APART)}:", "", f"| | {' | '.join(GOALS)} |"]
+    lines.append("|---" * (len(GOALS) + 1) + "|")
+    for head, each in found.items():
+        combined = over_seeds(each)
+        cells = [
+            "" if (value := getattr(combined, name)) is None
+            else f"{value:.0f}" if name == "settle" else f"{100 * value:.2f}"
+            for name in GOALS
+        ]  # fmt: skip
+        lines.append(f"| {' '.join(head)} | {' | '.join(cells)} |")
+    return lines
+
+
+def row(key: Key, figures: Held) -> str:
+    """One scenario."""
+    marked = {name: shown(key, figures, name) for name in GOALS}
+    cells = [
+        key.scenario, *(marked[name] for name in ("settle", "overshoot", "above", "under_use")),
+        f"{figures.budget_ms:.2f}", f"{figures.mean_ms:.2f}",
+        "" if figures.accuracy is None else f"{100 * figures.accuracy:.2f}",
+        marked["lost"], "" if figures.infeasible < 0.0005 else f"{100 * figures.infeasible:.0f}",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def shown(key: Key, figures: Held, name: str) -> str:
+    """A figure, with a star where it misses its goal."""
+    value = getattr(figures, name)
+    if value is None:
+        return ""
+    goal = GOALS[name]
+    missed = value > goal and not (name == "lost" and key.drifts)
+    text = f"{value:.0f}" if name == "settle" else f"{100 * value:.2f}"
+    return text + ("*" if missed else "")
+
+
+def write_picture(logs: Sequence[ControlLog], path: Path) -> None:
+    """The controller beside the frozen rule in a few scenarios."""
+    first: dict[tuple[str, str], ControlLog] = {}
+    for log in logs:
+        first.setdefault((log.about["scenario"], log.about["law"]), log)
+    pairs = [
+        (first[name, "controller"], first.get((name, "frozen")))
+        for name in SHOWN
+        if (name, "controller") in first
+    ]
+    about = logs[0].about
+    title = f"{about['subject']}s, {about['policy']}, {about['source']}"
+    control_figure(pairs, title).savefig(path, metadata={"Date": None})
+    print(f"picture: {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""What is served and sent, and which answers are right."""
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.peers.classifier import ImageClassifier, TextClassifier
+from benchmarks.peers.graphs import write_whole_graph
+from benchmarks.peers.running import BUILD, HERE, REPO
+from models.bundle import TOKENIZER, load_bundle
+from profiling.calibration import load_recorded
+from profiling.loadtest.load import Call, LoadResult
+from scheduler.fitted import load_scheduler
+from scheduler.policy import replay, take_exits
+
+Judge = Callable[[LoadResult], int]
+
+# Of benchmarks/peers/plain-resnet56.onnx on the 10,000 test images of CIFAR-10 (JPEG re-encoded).
+PLAIN_IMAGE_ACCURACY = 0.9001
+
+
+class Task(NamedTuple):
+    """The same network, inputs and answers for everyone.
+
+    Attributes:
+        name: `image` or `text`.
+        bundle: What this repository's server serves.
+        graph: What the peers serve.
+        environ: What tells the peers so.
+        calls: What is sent to this repository's server, N of them.
+        bodies: What is sent to the peers, (N,).
+        content_type: As what.
+        plain_classes: What the peers are to answer, (N,).
+        plain_accuracy: On the whole test set.
+        rows: Of the inputs in the bundle's test set, (N,).
+    """
+
+    name: str
+    bundle: Path
+    graph: Path
+    environ: dict[str, str]
+    calls: list[Call]
+    bodies: list[bytes]
+    content_type: str
+    plain_classes: NDArray[np.int64]
+    plain_accuracy: float
+    rows: NDArray[np.int64]
+
+    def peer_calls(self, path: str) -> list[Call]:
+        """What is sent to a peer."""
+        return [Call(path, body, self.content_type) for body in self.bodies]
+
+
+def image_task() -> Task:
+    """A ResNet-56 with exits, and the plain one."""
+    with np.load(REPO / "tests/data/cifar10_test_300.npz") as arrays:
+        blob, offsets, rows = arrays["blob"].tobytes(), arrays["off"].tolist(), arrays["row"]
+    bodies = [blob[start:end] for start, end in itertools.pairwise(offsets)]
+    graph = HERE / "plain-resnet56.onnx"
+    classify = ImageClassifier(str(graph))
+    return Task(
+        "image",
+        REPO / "models/zoo/cifar10-resnet56",
+        graph,
+        {"BENCH_GRAPH": str(graph)},
+        [Call("/predict", body, "image/jpeg") for body in bodies],
+        bodies,
+        "image/jpeg",
+        np.array([classify(body) for body in bodies]),
+        PLAIN_IMAGE_ACCURACY,
+        rows,
+    )
+
+
+def text_task() -> Task:
+    """A MiniLM with exits, and the same as one graph to its last exit."""
+    lines = (REPO / "tests/data/ag_news_test_300.tsv").read_text("utf-8").strip().split("\n")
+    rows, _, texts = zip(*(line.split("\t") for line in lines[1:]), strict=True)
+    bundle = load_bundle(REPO / "models/zoo/ag-news-minilm")
+    graph, tokenizer = BUILD / "minilm.onnx", str(bundle.folder / TOKENIZER)
+    write_whole_graph(bundle, graph)
+    bodies = [text.encode() for text in texts]
+    classify = TextClassifier(str(graph), tokenizer)
+    return Task(
+        "text",
+        bundle.folder,
+        graph,
+        {"BENCH_GRAPH": str(graph), "BENCH_TOKENIZER": tokenizer},
+        [
+            Call("/predict", json.dumps({"text": text}).encode(), "application/json")
+            for text in texts
+        ],
+        bodies,
+        "text/plain",
+        np.array([classify(body) for body in bodies]),
+        float(load_recorded(bundle.folder / "calibration.npz").test.correct[:, -1].mean()),
+        np.array(rows, np.int64),
+    )
+
+
+TASKS = {"image": image_task, "text": text_task}
+
+
+def judge_of_peer(task: Task) -> Judge:
+    """Counts the answers of a peer that are not those of its graph."""
+
+    def wrong(result: LoadResult) -> int:
+        said = [answer["class_id"] for answer in _answers(result)]
+        return int((np.array(said) != task.plain_classes[result.call[result.ok]]).sum())
+
+    return wrong
+
+
+def judge_of_ours(task: Task, *, to_the_end: bool) -> Judge:
+    """Counts the answers that are not those of the exit which they name, as the bundle has it.
+
+    Args:
+        task: The task.
+        to_the_end: Whether the last exit is the only right one.
+    """
+    recorded = load_recorded(task.bundle / "calibration.npz").test.log_probs[:, task.rows]
+    # Half precision may tie where single precision does not: then each of the tied is right.
+    is_best = recorded == recorded.max(-1, keepdims=True)  # (K, N, C)
+    last = len(recorded) - 1
+
+    def wrong(result: LoadResult) -> int:
+        calls = result.call[result.ok].tolist()
+        return sum(
+            not is_best[answer["exit"], call, answer["class_id"]]
+            or (to_the_end and answer["exit"] != last)
+            for answer, call in zip(_answers(result), calls, strict=True)
+        )
+
+    return wrong
+
+
+def exit_rates(result: LoadResult) -> list[float]:
+    """Of the answers of this repository's server, (K,)."""
+    answers = _answers(result)
+    exits = [answer["exit"] for answer in answers]
+    return (np.bincount(exits, minlength=answers[0]["num_exits"]) / len(exits)).tolist()
+
+
+class Replay:
+    """A bundle's policy on its recorded test predictions, at any value of its parameter."""
+
+    def __init__(self, task: Task) -> None:
+        self._policy, self._rows = load_scheduler(task.bundle).policy, task.rows
+        test = load_recorded(task.bundle / "calibration.npz").test
+        self._replayed, self._correct = replay(self._policy, test.log_probs), test.correct
+
+    def accuracy(self, parameter: float) -> float:
+        """Share of right answers in the whole test set."""
+        exits = take_exits(self._policy, self._replayed, parameter)
+        return float(self._correct[np.arange(len(exits)), exits].mean())
+
+    def exit_rates(self, parameter: float) -> NDArray[np.float64]:
+        """Of the inputs that are sent, (K,)."""
+        exits = take_exits(self._policy, self._replayed, parameter)[self._rows]
+        return np.bincount(exits, minlength=self._policy.num_exits) / len(exits)
+
+
+def _answers(result: LoadResult) -> Sequence[dict]:
+    assert result.bodies is not None, "the benchmark keeps every answer"
+    return [json.loads(body) for body, ok in zip(result.bodies, result.ok, strict=True) if ok]

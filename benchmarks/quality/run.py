@@ -1,0 +1,286 @@
+"""What is told of a model's quality while it serves: drift, agreement floor, feedback, refitting.
+
+.venv/bin/python -m benchmarks.quality.run [--quick]
+
+Rows are the recorded predictions of docs/control (2,000 real test inputs in every form, made by
+benchmarks/record_drift.py), schedulers and costs those of the shipped bundles. One JSON document
+last.
+"""
+
+import json
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.quality.refit import refit_rows
+from benchmarks.quality.subjects import BUNDLES, SPOILT, Row, Subject, halves
+from profiling.calibration import Predictions
+from profiling.latency import machine_name
+from scheduler.frontier import FrontierPoint
+from scheduler.monitoring.agreement import Agreed, AgreementCurve, AgreementFloor
+from scheduler.monitoring.drift import ScoreDrift
+from scheduler.policy import replay, take_exits
+from server.feedback import REMEMBERED, Answers
+
+BATCH = 8  # scores noted at a time
+WANDERS = 10  # walks of the parameter
+FLOOR_SHARES = (0.25, 0.5)  # from the first exit's cost to the last one's
+AUDITED, AUDITED_AT_ONCE = 5000, 5
+MISSES = (0.02, 0.01, 0.0, -0.01)  # of the floor above the true agreement
+
+
+class Noted(NamedTuple):
+    """Of each exit but the last the index and how many scores; of all microseconds a score."""
+
+    psi: list[float | None]
+    scores: list[int]
+    us_a_score: float
+
+
+def main(quick: bool) -> None:
+    """Print a table of each, and the JSON."""
+    started = time.perf_counter()
+    subjects = [Subject.read(name) for name in BUNDLES]
+    streams, splits = (3, 2) if quick else (20, 10)
+    results = {
+        "drift": [row for subject in subjects for row in drift_rows(subject)],
+        "floor": [row for subject in subjects for row in floor_rows(subject, streams)],
+        "held": [held_row(subject, share) for subject in subjects for share in FLOOR_SHARES],
+        "feedback": [answers_row()],
+        "refit": [row for subject in subjects for row in refit_rows(subject, splits)],
+    }
+    for name, rows in results.items():
+        print(f"\n{name}")
+        for row in rows:
+            print("  " + "  ".join(f"{key} {_text(value)}" for key, value in row.items()))
+    seconds = time.perf_counter() - started
+    print(json.dumps({"machine": machine_name(), "seconds": seconds, **results}))
+
+
+def drift_rows(subject: Subject) -> Iterator[Row]:
+    """PSI of every form at a middle budget, of clean rows under a wandering one; time a score."""
+    middle = subject.scheduler.frontier.at_cost(subject.cost_ms(0.5)).parameter
+    rows = len(subject.drift.labels)
+    for form in subject.drift.forms:
+        seen = noted(subject, form, lambda _: middle)
+        yield {"subject": subject.name, "form": form, **seen._asdict()}
+    walks = [wandering(subject, seed, -(-rows // BATCH)) for seed in range(WANDERS)]
+    wandered = [noted(subject, "clean", walk) for walk in walks]
+    psis = np.array([each.psi for each in wandered], np.float64)
+    yield {
+        "subject": subject.name,
+        "form": f"clean, parameter wanders, {WANDERS} walks",
+        "psi": np.median(psis, 0).tolist(),
+        "psi_most": psis.max(0).tolist(),
+        "us_a_score": float(np.median([each.us_a_score for each in wandered])),
+    }
+
+
+def noted(subject: Subject, form: str, parameter_of: Callable[[int], float]) -> Noted:
+    """PSI of a form's rows noted batch by batch, and microseconds a score.
+
+    They are noted once more for the time, so that it is without the making of reference tables.
+    """
+    policy, frontier = subject.scheduler
+    rng = np.random.default_rng(0)
+    drift = ScoreDrift(policy, frontier, subject.calibration.log_probs, rng)
+    replayed = replay(policy, subject.drift.predictions(form).log_probs)
+    order = rng.permutation(len(subject.drift.labels))
+    parts = []
+    for batch, start in enumerate(range(0, len(order), BATCH)):
+        rows, parameter = order[start : start + BATCH], parameter_of(batch)
+        exits = take_exits(policy, [_some(scored, rows) for scored in replayed], parameter)
+        parts += [
+            (k, replayed[k].scores[rows[exits >= k]], parameter) for k in range(len(replayed) - 1)
+        ]
+    for part in parts:
+        drift.add(*part)
+    psi, started = drift.psi(), time.perf_counter()
+    for part in parts:
+        drift.add(*part)
+    seconds = time.perf_counter() - started
+    counts = np.bincount(
+        [exit for exit, _, _ in parts], [len(scores) for _, scores, _ in parts]
+    ).astype(int)
+    return Noted(psi, counts.tolist(), seconds / float(counts.sum()) * 1e6)
+
+
+def wandering(subject: Subject, seed: int, batches: int) -> Callable[[int], float]:
+    """The parameter of each batch: a mean cost that walks over the middle four fifths."""
+    steps = np.random.default_rng(seed).normal(0.0, 0.05, batches).cumsum() + 0.4
+    share = 0.1 + np.abs((steps + 0.8) % 1.6 - 0.8)  # walls throw it back
+    points = [subject.scheduler.frontier.at_cost(subject.cost_ms(each)) for each in share]
+    return lambda batch: points[batch].parameter
+
+
+def floor_rows(subject: Subject, streams: int) -> Iterator[Row]:
+    """After how many audited samples floors about the true agreement are held to."""
+    clean = subject.drift.predictions("clean").log_probs
+    wished, true = clean_agreement(subject, FLOOR_SHARES[0])
+    floors = [true.share + miss for miss in MISSES]
+    held, seconds = zip(
+        *(watch(subject, clean, wished.parameter, floors, seed) for seed in range(streams)),
+        strict=True,
+    )
+    for index, miss in enumerate(MISSES):
+        ours = np.array([of_stream[:, index] for of_stream in held])  # (streams, judgements)
+        first = (ours.argmax(1)[ours.any(1)] + 1) * AUDITED_AT_ONCE
+        yield {
+            "subject": subject.name,
+            "true_agreement": true.share,
+            "floor_above_by": miss,
+            "streams_that_held": len(first),
+            "streams": streams,
+            "samples_until_held": _spread(first),
+            "share_of_time_held": float(ours.mean()),
+            "ms_a_judgement": float(np.mean(seconds)) * 1e3,
+        }
+
+
+def clean_agreement(subject: Subject, share: float) -> tuple[FrontierPoint, Agreed]:
+    """The point of a budget, and the agreement of all clean rows there."""
+    clean = subject.drift.predictions("clean").log_probs
+    curve = AgreementCurve(*subject.scheduler, window=clean.shape[1])
+    curve.add(clean)
+    point = curve.frontier.at_cost(subject.cost_ms(share))
+    return point, curve.at(point.parameter)
+
+
+def watch(
+    subject: Subject, log_probs: NDArray[np.floating], wished: float, floors: list[float], seed: int
+) -> tuple[NDArray[np.bool_], float]:
+    """Whether each floor is held after every few rows, drawn with repeats; seconds a judgement.
+
+    The time of a judgement is that of taking the rows in and of judging one floor.
+    """
+    rows = np.random.default_rng(seed).integers(0, log_probs.shape[1], AUDITED)
+    curve, watched = AgreementCurve(*subject.scheduler), [AgreementFloor(each) for each in floors]
+    held, seconds = [], 0.0
+    for fresh in rows.reshape(-1, AUDITED_AT_ONCE):
+        shown = log_probs[:, fresh]
+        started = time.perf_counter()
+        curve.add(shown)
+        first = watched[0].judge(curve, wished)
+        seconds += time.perf_counter() - started
+        others = [floor.judge(curve, wished) for floor in watched[1:]]
+        held.append([each is not None for each in (first, *others)])
+    return np.array(held), seconds / len(held)
+
+
+def held_row(subject: Subject, share: float) -> Row:
+    """The point held on spoilt rows for a floor that clean rows keep, judged on other such rows.
+
+    What the budget alone asks for is the dearest point that keeps it on the spoilt rows, as the
+    controller finds it.
+    """
+    _, true = clean_agreement(subject, share)
+    floor = round(true.share - 0.01, 3)
+    audited, others = halves(subject.spoilt, seed=0)
+    curve = AgreementCurve(*subject.scheduler)
+    curve.add(audited.log_probs)
+    kept = [
+        parameter
+        for parameter in curve.frontier.parameters.tolist()
+        if at_point(subject, audited, parameter)["cost_ms"] <= subject.cost_ms(share)
+    ]
+    wished = kept[-1] if kept else curve.frontier[0].parameter
+    held = AgreementFloor(floor).judge(curve, wished)
+    return {
+        "subject": subject.name,
+        "form": SPOILT[subject.name],
+        "budget_ms": subject.cost_ms(share),
+        "clean_agreement": true.share,
+        "floor": floor,
+        "held": held is not None,
+        "wished": at_point(subject, others, wished),
+        "in_force": at_point(subject, others, wished if held is None else held),
+    }
+
+
+def at_point(subject: Subject, rows: Predictions, parameter: float) -> Row:
+    """What rows get at a parameter."""
+    policy, frontier = subject.scheduler
+    exits = take_exits(policy, replay(policy, rows.log_probs), parameter)
+    answers = rows.log_probs.argmax(-1)  # (K, N)
+    given, early = answers[exits, np.arange(len(exits))], exits < len(answers) - 1
+    alike = float((given == answers[-1])[early].mean()) if early.any() else None
+    return {
+        "parameter": parameter,
+        "agreement": alike,
+        "early_share": float(early.mean()),
+        "cost_ms": float(frontier.costs_ms[exits].mean()),
+        "accuracy": float((given == rows.labels).mean()),
+    }
+
+
+def answers_row() -> Row:
+    """Memory and time of the answers that feedback may come for, after thrice as many."""
+    numbers = np.random.default_rng(0).integers(0, 2**62, 3 * REMEMBERED)
+    ids = [f"{number:032x}" for number in numbers]
+
+    def remember() -> Answers:
+        answers = Answers()
+        for number, request_id in enumerate(ids):
+            answers.note(request_id, "cifar10-resnet56", number % 3, number % 10)
+        return answers
+
+    held, peak = memory_mb(remember)
+    started = time.perf_counter()
+    answers = remember()
+    noted_at = time.perf_counter()
+    found = [answers.find(request_id) is not None for request_id in ids]
+    found_at = time.perf_counter()
+    return {
+        "answers": len(answers),
+        "found": sum(found),
+        "mb": held,
+        "peak_mb": peak,
+        "note_us": (noted_at - started) / len(ids) * 1e6,
+        "find_us": (found_at - noted_at) / len(ids) * 1e6,
+    }
+
+
+def memory_mb(make: Callable[[], object]) -> tuple[float, float]:
+    """What an object keeps and what making it took at most."""
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    made = make()
+    after, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    del made
+    return (after - before) / 1e6, (peak - before) / 1e6
+
+
+def _some(scored: Any, rows: NDArray[np.intp]) -> Any:
+    return scored._replace(scores=scored.scores[rows], outlook=scored.outlook[rows])
+
+
+def _spread(samples: NDArray[np.integer]) -> Row | None:
+    """Least, median and most; None of none."""
+    if not len(samples):
+        return None
+    return {
+        "least": int(samples.min()),
+        "median": float(np.median(samples)),
+        "most": int(samples.max()),
+    }
+
+
+def _text(value: object) -> str:
+    """For the table."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return " ".join(_text(each) for each in value)
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{key} {_text(each)}" for key, each in value.items()) + ")"
+    return str(value)
+
+
+if __name__ == "__main__":
+    main("--quick" in sys.argv)

@@ -1,0 +1,1 @@
+"""Compare policies on recorded predictions."""

@@ -1,0 +1,1 @@
+"""Send traffic to a running server."""

@@ -1,0 +1,76 @@
+"""The forms that inputs may come in, by name: `clean`, `noise-3`, `shorter-8`."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from profiling.loadtest.corruption import (
+    CORRUPTIONS,
+    SEVERITIES,
+    corrupted_file,
+    longer,
+    misspelt,
+    shorter,
+)
+
+CLEAN = "clean"
+TEXT_FORMS = {"shorter": "words", "longer": "texts in one", "misspelt": "per cent of the words"}
+Modality = Literal["image", "text"]
+
+
+class Form(NamedTuple):
+    """What becomes of inputs; a strength is a severity, words, texts in one, or per cent."""
+
+    kind: str
+    strength: int
+
+    @property
+    def name(self) -> str:
+        """As it is asked for."""
+        return self.kind if self.kind == CLEAN else f"{self.kind}-{self.strength}"
+
+    def of_pictures(self, files: Sequence[bytes], rng: np.random.Generator) -> list[bytes]:
+        """Picture files in this form, (N,)."""
+        if self.kind == CLEAN:
+            return list(files)
+        return [corrupted_file(file, self.kind, self.strength, rng) for file in files]
+
+    def of_texts(
+        self, texts: Sequence[str], labels: Sequence[Any], rng: np.random.Generator
+    ) -> list[str]:
+        """Texts in this form, (N,); they are joined within their class."""
+        match self.kind:
+            case "shorter":
+                return [shorter(text, self.strength) for text in texts]
+            case "longer":
+                return longer(texts, labels, self.strength)
+            case "misspelt":
+                return [misspelt(text, self.strength / 100, rng) for text in texts]
+            case _:
+                return list(texts)
+
+
+def read_form(name: str, modality: Modality) -> Form:
+    """Take a form's name apart.
+
+    Raises:
+        ValueError: If inputs of this kind have no such form.
+    """
+    if name == CLEAN:
+        return Form(CLEAN, 0)
+    kind, _, strength = name.partition("-")
+    known = tuple(CORRUPTIONS) if modality == "image" else tuple(TEXT_FORMS)
+    most = {"misspelt": 100, **dict.fromkeys(CORRUPTIONS, SEVERITIES[-1])}.get(kind)
+    number = int(strength) if strength.isdecimal() else 0
+    if kind not in known or number < 1 or (most is not None and number > most):
+        raise ValueError(f"{modality}s have no form {name!r}; {_said(modality)}")
+    return Form(kind, number)
+
+
+def _said(modality: Modality) -> str:
+    if modality == "image":
+        kinds = ", ".join(f"{kind}-1" for kind in CORRUPTIONS)
+        return f"give {CLEAN} or one of {kinds}, up to severity {SEVERITIES[-1]}"
+    kinds = ", ".join(f"{kind}-N (N {unit})" for kind, unit in TEXT_FORMS.items())
+    return f"give {CLEAN} or one of {kinds}"

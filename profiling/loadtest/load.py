@@ -1,0 +1,298 @@
+"""Load on an HTTP server: calls one after another, or at given times, and what came of them."""
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from profiling.loadtest.http_client import Clock, Ended, LaneConfig, Lanes, Target, Ticket
+from profiling.loadtest.steps import Steps
+
+OK = "200"
+
+Pick = Callable[[int, float], int]
+"""Which call is the n-th, from 0, sent so many seconds after the start."""
+
+
+class Call(NamedTuple):
+    """One request; its path may hold a query."""
+
+    path: str
+    body: bytes = b""
+    content_type: str | None = None
+    method: str = "POST"
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def encode(self, target: Target) -> bytes:
+        """The bytes to send.
+
+        Raises:
+            ValueError: If a path or a header holds what would end it early.
+        """
+        kind = () if self.content_type is None else (("Content-Type", self.content_type),)
+        length = ("Content-Length", str(len(self.body)))
+        fields = (("Host", target.authority), *kind, length, *self.headers)
+        first = f"{self.method} {target.prefix}{self.path} HTTP/1.1"
+        lines = [first, *(f"{name}: {value}" for name, value in fields)]
+        if first.count(" ") != 2 or any("\r" in line or "\n" in line for line in lines):
+            raise ValueError(f"the call to {self.path!r} holds blanks or line ends; encode them")
+        return "\r\n".join([*lines, "", ""]).encode("latin-1") + self.body
+
+
+class Beside(NamedTuple):
+    """Calls beside the load, on a connection of their own, at times from its start, (M,).
+
+    There may be none.
+    """
+
+    calls: Sequence[Call]
+    at_s: NDArray[np.float64]
+
+
+class LoadResult(NamedTuple):
+    """What came of N calls, in the order in which they ended; times count from the start.
+
+    Attributes:
+        call: Which of the calls it was, (N,).
+        due_s: When it was to be sent, (N,).
+        sent_s: When it was, (N,); NaN where it ran out of time before a connection was free.
+        latency_ms: From when it was due to the end of its answer, or to its failure, (N,).
+        outcome: The answer's status, such as "200", or why there is none: refused, reset, timed
+            out, malformed; (N,).
+        bodies: Of the answers, N of them; None unless they were to be kept.
+        beside: What came of the calls beside the load, bodies kept.
+    """
+
+    call: NDArray[np.intp]
+    due_s: NDArray[np.float64]
+    sent_s: NDArray[np.float64]
+    latency_ms: NDArray[np.float64]
+    outcome: NDArray[np.str_]
+    bodies: list[bytes] | None
+    beside: tuple["LoadResult", ...] = ()
+
+    @property
+    def ok(self) -> NDArray[np.bool_]:
+        """Which calls were answered with status 200, (N,)."""
+        answered: NDArray[np.bool_] = self.outcome == OK
+        return answered
+
+    @property
+    def num_errors(self) -> int:
+        """Calls with any other outcome than status 200."""
+        return int((~self.ok).sum())
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """How often each outcome came."""
+        return dict(sorted(Counter(self.outcome.tolist()).items()))
+
+    @property
+    def seconds(self) -> float:
+        """From when the first call was due to the last one's end."""
+        if not len(self.call):
+            return 0.0
+        return float((self.due_s + self.latency_ms / 1e3).max() - self.due_s.min())
+
+    @property
+    def rate(self) -> float:
+        """Calls answered with status 200, a second."""
+        return float(self.ok.sum()) / self.seconds if self.seconds else 0.0
+
+    def percentiles(self, *percents: float) -> list[float] | None:
+        """Of the latency in ms of the calls answered with status 200; None where none was."""
+        answered = self.latency_ms[self.ok]
+        return [float(ms) for ms in np.percentile(answered, percents)] if len(answered) else None
+
+
+def closed_loop(
+    url: str,
+    calls: Sequence[Call],
+    config: LaneConfig,
+    *,
+    seconds: float | None = None,
+    count: int | None = None,
+    warm_up_s: float = 0.0,
+    pick: Pick | None = None,
+    beside: Sequence[Beside] = (),
+) -> LoadResult:
+    """Send on every connection the next call as soon as the answer to the one before is in.
+
+    Args:
+        url: The server's.
+        calls: Taken in turn, from the first, unless picked.
+        config: How they are carried; all its connections are used.
+        seconds: No call is sent after so long; or
+        count: so many calls are sent.
+        warm_up_s: The same load for so long before, not counted.
+        pick: Which of them is next.
+        beside: Other calls meanwhile, counted apart.
+
+    Raises:
+        ValueError: If the arguments make no sense.
+    """
+    if (seconds is None) == (count is None):
+        raise ValueError("give either seconds or count")
+    clock, choose = config.clock, pick or _in_turn(len(calls))
+
+    async def load(lanes: Lanes, started_s: float) -> list[Ended]:
+        return await lanes.exhaust(_turns(choose, started_s, seconds, count, clock))
+
+    async def warm_up(lanes: Lanes) -> None:
+        if warm_up_s > 0:
+            await lanes.exhaust(_turns(choose, clock(), warm_up_s, None, clock))
+
+    return _run(url, calls, config, load, beside, warm_up)
+
+
+def open_loop(
+    url: str,
+    calls: Sequence[Call],
+    arrivals_s: NDArray[np.float64],
+    config: LaneConfig,
+    *,
+    pick: Pick | None = None,
+    beside: Sequence[Beside] = (),
+) -> LoadResult:
+    """Send calls at given times, whether or not those before are answered.
+
+    A latency counts from when the call was due: if it then waits for a connection because the
+    server is slow, that is the server's latency too.
+
+    Args:
+        url: The server's.
+        calls: Taken in turn, from the first, unless picked.
+        arrivals_s: When, from the start, rising, (N,).
+        config: How they are carried; connections are opened as they are needed.
+        pick: Which of them is next.
+        beside: Other calls meanwhile, counted apart.
+
+    Raises:
+        ValueError: If the arguments make no sense.
+    """
+    if not len(arrivals_s):
+        raise ValueError("give at least one arrival")
+    _check_rising(arrivals_s)
+    choose = pick or _in_turn(len(calls))
+
+    async def load(lanes: Lanes, started_s: float) -> list[Ended]:
+        return await lanes.follow(
+            [
+                Ticket(choose(n, at_s), started_s + at_s)
+                for n, at_s in enumerate(arrivals_s.tolist())
+            ]
+        )
+
+    return _run(url, calls, config, load, beside)
+
+
+def poisson(rate: float, seconds: float, seed: int | Sequence[int]) -> NDArray[np.float64]:
+    """Arrivals at random times, so many a second in the mean, for so long; rising, (N,)."""
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.uniform(0.0, seconds, rng.poisson(rate * seconds)))
+
+
+def poisson_steps(rates: Steps[float], seconds: float, seed: int) -> NDArray[np.float64]:
+    """The same at a rate that changes."""
+    return np.concatenate(
+        [
+            begin_s + poisson(rate, end_s - begin_s, (seed, number))
+            for number, (begin_s, end_s, rate) in enumerate(rates.spans(seconds))
+        ]
+    )
+
+
+def _check_rising(times_s: NDArray[np.float64]) -> None:
+    if (np.diff(times_s, prepend=0.0) < 0).any():
+        raise ValueError("give times that rise from 0 s on")
+
+
+def _in_turn(num_calls: int) -> Pick:
+    return lambda number, _: number % num_calls
+
+
+def _run(
+    url: str,
+    calls: Sequence[Call],
+    config: LaneConfig,
+    load: Callable[[Lanes, float], Awaitable[list[Ended]]],
+    beside: Sequence[Beside],
+    prepare: Callable[[Lanes], Awaitable[None]] | None = None,
+) -> LoadResult:
+    """Open the lanes and run a load on them, and what goes beside it on others."""
+    if not calls or config.connections < 1 or config.timeout_s <= 0:
+        raise ValueError("give at least one call, one connection and a timeout above 0 s")
+    for each in beside:
+        _check_rising(each.at_s)
+    target = Target.of(url)
+    aside = config._replace(connections=1, keep_bodies=True)
+    payloads = [[call.encode(target) for call in some] for some in (calls, *(b[0] for b in beside))]
+
+    async def run() -> LoadResult:
+        lanes, *others = pools = [
+            Lanes(target, some, aside if number else config) for number, some in enumerate(payloads)
+        ]
+        try:
+            if prepare is not None:
+                await prepare(lanes)
+            started_s = config.clock()
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(other.follow(_tickets(each, started_s)))
+                    for other, each in zip(others, beside, strict=True)
+                ]
+                ended = await load(lanes, started_s)
+            told = tuple(_result(task.result(), started_s, True) for task in tasks)
+            return _result(ended, started_s, config.keep_bodies)._replace(beside=told)
+        finally:
+            for pool in pools:
+                await pool.close()
+
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(run())
+
+
+def _tickets(beside: Beside, started_s: float) -> list[Ticket]:
+    """One for each of its times, calls in turn."""
+    return [
+        Ticket(number % len(beside.calls), started_s + at_s)
+        for number, at_s in enumerate(beside.at_s.tolist())
+    ]
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """Of the fastest there is."""
+    try:
+        import uvloop
+    except ImportError:  # there is none for Windows
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+def _turns(
+    pick: Pick, started_s: float, seconds: float | None, count: int | None, clock: Clock
+) -> Iterator[int]:
+    """Calls as they are picked, so many of them or for so long."""
+    for number in itertools.count() if count is None else range(count):
+        after_s = clock() - started_s
+        if seconds is not None and after_s >= seconds:
+            return
+        yield pick(number, after_s)
+
+
+def _result(ended: Sequence[Ended], started_s: float, keep_bodies: bool) -> LoadResult:
+    due_s = np.array([each.ticket.due_s for each in ended], float)
+    sent_s = [np.nan if each.sent_s is None else each.sent_s for each in ended]
+    end_s = np.array([each.end_s for each in ended], float)
+    return LoadResult(
+        np.array([each.ticket.call for each in ended], np.intp),
+        due_s - started_s,
+        np.array(sent_s, float) - started_s,
+        1e3 * (end_s - due_s),
+        np.array([each.outcome for each in ended], np.str_),
+        [each.body for each in ended] if keep_bodies else None,
+    )

@@ -1,0 +1,1 @@
+"""Simulate the engine on any device."""

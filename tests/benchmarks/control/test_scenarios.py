@@ -1,0 +1,32 @@
+import pytest
+
+from benchmarks.control.scenarios import Phase, Scenario, scenarios
+from profiling.loadtest.forms import read_form
+
+
+@pytest.mark.parametrize(("texts", "modality"), [(False, "image"), (True, "text")])
+def test_every_form_of_inputs_is_one_that_exists(texts: bool, modality: str) -> None:
+    found = scenarios(100.0, 4, texts=texts)
+    forms = {phase.inputs for each in found for phase in each.phases}
+    assert len(forms) > 3
+    assert all(read_form(form, modality) for form in forms)  # type: ignore[arg-type]
+    assert len({each.name for each in found}) == len(found)
+
+
+def test_phases_follow_each_other() -> None:
+    both = Scenario("two", (Phase(100, 50.0), Phase(30, 10.0, budget=0.3)))
+    assert both.begins_s == [0.0, 2.0]
+    assert both.seconds == 5.0
+
+
+def test_what_the_design_names_is_there() -> None:
+    by_name = {each.name: each for each in scenarios(200.0, 10)}
+    slow = by_name["slow host"].phases[1]
+    assert (slow.slowdown, slow.seconds) == (1.6, 30.0)
+    assert by_name["burst"].measure == "end_to_end"
+    calm, burst, _ = by_name["burst"].phases
+    assert burst.rate_per_s == 4 * calm.rate_per_s
+    assert {phase.seconds for phase in by_name["alternating budgets"].phases[1:]} == {5.0}
+    assert [phase.budget for phase in by_name["budget steps"].phases] == [0.8, 0.3, 0.8, 0.3]
+    assert by_name["1/s"].phases[0].rate_per_s == 1
+    assert by_name["1000/s"].phases[0].rate_per_s == 1000

@@ -1,0 +1,54 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from profiling.loadtest.forms import Form, read_form
+
+
+def test_names_are_taken_apart_and_put_together() -> None:
+    for name, form in (
+        ("clean", Form("clean", 0)),
+        ("noise-3", Form("noise", 3)),
+        ("contrast-5", Form("contrast", 5)),
+    ):
+        assert read_form(name, "image") == form and form.name == name
+    assert read_form("shorter-8", "text") == Form("shorter", 8)
+    assert read_form("misspelt-100", "text").name == "misspelt-100"
+
+
+@pytest.mark.parametrize(
+    ("name", "modality", "said"),
+    [
+        ("noise-6", "image", "up to severity 5"),
+        ("noise", "image", "noise-1, blur-1"),
+        ("noise--1", "image", "'noise--1'"),
+        ("shorter-8", "image", "images have no form 'shorter-8'"),
+        ("noise-3", "text", "texts have no form 'noise-3'"),
+        ("shorter-0", "text", r"shorter-N \(N words\)"),
+        ("misspelt-101", "text", "per cent"),
+        ("", "text", "give clean"),
+    ],
+)
+def test_a_form_that_there_is_not_is_one_sentence(name: str, modality: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        read_form(name, modality)  # type: ignore[arg-type]
+
+
+def test_clean_inputs_stay_as_they_are() -> None:
+    clean, rng = read_form("clean", "image"), np.random.default_rng(0)
+    assert clean.of_pictures([b"no picture"], rng) == [b"no picture"]
+    assert clean.of_texts(["a", "b"], [0, 1], rng) == ["a", "b"]
+
+
+def test_pictures_and_texts_take_their_forms() -> None:
+    rng, file = np.random.default_rng(0), io.BytesIO()
+    Image.new("RGB", (8, 8), "grey").save(file, "PNG")
+    spoilt = read_form("noise-5", "image").of_pictures([file.getvalue()] * 2, rng)
+    assert len({*spoilt, file.getvalue()}) == 3  # each has noise of its own
+    texts = ["several simple words", "another sentence here"]
+    assert read_form("shorter-1", "text").of_texts(texts, [0, 1], rng) == ["several", "another"]
+    doubled = read_form("longer-2", "text").of_texts(texts, [0, 0], rng)
+    assert doubled[0] == " ".join(texts)
+    assert read_form("misspelt-100", "text").of_texts(texts, [0, 1], rng) != texts
