@@ -34,9 +34,9 @@ from profiling.loadtest.http_client import LaneConfig
 from profiling.loadtest.load import Call, LoadResult, closed_loop, open_loop, poisson
 from scheduler.fitted import load_scheduler
 from scheduler.policy import ExitPolicy
-from server.engine import Engine
+from server.engine.engine import Engine
+from server.engine.request import Answer, Completion, Row
 from server.metrics import Metrics, ModelMetrics
-from server.row import Answer, Completion, Row
 
 BUNDLE = ZOO / "cifar10-resnet56"
 SHARES = (0.2, 0.5, 1.0)  # of the requests have a deadline

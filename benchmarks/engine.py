@@ -39,9 +39,9 @@ from profiling.loadtest.http_client import LaneConfig
 from profiling.loadtest.load import Call, closed_loop
 from scheduler.fitted import load_scheduler
 from scheduler.policy import ExitPolicy
-from server.engine import Engine
+from server.engine.engine import Engine
+from server.engine.request import Completion, Row
 from server.metrics import Metrics, ModelMetrics
-from server.row import Completion, Row
 
 REPO = Path(__file__).resolve().parent.parent
 ZOO = REPO / "models/zoo"
@@ -427,7 +427,7 @@ def serving(*options: str) -> Iterator[Served]:
     command = [
         sys.executable,
         "-m",
-        "server.cli",
+        "server.cli.main",
         "serve",
         "--log-level",
         "warning",

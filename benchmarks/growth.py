@@ -22,7 +22,7 @@ from profiling.latency import machine_name
 from profiling.loadtest.http_client import LaneConfig
 from profiling.loadtest.load import Call, closed_loop
 from scheduler.stopping import NUM_FEATURES, StoppingPolicy
-from server.row import Row
+from server.engine.request import Row
 
 EXITS = (2, 3, 4, 6, 8, 10, 12)
 CLASSES = (10, 30, 64, 100, 300, 1000)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiling.evaluation.evaluate import compare, spread_budgets
-from server.evaluate_command import Subject, subject_of
+from server.cli.evaluate import Subject, subject_of
 
 POLICIES = ("maxprob", "eenet", "stopping", "maxprob-opt")
 NUM_BUDGETS, TIGHT = 5, 3  # the tighter half of five budgets, the middle one counted in

@@ -29,7 +29,7 @@ from models.runtime.onnx_backend import OnnxBackend
 from profiling.latency import machine_name
 from profiling.loadtest.corruption import CORRUPTIONS
 from profiling.loadtest.forms import read_form
-from server.load_inputs import Inputs, read_inputs
+from profiling.loadtest.inputs import Inputs, read_inputs
 
 REPO = Path(__file__).resolve().parent.parent
 BUNDLES = {

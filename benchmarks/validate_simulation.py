@@ -37,9 +37,9 @@ from profiling.simulation.arrivals import at_once, poisson
 from profiling.simulation.disciplines import DISCIPLINES
 from profiling.simulation.simulator import Device, Traffic, simulate
 from scheduler.fitted import Scheduler, load_scheduler
-from server.engine import Engine
+from server.engine.engine import Engine
+from server.engine.request import Answer, Completion, Row
 from server.metrics import Metrics, ModelMetrics
-from server.row import Answer, Completion, Row
 
 REPO = Path(__file__).resolve().parent.parent
 BUNDLE = REPO / "models/zoo/cifar10-resnet56"

@@ -1,7 +1,7 @@
 """What can go wrong with a request: each class knows its status and a code to script against."""
 
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import ClassVar
 
 
 class ServeError(Exception):
@@ -82,16 +82,3 @@ class InferenceFailed(ServeError):
 
 
 INTERNAL_DETAIL = "The server failed on this request; the log has the trace under the request's id."
-
-
-def problem(status: int, code: str, detail: str, request_id: str) -> dict[str, Any]:
-    """The body of an error answer (RFC 9457), the same text under `detail` and `error`."""
-    return {
-        "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        "code": code,
-        "request_id": request_id,
-        "error": detail,
-    }

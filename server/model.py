@@ -9,22 +9,21 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from models.bundle import Bundle
+from models.postprocess import mask_png
 from scheduler.control.controller import BudgetController, ControllerConfig, Sample
-from server.audit import AuditLog
-from server.auditor import Auditor
-from server.backends import open_backend
 from server.decoder import Decoder
-from server.engine import Engine
-from server.entrance import Entrance, Wishes
+from server.dispatch import Entrance, Wishes
+from server.engine.active_policy import InForce
+from server.engine.engine import Engine
+from server.engine.request import Answer, Completion, Row
+from server.engine.warmup import default_budget_ms, measure_costs, try_policy
 from server.errors import ServeError
-from server.feedback import Answered, Feedback
-from server.host_costs import default_budget_ms, measure_costs, try_policy
-from server.host_scheduler import HostScheduler, on_host, read_scheduler, reread
-from server.in_force import InForce
-from server.masks import mask_png
+from server.loading import HostScheduler, on_host, open_backend, read_scheduler, reread
 from server.metrics import AnswerLatency, Metrics, ModelMetrics
-from server.quality import Floor, Quality
-from server.row import Answer, Completion, Row
+from server.quality.agreement_floor import Floor, Quality
+from server.quality.audit_log import AuditLog
+from server.quality.auditor import Auditor
+from server.quality.feedback import Answered, Feedback
 from server.sample import Load, Modality, Request, Served
 from server.schemas import Options
 from server.settings import Settings

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from models.preprocess import Prepared
-from server.row import Answer, Row
+from server.engine.request import Answer, Row
 
 Modality = Literal["image", "text"]
 Input = bytes | str

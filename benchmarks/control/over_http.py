@@ -34,10 +34,10 @@ from models.bundle import load_bundle
 from models.runtime.onnx_backend import OnnxBackend
 from models.stage_costs import StageCosts
 from profiling.calibration import Predictions, record
+from profiling.loadtest.inputs import Inputs, read_inputs
 from profiling.loadtest.log import load_log
 from scheduler.fitted import load_scheduler
-from server.load_inputs import Inputs, read_inputs
-from server.loadtest_command import ask_budgets
+from server.cli.loadtest import ask_budgets
 
 BUNDLE = ZOO / "cifar10-resnet56"
 MODEL, CLASSES = "cifar10-resnet56", 10
@@ -173,7 +173,7 @@ def loadtest(
 
 def eenet(*words: str) -> list[str]:
     """A command of ours."""
-    return [sys.executable, "-m", "server.cli", *words]
+    return [sys.executable, "-m", "server.cli.main", *words]
 
 
 def of_images(images: Path | None) -> list[str]:

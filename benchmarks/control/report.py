@@ -1,7 +1,8 @@
 """Tables and pictures of how budgets were held, from the logs of benchmarks/control/simulated.py.
 
     .venv/bin/python -m benchmarks.control.report build/control/image-*.npz [--pictures DIR]
-    .venv/bin/python -m benchmarks.control.report benchmarks/control/data/real.npz --pictures docs/images
+    .venv/bin/python -m benchmarks.control.report benchmarks/control/data/real.npz \
+        --pictures docs/images
 
 Figures as in the class `Held` of benchmarks/control/figures.py, in % but for samples and ms; of
 several seeds the worst time to settle and overshoot, the mean of the rest. JSON on the last line.

@@ -37,7 +37,7 @@ def least_accuracy(task: Task) -> float:
 
 def our_server(task: Task) -> Server:
     """Our server with one bundle, without a budget and at one."""
-    command = [sys.executable, "-m", "server.cli", "serve", "--bundle", str(task.bundle)]
+    command = [sys.executable, "-m", "server.cli.main", "serve", "--bundle", str(task.bundle)]
     more = ["--port", "PORT", "--log-level", "warning"]
     replay = Replay(task)
     to_the_end = Contender(

@@ -9,7 +9,7 @@ from profiling.calibration import Predictions
 from scheduler.fitted import Scheduler
 from scheduler.fitting.fit import fit_scheduler
 from scheduler.policy import replay, take_exits
-from server.live_rows import UNLABELLED, LiveRows, labelled
+from server.pipeline.live import UNLABELLED, LiveRows, labelled
 
 SHARES = (0.25, 0.5, 0.75)  # of the way from the first exit's cost to the last one's
 

@@ -25,7 +25,7 @@ from scheduler.frontier import FrontierPoint
 from scheduler.monitoring.agreement import Agreed, AgreementCurve, AgreementFloor
 from scheduler.monitoring.drift import ScoreDrift
 from scheduler.policy import replay, take_exits
-from server.feedback import REMEMBERED, Answers
+from server.quality.feedback import REMEMBERED, Answers
 
 BATCH = 8  # scores noted at a time
 WANDERS = 10  # walks of the parameter

@@ -1,13 +1,14 @@
 """GET and PUT /budget, GET /frontier."""
 
+import math
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from server.bodies import parse_json
-from server.budget_view import budget_state, frontier_entries
-from server.lifecycle import service_of
-from server.schemas import BudgetChange, Budgets, FrontierEntry, ModelQuery
+from server.lifespan import service_of
+from server.model import ServedModel
+from server.problems import parse_json
+from server.schemas import BudgetChange, Budgets, BudgetState, FrontierEntry, ModelQuery
 
 router = APIRouter(tags=["budget"])
 
@@ -46,3 +47,86 @@ async def put_budget(request: Request, query: Named) -> Budgets:
 async def get_frontier(request: Request, query: Named) -> list[FrontierEntry]:
     """What each budget buys, in this host's present milliseconds."""
     return frontier_entries(service_of(request).named(query.model))
+
+
+def budget_state(model: ServedModel) -> BudgetState:
+    """The budget of a model, how it is kept and what it buys."""
+    model.count()
+    control = model.controller
+    control.expire(model.clock())
+    point = control.frontier.at_parameter(control.parameter)
+    return BudgetState(
+        model=model.name,
+        policy=model.engine.policy.kind,
+        budget_ms=control.budget_ms,
+        measure=model.measure,
+        effective_budget_ms=control.effective_budget_ms,
+        parameter=control.parameter,
+        rolling_latency_ms=control.rolling_latency_ms,
+        window=control.config.window,
+        samples=control.samples,
+        floor_ms=control.floor_ms,
+        ceiling_ms=control.ceiling_ms,
+        feasible=control.feasible,
+        reason=_reason(model),
+        min_agreement=model.quality.asked.minimum,
+        agreement=model.quality.agreement(control.parameter),
+        yields=model.quality.yields(control),
+        expected_accuracy=point.expected_accuracy,
+        expected_exit_rates=point.exit_rates.tolist(),
+        exit_rates=control.exit_rates,
+        thresholds=_thresholds(model),
+    )
+
+
+def frontier_entries(model: ServedModel) -> list[FrontierEntry]:
+    """What each budget buys on this host at present."""
+    frontier, present_ms = model.controller.frontier, model.controller.present_ms
+    return [
+        FrontierEntry(
+            budget_ms=present_ms(point.expected_cost_ms),
+            parameter=point.parameter,
+            expected_accuracy=point.expected_accuracy,
+            expected_cost_ms=present_ms(point.expected_cost_ms),
+            exit_rates=point.exit_rates.tolist(),
+        )
+        for point in (frontier[index] for index in range(len(frontier)))
+    ]
+
+
+def shown_threshold(value: float, *, last: bool) -> float | None:
+    """A threshold for people: None where it never fires or is the last, 0 where it always does."""
+    if last or value == math.inf:
+        return None
+    return 0.0 if value == -math.inf else value
+
+
+def _thresholds(model: ServedModel) -> list[float | None]:
+    thresholds = model.engine.policy.thresholds(model.controller.parameter)
+    if thresholds is None:
+        return [None] * model.num_exits
+    return [
+        shown_threshold(value, last=exit == model.num_exits - 1)
+        for exit, value in enumerate(thresholds.tolist())
+    ]
+
+
+def _reason(model: ServedModel) -> str | None:
+    control, asked = model.controller, model.quality.asked
+    yields = model.quality.yields(control)
+    if yields == "budget":
+        return (
+            f"the budget of {control.budget_ms:g} ms yields to the agreement floor of "
+            f"{asked.minimum:g}, which early exits do not reach at the points that keep it"
+        )
+    if yields == "agreement":
+        return (
+            f"the agreement floor of {asked.minimum:g} yields to the budget of "
+            f"{control.budget_ms:g} ms: fewer of the early answers are the last exit's"
+        )
+    if control.feasible:
+        return None
+    return (
+        f"the budget of {control.budget_ms:g} ms is below {control.floor_ms:.3g} ms, what leaving "
+        "at exit 0 costs now; every sample leaves there"
+    )

@@ -2,10 +2,10 @@
 
 from fastapi import APIRouter, Request
 
-from server.bodies import parse_json
 from server.errors import InvalidContent, UnknownAnswer
-from server.lifecycle import service_of
+from server.lifespan import service_of
 from server.model import ServedModel
+from server.problems import parse_json
 from server.schemas import FeedbackGiven, FeedbackTaken, Problem
 
 router = APIRouter(tags=["quality"])

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from server.errors import NotReady
-from server.lifecycle import service_of
+from server.lifespan import service_of
 from server.metrics import OPENMETRICS_TYPE, openmetrics_text
 
 router = APIRouter(tags=["operations"])

@@ -13,18 +13,17 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from server.bodies import first_error, parse_json
-from server.budget_view import shown_threshold
+from models.postprocess import probabilities
 from server.errors import (
     InvalidContent,
     MalformedRequest,
     ServeError,
     UnsupportedMedia,
-    problem,
 )
-from server.lifecycle import Service, service_of
+from server.lifespan import Service, service_of
 from server.model import ServedModel
-from server.probabilities import probabilities
+from server.problems import first_error, parse_json, problem
+from server.routes.budget import shown_threshold
 from server.sample import SMALL_INPUT, Load, Modality, Served
 from server.schemas import Options, PredictBody, Prediction, Predictions, Problem
 

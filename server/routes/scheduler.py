@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from server.errors import InvalidContent
-from server.lifecycle import service_of
+from server.lifespan import service_of
 from server.schemas import ModelQuery, Reloaded, Reloads
 
 router = APIRouter(tags=["scheduler"])

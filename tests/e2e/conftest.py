@@ -26,7 +26,7 @@ def start_server() -> Callable[..., AbstractContextManager[Server]]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "server.cli", "serve", "--log-level", "warning"]
+        command = [sys.executable, "-m", "server.cli.main", "serve", "--log-level", "warning"]
         environ = {k: v for k, v in os.environ.items() if not k.startswith("EENET_")}
         started = time.perf_counter()
         process = subprocess.Popen([*command, "--port", str(port), *options], env=environ)

@@ -16,7 +16,7 @@ import pytest
 from models.bundle import load_bundle
 from profiling.calibration import load_recorded
 from scheduler.fitted import FILES
-from server.cli import main
+from server.cli.main import main
 
 if TYPE_CHECKING:
     from tests.conftest import Images

@@ -146,8 +146,8 @@ def test_it_imports_neither_torch_nor_transformers(server: Server) -> None:
     assert "onnxruntime" in maps
     assert "libtorch" not in maps
     code = (
-        "import sys; sys.argv = ['eenet', '--version']; import server.cli, server.app\n"
-        "try: server.cli.main(['--version'])\n"
+        "import sys; sys.argv = ['eenet', '--version']; import server.cli.main, server.app\n"
+        "try: server.cli.main.main(['--version'])\n"
         "except SystemExit: pass\n"
         "print(sorted({'torch', 'transformers', 'onnx', 'sklearn'} & set(sys.modules)))"
     )

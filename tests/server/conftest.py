@@ -13,14 +13,14 @@ from starlette.testclient import TestClient
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
-import server.build
+import server.pipeline.builder
 from models.bundle import write_manifest
 from models.training.trainer import Trainer
 from profiling.calibration import Recorded, save_recorded
 from scheduler.fitted import FILES
 from server.app import create_app
-from server.cli import main
-from server.fit_command import refit
+from server.cli.main import main
+from server.pipeline.refit import refit
 from server.settings import Settings
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -105,9 +105,9 @@ def building_quickly(
 
     @contextmanager
     def quickly() -> Iterator[None]:
-        measure = functools.partial(server.build.measure_latency, warm_up=2, repeats=20)
+        measure = functools.partial(server.pipeline.builder.measure_latency, warm_up=2, repeats=20)
         with fitting_quickly(), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(server.build, "measure_latency", measure)
+            patch.setattr(server.pipeline.builder, "measure_latency", measure)
             yield
 
     return quickly
@@ -257,7 +257,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the mistake was not found before the long work")
 
     monkeypatch.setattr(Trainer, "run", never)
-    monkeypatch.setattr(server.build, "export_graphs", never)
+    monkeypatch.setattr(server.pipeline.builder, "export_graphs", never)
 
 
 @pytest.fixture

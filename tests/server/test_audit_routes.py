@@ -17,9 +17,9 @@ from starlette.testclient import TestClient
 from models.bundle import load_bundle
 from models.runtime.onnx_backend import OnnxBackend
 from server.app import create_app
-from server.auditor import MOST_IN_FLIGHT
-from server.feedback import key_of
 from server.model import ServedModel
+from server.quality.auditor import MOST_IN_FLIGHT
+from server.quality.feedback import key_of
 from server.sample import Load
 from server.schemas import Options
 from server.settings import Settings

@@ -19,7 +19,7 @@ from profiling.calibration import load_recorded
 from scheduler.fitted import load_scheduler
 from scheduler.policy import score_all
 from server.app import create_app
-from server.fit_command import refit
+from server.pipeline.refit import refit
 from server.settings import Settings
 
 if TYPE_CHECKING:

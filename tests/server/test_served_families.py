@@ -14,8 +14,8 @@ from starlette.testclient import TestClient
 
 from models.bundle import load_bundle
 from server.app import create_app
-from server.build import load_run
-from server.cli import main
+from server.cli.main import main
+from server.pipeline.builder import load_run
 from server.settings import Settings
 
 MSDNET = {

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from tests.benchmarks.control.control_logs import make_log
 
 from benchmarks.control.figures import held, rolling_of
+from tests.benchmarks.control.control_logs import make_log
 
 WINDOW = 100
 

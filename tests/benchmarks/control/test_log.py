@@ -2,9 +2,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.benchmarks.control.control_logs import make_log
 
 from benchmarks.control.log import columns, load_logs, save_logs
+from tests.benchmarks.control.control_logs import make_log
 
 
 def test_logs_come_back_as_they_were(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from tests.benchmarks.control.control_logs import make_log
 
 from benchmarks.control.plots import control_figure
+from tests.benchmarks.control.control_logs import make_log
 
 pytest.importorskip("matplotlib")
 

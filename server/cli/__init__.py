@@ -1,0 +1,1 @@
+"""The `eenet` command: one file per subcommand."""

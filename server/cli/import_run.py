@@ -1,0 +1,105 @@
+"""`eenet import`: a checkpoint of the published EENet code becomes a run."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import save_file
+
+from models.bundle import TOKENIZER
+from models.networks.msdnet import CLASSES
+from models.published import load_published, network_of
+from models.training.run import BEST, RunConfig, claim_folder
+from server.cli.run_inputs import input_of, pictures, read_settings, read_tokenizer
+
+# How the published code normalises CIFAR-10 and CIFAR-100; by the number of classes.
+PUBLISHED_PICTURES = {
+    10: {"mean": (0.4914, 0.4824, 0.4467), "std": (0.2471, 0.2435, 0.2616)},
+    100: {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761)},
+}
+PUBLISHED_NAMES = {"bert_4": "bert"}  # where `load_published` has another
+
+
+def import_published(args: argparse.Namespace) -> None:
+    """Write the run of a checkpoint into `args.out`.
+
+    Raises:
+        ValueError: If settings, checkpoint or latencies cannot be read or do not fit together.
+    """
+    arch = PUBLISHED_NAMES.get(args.arch, args.arch)
+    network = network_of(arch, _settings(args))
+    is_text = network.family.task == "text"
+    tokenizer = read_tokenizer(args.tokenizer) if is_text else None
+    model = load_published(arch, args.checkpoint, **network.settings)
+    costs_ms = None if args.latencies is None else _read_latencies(args.latencies, model.num_exits)
+    config = RunConfig(
+        arch=network.arch,
+        settings=dict(network.settings),
+        classes=_class_names(args),
+        input=_pictures(args) if tokenizer is None else input_of(args, network, tokenizer),
+        start=str(args.checkpoint),
+        costs_ms=costs_ms,
+    )
+    claim_folder(args.out, config)
+    if tokenizer is not None:
+        (args.out / TOKENIZER).write_text(tokenizer)
+    save_file(model.state_dict(), args.out / BEST)
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The network's settings, with as many classes as --classes says."""
+    given = {} if args.settings is None else read_settings(args.settings)
+    if args.arch == "msdnet" and not given:
+        raise ValueError("msdnet needs --settings, the JSON of its parameters (base, step, ...)")
+    if args.arch == "bert_4" and not given:
+        raise ValueError("bert_4 needs --settings, the JSON of its sizes (vocab_size, ...)")
+    key = "num_labels" if args.arch == "bert_4" else "num_classes"
+    held = given.get(key, CLASSES.get(str(given.get("data")), args.classes))
+    if held != args.classes:
+        raise ValueError(f"{args.settings} is of {held} classes, --classes says {args.classes}")
+    return {**given, key: args.classes}
+
+
+def _read_latencies(path: Path, num_exits: int) -> tuple[float, ...]:
+    """Milliseconds until each exit, (K,), from a file of seconds."""
+    try:
+        seconds = np.array(path.read_text().replace(",", " ").split(), np.float64)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} holds no plain numbers: {error}") from error
+    rising = np.isfinite(seconds).all() and (np.diff(seconds, prepend=0.0) > 0).all()
+    if len(seconds) != num_exits or not rising:
+        raise ValueError(
+            f"{path} holds {len(seconds)} numbers, {seconds.tolist()}; give {num_exits}, the "
+            f"seconds until each exit, rising from above 0"
+        )
+    return tuple((1e3 * seconds).tolist())
+
+
+def _pictures(args: argparse.Namespace) -> dict[str, Any]:
+    given = {name: getattr(args, name) for name in ("mean", "std")}
+    try:
+        numbers = {
+            name: tuple(float(part) for part in text.split(","))
+            for name, text in given.items()
+            if text is not None
+        }
+    except ValueError as error:
+        raise ValueError(
+            f"--mean and --std take three numbers, as in 0.5,0.5,0.5; {error}"
+        ) from error
+    for name, values in numbers.items():
+        sound = len(values) == 3 and np.isfinite(values).all()
+        if not sound or (name == "std" and min(values) <= 0):
+            raise ValueError(f"--{name} is {given[name]}; give three numbers, R,G,B")
+    return {**PUBLISHED_PICTURES.get(args.classes, pictures()), **numbers}
+
+
+def _class_names(args: argparse.Namespace) -> tuple[str, ...]:
+    """The classes in the checkpoint's order; none where they are not given."""
+    if args.class_names is None:
+        return ()
+    names = tuple(name.strip() for name in args.class_names.split(","))
+    if len(names) != args.classes:
+        raise ValueError(f"--class-names holds {len(names)} names, --classes says {args.classes}")
+    return names

@@ -1,0 +1,258 @@
+"""`eenet loadtest`: real inputs to a running server, and what came of them."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.data.text_table import Columns
+from profiling.loadtest.answers import State, read_log, said
+from profiling.loadtest.http_client import LaneConfig
+from profiling.loadtest.inputs import COLUMNS, read_inputs
+from profiling.loadtest.load import OK, Call, LoadResult, closed_loop
+from profiling.loadtest.log import LoadLog, phases, save_log
+from profiling.loadtest.plan import (
+    CLOSED_CONNECTIONS,
+    OPEN_CONNECTIONS,
+    LoadPlan,
+    budget_path,
+    read_plan,
+    send,
+)
+from server.cli.options import command
+
+ASK_TIMEOUT_S = 10.0
+EXAMPLE = """eenet loadtest http://127.0.0.1:8000 --rate 200 --seconds 30
+  eenet loadtest http://127.0.0.1:8000 --rate 0:50,20:200 --seconds 60 --model cifar10-resnet56 \\
+    --budgets 0:2.0,30:1.4 --phases 0:clean,40:noise-3 --poll-s 0.25 --log load.npz"""
+
+
+def add_loadtest(commands: Any) -> None:
+    """`eenet loadtest`."""
+    parser = command(
+        commands,
+        "loadtest",
+        "Load a running server with real inputs: rate, latency, exits, accuracy, budget.",
+        EXAMPLE,
+        _loadtest,
+    )
+    parser.add_argument("url", metavar="URL", help="of the server, http://127.0.0.1:8000")
+    _add_inputs(parser)
+    _add_load(parser)
+    _add_requests(parser)
+    parser.add_argument(
+        "--poll-s", type=float, metavar="X", help="look at GET /budget so often, for --log"
+    )
+    parser.add_argument(
+        "--log",
+        type=Path,
+        metavar="OUT.npz",
+        help="write what became of every request, change of the budget and look at it",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of all that is random (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the results as one JSON document last"
+    )
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    inputs = parser.add_mutually_exclusive_group()
+    inputs.add_argument(
+        "--images",
+        type=Path,
+        metavar="FILE.npz|FOLDER",
+        help="encoded pictures as blob, off and y, or picture files, labelled by their folders "
+        "(default: 300 test images of CIFAR-10, where the repository is)",
+    )
+    inputs.add_argument("--texts", type=Path, metavar="FILE.tsv", help="a table of labelled texts")
+    for name, default in COLUMNS._asdict().items():
+        parser.add_argument(
+            f"--{name}-column",
+            default=default,
+            help=f"of --texts: header of the {name}s, or their number from 0 (default: {default})",
+        )
+    parser.add_argument(
+        "--classes",
+        metavar="A,B|S:A+B,...",
+        help="send only inputs of these true classes: 3,5 or cat,dog as labels are; with times, "
+        "those of these or all from second S on: 0:all,20:3+5",
+    )
+    parser.add_argument(
+        "--phases",
+        default="clean",
+        metavar="S:FORM,...",
+        help="the inputs' form from second S on: clean; of pictures noise-1 to noise-5, blur-, "
+        "jpeg-, contrast-; of texts shorter-N words, longer-N texts in one, misspelt-N per cent",
+    )
+
+
+def _add_load(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--connections",
+        type=int,
+        help=f"open at a time (default: {CLOSED_CONNECTIONS}; with --rate at most "
+        f"{OPEN_CONNECTIONS})",
+    )
+    parser.add_argument(
+        "--rate",
+        "--rates",
+        metavar="R|S:R,...",
+        help="requests a second at random times, whatever is answered, from second S on (default: "
+        "each connection sends when its answer is in)",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="how long (default: %(default)g)"
+    )
+
+
+def _add_requests(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="who shall answer, and whose budget is set")
+    parser.add_argument(
+        "--budget-ms", type=float, help="each request's own wish (default: the server's budget)"
+    )
+    parser.add_argument("--deadline-ms", type=float, help="each request's deadline (default: none)")
+    parser.add_argument(
+        "--budgets",
+        metavar="S:MS,...",
+        help="set the server's budget to MS, or take it off with off, at second S",
+    )
+
+
+def _loadtest(args: argparse.Namespace) -> None:
+    _check(args)
+    columns = Columns(args.text_column, args.label_column)
+    inputs = read_inputs(args.images, args.texts, columns)
+    plan = read_plan(args, inputs)
+    before = ask_budgets(args.url, args.model)  # whether there is a server at all, too
+    result = send(args.url, plan)
+    log, models = read_log(
+        result, plan.inputs, plan.forms, inputs.labels, before, plan.budgets.values
+    )
+    if args.log is not None:
+        save_log(log, args.log)
+    states = [each for each in ask_budgets(args.url, args.model) if each.get("model") in models]
+    report = _report(args, plan, result, log, models, states)
+    print("\n".join(_lines(report)))
+    if args.json:
+        print(json.dumps(report))
+
+
+def _check(args: argparse.Namespace) -> None:
+    given = {
+        "--connections": args.connections,
+        "--seconds": args.seconds,
+        "--budget-ms": args.budget_ms,
+        "--deadline-ms": args.deadline_ms,
+        "--poll-s": args.poll_s,
+    }
+    for flag, value in given.items():
+        if value is not None and not 0 < value < float("inf"):  # NaN fails too
+            raise ValueError(f"{flag} is {value:g}; give a number above 0")
+    if args.log is not None and not args.log.parent.is_dir():
+        raise ValueError(f"--log is {args.log}, whose folder does not exist; make it first")
+
+
+def ask_budgets(url: str, model: str | None) -> list[State]:
+    """GET /budget, of one model or of all.
+
+    Raises:
+        ValueError: If the server does not answer, or does not know the model.
+    """
+    path = budget_path(model)
+    config = LaneConfig(1, timeout_s=ASK_TIMEOUT_S, keep_bodies=True)
+    asked = closed_loop(url, [Call(path, method="GET")], config, count=1)
+    if asked.bodies is None or not asked.outcome[0].isdigit():
+        raise ValueError(
+            f"{url} does not answer ({asked.outcome[0]}); start a server there with eenet serve"
+        )
+    if asked.outcome[0] != OK:
+        raise ValueError(f"{url} answers {path} with {said(asked, 0)}")
+    try:
+        models: list[State] = json.loads(asked.bodies[0])["models"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{url} is no server of eenet serve: GET /budget is not its") from error
+    return models
+
+
+def _report(
+    args: argparse.Namespace,
+    plan: LoadPlan,
+    result: LoadResult,
+    log: LoadLog,
+    models: list[str],
+    states: Sequence[State],
+) -> dict[str, Any]:
+    shown = ("model", "budget_ms", "measure", "rolling_latency_ms", "feasible")
+    percentiles = result.percentiles(50, 90, 99) or ()
+    samples, puts = log.samples, result.beside[0]
+    answered, judged = samples.exit >= 0, samples.correct >= 0
+    rates = np.bincount(samples.exit[answered], minlength=log.num_exits) / answered.sum()
+    return {
+        "url": args.url,
+        "offered_rate": plan.mean_rate,
+        "seconds": result.seconds,
+        "requests": len(result.call),
+        "rate": result.rate,
+        "latency_ms": dict(zip(("p50", "p90", "p99"), percentiles, strict=True)),
+        "outcomes": result.outcomes,
+        "models": models,
+        "exit_rates": rates.tolist(),
+        "accuracy": float(samples.correct[judged].mean()) if judged.any() else None,
+        "compute_ms": float(samples.compute_ms[answered].mean()),
+        "late": int(samples.late.sum()),
+        "measure": log.measure,
+        "phases": [phase._asdict() for phase in phases(log)],
+        "budgets_not_set": [said(puts, row) for row in np.flatnonzero(~puts.ok).tolist()],
+        "budgets": [{name: each.get(name) for name in shown} for each in states],
+    }
+
+
+def _lines(report: dict[str, Any]) -> list[str]:
+    """For a terminal."""
+    outcomes = ", ".join(f"{outcome} {count}" for outcome, count in report["outcomes"].items())
+    latency = ", ".join(f"{name} {ms:.3f}" for name, ms in report["latency_ms"].items())
+    late = f", {report['late']} after their deadline" if report["late"] else ""
+    each_phase = report["phases"] if len(report["phases"]) > 1 else []
+    return [
+        f"{report['requests']} requests in {report['seconds']:.2f} s: {report['rate']:.1f} "
+        f"answers/s ({outcomes}{late})",
+        f"latency {latency} ms; compute {report['compute_ms']:.3f} ms in the mean",
+        _exits(report["exit_rates"], report["accuracy"]),
+        *(_phase_line(phase, report["measure"]) for phase in each_phase),
+        *(f"a budget was not set: {sentence}" for sentence in report["budgets_not_set"]),
+        *(_budget_line(each) for each in report["budgets"]),
+    ]
+
+
+def _exits(rates: Sequence[float], accuracy: float | None) -> str:
+    shown = " ".join(f"{rate:.3f}" for rate in rates)
+    return f"exit rates {shown}" + ("" if accuracy is None else f", accuracy {accuracy:.2%}")
+
+
+def _phase_line(phase: dict[str, Any], measure: str) -> str:
+    when = f"from {phase['begin_s']:.1f} to {phase['end_s']:.1f} s: {phase['form']}"
+    budget_ms, mean_ms = phase["budget_ms"], phase["mean_ms"]
+    budget = "no budget" if budget_ms is None else f"budget {budget_ms:g} ms"
+    if mean_ms is None:
+        return f"{when}, {budget}, no answer"
+    error = "" if phase["budget_error"] is None else f" ({100 * phase['budget_error']:+.1f} %)"
+    exits = _exits(phase["exit_rates"], phase["accuracy"])
+    return f"{when}, {budget}, mean {mean_ms:.3f} ms of {measure}{error}, {exits}"
+
+
+def _budget_line(state: dict[str, Any]) -> str:
+    budget_ms, rolling_ms = state["budget_ms"], state["rolling_latency_ms"]
+    rolling = "no latency" if rolling_ms is None else f"{rolling_ms:.3f} ms"
+    if budget_ms is None:
+        return f"{state['model']}: no budget, {rolling} in the rolling mean of {state['measure']}"
+    error = "" if rolling_ms is None else f" ({100 * (rolling_ms / budget_ms - 1):+.1f} %)"
+    kept = "" if state["feasible"] else ", which cannot be kept"
+    return (
+        f"{state['model']}: budget {budget_ms:g} ms{kept}, {rolling} in the rolling mean of "
+        f"{state['measure']}{error}"
+    )

@@ -1,0 +1,1 @@
+"""The serving loop over exits; knows no HTTP and no Prometheus."""

@@ -1,0 +1,122 @@
+"""What exits cost on this host: it is never the machine that built the bundle."""
+
+import logging
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
+
+from models.backend import OutOfMemory, StageBackend, State
+from models.stage_costs import StageCosts
+from scheduler.frontier import Frontier
+from scheduler.policy import ExitPolicy
+from server.engine.engine import Engine
+from server.engine.request import Answer, Completion, Row
+from server.metrics import Metrics, ModelMetrics
+
+log = logging.getLogger(__name__)
+
+LARGEST_BATCH = 128
+WARM_UP_S, MEASURE_S, BATCH_S = 0.15, 0.5, 0.1  # of batches of one row, and of each larger size
+WARM_UP_ROUNDS, COST_ROUNDS = (3, 20), (20, 100)  # at least and at most
+BATCH_ROUNDS = (4, 30)
+SAME_SPEED = 0.25  # hosts whose costs differ by no more than this share are taken for the same
+
+
+def measure_costs(
+    backend: StageBackend, policy: ExitPolicy, example: State, max_batch: int | None = 1
+) -> StageCosts:
+    """Warm up and measure what batches cost at each stage, through the engine.
+
+    Larger batches are those of doubled sizes, up to `max_batch`; where that is None, as long as
+    doubling is worth its wait. Each cost is the lower quartile: at start other processes often
+    share the cores, and what they take is the controller's measured/predicted ratio to know, not
+    the stages' costs.
+
+    Args:
+        backend: Whose stages and heads.
+        policy: Whose scores and decisions.
+        example: One input row.
+        max_batch: The largest size to measure, or None.
+
+    Raises:
+        ValueError: If the network fails on the example.
+    """
+    first = _batches_ms(backend, policy, example, 1, 1)
+    _batches_ms(backend, policy, example, 1, _rounds(WARM_UP_S, first, WARM_UP_ROUNDS))
+    of_one = _batches_ms(backend, policy, example, 1, _rounds(MEASURE_S, first, COST_ROUNDS))
+    costs = StageCosts((1,), np.percentile(of_one, 25, axis=0)[:, None])
+    for rows in _sizes(max_batch):
+        try:
+            first = _batches_ms(backend, policy, example, rows, 1)
+            rounds = _rounds(BATCH_S, first, BATCH_ROUNDS)
+            times = np.percentile(_batches_ms(backend, policy, example, rows, rounds), 25, axis=0)
+        except OutOfMemory:
+            break
+        costs = StageCosts((*costs.batch_sizes, rows), np.column_stack([costs.stages_ms, times]))
+        if max_batch is None and costs.worthwhile_rows() < rows:
+            break
+    return costs
+
+
+def try_policy(backend: StageBackend, policy: ExitPolicy, example: State) -> None:
+    """Run the example through network and policy once.
+
+    Raises:
+        ValueError: If that fails.
+    """
+    _batches_ms(backend, policy, example, 1, 1)
+
+
+def _sizes(max_batch: int | None) -> list[int]:
+    """The sizes to measure beyond 1."""
+    limit = LARGEST_BATCH if max_batch is None else max_batch
+    return sorted({*(2**power for power in range(1, 11) if 2**power < limit), limit} - {1})
+
+
+def _rounds(seconds: float, first_ms: NDArray[np.float64], bounds: tuple[int, int]) -> int:
+    """How many rounds fit into a time, within bounds."""
+    fewest, most = bounds
+    return int(min(max(seconds * 1e3 / max(first_ms.sum(), 1e-3), fewest), most))
+
+
+def _batches_ms(
+    backend: StageBackend, policy: ExitPolicy, example: State, rows: int, rounds: int
+) -> NDArray[np.float64]:
+    """Milliseconds of every stage of some batches of a size, (rounds, K)."""
+    elapsed: list[list[float]] = []
+
+    def keep(completions: list[Completion]) -> None:
+        for _, outcome in completions[:1]:  # the others of the batch took the same
+            if isinstance(outcome, Answer):
+                elapsed.append([entry.elapsed_ms for entry in outcome.trace or ()])
+
+    metrics = ModelMetrics(Metrics(CollectorRegistry(), ""), "warm-up", backend.num_exits)
+    engine = Engine(
+        backend, policy, policy.run_on, workers=1, max_batch=rows, metrics=metrics, on_batch=keep
+    )
+    engine.submit([Row(example, traced=True) for _ in range(rows * rounds)])
+    engine.start()
+    engine.stop()
+    if engine.max_batch < rows:
+        raise OutOfMemory(f"{rows} rows")
+    if len(elapsed) < rounds:
+        raise ValueError("the network failed on the warm-up input; the log has the trace")
+    return np.diff(np.array(elapsed), axis=1, prepend=0.0)
+
+
+def default_budget_ms(default_ms: float, built_on: Frontier, here: Frontier) -> float:
+    """The bundle's default budget on this host.
+
+    It is in milliseconds of the machine that built the bundle. Where this host is much faster or
+    slower they would mean another trade, so the same point of the frontier is kept instead.
+    """
+    ratio = float(here.costs_ms[-1] / built_on.costs_ms[-1])
+    if abs(ratio - 1) <= SAME_SPEED:
+        return default_ms
+    point = here.at_parameter(built_on.at_cost(default_ms).parameter)
+    moved_ms = round(point.expected_cost_ms, 3)
+    log.info(
+        "this host takes %.2fx the time: default budget %g ms -> %g ms", ratio, default_ms, moved_ms
+    )
+    return moved_ms

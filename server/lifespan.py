@@ -1,0 +1,187 @@
+"""What lives as long as the server: models, pools, the beat, and an orderly end."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.requests import Request
+
+from models.bundle import load_bundle
+from server.admission import Admission
+from server.errors import InvalidContent, UnknownModel
+from server.metrics import Metrics
+from server.model import ServedModel
+from server.quality.feedback import Answers
+from server.sample import Modality
+from server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+BEAT_S = 0.25
+STALLED_S = 10.0
+DRAINING = "the server is draining; try another replica"
+
+
+class Service:
+    """Everything the routes use; on `app.state.service` while the server runs.
+
+    Args:
+        settings: The configuration.
+        metrics: The app's.
+        clock: Seconds, monotonic.
+
+    Raises:
+        ValueError: If a bundle cannot be served.
+    """
+
+    def __init__(
+        self, settings: Settings, metrics: Metrics, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self.clock = clock
+        self.decode_pool = ThreadPoolExecutor(settings.decode_workers, thread_name_prefix="decode")
+        self.admission = Admission(settings.max_queue, metrics.inflight, clock)
+        self.answers = Answers()
+        self.draining = False
+        self.models: dict[str, ServedModel] = {}
+        for folder in settings.bundle:
+            model = ServedModel(load_bundle(folder), settings, metrics, self.decode_pool, clock)
+            if model.name in self.models:
+                raise ValueError(
+                    f"two bundles are named {model.name!r}; rename one in its bundle.json"
+                )
+            self.models[model.name] = model
+
+    def pick(self, name: str | None, reads: Modality) -> ServedModel:
+        """The model a request means.
+
+        Args:
+            name: As the request gives it.
+            reads: What the request holds.
+
+        Raises:
+            UnknownModel: If none is loaded under the name, or none that reads this.
+            InvalidContent: If the named one reads something else, or none was named and there are
+                several.
+        """
+        if name is not None:
+            model = self.named(name)
+            if model.reads != reads:
+                raise InvalidContent(f"{name} reads {model.reads}s; send it one, not {reads}s")
+            return model
+        able = [model for model in self.models.values() if model.reads == reads]
+        if len(able) > 1:
+            names = ", ".join(sorted(model.name for model in able))
+            raise InvalidContent(f"several models read {reads}s; name one of {names} as model")
+        if not able:
+            loaded = ", ".join(f"{m.name} ({m.reads}s)" for m in self.models.values())
+            raise UnknownModel(f"no model that reads {reads}s is loaded; loaded are {loaded}")
+        return able[0]
+
+    def named(self, name: str | None) -> ServedModel:
+        """The model of a name; without one, the only model.
+
+        Raises:
+            UnknownModel: If none is loaded under the name.
+            InvalidContent: If none was named and there are several.
+        """
+        loaded = ", ".join(sorted(self.models))
+        if name is None:
+            if len(self.models) > 1:
+                raise InvalidContent(f"several models are loaded; name one of {loaded} as model")
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            raise UnknownModel(f"no model {name!r} is loaded; name one of {loaded}")
+        return self.models[name]
+
+    def meant(self, name: str | None) -> list[ServedModel]:
+        """The models that a request for one or all means.
+
+        Raises:
+            UnknownModel: If none is loaded under the name.
+        """
+        return list(self.models.values()) if name is None else [self.named(name)]
+
+    @property
+    def unready(self) -> str | None:
+        """Why requests are not taken; None when they are."""
+        broken = [model.broken for model in self.models.values() if model.broken is not None]
+        return broken[0] if broken else DRAINING if self.draining else self.admission.not_ready
+
+    @property
+    def stalled(self) -> str | None:
+        """Why the process is beyond help; None while it works."""
+        for model in self.models.values():
+            if not model.engine.alive:
+                return f"an engine worker of {model.name} has died"
+            if (
+                model.engine.oldest_wait_s() > STALLED_S
+                and self.clock() - model.engine.beat_s > STALLED_S
+            ):
+                return f"the engine of {model.name} has not moved for {STALLED_S:g} s"
+        return None
+
+    async def run(self) -> None:
+        """Beat: gauges, expiry, and a probe of models that failed. Ends by cancellation."""
+        while True:
+            due = self.clock() + BEAT_S
+            await asyncio.sleep(BEAT_S)
+            self.metrics.loop_lag.set(max(self.clock() - due, 0.0))
+            for model in self.models.values():
+                model.tick()
+                await model.probe()
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the engines."""
+        for model in self.models.values():
+            model.start(loop)
+
+    async def stop(self) -> None:
+        """Turn new requests away, answer those that are in, then end all threads."""
+        self.admission.not_ready = DRAINING
+        for model in self.models.values():
+            await asyncio.to_thread(model.stop)
+        self.decode_pool.shutdown()
+
+
+class DrainingServer(uvicorn.Server):
+    """Says that it drains from the signal on, not only when the last request is over."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Tell probes to look elsewhere; what was accepted is still answered."""
+        app = self.config.app
+        if isinstance(app, FastAPI) and hasattr(app.state, "service"):
+            app.state.service.draining = True
+        super().handle_exit(sig, frame)
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Load, serve, drain."""
+    service = await asyncio.to_thread(Service, app.state.settings, app.state.metrics)
+    service.start(asyncio.get_running_loop())
+    app.state.service = service
+    gc.freeze()  # what is loaded stays: collections need not walk it again
+    beat = asyncio.create_task(service.run())
+    log.info("ready: %s", ", ".join(service.models))
+    try:
+        yield
+    finally:
+        beat.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await beat
+        await service.stop()
+
+
+def service_of(request: Request) -> Service:
+    """The running service, for routes."""
+    service: Service = request.app.state.service
+    return service

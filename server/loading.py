@@ -1,0 +1,137 @@
+"""From a bundle to what a server runs: backend, policy and frontier at this host's costs."""
+
+import logging
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.backend import StageBackend
+from models.bundle import Bundle, BundleError, load_bundle
+from models.runtime.onnx_backend import open_onnx_backend
+from models.runtime.replay_backend import ReplayBackend
+from models.stage_costs import StageCosts, read_stage_costs
+from profiling.calibration import load_recorded
+from scheduler.fitted import FILES, Scheduler, load_scheduler
+from scheduler.frontier import Frontier
+from scheduler.monitoring.drift import ScoreDrift
+from scheduler.npz import read_arrays
+from scheduler.policy import ExitPolicy
+from server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+BUCKETS = tuple(2**power for power in range(11))  # batch sizes of devices that want few of them
+CALIBRATION = "calibration_log_probs"
+
+
+def open_backend(bundle: Bundle, settings: Settings) -> StageBackend:
+    """The backend that the settings ask for, loaded.
+
+    Raises:
+        ValueError: If the bundle lacks what it needs, or the device is not to be had.
+    """
+    if settings.backend == "torch":
+        # Imported here because torch is not on the serving path.
+        from models.runtime.torch_backend import open_torch_backend
+
+        buckets = BUCKETS if settings.torch_mode == "cuda-graphs" else ()
+        return open_torch_backend(bundle, settings.device, settings.torch_mode, buckets)
+    if settings.backend == "replay":
+        costs = read_stage_costs(settings.replay_costs or bundle.folder / "profile.json")
+        recorded = load_recorded(bundle.folder / "calibration.npz").test
+        return ReplayBackend(recorded.log_probs.astype(np.float32), costs)
+    return open_onnx_backend(bundle.stage_files, bundle.head_files, settings.device, BUCKETS)
+
+
+class HostScheduler(NamedTuple):
+    """A policy with its frontier at this host's costs, and the bundle that both come from.
+
+    `drift` compares the policy's scores with those of the bundle's calibration set.
+    """
+
+    bundle: Bundle
+    policy: ExitPolicy
+    frontier: Frontier
+    drift: ScoreDrift
+
+    @property
+    def sha256(self) -> str:
+        """Of the file that holds its numbers."""
+        return self.bundle.manifest.files[FILES[1]].sha256
+
+
+def read_scheduler(bundle: Bundle) -> Scheduler:
+    """The scheduler of a verified bundle.
+
+    Raises:
+        ValueError: If it cannot be read or is not of the bundle's network.
+    """
+    scheduler, num_exits = load_scheduler(bundle.folder), bundle.manifest.num_exits
+    if scheduler.policy.num_exits != num_exits:
+        raise ValueError(
+            f"{bundle.folder}: the scheduler has {scheduler.policy.num_exits} exits, the network "
+            f"{num_exits}"
+        )
+    return scheduler
+
+
+def on_host(bundle: Bundle, scheduler: Scheduler, costs: StageCosts) -> HostScheduler:
+    """A scheduler at this host's costs; where they part too much from its own, the log says so.
+
+    Raises:
+        ValueError: If the bundle's calibration set cannot be read.
+    """
+    policy, built_on = scheduler
+    if moved := built_on.moved_stages(costs.costs_ms):
+        log.warning(
+            "%s: the share of stages %s in the whole time differs by more than a fifth from "
+            "the machine that fitted the scheduler; `eenet fit` with this "
+            "host's --costs fits it again",
+            bundle.manifest.name,
+            moved,
+        )
+    frontier = built_on.with_costs(costs.costs_ms)
+    drift = ScoreDrift(policy, frontier, _calibration(bundle), np.random.default_rng(0))
+    return HostScheduler(bundle, policy, frontier, drift)
+
+
+def reread(served: Bundle) -> tuple[Bundle, Scheduler]:
+    """The scheduler that now lies in the folder of a bundle being served, and the bundle anew.
+
+    Raises:
+        ValueError: If the folder no longer holds a whole bundle of the network being served.
+    """
+    bundle = load_bundle(served.folder)
+    if _network(bundle) != _network(served):
+        raise BundleError(
+            f"{served.folder} no longer holds the network of {served.manifest.name} that is being "
+            f"served; restart the server"
+        )
+    scheduler = read_scheduler(bundle)
+    if load_bundle(served.folder).manifest != bundle.manifest:
+        raise BundleError(f"{served.folder} was written to while it was read; ask again")
+    return bundle, scheduler
+
+
+def _calibration(bundle: Bundle) -> NDArray[np.floating]:
+    """The log-probabilities (K, N, C) or (K, N, P, C) of a bundle's calibration set."""
+    path = bundle.folder / "calibration.npz"
+    log_probs = read_arrays(path, lambda name: name == CALIBRATION).get(CALIBRATION)
+    if log_probs is None or len(log_probs) != bundle.manifest.num_exits:
+        raise BundleError(
+            f"{path} holds no predictions of the network's {bundle.manifest.num_exits} exits; "
+            f"build the bundle again"
+        )
+    return log_probs
+
+
+def _network(bundle: Bundle) -> object:
+    """What must not change under a server: the graphs, and what surrounds them."""
+    manifest = bundle.manifest
+    graphs = {
+        name: file.sha256
+        for name, file in manifest.files.items()
+        if name.startswith(("stages/", "heads/")) or name == "weights.safetensors"
+    }
+    return manifest.name, manifest.task, manifest.classes, manifest.preprocessing, graphs

@@ -1,0 +1,207 @@
+"""What surrounds every request: id, time of arrival, bound on the body, a client that leaves."""
+
+import asyncio
+import logging
+import os
+import re
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import INTERNAL_DETAIL, BodyTooLarge, ServeError
+from server.metrics import Metrics
+from server.problems import problem_response
+
+log = logging.getLogger(__name__)
+
+SMALL_BODY_BYTES = 64 * 1024  # for routes that take no images
+CLIENT_LEFT = 499
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+ALIASES = {"/health": "/readyz", "/healthz": "/readyz", "/ping": "/readyz"}
+PATIENCE_S = 0.1
+
+
+class Envelope:
+    """Around every request: id, time of arrival, bound on the body, headers, count.
+
+    Args:
+        app: What answers.
+        metrics: Told of every answer.
+        max_body_bytes: Largest body read.
+        clock: Seconds, monotonic, the models' own.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        max_body_bytes: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.app = app
+        self.metrics = metrics
+        self.max_body_bytes = max_body_bytes
+        self.clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, _without_known_traces(send))
+            return
+        received_s = self.clock()
+        headers = Headers(scope=scope)
+        wanted = headers.get("x-request-id", "")
+        request_id = wanted if REQUEST_ID.fullmatch(wanted) else os.urandom(16).hex()
+        state = scope.setdefault("state", {})
+        state |= {"request_id": request_id, "received_s": received_s, "server_timing": {}}
+        started = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                times = {"total": (self.clock() - received_s) * 1e3, **state["server_timing"]}
+                timing = ", ".join([f"{name};dur={ms:.3f}" for name, ms in times.items()])
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", request_id.encode()),
+                    (b"server-timing", timing.encode()),
+                ]
+                path: str = scope["path"]
+                self.metrics.observe_request(ALIASES.get(path, path), message["status"])
+            await watch.send(message)
+
+        watch = ClientWatch(receive, send)
+        try:
+            limit = self.max_body_bytes if scope["path"] == "/predict" else SMALL_BODY_BYTES
+            if int(headers.get("content-length", 0)) > limit:
+                raise self._too_large(limit)
+            async with watch:
+                await self.app(scope, self._bounded(watch.receive, limit), send_with_headers)
+        except ServeError as error:
+            await problem_response(error.status, error.code, error.detail, request_id)(
+                scope, receive, send_with_headers
+            )
+        except ClientDisconnect:
+            self._count_departure(scope, request_id)
+        except asyncio.CancelledError:
+            if watch.left:
+                if not started:
+                    self._count_departure(scope, request_id)
+                return
+            if started:  # the longest wait at shutdown is over
+                raise
+            sentence = "the server is draining and had no time left for this request"
+            answer = problem_response(503, "not_ready", sentence, request_id)
+            await answer(scope, receive, send_with_headers)
+        except Exception:
+            log.exception("request %s failed", request_id)
+            if not started:
+                await problem_response(500, "internal", INTERNAL_DETAIL, request_id)(
+                    scope, receive, send_with_headers
+                )
+
+    def _count_departure(self, scope: Scope, request_id: str) -> None:
+        log.debug("request %s: the client left", request_id)
+        self.metrics.observe_request(scope["path"], CLIENT_LEFT)
+
+    def _bounded(self, receive: Receive, limit: int) -> Receive:
+        """Bodies that come in chunks announce no length: count them."""
+        seen = 0
+
+        async def bounded() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > limit:
+                raise self._too_large(limit)
+            return message
+
+        return bounded
+
+    def _too_large(self, limit: int) -> ServeError:
+        self.metrics.rejected.labels("body_too_large").inc()
+        return BodyTooLarge(
+            f"the body is larger than {limit} bytes, the limit here; send less at once"
+        )
+
+
+class ClientWatch:
+    """Cancels the task that answers a request once the client has gone.
+
+    Most answers are out before it would look: it looks only at requests whose body has been read
+    for `patience_s`.
+
+    Args:
+        receive: The request's.
+        send: The request's.
+        patience_s: Before that long nobody is taken to have left.
+    """
+
+    def __init__(self, receive: Receive, send: Send, patience_s: float = PATIENCE_S) -> None:
+        self.left = False
+        self._receive = receive
+        self._send = send
+        self._patience_s = patience_s
+        self._timer: asyncio.TimerHandle | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._answered = False
+
+    async def __aenter__(self) -> "ClientWatch":
+        task = asyncio.current_task()
+        assert task is not None, "requests are answered by tasks"
+        self._task = task
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._answered = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    async def receive(self) -> Message:
+        """The request's next message."""
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._patience_s, self._begin)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send; once the answer is whole, its end is no departure."""
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self._answered = True
+        await self._send(message)
+
+    def _begin(self) -> None:
+        self._watcher = asyncio.get_running_loop().create_task(self._wait())
+
+    async def _wait(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self._answered:
+            self.left = True
+            self._task.cancel()
+
+
+def _without_known_traces(send: Send) -> Send:
+    """A start that fails for a known reason (a ValueError of ours) is told in its sentence."""
+
+    async def plainly(message: Message) -> None:
+        if message["type"] == "lifespan.startup.failed":
+            kind, _, sentence = message["message"].rstrip().rpartition("\n")[2].partition(": ")
+            if kind in ("ValueError", "models.bundle.BundleError"):
+                message = {**message, "message": sentence}
+        await send(message)
+
+    return plainly

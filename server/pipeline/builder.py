@@ -1,0 +1,340 @@
+"""From a run to a bundle: export, record, profile, fit."""
+
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from models.backend import State, join_states
+from models.bundle import (
+    MANIFEST,
+    TOKENIZER,
+    Bundle,
+    ImageInput,
+    Measured,
+    Name,
+    TextInput,
+    Weights,
+    write_manifest,
+)
+from models.data.dataset import DataConfig, Dataset, Split
+from models.data.load import load_dataset
+from models.export.onnx_graphs import export_graphs, largest_disagreement, write_graphs
+from models.export.torch_weights import store_network
+from models.networks.families import Network
+from models.networks.fcn import coarse_labels
+from models.networks.multi_exit import MultiExitModel
+from models.preprocess import ImagePreprocessor, TextPreprocessor
+from models.training.run import BEST, RunConfig, read_run
+from models.training.vocabulary import prune_vocabulary
+from profiling.calibration import Predictions, Recorded, save_recorded
+from profiling.evaluation.evaluate import Evaluation, evaluate, spread_budgets
+from profiling.latency import LatencyProfile, measure_latency, save_profile
+from profiling.recording import first_rows, record_split, texts_of
+from scheduler.fitted import save_scheduler
+from scheduler.fitting.fit import MIN_ROWS, fit_scheduler
+from scheduler.frontier import Frontier
+
+PARITY_ROWS = 64
+PARITY_LIMIT = 1e-4
+LENGTH_STEP = 8
+ACCURACY_GIVEN_UP = 0.005  # by the default budget
+
+
+class Run(NamedTuple):
+    """A trained or imported network and the folder that it lies in."""
+
+    folder: Path
+    config: RunConfig
+    model: MultiExitModel
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a builder chooses.
+
+    Attributes:
+        name: The model's name in requests.
+        data: Where calibration and test set are.
+        policy: Which policy to fit, one of `scheduler.fitting.fit.POLICIES`.
+        weights: How the graphs store weights.
+        prune_vocabulary: Keep only the tokens that the training texts use.
+        torch: Store the network beside its graphs, for the torch backend.
+    """
+
+    name: str
+    data: DataConfig
+    policy: str
+    weights: Weights = "float32"
+    prune_vocabulary: bool = False
+    torch: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            TypeAdapter(Name).validate_python(self.name)
+        except ValidationError as error:
+            raise ValueError(
+                f"{self.name!r} is no name for a model; give a --name of at most 64 letters, "
+                f"digits, '.', '_' and '-'"
+            ) from error
+
+
+class Built(NamedTuple):
+    """A new bundle and what its scheduler makes of the test predictions."""
+
+    bundle: Bundle
+    disagreement: float
+    exit_accuracy: list[float]
+    evaluations: list[Evaluation]
+
+
+def load_run(folder: Path) -> Run:
+    """Read the folder of a run.
+
+    Raises:
+        ValueError: If it holds no run or no evaluated epoch yet.
+    """
+    config = read_run(folder)
+    if not (folder / BEST).is_file():
+        raise ValueError(f"{folder} holds no {BEST} yet; let the training finish an epoch first")
+    model = Network(config.arch, config.settings).build()
+    model.load_state_dict(load_file(folder / BEST))
+    return Run(folder, config, model)
+
+
+def build_bundle(run: Run, out: Path, options: BuildOptions, say: Callable[[str], None]) -> Built:
+    """Build a bundle; an older one at `out` is replaced only by a finished one.
+
+    Args:
+        run: The network; pruning its vocabulary changes it.
+        out: The bundle's folder.
+        options: What to put into it.
+        say: Told each step.
+
+    Raises:
+        ValueError: If `out` holds something else, the data set does not fit, or the graphs differ
+            from the network.
+    """
+    out = out.resolve()
+    if out.is_file() or (out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
+        raise ValueError(f"{out} is something else than a bundle; give an empty or new folder")
+    if options.prune_vocabulary and not (run.folder / TOKENIZER).is_file():
+        raise ValueError(f"{run.folder} reads no texts; there is no vocabulary to prune")
+    say("reading the data set")
+    data = in_order(load_dataset(options.data), run.config.classes)
+    _check_data(run, data)
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        built = _fill(run, part, data, options, say)
+        shutil.rmtree(out, ignore_errors=True)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return built._replace(bundle=Bundle(out, built.bundle.manifest))
+
+
+def in_order(data: Dataset, classes: tuple[str, ...]) -> Dataset:
+    """The data set with its classes, if they are the same, numbered as the network numbers them."""
+    if data.classes == classes or sorted(data.classes) != sorted(classes):
+        return data
+    places = np.array([classes.index(name) for name in data.classes])
+    parts = (data.train, data.calibration, data.test)
+    return Dataset(data.task, classes, *(Split(p.inputs, places[p.labels]) for p in parts))
+
+
+def _check_data(run: Run, data: Dataset) -> None:
+    task = Network(run.config.arch).family.task
+    if data.task != task:
+        raise ValueError(f"the data set is one of the task {data.task}, the run of {task}")
+    if run.config.classes and data.classes != run.config.classes:
+        raise ValueError(
+            f"the data set has the classes {data.classes}, the run {run.config.classes}; give "
+            f"the same data set"
+        )
+    classes = Network(run.config.arch).family.classes
+    if run.config.settings.get(classes, len(data.classes)) != len(data.classes):
+        raise ValueError(
+            f"the data set has {len(data.classes)} classes, the network "
+            f"{run.config.settings[classes]}; give the data set that it was trained on"
+        )
+    if len(data.calibration.labels) < MIN_ROWS:
+        raise ValueError(
+            f"there are {len(data.calibration.labels)} calibration rows; give a "
+            f"--calibration-size of {MIN_ROWS} or more, better a thousand"
+        )
+
+
+def _fill(
+    run: Run, folder: Path, data: Dataset, options: BuildOptions, say: Callable[[str], None]
+) -> Built:
+    if data.task == "text":
+        _write_tokenizer(run, folder, data, options)
+    preprocess = _preprocessor(run, folder, data)
+    if data.task == "segmentation":
+        data = data._replace(calibration=_on_grid(data.calibration), test=_on_grid(data.test))
+
+    say("exporting one graph per stage and head")
+    graphs = export_graphs(run.model, *_two_sizes(preprocess.example))
+    backend = write_graphs(graphs, folder)
+    few = first_rows(preprocess, data.test, PARITY_ROWS)
+    disagreement = largest_disagreement(run.model, backend, few)
+    if disagreement > PARITY_LIMIT:
+        raise ValueError(
+            f"the exported graphs differ from the network by {disagreement:.2g} on real inputs, "
+            f"over {PARITY_LIMIT}"
+        )
+
+    say(f"recording predictions of {len(data.test.labels)} test rows")
+    test = record_split(backend, preprocess, data.test)
+    say("profiling this machine")
+    profile = measure_latency(backend, preprocess.example)
+    measured: dict[Weights, Measured] = {"float32": _measured(test, profile)}
+    if options.weights != "float32":
+        say(f"storing weights as {options.weights}, recording and profiling again")
+        backend = write_graphs(graphs, folder, options.weights)
+        test = record_split(backend, preprocess, data.test)
+        profile = measure_latency(backend, preprocess.example)
+        measured[options.weights] = _measured(test, profile)
+    say(f"recording predictions of {len(data.calibration.labels)} calibration rows")
+    calibration = record_split(backend, preprocess, data.calibration)
+    recorded = Recorded(calibration, test)
+    save_recorded(recorded, folder / "calibration.npz")
+    save_profile(profile, folder / "profile.json")
+
+    say(f"fitting {options.policy}")
+    costs_ms = profile.costs_ms if run.config.costs_ms is None else np.array(run.config.costs_ms)
+    scheduler = fit_scheduler(
+        options.policy,
+        calibration.log_probs,
+        calibration.labels,
+        costs_ms,
+        seed=options.data.seed,
+    )
+    save_scheduler(scheduler, folder)
+    pad_id = preprocess.pad_id if isinstance(preprocess, TextPreprocessor) else None
+    network = store_network(run.model, run.config, folder, pad_id) if options.torch else None
+    bundle = write_manifest(
+        folder,
+        name=options.name,
+        version="1",
+        task=data.task,
+        classes=data.classes,
+        num_exits=backend.num_exits,
+        preprocessing=_described(preprocess),
+        default_budget_ms=default_budget_ms(scheduler.frontier),
+        weights=options.weights,
+        measured=measured,
+        network=network,
+        training=_training(run.config, options.data, calibration, test),
+    )
+    return Built(
+        bundle,
+        disagreement,
+        test.correct.mean(0).tolist(),
+        evaluate(scheduler, recorded, spread_budgets(costs_ms)),
+    )
+
+
+def default_budget_ms(frontier: Frontier) -> float:
+    """The smallest budget that gives up at most half a point, rounded up to 0.01 ms."""
+    good = frontier.expected_accuracy >= frontier.expected_accuracy.max() - ACCURACY_GIVEN_UP
+    rounded = math.ceil(float(frontier.expected_costs_ms[good].min()) * 100) / 100
+    return min(rounded, round(float(frontier.costs_ms[-1]), 4))
+
+
+def _write_tokenizer(run: Run, folder: Path, data: Dataset, options: BuildOptions) -> None:
+    source = run.folder / TOKENIZER
+    if not source.is_file():
+        raise ValueError(f"{source} does not exist; a run that reads texts needs its tokenizer")
+    if not options.prune_vocabulary:
+        shutil.copyfile(source, folder / TOKENIZER)
+        return
+    pruned = prune_vocabulary(run.model, source, texts_of(data.train))
+    (folder / TOKENIZER).write_text(pruned)
+
+
+def _pad_id(run: Run, tokenizer: Path) -> int:
+    """The id of the run's padding in a tokenizer whose vocabulary may be pruned."""
+    before = Tokenizer.from_file(str(run.folder / TOKENIZER))
+    token = before.id_to_token(run.config.input["pad_id"])
+    after = Tokenizer.from_file(str(tokenizer))
+    pad_id = None if token is None else after.token_to_id(token)
+    if pad_id is None:
+        raise ValueError(f"pruning dropped the padding {token!r}; build without it")
+    return pad_id
+
+
+def _preprocessor(run: Run, folder: Path, data: Dataset) -> ImagePreprocessor | TextPreprocessor:
+    """What serving will use; of texts the typical length is the median of the calibration set."""
+    settings = run.config.input
+    if data.task != "text":
+        height, width = np.asarray(data.test.inputs[:1]).shape[1:3]
+        fit: Literal["cover", "stretch"] = "stretch" if data.task == "segmentation" else "cover"
+        return ImagePreprocessor(height, width, **settings, fit=fit)
+    preprocess = TextPreprocessor(
+        folder / TOKENIZER,
+        max_tokens=settings["max_tokens"],
+        pad_id=_pad_id(run, folder / TOKENIZER),
+        length_step=LENGTH_STEP,
+        typical_tokens=LENGTH_STEP,
+    )
+    widths = [preprocess(text).state[0].shape[1] for text in texts_of(data.calibration)]
+    return replace(preprocess, typical_tokens=int(np.median(widths)))
+
+
+def _on_grid(split: Split) -> Split:
+    """Masks on the grid that policies read."""
+    return Split(split.inputs, coarse_labels(split.labels))
+
+
+def _two_sizes(example: State) -> tuple[State, State]:
+    """Inputs of two and three rows, and where there is a length, of lengths that differ."""
+    has_length = len(example) > 1
+    shorter = tuple(array[:, :-1] for array in example) if has_length else example
+    return join_states([shorter] * 2), join_states([example] * 3)
+
+
+def _measured(test: Predictions, profile: LatencyProfile) -> Measured:
+    return Measured(
+        accuracy=[round(share, 4) for share in test.correct.mean(0).tolist()],
+        latency_ms=profile.costs_ms.round(4).tolist(),
+    )
+
+
+def _described(preprocess: ImagePreprocessor | TextPreprocessor) -> dict[str, Any]:
+    """The preprocessing as the manifest holds it."""
+    names = (
+        TextInput.model_fields
+        if isinstance(preprocess, TextPreprocessor)
+        else (ImageInput.model_fields)
+    )
+    return {name: getattr(preprocess, name) for name in names}
+
+
+def _place_free(start: str) -> str:
+    """A hub's name as it is, of a file or folder the last part: a bundle travels."""
+    return Path(start).name if Path(start).exists() else start
+
+
+def _training(
+    config: RunConfig, data: DataConfig, calibration: Predictions, test: Predictions
+) -> dict[str, Any]:
+    """Where the network comes from and what it reached; for people."""
+    return {
+        "arch": config.arch,
+        "settings": config.settings,
+        "start": None if config.start is None else _place_free(config.start),
+        "epochs": None if config.training is None else config.training.epochs,
+        "dataset": Path(data.dataset).stem,
+        "calibration_accuracy": [round(share, 4) for share in calibration.correct.mean(0).tolist()],
+        "test_accuracy": [round(share, 4) for share in test.correct.mean(0).tolist()],
+    }

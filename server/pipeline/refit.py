@@ -1,0 +1,90 @@
+"""`eenet fit`: another policy, other costs, published weights or live rows for a bundle."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.bundle import Bundle, load_bundle, rewrite_manifest
+from profiling.calibration import Recorded, load_recorded, save_recorded
+from profiling.evaluation.evaluate import Evaluation, evaluate, spread_budgets
+from scheduler.eenet import load_published_scheduler
+from scheduler.fitted import FILES, Scheduler, save_scheduler
+from scheduler.fitting.fit import fit_scheduler
+from server.pipeline.builder import default_budget_ms
+from server.pipeline.live import Labelled, LiveRows, labelled
+
+CALIBRATION = "calibration.npz"
+
+
+class Refitted(NamedTuple):
+    """A bundle with a new scheduler and what that makes of the bundle's recorded predictions.
+
+    `live` is what it was fitted to, where that is not the bundle's own calibration set.
+    """
+
+    bundle: Bundle
+    scheduler: Scheduler
+    evaluations: list[Evaluation]
+    live: Labelled | None
+
+
+def refit(
+    folder: Path,
+    *,
+    policy: str,
+    costs_ms: NDArray[np.float64] | None = None,
+    weights: Path | None = None,
+    live: LiveRows | None = None,
+    seed: int = 0,
+) -> Refitted:
+    """Fit a policy to a bundle's calibration set and put it into the bundle.
+
+    Args:
+        folder: The bundle.
+        policy: One of `scheduler.fitting.fit.POLICIES`.
+        costs_ms: Latency from the start until each exit, (K,); None: the bundle's own profile.
+        weights: npz of a published fitted EENet scheduler to take scores and assignment from.
+        live: Rows that a server saw, to become the bundle's calibration set; the test set stays.
+        seed: Of folds, of networks that are trained, and of labels that are drawn.
+
+    Raises:
+        ValueError: If bundle, costs or weights make no sense; the bundle is as it was.
+    """
+    bundle = load_bundle(folder)
+    recorded, seen = load_recorded(folder / CALIBRATION), None
+    if live is not None:
+        seen = labelled(live, recorded.calibration, seed)
+        recorded = Recorded(seen.predictions, recorded.test)
+    if costs_ms is None:
+        costs_ms = profiled_costs(folder)
+    published = None if weights is None else load_published_scheduler(weights)
+    calibration = recorded.calibration
+    scheduler = fit_scheduler(
+        policy,
+        calibration.log_probs,
+        calibration.labels,
+        costs_ms,
+        seed=seed,
+        published=published,
+    )
+    with tempfile.TemporaryDirectory(dir=folder) as part:
+        save_scheduler(scheduler, Path(part))
+        if live is not None:
+            save_recorded(recorded, Path(part) / CALIBRATION)
+        for name in (*FILES, CALIBRATION) if live is not None else FILES:
+            (Path(part) / name).replace(folder / name)
+    bundle = rewrite_manifest(bundle, default_budget_ms=default_budget_ms(scheduler.frontier))
+    evaluations = evaluate(scheduler, recorded, spread_budgets(costs_ms))
+    return Refitted(bundle, scheduler, evaluations, seen)
+
+
+def profiled_costs(folder: Path) -> NDArray[np.float64]:
+    """The costs (K,) in a bundle's `profile.json`."""
+    costs: NDArray[np.float64] = np.array(
+        json.loads((folder / "profile.json").read_text())["costs_ms"], np.float64
+    )
+    return costs

@@ -1,0 +1,1 @@
+"""Audits, feedback and the agreement floor."""

@@ -1,0 +1,110 @@
+"""The audit's log: what all exits said of a sample of the traffic, and how far they agree."""
+
+from collections import deque
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.postprocess import probabilities
+
+MOST_ROWS = 2000
+MOST_BYTES = 32 * 2**20
+
+
+class AuditedRow(NamedTuple):
+    """A sample that every exit was asked about.
+
+    Attributes:
+        request_key: The 64-bit hash of its request's id.
+        exit: Where it was answered.
+        parameter: The policy's, that it left under.
+        log_probs: (K, C); of a segmentation (K, P, C).
+    """
+
+    request_key: int
+    exit: int
+    parameter: float
+    log_probs: NDArray[np.float16]
+
+
+class Agreed(NamedTuple):
+    """How many of some samples had the last exit's answer where they left."""
+
+    samples: int
+    agreeing: int
+
+    @property
+    def ratio(self) -> float | None:
+        """None of no samples."""
+        return self.agreeing / self.samples if self.samples else None
+
+
+class AuditLog:
+    """The newest audited rows of one model under one policy, oldest first.
+
+    Args:
+        num_exits: K.
+        most_rows: Kept at most, fewer where they would pass `most_bytes`.
+        most_bytes: Of log-probabilities.
+    """
+
+    def __init__(
+        self, num_exits: int, most_rows: int = MOST_ROWS, most_bytes: int = MOST_BYTES
+    ) -> None:
+        self.num_exits = num_exits
+        self._most_rows, self._most_bytes = most_rows, most_bytes
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all: another policy leaves elsewhere."""
+        self.rows: deque[AuditedRow] = deque()
+        self.added = 0
+        self._labels: dict[int, int | None] = {}
+        self._agrees: deque[bool] = deque()
+        self._bytes = 0
+        self._samples, self._agreeing = [0] * self.num_exits, [0] * self.num_exits
+
+    def add(
+        self, request_key: int, exit: int, parameter: float, log_probs: NDArray[np.float32]
+    ) -> None:
+        """Take in a row; the oldest make room.
+
+        Answers are compared before they are rounded: at half precision classes may tie.
+        """
+        row = AuditedRow(request_key, exit, parameter, log_probs.astype(np.float16))
+        answered, last = (int(probabilities(log_probs[k]).argmax()) for k in (exit, -1))
+        self.rows.append(row)
+        self.added += 1
+        self._labels[request_key] = None
+        self._agrees.append(answered == last)
+        self._count(row, answered == last, 1)
+        while len(self.rows) > self._most_rows or (
+            self._bytes > self._most_bytes and len(self.rows) > 1
+        ):
+            oldest = self.rows.popleft()
+            self._labels.pop(oldest.request_key, None)
+            self._count(oldest, self._agrees.popleft(), -1)
+
+    def label(self, request_key: int, class_id: int) -> None:
+        """Keep the true label of a sample beside its row, if it has one."""
+        if request_key in self._labels:
+            self._labels[request_key] = class_id
+
+    def label_of(self, request_key: int) -> int | None:
+        """The true label kept of a sample."""
+        return self._labels.get(request_key)
+
+    def at(self, exit: int) -> Agreed:
+        """Of the rows that left at an exit."""
+        return Agreed(self._samples[exit], self._agreeing[exit])
+
+    @property
+    def early(self) -> Agreed:
+        """Of the rows that left before the last exit."""
+        return Agreed(sum(self._samples[:-1]), sum(self._agreeing[:-1]))
+
+    def _count(self, row: AuditedRow, agrees: bool, step: int) -> None:
+        self._samples[row.exit] += step
+        self._agreeing[row.exit] += step * agrees
+        self._bytes += step * row.log_probs.nbytes

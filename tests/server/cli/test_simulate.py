@@ -1,0 +1,138 @@
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.stage_costs import StageCosts
+from profiling.simulation.simulator import MODES
+from scheduler.fitted import load_scheduler
+from server.cli.simulate import add_simulate, bundle_exits
+
+RATES = ["--costs", "1,2,3", "--exit-rates", "0.5,0.25,0.25", "--samples", "4000"]
+
+
+def parsed(*flags: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_simulate(parser.add_subparsers())
+    return parser.parse_args(["simulate", *flags])
+
+
+def figures(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
+    """What the command prints as JSON."""
+    args = parsed(*flags, "--json")
+    args.run(args)
+    found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return found
+
+
+def test_without_a_bundle_exit_rates_and_costs_tell_all(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = figures(capsys, *RATES, "--free-rows", "16")
+    assert shown["exit_rates"] == pytest.approx([0.5, 0.25, 0.25], abs=0.02)
+    assert shown["batch_sizes"] == [1, 16, 32]
+    rates = {mode: shown["modes"][mode]["throughput_per_s"] for mode in MODES}
+    assert rates["refill"] > 1.5 * rates["compaction"] >= rates["run-to-completion"]
+    assert rates["refill"] == pytest.approx(shown["capacity_per_s"], rel=0.03)
+    assert shown["modes"]["refill"]["occupancy"] == pytest.approx([1, 1, 1], abs=0.05)
+
+
+def test_a_line_for_each_mode_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    args = parsed(*RATES, "--rate", "300")
+    args.run(args)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("4000 samples, exit rates 0.4")
+    assert [line.split()[0] for line in lines[2:]] == list(MODES)
+
+
+def test_the_same_seed_gives_the_same_and_another_does_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = [*RATES, "--rate", "300", "--bursts", "4"]
+    first, again = (figures(capsys, *flags, "--seed", "3") for _ in range(2))
+    assert first == again != figures(capsys, *flags, "--seed", "4")
+
+
+def test_a_bundle_lends_its_exits_at_a_budget(
+    capsys: pytest.CaptureFixture[str], shipped_bundle: Path
+) -> None:
+    flags = [str(shipped_bundle), "--costs", "2,4,6", "--samples", "3000"]
+    costs, spent = np.array([2.0, 4.0, 6.0]), []
+    for budget in ("3", "5"):
+        shown = figures(capsys, *flags, "--budget-ms", budget)
+        spent.append(float(costs @ np.array(shown["exit_rates"])))
+    assert spent == pytest.approx([3, 5], rel=0.05)
+
+
+def test_without_a_budget_the_trade_is_that_of_the_bundle(shipped_bundle: Path) -> None:
+    frontier = load_scheduler(shipped_bundle).frontier
+    default_ms = json.loads((shipped_bundle / "bundle.json").read_text())["default_budget_ms"]
+    exits = bundle_exits(shipped_bundle, StageCosts.of_exits([1.0, 5.0, 6.0]))
+    rates = np.bincount(exits, minlength=3) / len(exits)
+    assert rates == pytest.approx(frontier.at_cost(default_ms).exit_rates, abs=0.05)
+
+
+def test_a_table_or_a_profile_gives_the_costs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    table = {"batch_sizes": [1, 8], "stages_ms": [[1.0, 2.0], [0.5, 1.0]]}
+    flags = ["--exit-rates", "0.5,0.5", "--samples", "500"]
+    (tmp_path / "profile.json").write_text(json.dumps(table))
+    given = figures(capsys, *flags, "--cost-table", str(tmp_path / "profile.json"))
+    own = figures(capsys, str(tmp_path), *flags)
+    assert given["stages_ms"] == own["stages_ms"] == table["stages_ms"]
+    assert given["modes"] == own["modes"]
+
+
+def test_a_trace_is_played_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "trace").write_text("\n".join(str(second) for second in range(50)))
+    flags = ["--costs", "1,2", "--exit-rates", "1,0", "--trace", str(tmp_path / "trace")]
+    shown = figures(capsys, *flags)
+    assert shown["samples"] == 50
+    assert shown["modes"]["refill"]["latency_ms"]["p99"] == pytest.approx(1.0)
+    assert figures(capsys, *flags, "--samples", "20")["samples"] == 20
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ([], "give a bundle, --costs or --cost-table"),
+        (["--costs", "1,2"], "give a bundle, whose scheduler decides"),
+        (["--costs", "2,1", "--exit-rates", "1,0"], "give rising milliseconds"),
+        (["--costs", "1,2", "--exit-rates", "0.5,0.2"], "sum to 0.7"),
+        (["--costs", "1,2", "--exit-rates", "1"], "give 2 of them"),
+        (["--costs", "1,2", "--exit-rates", "1.5,-0.5"], "0 or more"),
+        (["--free-rows", "4", "--exit-rates", "1"], "--free-rows goes with --costs"),
+        ([*RATES, "--bursts", "3"], "--bursts goes with --rate"),
+        ([*RATES, "--rate", "0"], "above 0"),
+        ([*RATES[:-1], "0"], "--samples is 0"),
+        ([*RATES, "--workers", "0"], "workers is 0"),
+        ([*RATES, "--free-rows", "0"], "free_rows is 0"),
+    ],
+)
+def test_flags_that_make_no_sense_are_named(flags: list[str], sentence: str) -> None:
+    args = parsed(*flags)
+    with pytest.raises(ValueError, match=sentence):
+        args.run(args)
+
+
+def test_a_bundle_of_other_exits_is_refused(shipped_bundle: Path) -> None:
+    args = parsed(str(shipped_bundle), "--costs", "1,2")
+    with pytest.raises(ValueError, match="has 3 exits, the costs have 2"):
+        args.run(args)
+
+
+def test_a_profile_without_a_table_says_which_command_writes_it(tmp_path: Path) -> None:
+    (tmp_path / "profile.json").write_text('{"costs_ms": [1.0, 2.0]}')
+    args = parsed(str(tmp_path))
+    with pytest.raises(ValueError, match=r"lacks 'batch_sizes'.*`eenet profile .*` writes it"):
+        args.run(args)
+
+
+def test_no_list_of_numbers_is_refused_by_its_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parsed("--costs", "1;2")
+    assert "is not a list of numbers" in capsys.readouterr().err

@@ -1,0 +1,38 @@
+import math
+
+import numpy as np
+
+from scheduler.baselines import ConfidencePolicy, PatiencePolicy
+from scheduler.thresholds import ThresholdTable
+from server.engine.active_policy import InForce
+
+TABLE = ThresholdTable(
+    np.array([1.0, 2.0]),
+    np.array([[math.inf, 0.8, -math.inf], [math.inf, math.inf, -math.inf]]),
+)
+
+
+def test_the_heads_that_are_needed_follow_the_parameter() -> None:
+    in_force = InForce(ConfidencePolicy(TABLE, "maxprob"), 1.0)
+    assert in_force.setting.needs == (False, True, True)
+    in_force.set(2.0)
+    assert in_force.setting.parameter == 2.0 and in_force.setting.needs == (False, False, True)
+
+
+def test_what_was_read_is_not_changed_by_a_later_move() -> None:
+    in_force = InForce(ConfidencePolicy(TABLE, "maxprob"), 1.0)
+    read = in_force.setting
+    in_force.set(2.0)
+    assert read.parameter == 1.0 and read.needs == (False, True, True)
+
+
+def test_setting_what_is_in_force_makes_nothing_new() -> None:
+    in_force = InForce(ConfidencePolicy(TABLE, "maxprob"), 1.0)
+    read = in_force.setting
+    in_force.set(1.0)
+    assert in_force.setting is read
+
+
+def test_policies_with_a_history_remember() -> None:
+    assert not InForce(ConfidencePolicy(TABLE, "maxprob"), 1.0).remembers
+    assert InForce(PatiencePolicy(TABLE), 1.0).remembers

@@ -1,0 +1,247 @@
+"""`eenet fit --from-live` against a server of a few lines: what it asks, writes and says."""
+
+import hashlib
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from models.bundle import load_bundle
+from profiling.calibration import Predictions, Recorded, load_recorded
+from scheduler.fitted import FILES, load_scheduler
+from server.cli.main import main
+from server.pipeline.live import UNLABELLED, LiveRows, LiveServer, labelled
+
+pytestmark = pytest.mark.usefixtures("quick_fits")
+
+MakeProbs = Callable[..., tuple[NDArray[np.float64], NDArray[np.int64]]]
+MakeBundle = Callable[[Recorded], Path]
+
+
+class Fake:
+    """Answers with what it is given, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, NDArray[Any]] = {}
+        self.asked: list[tuple[str, str, dict[str, list[str]]]] = []
+        self.runs: Callable[[], str] = lambda: "0" * 64
+        self.refusal: tuple[int, dict[str, str]] | None = None
+
+    def answer(self, method: str, path: str) -> tuple[int, bytes]:
+        parts = urlsplit(path)
+        self.asked.append((method, parts.path, parse_qs(parts.query)))
+        if self.refusal is not None:
+            return self.refusal[0], json.dumps(self.refusal[1]).encode()
+        if parts.path == "/audit/rows":
+            file = io.BytesIO()
+            np.savez(file, allow_pickle=False, **self.rows)  # type: ignore[arg-type]
+            return 200, file.getvalue()
+        told = {"model": "pets", "policy": "stopping", "sha256": self.runs()}
+        return 200, json.dumps({"models": [told]}).encode()
+
+
+@contextmanager
+def serving(fake: Fake) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def _serve(self) -> None:
+            status, content = fake.answer(self.command, self.path)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = _serve
+
+        def log_message(self, *given: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def predictions(make_probs: MakeProbs, rows: int, seed: int) -> Predictions:
+    probs, labels = make_probs(rows, seed=seed)
+    return Predictions(np.log(probs).astype(np.float16), labels)
+
+
+@pytest.fixture
+def bundle(make_bundle: MakeBundle, make_probs: MakeProbs) -> Path:
+    made = make_bundle(
+        Recorded(predictions(make_probs, 200, seed=0), predictions(make_probs, 100, seed=1))
+    )
+    assert main(["fit", str(made), "--policy", "maxprob"]) == 0
+    return made
+
+
+@pytest.fixture
+def fake(bundle: Path, make_probs: MakeProbs) -> Fake:
+    """Has 600 rows, every third with its label, and runs what the bundle's folder holds."""
+    fake = Fake()
+    log_probs, labels = predictions(make_probs, 600, seed=2)
+    known = np.where(np.arange(600) % 3 == 0, labels, UNLABELLED)
+    fake.rows = {
+        "log_probs": log_probs,
+        "exits": np.zeros(600, np.int8),
+        "parameters": np.ones(600),
+        "labels": known.astype(np.int32),
+    }
+    fake.runs = lambda: hashlib.sha256((bundle / FILES[1]).read_bytes()).hexdigest()
+    return fake
+
+
+@pytest.fixture
+def url(fake: Fake) -> Iterator[str]:
+    with serving(fake) as url:
+        yield url
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_the_live_rows_become_the_calibration_set(bundle: Path, fake: Fake, url: str) -> None:
+    before = load_recorded(bundle / "calibration.npz")
+    assert main(["fit", str(bundle), "--from-live", url + "/"]) == 0
+    after = load_recorded(bundle / "calibration.npz")
+    load_bundle(bundle)  # every hash is right
+    assert np.array_equal(after.calibration.log_probs, fake.rows["log_probs"])
+    known = fake.rows["labels"] != UNLABELLED
+    assert np.array_equal(after.calibration.labels[known], fake.rows["labels"][known])
+    assert np.array_equal(after.test.log_probs, before.test.log_probs)
+    assert np.array_equal(after.test.labels, before.test.labels)
+    assert load_scheduler(bundle).policy.kind == "maxprob"  # the bundle's own
+    asked = {"model": ["pets"]}
+    assert fake.asked == [("GET", "/audit/rows", asked), ("POST", "/scheduler/reload", asked)]
+
+
+def test_the_model_there_and_the_policy_may_be_named(bundle: Path, fake: Fake, url: str) -> None:
+    named = ["--model", "pets two", "--policy", "entropy"]
+    assert main(["fit", str(bundle), "--from-live", url, *named]) == 0
+    assert [query for *_, query in fake.asked] == [{"model": ["pets two"]}] * 2
+    assert load_scheduler(bundle).policy.kind == "entropy"
+
+
+def test_it_says_what_it_was_fitted_to_and_that_the_server_goes_on(
+    bundle: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["fit", str(bundle), "--from-live", url, "--json"]) == 0
+    *shown, last = capsys.readouterr().out.splitlines()
+    assert "600 live rows, 200 with feedback" in "\n".join(shown)
+    assert shown[-1] == f"{url} goes on with it"
+    told = json.loads(last)["live"]
+    assert (told["rows"], told["feedback"], told["swapped"]) == (600, 200, True)
+
+
+def test_a_server_of_another_folder_is_told(
+    bundle: Path, fake: Fake, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.runs = lambda: "0" * 64
+    assert main(["fit", str(bundle), "--from-live", url]) == 0
+    assert "from another folder" in capsys.readouterr().out
+
+
+def complaint(
+    bundle: Path, capsys: pytest.CaptureFixture[str], *arguments: str
+) -> str:  # which leaves the bundle as it was
+    before = contents(bundle)
+    capsys.readouterr()
+    assert main(["fit", str(bundle), *arguments]) == 2
+    assert contents(bundle) == before
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("eenet: ")
+    return said
+
+
+def test_too_few_rows_are_told_with_the_remedy(
+    bundle: Path, fake: Fake, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.rows = {
+        name: rows[:, :499] if name == "log_probs" else rows[:499]
+        for name, rows in fake.rows.items()
+    }
+    said = complaint(bundle, capsys, "--from-live", url)
+    assert "499 audited rows" in said and "500" in said and "--audit-share" in said
+
+
+def test_rows_of_another_network_are_told(
+    bundle: Path, fake: Fake, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.rows["log_probs"] = fake.rows["log_probs"][:2]
+    assert "3 exits and 4 classes" in complaint(bundle, capsys, "--from-live", url)
+
+
+def test_labels_outside_the_classes_are_told(
+    bundle: Path, fake: Fake, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.rows["labels"][5] = 4
+    assert "outside its 4 classes" in complaint(bundle, capsys, "--from-live", url)
+
+
+def test_what_the_server_refuses_is_told(
+    bundle: Path, fake: Fake, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.refusal = (404, {"detail": "no model 'pets' is loaded; name one of cats"})
+    said = complaint(bundle, capsys, "--from-live", url)
+    assert "404" in said and "name one of cats" in said
+
+
+def test_answers_that_are_no_rows_are_told(
+    bundle: Path, fake: Fake, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.refusal = (200, {"hello": "world"})
+    assert "answers no rows" in complaint(bundle, capsys, "--from-live", url)
+
+
+@pytest.mark.parametrize("given", ["http://127.0.0.1:1", "http://127.0.0.1:port"])
+def test_no_server_is_told(bundle: Path, capsys: pytest.CaptureFixture[str], given: str) -> None:
+    assert "is the server up?" in complaint(bundle, capsys, "--from-live", given)
+
+
+@pytest.mark.parametrize("given", ["localhost:8000", "file:///etc/passwd", ""])
+def test_what_is_no_url_is_told(
+    bundle: Path, capsys: pytest.CaptureFixture[str], given: str
+) -> None:
+    assert "http://localhost:8000" in complaint(bundle, capsys, "--from-live", given)
+
+
+def test_a_model_without_a_server_is_told(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--from-live" in complaint(bundle, capsys, "--model", "pets")
+
+
+def test_a_reload_that_fails_says_so(bundle: Path, fake: Fake, url: str) -> None:
+    fake.refusal = (422, {"detail": "scheduler.npz is damaged"})
+    with pytest.raises(ValueError, match=r"422: scheduler\.npz is damaged"):
+        LiveServer(url, "pets").reload()
+
+
+def test_drawn_labels_are_the_last_exits_answer_as_often_as_it_is_right(
+    make_probs: MakeProbs,
+) -> None:
+    calibration = predictions(make_probs, 4000, seed=0)
+    live = predictions(make_probs, 4000, seed=5)
+    rows = LiveRows(live.log_probs, np.full(4000, UNLABELLED))
+    given = labelled(rows, calibration, seed=0)
+    assert given.told == 0
+    agreed = (live.log_probs[-1].argmax(-1) == given.predictions.labels).mean()
+    assert agreed == pytest.approx(live.correct[:, -1].mean(), abs=0.02)
+    assert agreed < 0.95
+    again = labelled(rows, calibration, seed=0)
+    assert np.array_equal(given.predictions.labels, again.predictions.labels)
+    other = labelled(rows, calibration, seed=1)
+    assert not np.array_equal(given.predictions.labels, other.predictions.labels)
