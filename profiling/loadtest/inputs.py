@@ -13,7 +13,7 @@ from models.data.text_table import Columns, read_texts
 from profiling.loadtest.forms import Form, Modality
 from scheduler.npz import read_arrays
 
-IMAGES = Path(__file__).resolve().parent.parent / "tests/data/cifar10_test_300.npz"
+IMAGES = Path(__file__).resolve().parents[2] / "tests/data/cifar10_test_300.npz"
 COLUMNS = Columns("text", "label")
 SHOWN_LABELS = 20
 Label = int | str

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from models.stage_costs import StageCosts
 from server.engine.request import Row
-from server.engine.stage_times import RecentTimes
+from server.engine.stage_times import LatencyWindow
 from server.errors import DeadlineExceeded
 
 TRIAL_S = 1.0
@@ -25,8 +25,8 @@ class Deadlines:
             for stage in range(num_stages)
         ]
         self._tried_s = [-float("inf")] * num_stages
-        self._stages = [RecentTimes() for _ in range(num_stages)]
-        self._delivery = RecentTimes()
+        self._stages = [LatencyWindow() for _ in range(num_stages)]
+        self._delivery = LatencyWindow()
 
     def note_batch(self, rows: Sequence[Row], now_s: float) -> None:
         """Take in how long the row of a batch that waited longest took, its waiting included."""
@@ -41,7 +41,7 @@ class Deadlines:
         """Whether a row's deadline would pass if it went on to the next exit, 1 time in 100."""
         if row.deadline_s is None:
             return False
-        slow_s = self._slow_s(row.stage + 1, now_s) + (self._delivery.slow_s(now_s) or 0.0)
+        slow_s = self._slow_s(row.stage + 1, now_s) + (self._delivery.p99_s(now_s) or 0.0)
         return now_s + slow_s > row.deadline_s
 
     def _slow_s(self, stage: int, now_s: float) -> float:
@@ -50,7 +50,7 @@ class Deadlines:
         Were what is long past believed for ever, rows with deadlines would never again go where it
         was slow once, and none would learn that it has become quick.
         """
-        slow_s = self._stages[stage].slow_s(now_s)
+        slow_s = self._stages[stage].p99_s(now_s)
         if slow_s is not None:
             return slow_s
         if now_s - self._tried_s[stage] < TRIAL_S:

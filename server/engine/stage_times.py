@@ -10,7 +10,7 @@ REFRESH, REFRESH_S = 16, 1.0  # after so many, or so long
 SLOW_PERCENTILE = 99
 
 
-class RecentTimes:
+class LatencyWindow:
     """Times of what happened lately; any thread may add and ask."""
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class RecentTimes:
         self._recent.append((now_s, seconds))
         self._fresh += 1
 
-    def slow_s(self, now_s: float) -> float | None:
+    def p99_s(self, now_s: float) -> float | None:
         """The 99th percentile of what ended within 10 s, worked out anew now and then; or None."""
         due = self._fresh >= (1 if self._slow_s is None else min(REFRESH, len(self._recent)))
         if due or now_s - self._worked_out_s > REFRESH_S:

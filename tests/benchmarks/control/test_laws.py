@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from tests.profiling.test_plant import COSTS_MS, make_drift
+from tests.benchmarks.control.test_plant import COSTS_MS, make_drift
 
 from benchmarks.control.figures import held
 from benchmarks.control.fitted import Fitted
