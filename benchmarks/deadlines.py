@@ -35,7 +35,7 @@ from profiling.loadtest.load import Call, LoadResult, closed_loop, open_loop, po
 from scheduler.fitted import load_scheduler
 from scheduler.policy import ExitPolicy
 from server.engine.engine import Engine
-from server.engine.request import Answer, Completion, Row
+from server.engine.request import Completion, InferenceRequest, Prediction
 from server.metrics import Metrics, ModelMetrics
 
 BUNDLE = ZOO / "cifar10-resnet56"
@@ -225,7 +225,7 @@ class Fake(NamedTuple):
 class Outcome(NamedTuple):
     """Of a row, and how long it took."""
 
-    answer: Answer | None
+    answer: Prediction | None
     latency_ms: float
 
 
@@ -237,12 +237,12 @@ def alone(device: Fake, load: float) -> Figures:
     floor_ms, *_, ceiling_ms = device.costs.costs_ms.tolist()
     middle = frontier.at_cost((floor_ms + ceiling_ms) / 2).parameter
 
-    def run(rows: list[Row], arrivals_s: Array, parameter: float) -> list[Outcome]:
+    def run(rows: list[InferenceRequest], arrivals_s: Array, parameter: float) -> list[Outcome]:
         return run_engine(device, log_probs, policy, parameter, rows, arrivals_s)
 
-    def rows_of(count: int) -> list[Row]:
+    def rows_of(count: int) -> list[InferenceRequest]:
         chosen = np.random.default_rng(0).integers(0, log_probs.shape[1], count)
-        return [Row((chosen[place : place + 1],), tag=place) for place in range(count)]
+        return [InferenceRequest((chosen[place : place + 1],), tag=place) for place in range(count)]
 
     def loaded(share: float, deadline_ms: float) -> tuple[Mix, Seen]:
         arrivals_s = poisson(load * capacity, VIRTUAL_S, 0)
@@ -265,7 +265,7 @@ def run_engine(
     log_probs: NDArray[np.floating],
     policy: ExitPolicy,
     parameter: float,
-    rows: list[Row],
+    rows: list[InferenceRequest],
     arrivals_s: Array,
 ) -> list[Outcome]:
     """What becomes of rows that come at these times, in their order."""
@@ -277,7 +277,7 @@ def run_engine(
 
     def on_batch(completions: list[Completion]) -> None:
         for row, outcome in completions:
-            answer = outcome if isinstance(outcome, Answer) else None
+            answer = outcome if isinstance(outcome, Prediction) else None
             outcomes[row.tag] = Outcome(answer, 1e3 * (time.clock() - row.arrived_s))
 
     backend = ReplayBackend(log_probs, device.costs, sleep, clock=lambda: 0.0)

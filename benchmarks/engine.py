@@ -40,7 +40,7 @@ from profiling.loadtest.load import Call, closed_loop
 from scheduler.fitted import load_scheduler
 from scheduler.policy import ExitPolicy
 from server.engine.engine import Engine
-from server.engine.request import Completion, Row
+from server.engine.request import Completion, InferenceRequest
 from server.metrics import Metrics, ModelMetrics
 
 REPO = Path(__file__).resolve().parent.parent
@@ -220,7 +220,7 @@ def exits_of(
     backend: OnnxBackend, policy: ExitPolicy, parameter: float, inputs: list[State]
 ) -> list[int]:
     """The exit of each row, by the engine itself."""
-    rows = [Row(state) for state in inputs]
+    rows = [InferenceRequest(state) for state in inputs]
     done, _ = run_engine(backend, policy, parameter, rows, WORKERS, 1)
     return [done[id(row)] for row in rows]
 
@@ -256,7 +256,7 @@ def engine_rate(
     exits: list[int],
 ) -> float:
     """The same rows through the engine."""
-    rows = [Row(state) for state in inputs]
+    rows = [InferenceRequest(state) for state in inputs]
     done, seconds = run_engine(backend, policy, parameter, rows, WORKERS, 1)
     assert [done[id(row)] for row in rows] == exits, "the engine took other exits"
     return len(rows) / seconds
@@ -266,7 +266,7 @@ def run_engine(
     backend: Any,
     policy: ExitPolicy,
     parameter: float,
-    rows: list[Row],
+    rows: list[InferenceRequest],
     workers: int,
     max_batch: int,
 ) -> tuple[dict[int, int], float]:
@@ -329,7 +329,7 @@ def bookkeeping() -> Figures:
     for max_batch, count in ((64, 20_000), (1, 4_000)):
         runs = []
         for _ in range(5):
-            rows = [Row((np.array([place % 10_000]),)) for place in range(count)]
+            rows = [InferenceRequest((np.array([place % 10_000]),)) for place in range(count)]
             runs.append(count / run_engine(backend, policy, parameter, rows, 1, max_batch)[1])
         found[f"batches of {max_batch}, samples/s"] = float(np.median(runs))
     return found
@@ -390,7 +390,9 @@ def engine_alone() -> float:
     bundle = load_bundle(ZOO / "cifar10-resnet56")
     backend = OnnxBackend(bundle.stage_files, bundle.head_files)
     policy, frontier = load_scheduler(bundle.folder)
-    rows = [Row(bundle.preprocessor(MAX_PIXELS)(file).state) for file in image_files() * 4]
+    rows = [
+        InferenceRequest(bundle.preprocessor(MAX_PIXELS)(file).state) for file in image_files() * 4
+    ]
     return len(rows) / run_engine(backend, policy, frontier[-1].parameter, rows, WORKERS, 1)[1]
 
 

@@ -1,6 +1,6 @@
 """How the cost of a sample grows with exits, classes, waiting rows and connections.
 
-    .venv/bin/python -m benchmarks.growth [--picture docs/images/growth.svg]
+    .venv/bin/python -m benchmarks.growth [--image docs/images/growth.svg]
 
 The network costs nothing; what is measured is the engine with the default policy, and for
 connections the whole server. JSON on the last line.
@@ -22,7 +22,7 @@ from profiling.latency import machine_name
 from profiling.loadtest.http_client import LaneConfig
 from profiling.loadtest.load import Call, closed_loop
 from scheduler.stopping import NUM_FEATURES, StoppingPolicy
-from server.engine.request import Row
+from server.engine.request import InferenceRequest
 
 EXITS = (2, 3, 4, 6, 8, 10, 12)
 CLASSES = (10, 30, 64, 100, 300, 1000)
@@ -75,7 +75,7 @@ def engine_us(num_exits: int, num_classes: int, waiting: int, max_batch: int) ->
     policy, backend = stopping(num_exits, num_classes), Nothing(num_exits, num_classes)
     taken = []
     for _ in range(TURNS):
-        rows = [Row((np.zeros((1, 1), np.float32),)) for _ in range(waiting)]
+        rows = [InferenceRequest((np.zeros((1, 1), np.float32),)) for _ in range(waiting)]
         taken.append(run_engine(backend, policy, 0.0, rows, 1, max_batch)[1] / waiting)
     return min(taken) * 1e6
 
@@ -101,7 +101,7 @@ def connections_us(seconds: float) -> Curve:
 def main() -> None:
     """Measure, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--picture", type=Path, help="where the plot goes")
+    parser.add_argument("--image", type=Path, help="where the plot goes")
     parser.add_argument("--seconds", type=float, default=3.0, help="of load per connections")
     args = parser.parse_args()
     curves: dict[str, dict[str, Curve]] = {"exits": {}, "classes": {}, "waiting rows": {}}
@@ -115,8 +115,8 @@ def main() -> None:
         for label, curve in lines.items():
             shown = "  ".join(f"{x}: {us:.1f}" for x, us in curve.items())
             print(f"us a sample by {what}, {label}: {shown}", flush=True)
-    if args.picture:
-        draw(curves, args.picture)
+    if args.image:
+        draw(curves, args.image)
     print(json.dumps({"machine": machine_name(), "cores": os.cpu_count(), "us": curves}))
 
 

@@ -34,7 +34,7 @@ def make_problem(exits: int, rows: int, classes: int, seed: int = 0) -> tuple[ND
 def online_us(policy: ExitPolicy, log_probs: NDArray, rows: int) -> float:
     """Microseconds to score and decide `rows` rows at the second exit, best of rounds."""
     first = policy.score(0, log_probs[0, :rows], policy.start(rows))
-    parameters = np.full(rows, policy.run_on)
+    parameters = np.full(rows, policy.never_exit_parameter)
 
     def step() -> None:
         policy.decide(1, policy.score(1, log_probs[1, :rows], first.history), parameters)

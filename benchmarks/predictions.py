@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.predictions digits --seed 0 --out digits0.npz
     .venv/bin/python -m benchmarks.predictions fashion --seed 0 --out fashion0.npz
 
-`digits`: scikit-learn's 8x8 digits, turned, shifted, scaled and noisy (453 pictures for training,
+`digits`: scikit-learn's 8x8 digits, turned, shifted, scaled and noisy (453 images for training,
 450 for calibration, 894 for the test; eleven distortions of each, none shared). `fashion`:
 Fashion-MNIST as Debian's package dataset-fashion-mnist installs it. Four exits each; the file is
 what `eenet evaluate --predictions` reads.

@@ -1,4 +1,4 @@
-"""What every exit of a shipped bundle says of real test inputs, clean and spoilt.
+"""What every exit of a shipped bundle says of real test inputs, clean and corrupted.
 
     .venv/bin/python -m benchmarks.record_drift image --out drift_image.npz
     .venv/bin/python -m benchmarks.record_drift text --out drift_text.npz
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from benchmarks.control.drift_sets import (
     DriftSet,
     measure_lengths,
-    record_pictures,
+    record_images,
     record_texts,
     save_drift_set,
 )
@@ -49,7 +49,7 @@ def main() -> None:
     """Record, write, and print the accuracies."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("modality", choices=FORMS)
-    parser.add_argument("--dataset", type=Path, help="an .npz of pictures or a table of texts")
+    parser.add_argument("--dataset", type=Path, help="an .npz of images or a table of texts")
     parser.add_argument("--columns", default="text,label", help="of a table (default: text,label)")
     parser.add_argument("--rows", type=int, default=2000, help="at most, drawn at random")
     parser.add_argument("--forms", help="with commas between (default: severities 1, 3, 5)")
@@ -72,7 +72,7 @@ def read(args: argparse.Namespace) -> Inputs:
 
 
 def some_of(inputs: Inputs, rows: int, seed: int) -> Inputs:
-    """So many at random; files of data sets are often sorted by class."""
+    """So many at random; files of datasets are often sorted by class."""
     order = np.random.default_rng(seed).permutation(len(inputs.items))
     return inputs.of_rows(order[:rows].tolist())
 
@@ -85,7 +85,7 @@ def record(modality: str, inputs: Inputs, names: Sequence[str], seed: int) -> Dr
     labels = numbered(inputs, bundle.manifest.classes)
     forms = [read_form(name, inputs.modality) for name in names]
     if isinstance(preprocess, ImagePreprocessor):
-        return record_pictures(backend, preprocess, inputs.files, labels, forms, seed)
+        return record_images(backend, preprocess, inputs.files, labels, forms, seed)
     drift = record_texts(backend, preprocess, inputs.texts, labels, forms, seed)
     return drift._replace(length_costs=measure_lengths(backend, preprocess))
 

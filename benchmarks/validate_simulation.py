@@ -38,7 +38,7 @@ from profiling.simulation.disciplines import DISCIPLINES
 from profiling.simulation.simulator import Device, Traffic, simulate
 from scheduler.fitted import Scheduler, load_scheduler
 from server.engine.engine import Engine
-from server.engine.request import Answer, Completion, Row
+from server.engine.request import Completion, InferenceRequest, Prediction
 from server.metrics import Metrics, ModelMetrics
 
 REPO = Path(__file__).resolve().parent.parent
@@ -190,7 +190,9 @@ def run_engine(
     def on_batch(completions: list[Completion]) -> None:
         now = time.perf_counter()
         for row, outcome in completions:
-            assert isinstance(outcome, Answer) and isinstance(row.tag, int), "nothing fails here"
+            assert isinstance(outcome, Prediction) and isinstance(row.tag, int), (
+                "nothing fails here"
+            )
             answered_s[row.tag], exits[row.tag] = now, outcome.exit
 
     metrics = ModelMetrics(Metrics(CollectorRegistry(), ""), "m", case.backend.num_exits)
@@ -200,7 +202,7 @@ def run_engine(
         metrics=metrics, on_batch=on_batch,
     )  # fmt: skip
     chosen = np.random.default_rng(seed).integers(0, len(case.inputs), count)
-    rows = [Row(case.inputs[each], tag=tag) for tag, each in enumerate(chosen)]
+    rows = [InferenceRequest(case.inputs[each], tag=tag) for tag, each in enumerate(chosen)]
     if arrivals_s[-1] == 0:
         engine.submit(rows)
         submitted_s[:] = time.perf_counter()
@@ -211,7 +213,9 @@ def run_engine(
     return Measured(submitted_s, answered_s, exits, list(watch.batches.values()))
 
 
-def submit_in_time(engine: Engine, rows: list[Row], arrivals_s: Array, submitted_s: Array) -> None:
+def submit_in_time(
+    engine: Engine, rows: list[InferenceRequest], arrivals_s: Array, submitted_s: Array
+) -> None:
     """Submit each row when it is due, whatever has become of those before; note when."""
     started = time.perf_counter()
     for place, (row, due_s) in enumerate(zip(rows, arrivals_s.tolist(), strict=True)):

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 State = tuple[Any, ...]
-"""What lies behind a stage (or is put into the first): one array, or several, of A rows each.
+"""What lies after a stage (or is put into the first): one array, or several, of A rows each.
 
 What goes into the first stage are numpy arrays; behind it they may be whatever the backend keeps on
 its device. Only `gather` of the same backend takes them apart.
@@ -66,7 +66,7 @@ class StageBackend(Protocol):
         """
 
     def run_head(self, exit: int, state: State) -> HeadOutput:
-        """Classify rows from the state behind stage `exit`.
+        """Classify rows from the state after stage `exit`.
 
         Raises:
             OutOfMemory: If a smaller batch might do.

@@ -93,7 +93,7 @@ class Manifest(_Strict):
         task: What it does.
         classes: Names of the C classes.
         num_exits: K.
-        preprocessing: What turns a picture or a text into the network's input.
+        preprocessing: What turns an image or a text into the network's input.
         default_budget_ms: The budget when an operator sets none, or None.
         weights: How the graphs store weights.
         measured: Of that way, and of single precision beside it: accuracy and latency.
@@ -155,7 +155,7 @@ class Bundle:
         return None if self.manifest.network is None else self.folder / TORCH_WEIGHTS
 
     def preprocessor(self, max_pixels: int) -> ImagePreprocessor | TextPreprocessor:
-        """What turns pictures or texts into this network's input.
+        """What turns images or texts into this network's input.
 
         Raises:
             ValueError: If the tokenizer cannot be read.

@@ -21,7 +21,7 @@ def mask_png(logits: NDArray[np.float32], size: tuple[int, int]) -> bytes:
 
     Args:
         logits: (H, W, C), C at most 256.
-        size: Width and height of the mask, those of the picture.
+        size: Width and height of the mask, those of the image.
     """
     mask = Image.fromarray(logits.argmax(-1).astype(np.uint8), "P")
     mask.putpalette(_palette(logits.shape[-1]))

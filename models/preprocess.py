@@ -17,7 +17,7 @@ from models.backend import State
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-TURNED = (5, 6, 7, 8)  # EXIF orientations whose width is the upright picture's height
+TURNED = (5, 6, 7, 8)  # EXIF orientations whose width is the upright image's height
 UPRIGHT = dict(
     enumerate(
         (
@@ -38,17 +38,17 @@ SMALL_BYTES, SMALL_PIXELS, SMALL_CHARACTERS = 8192, 64 * 64, 512  # about 0.2 ms
 CHARACTERS_A_TOKEN = 64  # of a text longer than that many a token the rest is not even tokenised
 
 
-class Unreadable(ValueError):
+class InvalidInput(ValueError):
     """The input is nothing that we read; the sentence says why."""
 
 
-class Prepared(NamedTuple):
+class ModelInput(NamedTuple):
     """One row for stage 0.
 
     Attributes:
         state: The row.
         truncated: Whether a part of the text did not fit.
-        size: Width and height of the upright picture, None of a text.
+        size: Width and height of the upright image, None of a text.
     """
 
     state: State
@@ -58,7 +58,7 @@ class Prepared(NamedTuple):
 
 @dataclass(frozen=True)
 class ImagePreprocessor:
-    """Decodes a picture of any size and mode and normalises it.
+    """Decodes an image of any size and mode and normalises it.
 
     Attributes:
         height: Of the network's input.
@@ -66,8 +66,8 @@ class ImagePreprocessor:
         mean: Per channel, on a scale of 0 to 1.
         std: Per channel.
         fit: `cover`: scale to cover the input and cut to its middle; `stretch`: scale each side on
-            its own, so that every pixel of the picture has its place in the input.
-        max_pixels: Largest picture that is decoded, judged by its header.
+            its own, so that every pixel of the image has its place in the input.
+        max_pixels: Largest image that is decoded, judged by its header.
     """
 
     height: int
@@ -84,16 +84,16 @@ class ImagePreprocessor:
         shades = np.arange(256, dtype=np.float32)[:, None] / np.float32(255)
         object.__setattr__(self, "_levels", np.ascontiguousarray(((shades - mean) / std).T))
 
-    def __call__(self, data: bytes) -> Prepared:
+    def __call__(self, data: bytes) -> ModelInput:
         """Bytes to network input, (1, 3, H, W).
 
         Raises:
-            Unreadable: If they are no picture, a damaged one, or one of too many pixels.
+            Unreadable: If they are no image, a damaged one, or one of too many pixels.
         """
         return self._prepared(self._open(data))
 
-    def quickly(self, data: bytes) -> Prepared | None:
-        """The same for small pictures; None where it might take longer than a few 0.1 ms.
+    def quickly(self, data: bytes) -> ModelInput | None:
+        """The same for small images; None where it might take longer than a few 0.1 ms.
 
         Raises:
             Unreadable: As above.
@@ -112,21 +112,21 @@ class ImagePreprocessor:
         return (np.zeros((1, 3, self.height, self.width), np.float32),)
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
-        """Bytes to an upright RGB picture of the input's size, (H, W, 3).
+        """Bytes to an upright RGB image of the input's size, (H, W, 3).
 
         Transparency becomes white.
 
         Raises:
-            Unreadable: If they are no picture, a damaged one, or one of too many pixels.
+            Unreadable: If they are no image, a damaged one, or one of too many pixels.
         """
         return self._decoded(self._open(data))[0]
 
-    def _prepared(self, image: Image.Image) -> Prepared:
-        picture, size = self._decoded(image)
-        return Prepared((self.normalise(picture[None]),), size=size)
+    def _prepared(self, image: Image.Image) -> ModelInput:
+        pixels, size = self._decoded(image)
+        return ModelInput((self.normalise(pixels[None]),), size=size)
 
     def _decoded(self, image: Image.Image) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        """The picture (H, W, 3), and width and height that it came in; closes the image."""
+        """The image (H, W, 3), and width and height that it came in; closes the image."""
         with image:
             turn = _orientation(image)
             size = image.size[::-1] if turn in TURNED else image.size
@@ -136,7 +136,7 @@ class ImagePreprocessor:
                 shrunk = self._shrunk(image)
                 rgb = _to_rgb(shrunk if turn is None else shrunk.transpose(UPRIGHT[turn]))
             except Exception as error:  # decoders of damaged files raise a dozen types
-                raise Unreadable(
+                raise InvalidInput(
                     f"the {image.format} image is damaged or cut off: {error}"
                 ) from error
         wanted = (self.width, self.height)
@@ -157,7 +157,7 @@ class ImagePreprocessor:
         """Cut away what no crop will use and shrink, before anything makes a copy of it all.
 
         What is left covers the final crop either way up, at `DRAFT_FACTOR` times the input's size
-        or more; pictures smaller than that stay untouched.
+        or more; images smaller than that stay untouched.
         """
         small, large = sorted((self.width, self.height))
         short = min(image.size)
@@ -179,23 +179,23 @@ class ImagePreprocessor:
 
     def _open(self, data: bytes) -> Image.Image:
         if not data:
-            raise Unreadable("the image is empty; send the bytes of a picture file")
+            raise InvalidInput("the image is empty; send the bytes of an image file")
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             # Pillow's own, higher limit; the warning is raised only where warnings are errors.
-            raise Unreadable(
+            raise InvalidInput(
                 f"the image has more than {self.max_pixels} pixels, the limit here; scale it "
                 f"down first"
             ) from error
         except Exception as error:
-            raise Unreadable(
+            raise InvalidInput(
                 f"the bytes are no image of a known format ({', '.join(FORMATS)})"
             ) from error
         width, height = image.size
         if width * height > self.max_pixels:
             image.close()
-            raise Unreadable(
+            raise InvalidInput(
                 f"the image is {width}x{height}, more than {self.max_pixels} pixels, the limit "
                 f"here; scale it down first"
             )
@@ -231,7 +231,7 @@ class TextPreprocessor:
         tokenizer.no_padding()
         object.__setattr__(self, "_tokenizer", tokenizer)
 
-    def __call__(self, text: str) -> Prepared:
+    def __call__(self, text: str) -> ModelInput:
         """Text to token ids and mask, (1, L) int64 each.
 
         Raises:
@@ -239,19 +239,21 @@ class TextPreprocessor:
         """
         most = CHARACTERS_A_TOKEN * self.max_tokens
         if not text[:most].strip():
-            raise Unreadable("the text is empty; send at least one word")
+            raise InvalidInput("the text is empty; send at least one word")
         try:
             encoding = self._tokenizer.encode(text[:most])
         except (TypeError, UnicodeError) as error:
-            raise Unreadable("the text holds half a character; send valid Unicode") from error
+            raise InvalidInput("the text holds half a character; send valid Unicode") from error
         if not encoding.ids:
-            raise Unreadable("the text holds nothing that the model reads; send at least one word")
+            raise InvalidInput(
+                "the text holds nothing that the model reads; send at least one word"
+            )
         step = self.length_step
         width = min(-(-len(encoding.ids) // step) * step, self.max_tokens)
         state = self._filled([encoding.ids], width)
-        return Prepared(state, bool(encoding.overflowing) or len(text) > most)
+        return ModelInput(state, bool(encoding.overflowing) or len(text) > most)
 
-    def quickly(self, text: str) -> Prepared | None:
+    def quickly(self, text: str) -> ModelInput | None:
         """The same for short texts; None where it might take longer than a few 0.1 ms.
 
         Raises:
@@ -281,8 +283,8 @@ class TextPreprocessor:
         return ids, mask
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height once the picture is turned as its EXIF orientation says."""
+def oriented_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height once the image is turned as its EXIF orientation says."""
     return image.size[::-1] if _orientation(image) in TURNED else image.size
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from models.backend import StageBackend, State
 from scheduler.confidence import SMALLEST_LOG, finite_log_probs
 from scheduler.npz import read_arrays
-from scheduler.pixels import shares_right
+from scheduler.pixels import correct_share
 
 RECORD_ROWS = 100
 SUM_TOLERANCE = 0.005
@@ -29,7 +29,7 @@ class Predictions(NamedTuple):
     @property
     def correct(self) -> NDArray[np.float64]:
         """Whether each exit is right, 0 or 1, (N, K); of a segmentation the share of pixels."""
-        return shares_right(self.log_probs, self.labels)
+        return correct_share(self.log_probs, self.labels)
 
 
 class Recorded(NamedTuple):

@@ -1,4 +1,4 @@
-"""Running a whole data set through every exit, each row as serving makes it."""
+"""Running a whole dataset through every exit, each row as serving makes it."""
 
 from collections.abc import Iterator, Sequence
 

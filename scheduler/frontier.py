@@ -63,21 +63,21 @@ class Frontier:
         )
 
     def at_cost(self, cost_ms: float) -> FrontierPoint:
-        """The dearest point that costs at most `cost_ms`; the cheapest where none does."""
-        return self[self.place_at_cost(cost_ms)]
+        """The most expensive point that costs at most `cost_ms`; the cheapest where none does."""
+        return self[self.index_at_cost(cost_ms)]
 
-    def place_at_cost(self, cost_ms: float) -> int:
+    def index_at_cost(self, cost_ms: float) -> int:
         """The index of that point."""
         cost_ms *= 1 + ROUNDING  # so that the cost of a point, worked out another way, finds it
         return max(int(np.searchsorted(self.expected_costs_ms, cost_ms, side="right")) - 1, 0)
 
-    def worth_ms(self, cost_ms: float) -> float:
+    def useful_budget_ms(self, cost_ms: float) -> float:
         """What is worth spending of a mean cost.
 
         All of it, by changing between two points; but not across a gap behind which no accuracy is
         gained, as there is where a policy has found early that more time does not help it.
         """
-        place = self.place_at_cost(cost_ms)
+        place = self.index_at_cost(cost_ms)
         costs, accuracy = self.expected_costs_ms, self.expected_accuracy
         is_gap = place + 1 < len(self) and costs[place + 1] > (1 + GAP) * costs[place]
         if is_gap and accuracy[place + 1] <= accuracy[place]:
@@ -85,7 +85,7 @@ class Frontier:
         return cost_ms
 
     def at_parameter(self, parameter: float) -> FrontierPoint:
-        """The point in force at a parameter value: the dearest that spends no more."""
+        """The point in force at a parameter value: the most expensive that spends no more."""
         towards_dearer = 1 if self.parameters[-1] >= self.parameters[0] else -1
         reached = np.searchsorted(
             towards_dearer * self.parameters, towards_dearer * parameter, side="right"
@@ -107,9 +107,9 @@ class Frontier:
         Routing does not depend on costs, so the expectations stay exact without refitting. Points
         that no longer cost more than all before them are dropped.
         """
-        return replace(self, costs_ms=costs_ms).rising()
+        return replace(self, costs_ms=costs_ms).pareto()
 
-    def rising(self) -> "Frontier":
+    def pareto(self) -> "Frontier":
         """Without the points that cost no more than one before them.
 
         The last point stays in place of one as dear: it alone runs every row to the end for sure.
@@ -137,7 +137,7 @@ class Frontier:
             expected_accuracy=self.expected_accuracy[kept],
         )
 
-    def moved_stages(self, costs_ms: Array) -> list[int]:
+    def drifted_stages(self, costs_ms: Array) -> list[int]:
         """Stages whose share of the whole time differs by more than 20 % at other costs."""
         before = np.diff(self.costs_ms, prepend=0.0) / self.costs_ms[-1]
         after = np.diff(costs_ms, prepend=0.0) / costs_ms[-1]

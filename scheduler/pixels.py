@@ -46,7 +46,7 @@ def row_means(values: Array, num_rows: int) -> Array:
     return means
 
 
-def shares_right(log_probs: Floats, labels: NDArray[np.int64]) -> Array:
+def correct_share(log_probs: Floats, labels: NDArray[np.int64]) -> Array:
     """How much of each row each exit has right, (N, K): 0 or 1, of P pixels their share.
 
     Args:

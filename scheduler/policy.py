@@ -15,13 +15,13 @@ class Scored(NamedTuple):
     Attributes:
         scores: Exit scores, (A,).
         history: The rows' history with this exit added to it, (A, H).
-        outlook: What going on promises, in the policy's own terms, for `decide` alone, (A, G);
-            G = 0 where the score is all that counts.
+        continuation_values: What going on promises, in the policy's own terms, for `decide` alone,
+            (A, G); G = 0 where the score is all that counts.
     """
 
     scores: NDArray[np.float64]
     history: NDArray[np.float64]
-    outlook: NDArray[np.float64]
+    continuation_values: NDArray[np.float64]
 
 
 class Decision(NamedTuple):
@@ -32,7 +32,7 @@ class Decision(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What scoring and deciding come to, of A rows: both above, less the outlook."""
+    """What scoring and deciding come to, of A rows: both above, less the continuation_values."""
 
     scores: NDArray[np.float64]
     history: NDArray[np.float64]
@@ -62,7 +62,7 @@ class ExitPolicy(Protocol):
         """K."""
 
     @property
-    def run_on(self) -> float:
+    def never_exit_parameter(self) -> float:
         """The parameter at which every row runs to the last exit."""
 
     def start(self, rows: int) -> NDArray[np.float64]:
@@ -116,7 +116,8 @@ def replay(policy: ExitPolicy, log_probs: NDArray[np.floating]) -> list[Scored]:
     """Score recorded predictions, (K, N, C) or (K, N, P, C), at every exit, as serving does.
 
     Returns:
-        Per exit, K of them, the scores and outlook of all N rows; histories are left out.
+        Per exit, K of them, the scores and continuation_values of all N rows; histories are left
+        out.
     """
     chunks = []
     for start in range(0, log_probs.shape[1], REPLAY_ROWS):
@@ -131,13 +132,13 @@ def replay(policy: ExitPolicy, log_probs: NDArray[np.floating]) -> list[Scored]:
         Scored(
             np.concatenate([part.scores for part in parts]),
             np.empty((log_probs.shape[1], 0)),
-            np.concatenate([part.outlook for part in parts]),
+            np.concatenate([part.continuation_values for part in parts]),
         )
         for parts in zip(*chunks, strict=True)
     ]
 
 
-def take_exits(
+def exits_taken(
     policy: ExitPolicy, replayed: Sequence[Scored], parameter: float
 ) -> NDArray[np.intp]:
     """The exit (N,) each replayed row takes at one parameter value: the first that lets it go."""

@@ -74,12 +74,12 @@ class StoppingPolicy:
         return len(self.weights)
 
     @property
-    def run_on(self) -> float:
+    def never_exit_parameter(self) -> float:
         """A price so far below 0 that waiting one step outweighs any answer."""
         return float(-2 / self.steps_ms.min())
 
     @property
-    def stop_at_once(self) -> float:
+    def exit_at_first_parameter(self) -> float:
         """A price at which the first exit is always the best."""
         return float(2 / self.steps_ms[0])
 
@@ -132,9 +132,9 @@ class StoppingPolicy:
         place = np.interp(parameters, self.prices, np.arange(last + 1))  # clipped to the grid
         below = np.minimum(place.astype(np.intp), last - 1)
         weight, rows = place - below, np.arange(len(scored.scores))
-        ahead = (1 - weight) * scored.outlook[rows, below] + weight * scored.outlook[
-            rows, below + 1
-        ]
+        ahead = (1 - weight) * scored.continuation_values[
+            rows, below
+        ] + weight * scored.continuation_values[rows, below + 1]
         continuation = ahead - parameters * self.steps_ms[exit]
         return Decision(scored.scores >= continuation, continuation)
 

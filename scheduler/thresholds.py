@@ -57,8 +57,8 @@ def tilt(distribution: Array, costs: Array, budget: float) -> Array:
     Args:
         distribution: p (K,), non-negative.
         costs: Rising costs (K,).
-        budget: Between the costs of the cheapest and the dearest exit that p reaches; clamped to
-            them otherwise.
+        budget: Between the costs of the cheapest and the most expensive exit that p reaches;
+            clamped to them otherwise.
     """
     scale = 1 / max(np.ptp(costs[distribution > 0]), 1e-300)
     low, high = -1e3 * scale, 1e3 * scale
@@ -155,7 +155,7 @@ class ThresholdPolicy(ABC):
         return len(self.table.thresholds[0])
 
     @property
-    def run_on(self) -> float:
+    def never_exit_parameter(self) -> float:
         """The largest budget: every row runs to the last exit."""
         return float(self.table.parameters[-1])
 

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.errors import ServeError
 from server.lifespan import lifespan
 from server.metrics import Metrics
-from server.middleware import Envelope
+from server.middleware import RequestMiddleware
 from server.problems import answer_http_error, answer_known_error, answer_validation_error
 from server.routes import audit, budget, feedback, health, predict, scheduler
 from server.settings import Settings
@@ -42,8 +42,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(RequestValidationError, answer_validation_error)
     app.add_exception_handler(HTTPException, answer_http_error)
     around = {"metrics": app.state.metrics, "max_body_bytes": settings.max_body_mib * 2**20}
-    app.add_middleware(Envelope, **around)
-    app.hot = Envelope(_predict, **around)
+    app.add_middleware(RequestMiddleware, **around)
+    app.hot = RequestMiddleware(_predict, **around)
     return app
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from models.backend import State
-from models.preprocess import ImagePreprocessor, Prepared, TextPreprocessor, Unreadable
+from models.preprocess import ImagePreprocessor, InvalidInput, ModelInput, TextPreprocessor
 from server.errors import InvalidContent
 from server.sample import SMALL_INPUT, Decoded, Load
 
@@ -50,11 +50,11 @@ class Decoder:
         assert decoded is not None, "only decoding quickly gives up"
         return decoded
 
-    def _timed(self, load: Load, preprocess: Callable[[Any], Prepared | None]) -> Decoded | None:
+    def _timed(self, load: Load, preprocess: Callable[[Any], ModelInput | None]) -> Decoded | None:
         started = self._clock()
         try:
             prepared = preprocess(load.read())
-        except Unreadable as error:
+        except InvalidInput as error:
             raise InvalidContent(str(error)) from error
         if prepared is None:
             return None

@@ -1,4 +1,4 @@
-"""The way of a sample into the engine, and of its answer back to whoever waits for it."""
+"""The way of a sample into the engine, and of its answer back to the waiting client for it."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from prometheus_client import Counter
 
 from server.decoder import Decoder
 from server.engine.engine import Engine
-from server.engine.request import Answer, Row
+from server.engine.request import InferenceRequest, Prediction
 from server.quality.auditor import Auditor
 from server.sample import Decoded, Load, Request
 
@@ -26,7 +26,7 @@ class Wishes(NamedTuple):
 class Passed(NamedTuple):
     """An answer, how long it took, and what it was made of."""
 
-    answer: Answer
+    answer: Prediction
     total_ms: float
     decoded: Decoded
 
@@ -65,13 +65,15 @@ class Entrance:
         """
         future = asyncio.get_running_loop().create_future()
         request = Request(future, received_s, controlled=wishes.parameter is None)
-        under = self._engine.in_force
+        under = self._engine.active_policy
         audited = wishes.deadline_s is None
-        trail = self._auditor.choose(request_id, self._engine.slack) if audited else None
+        trail = self._auditor.choose(request_id, self._engine.idle) if audited else None
 
         def enter(decoded: Decoded) -> None:
             request.decoded = decoded
-            request.row = row = Row(decoded.prepared.state, request, *wishes, under, trail)
+            request.row = row = InferenceRequest(
+                decoded.prepared.state, request, *wishes, under, trail
+            )
             if request.left:
                 self._cancelled.inc()
             else:

@@ -18,7 +18,7 @@ from server.admission import Admission
 from server.errors import InvalidContent, UnknownModel
 from server.metrics import Metrics
 from server.model import ServedModel
-from server.quality.feedback import Answers
+from server.quality.feedback import PredictionLog
 from server.sample import Modality
 from server.settings import Settings
 
@@ -29,7 +29,7 @@ STALLED_S = 10.0
 DRAINING = "the server is draining; try another replica"
 
 
-class Service:
+class ServerState:
     """Everything the routes use; on `app.state.service` while the server runs.
 
     Args:
@@ -49,7 +49,7 @@ class Service:
         self.clock = clock
         self.decode_pool = ThreadPoolExecutor(settings.decode_workers, thread_name_prefix="decode")
         self.admission = Admission(settings.max_queue, metrics.inflight, clock)
-        self.answers = Answers()
+        self.answers = PredictionLog()
         self.draining = False
         self.models: dict[str, ServedModel] = {}
         for folder in settings.bundle:
@@ -60,7 +60,7 @@ class Service:
                 )
             self.models[model.name] = model
 
-    def pick(self, name: str | None, reads: Modality) -> ServedModel:
+    def select_model(self, name: str | None, reads: Modality) -> ServedModel:
         """The model a request means.
 
         Args:
@@ -73,7 +73,7 @@ class Service:
                 several.
         """
         if name is not None:
-            model = self.named(name)
+            model = self.get_model(name)
             if model.reads != reads:
                 raise InvalidContent(f"{name} reads {model.reads}s; send it one, not {reads}s")
             return model
@@ -86,7 +86,7 @@ class Service:
             raise UnknownModel(f"no model that reads {reads}s is loaded; loaded are {loaded}")
         return able[0]
 
-    def named(self, name: str | None) -> ServedModel:
+    def get_model(self, name: str | None) -> ServedModel:
         """The model of a name; without one, the only model.
 
         Raises:
@@ -102,29 +102,29 @@ class Service:
             raise UnknownModel(f"no model {name!r} is loaded; name one of {loaded}")
         return self.models[name]
 
-    def meant(self, name: str | None) -> list[ServedModel]:
+    def select_models(self, name: str | None) -> list[ServedModel]:
         """The models that a request for one or all means.
 
         Raises:
             UnknownModel: If none is loaded under the name.
         """
-        return list(self.models.values()) if name is None else [self.named(name)]
+        return list(self.models.values()) if name is None else [self.get_model(name)]
 
     @property
-    def unready(self) -> str | None:
+    def not_ready_reason(self) -> str | None:
         """Why requests are not taken; None when they are."""
         broken = [model.broken for model in self.models.values() if model.broken is not None]
         return broken[0] if broken else DRAINING if self.draining else self.admission.not_ready
 
     @property
-    def stalled(self) -> str | None:
+    def unhealthy_reason(self) -> str | None:
         """Why the process is beyond help; None while it works."""
         for model in self.models.values():
             if not model.engine.alive:
                 return f"an engine worker of {model.name} has died"
             if (
                 model.engine.oldest_wait_s() > STALLED_S
-                and self.clock() - model.engine.beat_s > STALLED_S
+                and self.clock() - model.engine.last_progress_s > STALLED_S
             ):
                 return f"the engine of {model.name} has not moved for {STALLED_S:g} s"
         return None
@@ -136,7 +136,7 @@ class Service:
             await asyncio.sleep(BEAT_S)
             self.metrics.loop_lag.set(max(self.clock() - due, 0.0))
             for model in self.models.values():
-                model.tick()
+                model.refresh()
                 await model.probe()
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -166,7 +166,7 @@ class DrainingServer(uvicorn.Server):
 @contextlib.asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Load, serve, drain."""
-    service = await asyncio.to_thread(Service, app.state.settings, app.state.metrics)
+    service = await asyncio.to_thread(ServerState, app.state.settings, app.state.metrics)
     service.start(asyncio.get_running_loop())
     app.state.service = service
     gc.freeze()  # what is loaded stays: collections need not walk it again
@@ -181,7 +181,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.stop()
 
 
-def service_of(request: Request) -> Service:
+def server_state(request: Request) -> ServerState:
     """The running service, for routes."""
-    service: Service = request.app.state.service
+    service: ServerState = request.app.state.service
     return service

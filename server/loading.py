@@ -29,7 +29,7 @@ def open_backend(bundle: Bundle, settings: Settings) -> StageBackend:
     """The backend that the settings ask for, loaded.
 
     Raises:
-        ValueError: If the bundle lacks what it needs, or the device is not to be had.
+        ValueError: If the bundle lacks what it needs, or the device is not available.
     """
     if settings.backend == "torch":
         # Imported here because torch is not on the serving path.
@@ -44,7 +44,7 @@ def open_backend(bundle: Bundle, settings: Settings) -> StageBackend:
     return open_onnx_backend(bundle.stage_files, bundle.head_files, settings.device, BUCKETS)
 
 
-class HostScheduler(NamedTuple):
+class CalibratedPolicy(NamedTuple):
     """A policy with its frontier at this host's costs, and the bundle that both come from.
 
     `drift` compares the policy's scores with those of the bundle's calibration set.
@@ -76,14 +76,14 @@ def read_scheduler(bundle: Bundle) -> Scheduler:
     return scheduler
 
 
-def on_host(bundle: Bundle, scheduler: Scheduler, costs: StageCosts) -> HostScheduler:
+def calibrate_to_host(bundle: Bundle, scheduler: Scheduler, costs: StageCosts) -> CalibratedPolicy:
     """A scheduler at this host's costs; where they part too much from its own, the log says so.
 
     Raises:
         ValueError: If the bundle's calibration set cannot be read.
     """
     policy, built_on = scheduler
-    if moved := built_on.moved_stages(costs.costs_ms):
+    if moved := built_on.drifted_stages(costs.costs_ms):
         log.warning(
             "%s: the share of stages %s in the whole time differs by more than a fifth from "
             "the machine that fitted the scheduler; `eenet fit` with this "
@@ -93,10 +93,10 @@ def on_host(bundle: Bundle, scheduler: Scheduler, costs: StageCosts) -> HostSche
         )
     frontier = built_on.with_costs(costs.costs_ms)
     drift = ScoreDrift(policy, frontier, _calibration(bundle), np.random.default_rng(0))
-    return HostScheduler(bundle, policy, frontier, drift)
+    return CalibratedPolicy(bundle, policy, frontier, drift)
 
 
-def reread(served: Bundle) -> tuple[Bundle, Scheduler]:
+def reload(served: Bundle) -> tuple[Bundle, Scheduler]:
     """The scheduler that now lies in the folder of a bundle being served, and the bundle anew.
 
     Raises:

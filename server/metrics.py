@@ -12,7 +12,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 
 from scheduler.control.controller import BudgetController
 from server.quality.audit_log import AuditLog
-from server.quality.feedback import Tally
+from server.quality.feedback import AccuracyCount
 
 ROUTES: Final = (
     "/predict", "/budget", "/frontier", "/scheduler/reload", "/audit", "/audit/rows",
@@ -267,7 +267,7 @@ class ModelMetrics:
         """The scores noted since the last time."""
         return [self._scores.popleft() for _ in range(len(self._scores))]
 
-    def count(self) -> None:
+    def flush(self) -> None:
         """Count what was noted; the event loop's thread."""
         while self._batches:
             stage, rows, elapsed_ms = self._batches.popleft()
@@ -311,7 +311,7 @@ class ModelMetrics:
         for gauge, rate in zip(self._exit_rate, rates, strict=True):
             gauge.set(rate)
 
-    def show_feedback(self, tallies: Sequence[Tally]) -> None:
+    def show_feedback(self, tallies: Sequence[AccuracyCount]) -> None:
         """Set the gauges of what true labels say."""
         for gauge, tally in zip(self._feedback_accuracy, tallies, strict=True):
             gauge.set(float("nan") if tally.accuracy is None else tally.accuracy)

@@ -25,7 +25,7 @@ ALIASES = {"/health": "/readyz", "/healthz": "/readyz", "/ping": "/readyz"}
 PATIENCE_S = 0.1
 
 
-class Envelope:
+class RequestMiddleware:
     """Around every request: id, time of arrival, bound on the body, headers, count.
 
     Args:

@@ -13,17 +13,17 @@ from models.postprocess import mask_png
 from scheduler.control.controller import BudgetController, ControllerConfig, Sample
 from server.decoder import Decoder
 from server.dispatch import Entrance, Wishes
-from server.engine.active_policy import InForce
+from server.engine.active_policy import ActivePolicy
 from server.engine.engine import Engine
-from server.engine.request import Answer, Completion, Row
+from server.engine.request import Completion, InferenceRequest, Prediction
 from server.engine.warmup import default_budget_ms, measure_costs, try_policy
 from server.errors import ServeError
-from server.loading import HostScheduler, on_host, open_backend, read_scheduler, reread
+from server.loading import CalibratedPolicy, calibrate_to_host, open_backend, read_scheduler, reload
 from server.metrics import AnswerLatency, Metrics, ModelMetrics
-from server.quality.agreement_floor import Floor, Quality
+from server.quality.agreement_floor import AgreementGuard, AgreementTarget
 from server.quality.audit_log import AuditLog
 from server.quality.auditor import Auditor
-from server.quality.feedback import Answered, Feedback
+from server.quality.feedback import Feedback, LoggedPrediction
 from server.sample import Load, Modality, Request, Served
 from server.schemas import Options
 from server.settings import Settings
@@ -79,10 +79,10 @@ class ServedModel:
         policy, built_on = scheduler = read_scheduler(bundle)
         self._costs = measure_costs(backend, policy, self._decode.example, settings.max_batch)
         self._max_batch = settings.max_batch or self._costs.worthwhile_rows()
-        self._scheduler = on_host(bundle, scheduler, self._costs)
-        self._asked = Floor(settings.min_agreement, settings.prefer)
-        self.quality = Quality(self._scheduler, self._asked)
-        self._held: float | None = None
+        self._scheduler = calibrate_to_host(bundle, scheduler, self._costs)
+        self._agreement_target = AgreementTarget(settings.min_agreement, settings.prefer)
+        self.quality = AgreementGuard(self._scheduler, self._agreement_target)
+        self._floor_parameter: float | None = None
         frontier = self._scheduler.frontier
         costs_ms = self._costs.costs_ms.round(3).tolist()
         log.info("%s costs %s ms until each exit on this host", self.name, costs_ms)
@@ -91,7 +91,7 @@ class ServedModel:
             budget_ms = default_budget_ms(manifest.default_budget_ms, built_on, frontier)
         config = ControllerConfig(window=settings.window)
         self.feedback = Feedback(self.num_exits)
-        self._uncounted: list[tuple[Answer, float]] = []  # under the global budget
+        self._uncounted: list[tuple[Prediction, float]] = []  # under the global budget
         self.measure: Measure = settings.measure
         self._controllers: dict[Measure, BudgetController] = {
             "compute": BudgetController(frontier, budget_ms, config),
@@ -139,7 +139,7 @@ class ServedModel:
         """Answer one sample.
 
         Args:
-            load: Gives the picture's bytes or the text; small ones are decoded at once, others on a
+            load: Gives the image's bytes or the text; small ones are decoded at once, others on a
                 decode thread.
             options: The request's.
             received_s: When its headers came, on the model's clock.
@@ -168,7 +168,7 @@ class ServedModel:
 
     def set_budget(self, *, budget_ms: float | None, measure: Measure) -> None:
         """Set what the budget is and which latency it is about; the windows stay."""
-        self.count()
+        self.flush_samples()
         self.measure = measure
         for controller in self._controllers.values():
             controller.set_budget(budget_ms)
@@ -176,29 +176,29 @@ class ServedModel:
         self.engine.max_batch = self._batch_within(budget_ms)
         log.info("%s: budget %s ms of %s latency", self.name, budget_ms, measure)
 
-    def reread_scheduler(self) -> HostScheduler:
+    def reload_scheduler(self) -> CalibratedPolicy:
         """The scheduler that the bundle's folder holds now, tried out; any thread, blocks.
 
         Raises:
             ValueError: If the folder holds none that this network can run under.
         """
-        bundle, scheduler = reread(self._scheduler.bundle)
+        bundle, scheduler = reload(self._scheduler.bundle)
         try_policy(self.engine.backend, scheduler.policy, self._decode.example)
-        return on_host(bundle, scheduler, self._costs)
+        return calibrate_to_host(bundle, scheduler, self._costs)
 
-    def use_scheduler(self, fresh: HostScheduler) -> None:
+    def activate_scheduler(self, fresh: CalibratedPolicy) -> None:
         """Go on with another scheduler: rows that enter from now on; budget and windows stay."""
-        self.count()
+        self.flush_samples()
         self._scheduler = fresh
         self.auditor.restart()
-        self.quality, self._held = Quality(fresh, self._asked), None
+        self.quality, self._floor_parameter = AgreementGuard(fresh, self._agreement_target), None
         for controller in self._controllers.values():
-            controller.use(fresh.frontier)
-        self.engine.in_force = InForce(fresh.policy, self.controller.parameter)
+            controller.set_frontier(fresh.frontier)
+        self.engine.active_policy = ActivePolicy(fresh.policy, self.controller.parameter)
         self._metrics.show_policy(self.version, fresh.policy.kind, self.engine.backend.device)
         log.info("%s: scheduler %s (%s)", self.name, fresh.policy.kind, fresh.sha256)
 
-    def note_feedback(self, answered: Answered, class_id: int) -> None:
+    def note_feedback(self, answered: LoggedPrediction, class_id: int) -> None:
         """Take in the true label of an answer of this model."""
         self.auditor.log.label(answered.key, class_id)
         if self.feedback.add(answered, class_id):
@@ -210,9 +210,9 @@ class ServedModel:
             return self._max_batch
         return self._costs.rows_within(budget_ms, self._max_batch)
 
-    def tick(self) -> None:
+    def refresh(self) -> None:
         """Count what is uncounted, forget what is too old and refresh the gauges."""
-        self.count()
+        self.flush_samples()
         for controller in self._controllers.values():
             controller.expire(self.clock())
         self._hold()
@@ -221,17 +221,19 @@ class ServedModel:
         self._metrics.show_control(self.controller, shared)
         self.auditor.show()
         self._metrics.show_feedback(self.feedback.tallies)
-        self._metrics.show_quality(self.quality.drift.psi(), self.quality.yields(self.controller))
+        self._metrics.show_quality(
+            self.quality.drift.psi(), self.quality.violated_objective(self.controller)
+        )
         self._metrics.show_queues(self.engine.queue_depths, self.engine.oldest_wait_s())
 
     def _hold(self) -> None:
         """Keep the agreement floor, if one was asked for, by what the audit has shown by now."""
         self.quality.read(self.auditor.log)
-        held = self.quality.hold(self.controller)
-        if held != self._held:
-            self._held = held
+        held = self.quality.minimum_parameter(self.controller)
+        if held != self._floor_parameter:
+            self._floor_parameter = held
             for controller in self._controllers.values():
-                controller.hold(held)
+                controller.set_floor(held)
             self.engine.parameter = self.controller.parameter
 
     async def probe(self) -> None:
@@ -239,7 +241,7 @@ class ServedModel:
         if not self.engine.failed:
             return
         tag = Request(self._loop.create_future(), self.clock(), controlled=False)
-        self.engine.submit([Row(self._decode.example, tag, priority=0)])
+        self.engine.submit([InferenceRequest(self._decode.example, tag, priority=0)])
         try:
             await tag.future
         except ServeError:
@@ -255,18 +257,18 @@ class ServedModel:
         """Loop: answer the waiting requests and tell the controllers."""
         now = self.clock()
         self.engine.deadlines.note_delivery(now - done_s, now)
-        answered: list[tuple[Request, Answer, float]] = []
+        answered: list[tuple[Request, Prediction, float]] = []
         for row, outcome in completions:
             request = row.tag
             assert isinstance(request, Request), "rows of this engine come from predict and probe"
             total_ms = (now - request.received_s) * 1e3
-            if isinstance(outcome, Answer):
+            if isinstance(outcome, Prediction):
                 if row.deadline_s is not None and now >= row.deadline_s:
                     outcome = outcome._replace(late=True)
                 answered.append((request, outcome, total_ms))
             if request.future.done():
                 continue
-            if isinstance(outcome, Answer):
+            if isinstance(outcome, Prediction):
                 request.future.set_result((outcome, total_ms))
             else:
                 request.future.set_exception(outcome)
@@ -277,9 +279,9 @@ class ServedModel:
             if request.controlled:
                 self._uncounted.append((answer, total_ms))
         if len(self._uncounted) >= COUNT_SAMPLES:
-            self.count()
+            self.flush_samples()
 
-    def count(self) -> None:
+    def flush_samples(self) -> None:
         """Count what was answered since the last time, and tell the controllers."""
         answered, self._uncounted = self._uncounted, []
         now = self.clock()
@@ -291,7 +293,7 @@ class ServedModel:
         self._controllers["compute"].observe(compute, now)
         self._controllers["end_to_end"].observe(end_to_end, now)
         self.engine.parameter = self.controller.parameter
-        self._metrics.count()
-        self.auditor.count()
+        self._metrics.flush()
+        self.auditor.flush()
         for note in self._metrics.take_scores():
             self.quality.drift.add(*note)

@@ -31,16 +31,18 @@ def parse_json(model: type[Body], body: bytes) -> Body:
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
-            raise MalformedRequest(f"the body is not JSON: {sentence_of(first)}") from error
-        raise InvalidContent(sentence_of(first)) from error
+            raise MalformedRequest(
+                f"the body is not JSON: {format_validation_error(first)}"
+            ) from error
+        raise InvalidContent(format_validation_error(first)) from error
 
 
 def first_error(error: ValidationError) -> str:
     """The first thing pydantic found, as one sentence."""
-    return sentence_of(error.errors()[0])
+    return format_validation_error(error.errors()[0])
 
 
-def sentence_of(first: Mapping[str, Any]) -> str:
+def format_validation_error(first: Mapping[str, Any]) -> str:
     """One entry of pydantic's errors, as one sentence."""
     where = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
@@ -83,7 +85,9 @@ async def answer_known_error(request: Request, error: Exception) -> Response:
 async def answer_validation_error(request: Request, error: Exception) -> Response:
     """Answer what FastAPI's own validation found in a query."""
     assert isinstance(error, RequestValidationError), "registered for this class alone"
-    return await answer_known_error(request, InvalidContent(sentence_of(error.errors()[0])))
+    return await answer_known_error(
+        request, InvalidContent(format_validation_error(error.errors()[0]))
+    )
 
 
 async def answer_http_error(request: Request, error: Exception) -> Response:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from models.preprocess import Prepared
-from server.engine.request import Answer, Row
+from models.preprocess import ModelInput
+from server.engine.request import InferenceRequest, Prediction
 
 Modality = Literal["image", "text"]
 Input = bytes | str
@@ -31,7 +31,7 @@ class Load(NamedTuple):
 class Served(NamedTuple):
     """One sample's answer, where its time went, and what it was made of."""
 
-    answer: Answer
+    answer: Prediction
     decode_ms: float
     total_ms: float
     truncated: bool
@@ -41,7 +41,7 @@ class Served(NamedTuple):
 class Decoded(NamedTuple):
     """What was made of a request's input, and how long that took."""
 
-    prepared: Prepared
+    prepared: ModelInput
     decode_ms: float
 
 
@@ -58,9 +58,9 @@ class Request:
         left: Nobody waits for it any more.
     """
 
-    future: asyncio.Future[tuple[Answer, float]]
+    future: asyncio.Future[tuple[Prediction, float]]
     received_s: float
     controlled: bool
     decoded: Decoded | None = None
-    row: Row | None = None
+    row: InferenceRequest | None = None
     left: bool = False

@@ -97,7 +97,7 @@ class TraceStep(BaseModel):
 class Prediction(BaseModel):
     """One sample's answer; the fields after `request_id` appear where they apply.
 
-    Of a segmentation, probabilities are the classes' shares of the picture and `mask` is a PNG of
+    Of a segmentation, probabilities are the classes' shares of the image and `mask` is a PNG of
     its size in base64, its pixel values class ids.
     """
 

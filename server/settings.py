@@ -86,10 +86,10 @@ class Settings(BaseSettings):
     max_queue: int = Field(512, ge=1, description="most samples in flight; more are answered 429")
     max_body_mib: int = Field(32, ge=1, le=1024, description="largest request body")
     max_pixels: int = Field(
-        50_000_000, ge=1, le=89_000_000, description="largest picture, judged by its header"
+        50_000_000, ge=1, le=89_000_000, description="largest image, judged by its header"
     )
     max_items: int = Field(256, ge=1, description="most items of one list request")
-    decode_workers: int = Field(2, ge=1, le=64, description="threads that decode pictures")
+    decode_workers: int = Field(2, ge=1, le=64, description="threads that decode images")
     drain_s: int = Field(6, ge=0, description="longest wait for open requests at shutdown")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe line logged"

@@ -6,7 +6,7 @@ import pytest
 from models.bundle import load_bundle
 from profiling.calibration import load_recorded
 from scheduler.fitted import load_scheduler
-from scheduler.policy import replay, take_exits
+from scheduler.policy import exits_taken, replay
 
 
 def test_it_is_whole_and_at_most_5_mb(shipped_bundle: Path) -> None:
@@ -22,11 +22,11 @@ def test_any_budget_is_kept_as_promised(shipped_bundle: Path) -> None:
     calibration, test = (replay(policy, part.log_probs) for part in recorded)
     for budget in np.random.default_rng(0).uniform(costs[0], costs[-1], 60):
         point = frontier.at_cost(budget)
-        exits = take_exits(policy, calibration, point.parameter)
+        exits = exits_taken(policy, calibration, point.parameter)
         # A price buys only so many costs: between two of them a little is left unspent.
         assert 0.96 * budget <= costs[exits].mean() <= point.expected_cost_ms + 1e-9
         assert point.expected_cost_ms <= budget * (1 + 1e-8)
-        exits = take_exits(policy, test, point.parameter)
+        exits = exits_taken(policy, test, point.parameter)
         assert costs[exits].mean() <= 1.01 * budget
         right = recorded.test.correct[np.arange(len(exits)), exits].mean()
         assert right == pytest.approx(point.expected_accuracy, abs=0.025)
@@ -65,8 +65,8 @@ def test_the_text_bundle_keeps_budgets_on_texts_it_has_not_seen(shipped_text_bun
     calibration, test = (replay(policy, part.log_probs) for part in recorded)
     for budget in np.random.default_rng(0).uniform(costs[0], costs[-1], 30):
         parameter = frontier.at_cost(budget).parameter
-        seen = costs[take_exits(policy, calibration, parameter)]
-        unseen = costs[take_exits(policy, test, parameter)]
+        seen = costs[exits_taken(policy, calibration, parameter)]
+        unseen = costs[exits_taken(policy, test, parameter)]
         assert seen.mean() <= budget * (1 + 1e-8)
         error = np.hypot(seen.std() / len(seen) ** 0.5, unseen.std() / len(unseen) ** 0.5)
         assert unseen.mean() <= 1.01 * budget + 2 * error

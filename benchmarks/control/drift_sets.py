@@ -12,7 +12,7 @@ from models.data.dataset import Split
 from models.preprocess import ImagePreprocessor, TextPreprocessor
 from profiling.calibration import Predictions
 from profiling.latency import measure_latency
-from profiling.loadtest.forms import Form
+from profiling.loadtest.forms import InputVariant
 from profiling.recording import record_split
 from scheduler.npz import read_arrays
 
@@ -33,7 +33,7 @@ class DriftSet(NamedTuple):
         forms: Their names, (V,); the first is the clean one by custom.
         log_probs: Of every exit, (V, K, N, C), float16.
         labels: True classes, (N,).
-        tokens: That each text is filled up to, (V, N); None of pictures.
+        tokens: That each text is filled up to, (V, N); None of images.
         length_costs: Of texts, where they were measured.
     """
 
@@ -61,18 +61,18 @@ class DriftSet(NamedTuple):
         return shares
 
 
-def record_pictures(
+def record_images(
     backend: StageBackend,
     preprocess: ImagePreprocessor,
     files: Sequence[bytes],
     labels: NDArray[np.int64],
-    forms: Sequence[Form],
+    forms: Sequence[InputVariant],
     seed: int,
 ) -> DriftSet:
-    """Run N picture files through every exit in each form."""
+    """Run N image files through every exit in each form."""
     log_probs = []
     for form in forms:
-        spoilt = form.of_pictures(files, np.random.default_rng(seed))
+        spoilt = form.of_images(files, np.random.default_rng(seed))
         decoded = np.stack([preprocess.decode(file) for file in spoilt])  # (N, H, W, 3)
         log_probs.append(record_split(backend, preprocess, Split(decoded, labels)).log_probs)
     return DriftSet(_names(forms), _stacked(log_probs), labels)
@@ -83,7 +83,7 @@ def record_texts(
     preprocess: TextPreprocessor,
     texts: Sequence[str],
     labels: NDArray[np.int64],
-    forms: Sequence[Form],
+    forms: Sequence[InputVariant],
     seed: int,
 ) -> DriftSet:
     """Run N texts through every exit in each form."""
@@ -157,7 +157,7 @@ def load_drift_set(path: Path) -> DriftSet:
     )
 
 
-def _names(forms: Sequence[Form]) -> tuple[str, ...]:
+def _names(forms: Sequence[InputVariant]) -> tuple[str, ...]:
     return tuple(form.name for form in forms)
 
 

@@ -45,7 +45,7 @@ class Rolling(NamedTuple):
         return kept
 
 
-class Held(NamedTuple):
+class ControlMetrics(NamedTuple):
     """Figures of one log; None where it has no such moment.
 
     Attributes:
@@ -59,7 +59,7 @@ class Held(NamedTuple):
         budget_ms: In the mean, of the same.
         accuracy: Of the same; None where no labels are known.
         lost: Accuracy below that of a fixed parameter which spends the same on the same samples,
-            phase by phase, in the mean; None where that is not known.
+            phase by phase, on average; None where that is not known.
         infeasible: Share of the samples at which no parameter could have kept the budget.
     """
 
@@ -94,7 +94,7 @@ def rolling_of(log: ControlLog, window: int) -> Rolling:
     )
 
 
-def held(log: ControlLog) -> Held:
+def measure_control(log: ControlLog) -> ControlMetrics:
     """The figures of a log."""
     window = int(log.about["window"])
     rolling = rolling_of(log, window)
@@ -104,7 +104,7 @@ def held(log: ControlLog) -> Held:
     steady = full & after_start & _steady(log, changes, window)
     counted = full & after_start & rolling.feasible
     labelled = log.correct[after_start]
-    return Held(
+    return ControlMetrics(
         _slowest(log, rolling, changes, window),
         float(max(rolling.over[counted].max(), 0.0)) if counted.any() else None,
         _share(rolling.over > 0, steady & rolling.feasible),

@@ -10,7 +10,7 @@ from scheduler.frontier import Frontier
 from scheduler.policy import ExitPolicy, Scored, replay
 
 
-class Fitted(NamedTuple):
+class PolicyReplay(NamedTuple):
     """A policy on a host, and what it makes of recorded rows.
 
     Attributes:
@@ -28,7 +28,7 @@ class Fitted(NamedTuple):
     @classmethod
     def of(
         cls, policy: ExitPolicy, frontier: Frontier, log_probs: NDArray[np.floating]
-    ) -> "Fitted":
+    ) -> "PolicyReplay":
         """Replay recorded rows (K, N, C)."""
         replayed = replay(policy, log_probs)
         leave = np.stack(

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.control.fitted import Fitted
+from benchmarks.control.fitted import PolicyReplay
 from scheduler.control.controller import BudgetController, ControllerConfig, Sample
-from scheduler.control.estimates import Present
+from scheduler.control.estimates import CostEstimate
 from scheduler.stopping import StoppingPolicy
 
 Array = NDArray[np.float64]
@@ -21,7 +21,7 @@ AIM = 0.987
 class Controlled:
     """The server's own controller."""
 
-    def __init__(self, fitted: Fitted, budget_ms: float, config: ControllerConfig) -> None:
+    def __init__(self, fitted: PolicyReplay, budget_ms: float, config: ControllerConfig) -> None:
         self.controller = BudgetController(fitted.frontier, budget_ms, config)
         self._fitted = fitted
         self._points = {value: g for g, value in enumerate(fitted.frontier.parameters.tolist())}
@@ -50,7 +50,7 @@ class Controlled:
         self._leave = self._fitted.leave[self._points[self.controller.parameter]]
 
 
-class KalmanPresent(Present):
+class KalmanPresent(CostEstimate):
     """The ratio of measured to predicted time by a Kalman filter: a random walk, seen noisily.
 
     The variance of what is seen is learned from the innovations; that of the walk is a standard
@@ -78,11 +78,11 @@ class KalmanPresent(Present):
         known = self.ratio + gain * innovation
         self._error *= 1 - gain
         self._noise += (innovation**2 - self._noise) / memory
-        super().learn(cost_ms, compute_ms, overhead_ms, waiting_ms, memory)
+        super().update(cost_ms, compute_ms, overhead_ms, waiting_ms, memory)
         self.ratio = known
 
 
-def kalman(fitted: Fitted, budget_ms: float) -> Controlled:
+def kalman(fitted: PolicyReplay, budget_ms: float) -> Controlled:
     """The server's controller with another estimate of the ratio."""
     law = Controlled(fitted, budget_ms, ControllerConfig())
     law.controller.present = KalmanPresent(float(fitted.frontier.costs_ms[-1]))
@@ -92,7 +92,7 @@ def kalman(fitted: Fitted, budget_ms: float) -> Controlled:
 class Frozen:
     """The point of the frontier that calibration gave for the budget, whatever happens then."""
 
-    def __init__(self, fitted: Fitted, budget_ms: float) -> None:
+    def __init__(self, fitted: PolicyReplay, budget_ms: float) -> None:
         self._fitted = fitted
         self.set_budget(budget_ms)
 
@@ -103,7 +103,7 @@ class Frozen:
 
     def set_budget(self, budget_ms: float) -> None:
         """Another point."""
-        self._point = self._fitted.frontier.place_at_cost(budget_ms)
+        self._point = self._fitted.frontier.index_at_cost(budget_ms)
 
     def leaves(self, exit: int, row: int) -> bool:
         """At the point."""
@@ -118,7 +118,7 @@ class Integral:
 
     eta = 0.005
 
-    def __init__(self, fitted: Fitted, budget_ms: float) -> None:
+    def __init__(self, fitted: PolicyReplay, budget_ms: float) -> None:
         self._fitted = fitted
         self._aim_ms = self._budget_ms = AIM * budget_ms
         self.set_budget(budget_ms)
@@ -145,7 +145,7 @@ class Integral:
     def _move(self, step_ms: float) -> None:
         costs = self._fitted.frontier.costs_ms
         self._aim_ms = min(max(self._aim_ms + step_ms, float(costs[0])), float(costs[-1]))
-        self._point = self._fitted.frontier.place_at_cost(self._aim_ms)
+        self._point = self._fitted.frontier.index_at_cost(self._aim_ms)
 
 
 class Advantage:
@@ -157,7 +157,7 @@ class Advantage:
     eta = 0.003
     span = 1.0
 
-    def __init__(self, fitted: Fitted, budget_ms: float) -> None:
+    def __init__(self, fitted: PolicyReplay, budget_ms: float) -> None:
         self._fitted = fitted
         self._delta = 0.0
         self.set_budget(budget_ms)
@@ -194,12 +194,12 @@ class Dual:
 
     eta = 0.01
 
-    def __init__(self, fitted: Fitted, budget_ms: float) -> None:
+    def __init__(self, fitted: PolicyReplay, budget_ms: float) -> None:
         if not isinstance(fitted.policy, StoppingPolicy):
             raise ValueError(f"{fitted.policy.kind} has no price to ascend on")
         self._fitted = fitted
         prices = fitted.frontier.parameters
-        inner = prices[(prices >= 0) & (prices < fitted.policy.stop_at_once)]
+        inner = prices[(prices >= 0) & (prices < fitted.policy.exit_at_first_parameter)]
         self._low, self._high = 0.0, float(np.percentile(inner, 99))
         self.set_budget(budget_ms)
 
@@ -234,7 +234,7 @@ class Dual:
 class Quantiles:
     """Per exit the running quantile of recent scores that sends on what the frontier wants."""
 
-    def __init__(self, fitted: Fitted, budget_ms: float) -> None:
+    def __init__(self, fitted: PolicyReplay, budget_ms: float) -> None:
         self._fitted = fitted
         exits = range(len(fitted.frontier.costs_ms) - 1)
         self._recent = [deque[float](maxlen=RECENT_SCORES) for _ in exits]
@@ -273,7 +273,7 @@ class Quantiles:
             self._aim()
 
     def _aim(self) -> None:
-        self._point = self._fitted.frontier.place_at_cost(self._budget_ms / self._ratio)
+        self._point = self._fitted.frontier.index_at_cost(self._budget_ms / self._ratio)
         left = 1.0
         for exit, share in enumerate(self._fitted.frontier[self._point].exit_rates[:-1].tolist()):
             rate = min(share / max(left, 1e-9), 1.0)
@@ -284,7 +284,7 @@ class Quantiles:
 
 
 AnyLaw = Controlled | Frozen | Integral | Advantage | Dual | Quantiles
-LAWS: dict[str, Callable[[Fitted, float], AnyLaw]] = {
+LAWS: dict[str, Callable[[PolicyReplay, float], AnyLaw]] = {
     "frozen": Frozen,
     "integral": Integral,
     "advantage": Advantage,

@@ -4,10 +4,10 @@
         [--only "budget steps,noise"] [--out build/control/real.npz]
 
 Each scenario gets a server of its own, which `eenet loadtest` drives: rates, budgets, corrupted
-pictures and classes change while it runs. A slow host is processes that compute beside it. Where a
-scenario asks for 1,000 requests a second the network is a fake device (`--backend replay`), since
-two cores do not serve as many pictures. `frozen` is the same server with a window of a million
-samples, in which nothing moves. benchmarks/control/report.py makes tables and pictures of the logs.
+images and classes change while it runs. A slow host is processes that compute beside it. Where a
+scenario asks for 1,000 requests per second the network is a fake device (`--backend replay`), since
+two cores do not serve as many images. `frozen` is the same server with a window of a million
+samples, in which nothing moves. benchmarks/control/report.py makes tables and images of the logs.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.control.fitted import Fitted
+from benchmarks.control.fitted import PolicyReplay
 from benchmarks.control.from_loadtest import log_of_load, static_curves
 from benchmarks.control.log import ControlLog, save_logs
 from benchmarks.control.scenarios import MANY_PER_S, WINDOW, Scenario, scenarios
@@ -54,7 +54,7 @@ def main() -> None:
     """Run the scenarios, keep the logs."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=Path, help="default: the 300 of this repository")
-    parser.add_argument("--rate", type=float, default=150.0, help="of a calm, requests a second")
+    parser.add_argument("--rate", type=float, default=150.0, help="of a calm, requests per second")
     parser.add_argument("--only", help="names of scenarios, with commas between")
     parser.add_argument("--out", type=Path, default=REPO / "build/control/real.npz")
     args = parser.parse_args()
@@ -82,7 +82,7 @@ def chosen(rate: float, only: str | None) -> Iterator[Scenario]:
 
 
 def record_inputs(inputs: Inputs) -> Predictions:
-    """What every exit says of each picture, clean."""
+    """What every exit says of each image, clean."""
     bundle = load_bundle(BUNDLE)
     preprocess = bundle.preprocessor(MAX_PIXELS)
     images = np.concatenate([preprocess(file).state[0] for file in inputs.files])
@@ -129,10 +129,10 @@ def hold(scenario: Scenario, law: str, images: Path | None, recorded: Prediction
     return log_of_load(load, scenario, about, labelled=not on_device)
 
 
-def fit_of(recorded: Predictions) -> Fitted:
-    """The bundle's scheduler, and what it makes of the pictures."""
+def fit_of(recorded: Predictions) -> PolicyReplay:
+    """The bundle's scheduler, and what it makes of the images."""
     policy, frontier = load_scheduler(BUNDLE)
-    return Fitted.of(policy, frontier, recorded.log_probs)
+    return PolicyReplay.of(policy, frontier, recorded.log_probs)
 
 
 def warm_up(server: Served, scenario: Scenario, images: Path | None) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def eenet(*words: str) -> list[str]:
 
 
 def of_images(images: Path | None) -> list[str]:
-    """The flag of the pictures."""
+    """The flag of the images."""
     return [] if images is None else ["--images", str(images)]
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from benchmarks.control.from_loadtest import static_curve
 from benchmarks.control.log import ControlLog
-from benchmarks.control.rows import Rows
+from benchmarks.control.rows import RecordedSamples
 from benchmarks.control.scenarios import Phase, Scenario
 from scheduler.control.controller import Sample
 from scheduler.frontier import Frontier
@@ -18,7 +18,7 @@ from scheduler.frontier import Frontier
 Array = NDArray[np.float64]
 
 
-class Law(Protocol):
+class ControlPolicy(Protocol):
     """Decides which samples leave, and learns from what they took."""
 
     @property
@@ -43,7 +43,7 @@ class Host:
         costs_ms: Rising, until each exit, (K,).
         workers: Samples at a time.
         jitter: Standard deviation of the logarithm of a stage's time.
-        decode_ms: Before a sample is ready, in the mean; counts under `end_to_end`.
+        decode_ms: Before a sample is ready, on average; counts under `end_to_end`.
     """
 
     costs_ms: Array
@@ -57,7 +57,7 @@ class Host:
         return floor + share * (ceiling - floor) + overhead_ms
 
 
-class Judge(NamedTuple):
+class Reference(NamedTuple):
     """What a law could have done.
 
     Attributes:
@@ -69,7 +69,7 @@ class Judge(NamedTuple):
     frontier: Frontier
 
 
-class _Moves(NamedTuple):
+class ArrivalTrace(NamedTuple):
     """What happens in a run, in order of time."""
 
     at_s: list[float]
@@ -79,12 +79,12 @@ class _Moves(NamedTuple):
 
 def run(
     scenario: Scenario,
-    rows: Rows,
+    rows: RecordedSamples,
     host: Host,
-    law: Law,
+    law: ControlPolicy,
     about: Mapping[str, object],
     seed: int = 0,
-    judge: Judge | None = None,
+    judge: Reference | None = None,
 ) -> ControlLog:
     """Send a scenario's samples through a host; the law decides at every exit.
 
@@ -113,10 +113,10 @@ class _Run:
     def __init__(
         self,
         scenario: Scenario,
-        rows: Rows,
+        rows: RecordedSamples,
         host: Host,
-        law: Law,
-        moves: _Moves,
+        law: ControlPolicy,
+        moves: ArrivalTrace,
         budgets_ms: list[float],
         rng: np.random.Generator,
     ) -> None:
@@ -205,7 +205,7 @@ class _Run:
         )  # fmt: skip
 
 
-def _arrivals(scenario: Scenario, rows: Rows, rng: np.random.Generator) -> _Moves:
+def _arrivals(scenario: Scenario, rows: RecordedSamples, rng: np.random.Generator) -> ArrivalTrace:
     at_s: list[float] = []
     chosen: list[int] = []
     phases: list[int] = []
@@ -214,7 +214,7 @@ def _arrivals(scenario: Scenario, rows: Rows, rng: np.random.Generator) -> _Move
         at_s += np.sort(rng.uniform(begin_s, begin_s + phase.seconds, count)).tolist()
         chosen += rng.choice(rows.of(phase), count).tolist()
         phases += [number] * count
-    return _Moves(at_s, chosen, phases)
+    return ArrivalTrace(at_s, chosen, phases)
 
 
 def _budget_ms(scenario: Scenario, host: Host, phase: Phase) -> float:
@@ -232,7 +232,9 @@ def _smooth(values: Array, samples: int = 200) -> Array:
     return smooth
 
 
-def _judged(log: ControlLog, judge: Judge, moves: _Moves, rows: Rows, host: Host) -> ControlLog:
+def _judged(
+    log: ControlLog, judge: Reference, moves: ArrivalTrace, rows: RecordedSamples, host: Host
+) -> ControlLog:
     """With the curves of fixed parameters, and ceilings no higher than what there is a use for."""
     drawn, phases = np.array(moves.rows), np.array(moves.phases)
     chosen = [drawn[phases == phase] for phase in np.unique(phases)]
@@ -245,7 +247,7 @@ def _judged(log: ControlLog, judge: Judge, moves: _Moves, rows: Rows, host: Host
     overhead_ms = log.floor_ms - ratio * host.costs_ms[0]
     cost_ms = (log.budget_ms - overhead_ms) / ratio
     kinds, places = np.unique(cost_ms.round(4), return_inverse=True)
-    worth_ms = np.array([judge.frontier.worth_ms(float(each)) for each in kinds])[places]
+    worth_ms = np.array([judge.frontier.useful_budget_ms(float(each)) for each in kinds])[places]
     return replace(
         log,
         ceiling_ms=np.minimum(log.ceiling_ms, overhead_ms + ratio * np.maximum(worth_ms, 0.0)),

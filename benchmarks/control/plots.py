@@ -1,4 +1,4 @@
-"""Pictures of how a budget was held over time."""
+"""Images of how a budget was held over time."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ Array = NDArray[np.float64]
 HELD, LEFT_ALONE, BUDGET = "#c2410c", "#6b7280", "#111827"
 EXITS = ("#fde68a", "#fb923c", "#c2410c", "#7c2d12", "#431407")
 RATE_SAMPLES = 300
-LOWEST, HIGHEST = 0.7, 1.7  # times the budget, what a picture shows
+LOWEST, HIGHEST = 0.7, 1.7  # times the budget, what an image shows
 POINTS = 300  # of a line: more are not seen
 
 

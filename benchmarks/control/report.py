@@ -1,8 +1,8 @@
-"""Tables and pictures of how budgets were held, from the logs of benchmarks/control/simulated.py.
+"""Tables and images of how budgets were held, from the logs of benchmarks/control/simulated.py.
 
-    .venv/bin/python -m benchmarks.control.report build/control/image-*.npz [--pictures DIR]
+    .venv/bin/python -m benchmarks.control.report build/control/image-*.npz [--images DIR]
     .venv/bin/python -m benchmarks.control.report benchmarks/control/data/real.npz \
-        --pictures docs/images
+        --images docs/images
 
 Figures as in the class `Held` of benchmarks/control/figures.py, in % but for samples and ms; of
 several seeds the worst time to settle and overshoot, the mean of the rest. JSON on the last line.
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.control.figures import Held, held
+from benchmarks.control.figures import ControlMetrics, measure_control
 from benchmarks.control.log import ControlLog, load_logs
 from benchmarks.control.plots import control_figure
 
@@ -42,24 +42,24 @@ class Key(NamedTuple):
 
 
 def main() -> int:
-    """Print the tables, write the pictures, judge."""
+    """Print the tables, write the images, judge."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("logs", type=Path, nargs="+")
-    parser.add_argument("--pictures", type=Path, help="folder for one picture a file of logs")
+    parser.add_argument("--images", type=Path, help="folder for one image a file of logs")
     parser.add_argument(
         "--goals", action="store_true", help="end with status 1 where the controller misses one"
     )
     args = parser.parse_args()
     document: list[dict[str, Any]] = []
-    all_figures: dict[Key, Held] = {}
+    all_figures: dict[Key, ControlMetrics] = {}
     for path in args.logs:
         logs = load_logs(path)
         figures = grouped(logs)
         document += [key._asdict() | figure._asdict() for key, figure in figures.items()]
         all_figures |= figures
         print("\n".join(tables(figures)), flush=True)
-        if args.pictures is not None:
-            write_picture(logs, args.pictures / f"control-{path.stem}.svg")
+        if args.images is not None:
+            write_image(logs, args.images / f"control-{path.stem}.svg")
     print("\n".join(summary(all_figures)))
     missed = [key for key, each in all_figures.items() if misses(key, each)]
     for key in missed if args.goals else ():
@@ -68,38 +68,38 @@ def main() -> int:
     return 1 if args.goals and missed else 0
 
 
-def misses(key: Key, figures: Held) -> bool:
+def misses(key: Key, figures: ControlMetrics) -> bool:
     """Whether the controller falls short of a goal that can be met."""
     judged = key.law == "controller" and key.scenario not in APART
     return judged and any("*" in shown(key, figures, name) for name in GOALS)
 
 
-def grouped(logs: Iterable[ControlLog]) -> dict[Key, Held]:
+def grouped(logs: Iterable[ControlLog]) -> dict[Key, ControlMetrics]:
     """The figures of each scenario under each law, over all seeds."""
-    found: dict[Key, list[Held]] = defaultdict(list)
+    found: dict[Key, list[ControlMetrics]] = defaultdict(list)
     for log in logs:
         about = log.about
         key = Key(*(about[name] for name in Key._fields))
-        found[key].append(held(log))
+        found[key].append(measure_control(log))
     return {key: over_seeds(each) for key, each in found.items()}
 
 
-def over_seeds(figures: Sequence[Held]) -> Held:
+def over_seeds(figures: Sequence[ControlMetrics]) -> ControlMetrics:
     """The worst of what has a bound in time, the mean of shares."""
 
     def known(name: str) -> list[Any]:
         return [value for each in figures if (value := getattr(each, name)) is not None]
 
-    return Held(
+    return ControlMetrics(
         **{
             name: None if not known(name) else combine(known(name))
-            for name in Held._fields
+            for name in ControlMetrics._fields
             for combine in [max if name in ("settle", "overshoot") else np.mean]
         }
     )
 
 
-def tables(figures: dict[Key, Held]) -> list[str]:
+def tables(figures: dict[Key, ControlMetrics]) -> list[str]:
     """One a policy and law, in Markdown; * marks what misses a goal."""
     lines: list[str] = []
     heads = list(dict.fromkeys((key.subject, key.policy, key.law) for key in figures))
@@ -109,9 +109,9 @@ def tables(figures: dict[Key, Held]) -> list[str]:
     return lines
 
 
-def summary(figures: dict[Key, Held]) -> list[str]:
+def summary(figures: dict[Key, ControlMetrics]) -> list[str]:
     """A line a policy and law: the worst of settling and overshoot, the mean of the rest."""
-    found: dict[tuple[str, ...], list[Held]] = defaultdict(list)
+    found: dict[tuple[str, ...], list[ControlMetrics]] = defaultdict(list)
     for key, each in figures.items():
         if key.scenario not in APART:
             found[key[:3]].append(each)
@@ -128,7 +128,7 @@ def summary(figures: dict[Key, Held]) -> list[str]:
     return lines
 
 
-def row(key: Key, figures: Held) -> str:
+def row(key: Key, figures: ControlMetrics) -> str:
     """One scenario."""
     marked = {name: shown(key, figures, name) for name in GOALS}
     cells = [
@@ -140,7 +140,7 @@ def row(key: Key, figures: Held) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def shown(key: Key, figures: Held, name: str) -> str:
+def shown(key: Key, figures: ControlMetrics, name: str) -> str:
     """A figure, with a star where it misses its goal."""
     value = getattr(figures, name)
     if value is None:
@@ -151,7 +151,7 @@ def shown(key: Key, figures: Held, name: str) -> str:
     return text + ("*" if missed else "")
 
 
-def write_picture(logs: Sequence[ControlLog], path: Path) -> None:
+def write_image(logs: Sequence[ControlLog], path: Path) -> None:
     """The controller beside the frozen rule in a few scenarios."""
     first: dict[tuple[str, str], ControlLog] = {}
     for log in logs:
@@ -164,7 +164,7 @@ def write_picture(logs: Sequence[ControlLog], path: Path) -> None:
     about = logs[0].about
     title = f"{about['subject']}s, {about['policy']}, {about['source']}"
     control_figure(pairs, title).savefig(path, metadata={"Date": None})
-    print(f"picture: {path}")
+    print(f"image: {path}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from benchmarks.control.scenarios import Phase
 Array = NDArray[np.float64]
 
 
-class Rows(NamedTuple):
+class RecordedSamples(NamedTuple):
     """Recorded samples in all the forms in which they come, one after the other.
 
     Attributes:
@@ -30,7 +30,7 @@ class Rows(NamedTuple):
     forms: Mapping[str, slice]
 
     @classmethod
-    def of_drift(cls, drift: DriftSet) -> "Rows":
+    def of_drift(cls, drift: DriftSet) -> "RecordedSamples":
         """Those of a recording; texts take as long as their length makes them."""
         forms, count = len(drift.forms), len(drift.labels)
         log_probs = np.concatenate(list(drift.log_probs), axis=1)

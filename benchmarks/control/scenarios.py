@@ -12,7 +12,7 @@ SLOWDOWN, SLOW_S = 1.6, 30.0
 BURST = 4.0
 ALTERNATING_S = 5.0
 SEVERITIES = (1, 3, 5)
-SPOILT_PICTURES = ("noise", "blur", "jpeg", "contrast")
+SPOILT_IMAGES = ("noise", "blur", "jpeg", "contrast")
 OTHER_TEXTS = ("longer-3", "shorter-8", "misspelt-30")
 FEW_PER_S, MANY_PER_S = 1.0, 1000.0
 
@@ -80,7 +80,7 @@ def scenarios(rate_per_s: float, num_classes: int, *, texts: bool = False) -> li
         rate_per_s: Of samples, where a scenario does not say otherwise; a burst of four times as
             many must be more than the host can run to the end.
         num_classes: C.
-        texts: Whether inputs are texts, which drift otherwise than pictures.
+        texts: Whether inputs are texts, which drift otherwise than images.
     """
     calm = Phase(3000, rate_per_s)
     loose, tight = replace(calm, budget=LOOSE), replace(calm, budget=TIGHT)
@@ -88,7 +88,7 @@ def scenarios(rate_per_s: float, num_classes: int, *, texts: bool = False) -> li
     rest = tuple(range(num_classes // 2, num_classes))
     slow = replace(calm, samples=max(SLOW_S * rate_per_s, calm.samples), slowdown=SLOWDOWN)
     turns = ALTERNATING_S * rate_per_s
-    drifts = _text_drifts(calm) if texts else _picture_drifts(calm)
+    drifts = _text_drifts(calm) if texts else _image_drifts(calm)
     return [
         Scenario("steady", (replace(calm, samples=12_000),)),
         Scenario("budget steps", (loose, tight, loose, tight)),
@@ -120,14 +120,14 @@ def scenarios(rate_per_s: float, num_classes: int, *, texts: bool = False) -> li
     ]
 
 
-def _picture_drifts(calm: Phase) -> list[Scenario]:
+def _image_drifts(calm: Phase) -> list[Scenario]:
     return [
         Scenario(
             kind,
             (calm, *(replace(calm, inputs=f"{kind}-{each}") for each in SEVERITIES), calm),
             drifts=True,
         )
-        for kind in SPOILT_PICTURES
+        for kind in SPOILT_IMAGES
     ]
 
 

@@ -9,7 +9,7 @@ run the
 same policy with the parameter that calibration gives for the budget (`frozen`), and for the default
 policy other laws of control. The log of every sample goes to build/control;
 benchmarks/control/report.py
-makes tables and pictures of it again.
+makes tables and images of it again.
 """
 
 import argparse
@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 
 from benchmarks.control.drift_sets import load_drift_set
-from benchmarks.control.fitted import Fitted
+from benchmarks.control.fitted import PolicyReplay
 from benchmarks.control.laws import LAWS, Controlled
 from benchmarks.control.log import ControlLog, save_logs
-from benchmarks.control.plant import Host, Judge, Law, run
-from benchmarks.control.rows import Rows
+from benchmarks.control.plant import ControlPolicy, Host, Reference, run
+from benchmarks.control.rows import RecordedSamples
 from benchmarks.control.scenarios import WINDOW, scenarios
 from models.stage_costs import read_stage_costs
 from profiling.calibration import load_recorded
@@ -48,7 +48,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=REPO / "build/control")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    rows = Rows.of_drift(load_drift_set(REPO / f"benchmarks/control/data/{args.modality}.npz"))
+    rows = RecordedSamples.of_drift(
+        load_drift_set(REPO / f"benchmarks/control/data/{args.modality}.npz")
+    )
     bundle = BUNDLES[args.modality]
     host = Host(read_stage_costs(bundle / "profile.json").costs_ms)
     for policy in args.policies.split(","):
@@ -68,21 +70,27 @@ def main() -> None:
         print(f"{path}: {len(logs)} logs, {time.perf_counter() - started:.0f} s", flush=True)
 
 
-def fitted_policy(bundle: Path, policy: str, rows: Rows, host: Host) -> Fitted:
+def fitted_policy(bundle: Path, policy: str, rows: RecordedSamples, host: Host) -> PolicyReplay:
     """The bundle's own scheduler, or one of another kind fitted to its calibration set."""
     fitted = load_scheduler(bundle)
     if policy != fitted.policy.kind:
         calibration = load_recorded(bundle / "calibration.npz").calibration
         fitted = fit_scheduler(policy, *calibration, host.costs_ms)
-    return Fitted.of(fitted.policy, fitted.frontier.with_costs(host.costs_ms), rows.log_probs)
+    return PolicyReplay.of(fitted.policy, fitted.frontier.with_costs(host.costs_ms), rows.log_probs)
 
 
 def run_all(
-    fitted: Fitted, rows: Rows, host: Host, law: str, window: int, seed: int, modality: str
+    fitted: PolicyReplay,
+    rows: RecordedSamples,
+    host: Host,
+    law: str,
+    window: int,
+    seed: int,
+    modality: str,
 ) -> list[ControlLog]:
     """Every scenario under one law."""
     rate_per_s = LOAD * host.workers * 1e3 / float(host.costs_ms[-1])
-    judge = Judge(fitted.static_exits(), fitted.frontier)
+    judge = Reference(fitted.static_exits(), fitted.frontier)
     about = {
         "policy": fitted.policy.kind, "law": law, "window": window, "seed": seed,
         "subject": modality,
@@ -94,7 +102,7 @@ def run_all(
     ]
 
 
-def make_law(law: str, fitted: Fitted, window: int, host: Host) -> Law:
+def make_law(law: str, fitted: PolicyReplay, window: int, host: Host) -> ControlPolicy:
     """By name."""
     begin_ms = host.budget_ms(0.5)  # a scenario sets its own at once
     if law == "controller":

@@ -1,4 +1,4 @@
-"""What every peer serves: the bytes of a picture or of a text in, the number of its class out.
+"""What every peer serves: the bytes of an image or of a text in, the number of its class out.
 
 It knows nothing of the packages of this repository, so that it runs in the peers' environments.
 """
@@ -25,18 +25,18 @@ def open_session(graph: str) -> ort.InferenceSession:
 
 
 class ImageClassifier:
-    """Pictures of CIFAR-10."""
+    """Images of CIFAR-10."""
 
     def __init__(self, graph: str) -> None:
         self._session = open_session(graph)
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, body: bytes) -> int:
-        """The class of a picture, whatever its format."""
-        picture = Image.open(io.BytesIO(body)).convert("RGB")
-        if picture.size != (SIDE, SIDE):
-            picture = ImageOps.fit(picture, (SIDE, SIDE), Image.Resampling.BICUBIC)
-        scaled = (np.asarray(picture).astype(np.float32) / np.float32(255) - MEAN) / STD
+        """The class of an image, whatever its format."""
+        image = Image.open(io.BytesIO(body)).convert("RGB")
+        if image.size != (SIDE, SIDE):
+            image = ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.BICUBIC)
+        scaled = (np.asarray(image).astype(np.float32) / np.float32(255) - MEAN) / STD
         pixels = np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])  # (1, 3, H, W)
         (logits,) = self._session.run(None, {self._input: pixels})
         return int(logits[0].argmax())

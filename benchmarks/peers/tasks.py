@@ -16,7 +16,7 @@ from models.bundle import TOKENIZER, load_bundle
 from profiling.calibration import load_recorded
 from profiling.loadtest.load import Call, LoadResult
 from scheduler.fitted import load_scheduler
-from scheduler.policy import replay, take_exits
+from scheduler.policy import exits_taken, replay
 
 Judge = Callable[[LoadResult], int]
 
@@ -156,12 +156,12 @@ class Replay:
 
     def accuracy(self, parameter: float) -> float:
         """Share of right answers in the whole test set."""
-        exits = take_exits(self._policy, self._replayed, parameter)
+        exits = exits_taken(self._policy, self._replayed, parameter)
         return float(self._correct[np.arange(len(exits)), exits].mean())
 
     def exit_rates(self, parameter: float) -> NDArray[np.float64]:
         """Of the inputs that are sent, (K,)."""
-        exits = take_exits(self._policy, self._replayed, parameter)[self._rows]
+        exits = exits_taken(self._policy, self._replayed, parameter)[self._rows]
         return np.bincount(exits, minlength=self._policy.num_exits) / len(exits)
 
 

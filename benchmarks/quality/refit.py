@@ -8,14 +8,14 @@ from benchmarks.quality.subjects import SPOILT, Row, Subject, halves
 from profiling.calibration import Predictions
 from scheduler.fitted import Scheduler
 from scheduler.fitting.fit import fit_scheduler
-from scheduler.policy import replay, take_exits
+from scheduler.policy import exits_taken, replay
 from server.pipeline.live import UNLABELLED, LiveRows, labelled
 
 SHARES = (0.25, 0.5, 0.75)  # of the way from the first exit's cost to the last one's
 
 
 def refit_rows(subject: Subject, splits: int) -> Iterator[Row]:
-    """Accuracy on spoilt rows of the shipped scheduler and of two fitted to other such rows."""
+    """Accuracy on corrupted rows of the shipped scheduler and of two fitted to other such rows."""
     shares_right: dict[str, list[list[float]]] = {"shipped": [], "drawn": [], "true": []}
     claimed, right = [], []
     for seed in range(splits):
@@ -55,7 +55,7 @@ def accuracy_at_costs(subject: Subject, scheduler: Scheduler, rows: Predictions)
     replayed, correct = replay(policy, rows.log_probs), rows.correct
     points = []
     for parameter in frontier.parameters:
-        exits = take_exits(policy, replayed, float(parameter))
+        exits = exits_taken(policy, replayed, float(parameter))
         cost_ms = frontier.costs_ms[exits].mean()
         points.append((cost_ms, correct[np.arange(len(exits)), exits].mean()))
     costs_ms, accuracy = np.array(sorted(points)).T

@@ -24,8 +24,8 @@ from profiling.latency import machine_name
 from scheduler.frontier import FrontierPoint
 from scheduler.monitoring.agreement import Agreed, AgreementCurve, AgreementFloor
 from scheduler.monitoring.drift import ScoreDrift
-from scheduler.policy import replay, take_exits
-from server.quality.feedback import REMEMBERED, Answers
+from scheduler.policy import exits_taken, replay
+from server.quality.feedback import REMEMBERED, PredictionLog
 
 BATCH = 8  # scores noted at a time
 WANDERS = 10  # walks of the parameter
@@ -94,7 +94,7 @@ def noted(subject: Subject, form: str, parameter_of: Callable[[int], float]) -> 
     parts = []
     for batch, start in enumerate(range(0, len(order), BATCH)):
         rows, parameter = order[start : start + BATCH], parameter_of(batch)
-        exits = take_exits(policy, [_some(scored, rows) for scored in replayed], parameter)
+        exits = exits_taken(policy, [_some(scored, rows) for scored in replayed], parameter)
         parts += [
             (k, replayed[k].scores[rows[exits >= k]], parameter) for k in range(len(replayed) - 1)
         ]
@@ -173,10 +173,10 @@ def watch(
 
 
 def held_row(subject: Subject, share: float) -> Row:
-    """The point held on spoilt rows for a floor that clean rows keep, judged on other such rows.
+    """The point held on corrupted rows for a floor that clean rows keep, judged on other such rows.
 
-    What the budget alone asks for is the dearest point that keeps it on the spoilt rows, as the
-    controller finds it.
+    What the budget alone asks for is the most expensive point that keeps it on the corrupted rows,
+    as the controller finds it.
     """
     _, true = clean_agreement(subject, share)
     floor = round(true.share - 0.01, 3)
@@ -205,7 +205,7 @@ def held_row(subject: Subject, share: float) -> Row:
 def at_point(subject: Subject, rows: Predictions, parameter: float) -> Row:
     """What rows get at a parameter."""
     policy, frontier = subject.scheduler
-    exits = take_exits(policy, replay(policy, rows.log_probs), parameter)
+    exits = exits_taken(policy, replay(policy, rows.log_probs), parameter)
     answers = rows.log_probs.argmax(-1)  # (K, N)
     given, early = answers[exits, np.arange(len(exits))], exits < len(answers) - 1
     alike = float((given == answers[-1])[early].mean()) if early.any() else None
@@ -223,10 +223,10 @@ def answers_row() -> Row:
     numbers = np.random.default_rng(0).integers(0, 2**62, 3 * REMEMBERED)
     ids = [f"{number:032x}" for number in numbers]
 
-    def remember() -> Answers:
-        answers = Answers()
+    def remember() -> PredictionLog:
+        answers = PredictionLog()
         for number, request_id in enumerate(ids):
-            answers.note(request_id, "cifar10-resnet56", number % 3, number % 10)
+            answers.record(request_id, "cifar10-resnet56", number % 3, number % 10)
         return answers
 
     held, peak = memory_mb(remember)
@@ -257,7 +257,9 @@ def memory_mb(make: Callable[[], object]) -> tuple[float, float]:
 
 
 def _some(scored: Any, rows: NDArray[np.intp]) -> Any:
-    return scored._replace(scores=scored.scores[rows], outlook=scored.outlook[rows])
+    return scored._replace(
+        scores=scored.scores[rows], continuation_values=scored.continuation_values[rows]
+    )
 
 
 def _spread(samples: NDArray[np.integer]) -> Row | None:

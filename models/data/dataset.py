@@ -12,11 +12,11 @@ from models.bundle import Task
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data set, and how it is read and split.
+    """Which dataset, and how it is read and split.
 
     Attributes:
         dataset: A path or, where nothing lies there, one of `NAMES`. A path leads to an `.npz` of
-            encoded pictures; a folder `train/CLASS/*` and `test/CLASS/*` (or `val`, `validation`),
+            encoded images; a folder `train/CLASS/*` and `test/CLASS/*` (or `val`, `validation`),
             or `CLASS/*` alone; a `.csv`, `.tsv` or `.jsonl` of texts, or a folder with two such
             tables, `train` and `test` (or `validation`). Without a test set, a tenth of every class
             becomes it.
@@ -24,7 +24,7 @@ class DataConfig:
         label_column: Likewise of the labels.
         calibration_size: Training rows held out; None: 5000, or a fifth of the training rows where
             that is less.
-        image_size: Side of the square that pictures are scaled to cover and cut to; None: they stay
+        image_size: Side of the square that images are scaled to cover and cut to; None: they stay
             as they are, and all must be of one size.
         seed: Of every split.
     """
@@ -44,7 +44,7 @@ class DataConfig:
 
 
 class Images(Protocol):
-    """N pictures of one size, in memory or decoded whenever they are asked for."""
+    """N images of one size, in memory or decoded whenever they are asked for."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,7 +62,7 @@ class Images(Protocol):
 
 
 class Split(NamedTuple):
-    """N pictures or texts, and their labels (N,) or, in segmentation, masks (N, H, W)."""
+    """N images or texts, and their labels (N,) or, in segmentation, masks (N, H, W)."""
 
     inputs: Images | Sequence[str]
     labels: NDArray[np.int64]

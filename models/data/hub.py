@@ -1,4 +1,4 @@
-"""Data sets known by name, fetched from the Hugging Face Hub."""
+"""Datasets known by name, fetched from the Hugging Face Hub."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -9,13 +9,13 @@ from models.data.samples import Samples
 
 PROBE_SECONDS = 5.0
 LOCAL_FORMS = {
-    "image": "a folder of pictures, train/CLASS/* and test/CLASS/*",
+    "image": "a folder of images, train/CLASS/* and test/CLASS/*",
     "text": "a folder of tables, train.csv and test.csv (or .tsv, .jsonl)",
 }
 
 
 class HubDataset(NamedTuple):
-    """Where a data set lies on the Hub, and what its columns and test set are called there."""
+    """Where a dataset lies on the Hub, and what its columns and test set are called there."""
 
     task: Literal["image", "text"]
     repository: str
@@ -55,7 +55,7 @@ def read_hub_dataset(name: str) -> Samples:
 
 
 def _fetch(repository: str) -> Any:
-    import datasets  # type: ignore[import-untyped]  # takes a second, which other data sets need not wait
+    import datasets  # type: ignore[import-untyped]  # takes a second, which other datasets need not wait
 
     was_offline = datasets.config.HF_HUB_OFFLINE
     # Unless told that it is offline, the library tries for half a minute before it looks into its
@@ -90,11 +90,11 @@ def _read(known: HubDataset, splits: Any) -> Samples:
     if known.task == "text":
         texts = [text for part in parts for text in part[known.input_column]]
         return Samples(classes, texts, labels, is_test)
-    pictures = [picture for part in parts for picture in _encoded(part, known.input_column)]
-    return Samples(classes, EncodedImages(pictures, known.repository), labels, is_test)
+    images = [image for part in parts for image in _encoded(part, known.input_column)]
+    return Samples(classes, EncodedImages(images, known.repository), labels, is_test)
 
 
 def _encoded(part: Any, column: str) -> list[bytes]:
     from datasets import Image
 
-    return [picture["bytes"] for picture in part.cast_column(column, Image(decode=False))[column]]
+    return [image["bytes"] for image in part.cast_column(column, Image(decode=False))[column]]

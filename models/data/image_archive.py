@@ -1,4 +1,4 @@
-"""An `.npz` of encoded pictures."""
+"""An `.npz` of encoded images."""
 
 import itertools
 from pathlib import Path
@@ -27,7 +27,7 @@ CIFAR10_CLASSES = (
 def read_image_archive(path: Path) -> Samples:
     """Read `blob` uint8, `off` (N+1,), `y` (N,), `test` (N,) bool and, if it is there, `classes`.
 
-    Picture i is `blob[off[i]:off[i + 1]]`. Without `classes` they are CIFAR-10's.
+    Image i is `blob[off[i]:off[i + 1]]`. Without `classes` they are CIFAR-10's.
 
     Raises:
         ValueError: If it is no `.npz`, lacks an array, the arrays do not fit together, or a label
@@ -41,12 +41,12 @@ def read_image_archive(path: Path) -> Samples:
     if not len(offsets) - 1 == len(labels) == len(is_test):
         raise ValueError(
             f"{path} has {len(offsets)} offsets, {len(labels)} labels and {len(is_test)} test "
-            f"marks; N pictures need N+1, N and N"
+            f"marks; N images need N+1, N and N"
         )
     if is_test.all() or not is_test.any():
         raise ValueError(
-            f"{path} marks {is_test.sum()} of {len(is_test)} pictures as test; it needs both "
-            f"training and test pictures"
+            f"{path} marks {is_test.sum()} of {len(is_test)} images as test; it needs both "
+            f"training and test images"
         )
     classes = tuple(map(str, arrays["classes"])) if "classes" in arrays else CIFAR10_CLASSES
     if labels.min() < 0 or labels.max() >= len(classes):

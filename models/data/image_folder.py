@@ -1,4 +1,4 @@
-"""A folder of pictures by class."""
+"""A folder of images by class."""
 
 import os
 from pathlib import Path
@@ -13,17 +13,17 @@ TEST_FOLDERS = ("test", "val", "validation")  # the first that exists is the tes
 
 
 def read_image_folder(folder: Path) -> Samples:
-    """List the pictures of `train/CLASS/*` and `test/CLASS/*`, or of `CLASS/*` alone.
+    """List the images of `train/CLASS/*` and `test/CLASS/*`, or of `CLASS/*` alone.
 
     The test folder may be called `val` or `validation` where there is no `test`. Class folders may
     hold folders; names that begin with a dot are passed over.
 
     Raises:
-        ValueError: If there are fewer than two classes, a class folder holds no pictures, or
+        ValueError: If there are fewer than two classes, a class folder holds no images, or
             training and test folder have different classes.
     """
     train = folder / "train"
-    if not train.is_dir() or _has_pictures(train):  # a class may be called train
+    if not train.is_dir() or _has_images(train):  # a class may be called train
         paths, names = _list_classes(folder)
         is_test = None
     else:
@@ -46,37 +46,37 @@ def _test_folder(folder: Path) -> Path:
 
 
 def _list_classes(folder: Path) -> tuple[list[str], list[str]]:
-    """Paths and class names, both (N,), of all pictures in the class folders."""
+    """Paths and class names, both (N,), of all images in the class folders."""
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(classes) < 2:
         raise ValueError(
-            f"{folder} holds {len(classes)} class folders; pictures need one per class, at least "
+            f"{folder} holds {len(classes)} class folders; images need one per class, at least "
             f"two, and texts the tables train and test (.csv, .tsv or .jsonl)"
         )
     paths: list[str] = []
     names: list[str] = []
     for path in classes:
-        pictures = _list_pictures(path)
-        if not pictures:
+        images = _list_images(path)
+        if not images:
             raise ValueError(
-                f"{path} holds no pictures ({', '.join(SUFFIXES)}); add some, or remove the folder"
+                f"{path} holds no images ({', '.join(SUFFIXES)}); add some, or remove the folder"
             )
-        paths += pictures
-        names += [path.name] * len(pictures)
+        paths += images
+        names += [path.name] * len(images)
     return paths, names
 
 
-def _list_pictures(folder: Path) -> list[str]:
+def _list_images(folder: Path) -> list[str]:
     found = []
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.join(parent, name) for name in files if _is_picture(name)]
+        found += [os.path.join(parent, name) for name in files if _is_image(name)]
     return sorted(found)
 
 
-def _has_pictures(folder: Path) -> bool:
-    return any(_is_picture(path.name) for path in folder.iterdir())
+def _has_images(folder: Path) -> bool:
+    return any(_is_image(path.name) for path in folder.iterdir())
 
 
-def _is_picture(name: str) -> bool:
+def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")

@@ -1,4 +1,4 @@
-"""Encoded pictures, and how training reads them: decoded once, or whenever they are needed."""
+"""Encoded images, and how training reads them: decoded once, or whenever they are needed."""
 
 import hashlib
 import io
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.preprocess import FORMATS, ImagePreprocessor, upright_size
+from models.preprocess import FORMATS, ImagePreprocessor, oriented_size
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -23,7 +23,7 @@ ITEMS_PER_TASK = 16
 
 
 class EncodedImages(NamedTuple):
-    """Pictures as PNG, JPEG, WEBP, GIF or BMP.
+    """Images as PNG, JPEG, WEBP, GIF or BMP.
 
     Attributes:
         items: Their bytes, or the paths of their files, N in all.
@@ -34,17 +34,17 @@ class EncodedImages(NamedTuple):
     source: str
 
     def read(self, row: int) -> bytes:
-        """The bytes of one picture."""
+        """The bytes of one image."""
         item = self.items[row]
         return Path(item).read_bytes() if isinstance(item, str) else item
 
     def name(self, row: int) -> str:
-        """What sentences call one picture."""
+        """What sentences call one image."""
         item = self.items[row]
-        return item if isinstance(item, str) else f"picture {row} of {self.source}"
+        return item if isinstance(item, str) else f"image {row} of {self.source}"
 
     def keys(self) -> list[Hashable]:
-        """One key a picture, (N,), equal where two have the same bytes."""
+        """One key an image, (N,), equal where two have the same bytes."""
         paths = [item for item in self.items if isinstance(item, str)]
         return _file_keys(paths) if paths else list(self.items)
 
@@ -52,10 +52,10 @@ class EncodedImages(NamedTuple):
         """Height and width to decode to, once every header has been read.
 
         Args:
-            image_size: The side of a square; None: the size that all pictures have.
+            image_size: The side of a square; None: the size that all images have.
 
         Raises:
-            ValueError: If a file is no picture or too large, or the pictures differ in size while
+            ValueError: If a file is no image or too large, or the images differ in size while
                 `image_size` is None.
         """
         sizes = in_threads(self._header_size, range(len(self.items)))
@@ -66,21 +66,20 @@ class EncodedImages(NamedTuple):
             if size != first:
                 raise ValueError(
                     f"{self.name(row)} is {size[0]}x{size[1]}, {self.name(0)} {first[0]}x"
-                    f"{first[1]}; give --image-size to bring all pictures to one size"
+                    f"{first[1]}; give --image-size to bring all images to one size"
                 )
         return first[1], first[0]
 
     def _header_size(self, row: int) -> tuple[int, int]:
-        """Width and height of the upright picture."""
+        """Width and height of the upright image."""
         item = self.items[row]
         file = item if isinstance(item, str) else io.BytesIO(item)
         try:
             with Image.open(file, formats=FORMATS) as image:
-                width, height = upright_size(image)
+                width, height = oriented_size(image)
         except Exception as error:  # readers of damaged files raise a dozen types
             raise ValueError(
-                f"{self.name(row)} is damaged or no picture of a known format "
-                f"({', '.join(FORMATS)})"
+                f"{self.name(row)} is damaged or no image of a known format ({', '.join(FORMATS)})"
             ) from error
         if width * height > ImagePreprocessor.max_pixels:
             raise ValueError(
@@ -91,15 +90,15 @@ class EncodedImages(NamedTuple):
 
 
 class LazyImages:
-    """Some of the encoded pictures, decoded whenever they are asked for.
+    """Some of the encoded images, decoded whenever they are asked for.
 
     They are scaled to cover height x width and cut to their middle, as the server does it.
 
     Args:
-        encoded: Pictures, of which these are some.
+        encoded: Images, of which these are some.
         rows: Which, (N,).
-        height: Of the decoded pictures.
-        width: Of the decoded pictures.
+        height: Of the decoded images.
+        width: Of the decoded images.
     """
 
     def __init__(
@@ -114,7 +113,7 @@ class LazyImages:
         return len(self.rows)
 
     def __getitem__(self, index: NDArray[np.int64] | slice) -> NDArray[np.uint8]:
-        """The pictures of some positions, (n, H, W, 3).
+        """The images of some positions, (n, H, W, 3).
 
         Raises:
             ValueError: If one of them is damaged; it is named.
@@ -155,7 +154,7 @@ def _file_keys(paths: Sequence[str]) -> list[Hashable]:
 
 
 def _tail(path: str) -> bytes:
-    # Headers of one camera are alike; the last bytes of compressed pictures are not.
+    # Headers of one camera are alike; the last bytes of compressed images are not.
     with open(path, "rb") as file:
         file.seek(max(os.path.getsize(path) - TAIL_BYTES, 0))
         return hashlib.blake2b(file.read(), digest_size=16).digest()

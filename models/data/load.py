@@ -1,4 +1,4 @@
-"""Labelled pictures and texts: training, calibration and test split."""
+"""Labelled images and texts: training, calibration and test split."""
 
 import logging
 from pathlib import Path
@@ -16,18 +16,18 @@ from models.data.text_table import Columns, is_text_folder, read_texts
 log = logging.getLogger(__name__)
 
 NAMES = (*HUB_DATASETS, "shapes")
-IN_MEMORY_BYTES = 2**31  # of decoded pictures; Tiny ImageNet has 1.4e9
+IN_MEMORY_BYTES = 2**31  # of decoded images; Tiny ImageNet has 1.4e9
 
 
 def load_dataset(config: DataConfig) -> Dataset:
-    """Read, check and split a data set.
+    """Read, check and split a dataset.
 
     A training row whose input also stands in the test set, or in an earlier training row, is
-    dropped; pictures are compared by their encoded bytes, texts without the blanks around them.
-    Pictures that take more than 2 GiB stay encoded.
+    dropped; images are compared by their encoded bytes, texts without the blanks around them.
+    Images that take more than 2 GiB stay encoded.
 
     Raises:
-        ValueError: If the data set is unknown, damaged, or too small for its calibration set.
+        ValueError: If the dataset is unknown, damaged, or too small for its calibration set.
     """
     path = Path(config.dataset)
     if config.dataset == "shapes" and not path.exists():
@@ -50,7 +50,7 @@ def _read(path: Path, config: DataConfig) -> Samples:
         return read_texts(path, columns)
     if path.exists():
         raise ValueError(
-            f"data set {path} is of no known format; give an .npz, {', '.join(TABLE_SUFFIXES)} "
+            f"dataset {path} is of no known format; give an .npz, {', '.join(TABLE_SUFFIXES)} "
             f"or a folder"
         )
     if config.dataset in HUB_DATASETS:
@@ -61,7 +61,7 @@ def _read(path: Path, config: DataConfig) -> Samples:
             "that holds its train/CLASS/* and val/CLASS/*, and --image-size 224"
         )
     raise ValueError(
-        f"data set {config.dataset} is neither a file or folder here nor one of the names "
+        f"dataset {config.dataset} is neither a file or folder here nor one of the names "
         f"{', '.join(NAMES)}"
     )
 
@@ -79,13 +79,13 @@ def _text_dataset(samples: Samples, texts: list[str], config: DataConfig) -> Dat
 
 
 def _image_dataset(samples: Samples, encoded: EncodedImages, config: DataConfig) -> Dataset:
-    log.info("comparing and checking %d pictures", len(samples.labels))
+    log.info("comparing and checking %d images", len(samples.labels))
     parts = split_rows(samples, config.calibration_size, config.seed)
     height, width = encoded.common_size(config.image_size)
     lazy = [LazyImages(encoded, part, height, width) for part in parts]
     in_memory = sum(map(len, parts)) * height * width * 3 <= IN_MEMORY_BYTES
     log.info(
-        "%d pictures of %dx%d, decoded %s",
+        "%d images of %dx%d, decoded %s",
         sum(map(len, parts)),
         width,
         height,

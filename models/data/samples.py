@@ -1,4 +1,4 @@
-"""The samples of a data set: the class of each, and which of them train, calibrate and test."""
+"""The samples of a dataset: the class of each, and which of them train, calibrate and test."""
 
 import logging
 from collections.abc import Hashable, Sequence
@@ -12,20 +12,20 @@ from models.data.images import EncodedImages
 
 log = logging.getLogger(__name__)
 
-CALIBRATION_ROWS = 5000  # held out unless the data set is small
+CALIBRATION_ROWS = 5000  # held out unless the dataset is small
 CALIBRATION_SHARE = 5  # of a small one: one row in five
-TEST_SHARE = 10  # of a data set without a test set: one row in ten
+TEST_SHARE = 10  # of a dataset without a test set: one row in ten
 SHOWN_NAMES = 5
 
 
 class Samples(NamedTuple):
-    """What a reader of data sets gives, in the order of its files.
+    """What a reader of datasets gives, in the order of its files.
 
     Attributes:
         classes: The names of the C classes.
-        inputs: N encoded pictures or texts.
+        inputs: N encoded images or texts.
         labels: (N,), in 0..C-1.
-        is_test: (N,), or None where the data set leaves the choice to us.
+        is_test: (N,), or None where the dataset leaves the choice to us.
     """
 
     classes: tuple[str, ...]
@@ -89,7 +89,7 @@ def split_rows(samples: Samples, calibration_size: int | None, seed: int) -> Spl
     row; a test set that came with the data stays as it is.
 
     Args:
-        samples: The data set.
+        samples: The dataset.
         calibration_size: Training rows to hold out; None: 5000, or a fifth where that is less.
         seed: Of both hold-outs.
 

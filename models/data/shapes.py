@@ -22,9 +22,9 @@ ROWS_AT_ONCE = 50
 
 
 def load_shapes(config: DataConfig) -> Dataset:
-    """Draw 4000 pictures to train, 600 to calibrate and 1000 to test.
+    """Draw 4000 images to train, 600 to calibrate and 1000 to test.
 
-    Each picture has a difficulty of its own: the harder, the more noise and texture, the softer the
+    Each image has a difficulty of its own: the harder, the more noise and texture, the softer the
     edges and the closer the colours of shapes and background. The three splits are drawn apart: the
     size of one changes no other.
 
@@ -32,7 +32,7 @@ def load_shapes(config: DataConfig) -> Dataset:
         config: Its `calibration_size`, `image_size` (64 unless given) and `seed` count.
 
     Returns:
-        Pictures (N, H, W, 3) and masks (N, H, W).
+        Images (N, H, W, 3) and masks (N, H, W).
 
     Raises:
         ValueError: If the image size is no multiple of 8.
@@ -56,7 +56,7 @@ def _draw_split(rows: int, size: int, rng: np.random.Generator) -> Split:
 
 
 def _draw(rows: int, size: int, rng: np.random.Generator) -> Split:
-    """Some pictures and their masks; lengths are in half sides, colours from 0 to 1."""
+    """Some images and their masks; lengths are in half sides, colours from 0 to 1."""
 
     def uniform(low: float, high: float, *shape: int) -> Array:
         drawn: Array = rng.uniform(low, high, (rows, *shape)).astype(np.float32)
@@ -68,7 +68,7 @@ def _draw(rows: int, size: int, rng: np.random.Generator) -> Split:
     contrast = 0.6 - 0.45 * hardness
     softness = (0.5 + 2.5 * hardness * uniform(0, 1, 1, 1)) * 2 / size
     ground = uniform(0.35, 0.65, 1, 1, 3)
-    pictures = np.tile(ground, (1, size, size, 1))
+    images = np.tile(ground, (1, size, size, 1))
     masks = np.zeros((rows, size, size), np.int64)
     wanted = rng.integers(2, MAX_SHAPES + 1, rows)
     for painted in range(MAX_SHAPES):
@@ -81,15 +81,15 @@ def _draw(rows: int, size: int, rng: np.random.Generator) -> Split:
         stray = (0.2 + 0.6 * hardness)[..., None] * _directions(uniform(-1, 1, 1, 1, 3))
         colour = ground + contrast[..., None] * _directions(COLOURS[kinds][:, None, None] + stray)
         cover = (0.5 - distances / softness).clip(0, 1)[..., None]
-        pictures += cover * (colour - pictures)
+        images += cover * (colour - images)
     for _ in range(2):
         angle, phase = uniform(0, 7, 1, 1), uniform(0, 7, 1, 1)
         steps = uniform(1, 25, 1, 1) * (across * np.cos(angle) + down * np.sin(angle))
         strength = (0.02 + 0.08 * hardness)[..., None] * uniform(0, 1, 1, 1, 3)
-        pictures += strength * np.sin(steps + phase)[..., None]
-    noise = rng.standard_normal(pictures.shape, np.float32)
-    pictures += (0.02 + 0.16 * hardness * uniform(0, 1, 1, 1))[..., None] * noise
-    return Split((pictures.clip(0, 1) * 255).round().astype(np.uint8), masks)
+        images += strength * np.sin(steps + phase)[..., None]
+    noise = rng.standard_normal(images.shape, np.float32)
+    images += (0.02 + 0.16 * hardness * uniform(0, 1, 1, 1))[..., None] * noise
+    return Split((images.clip(0, 1) * 255).round().astype(np.uint8), masks)
 
 
 def _distances(

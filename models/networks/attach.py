@@ -1,4 +1,4 @@
-"""Exits onto a pretrained encoder of transformers, of text or of pictures."""
+"""Exits onto a pretrained encoder of transformers, of text or of images."""
 
 import copy
 import json
@@ -104,7 +104,7 @@ class AttachedConfig:
 
 
 def max_tokens(config: AttachedConfig) -> int | None:
-    """The most tokens of a text, None for pictures."""
+    """The most tokens of a text, None for images."""
     if image_input(config):
         return None
     backbone = config.backbone
@@ -114,7 +114,7 @@ def max_tokens(config: AttachedConfig) -> int | None:
 
 
 def image_input(config: AttachedConfig) -> tuple[int, int] | None:
-    """Height and width of the pictures, None for text."""
+    """Height and width of the images, None for text."""
     size = config.backbone.get("image_size")
     if isinstance(size, int):
         return size, size
@@ -126,7 +126,7 @@ def attached_encoder(config: AttachedConfig) -> MultiExitModel:
 
     Of text, its input is token ids (N, L) int64, in which the backbone's padding id is padding, or
     a tuple of those and an attention mask (N, L), 0 where a token is padding; its state is a tuple
-    of hidden states (N, L, D) and the mask (N, L) int64. Padding changes no answer. Of pictures,
+    of hidden states (N, L, D) and the mask (N, L) int64. Padding changes no answer. Of images,
     its input is pixels (N, 3, H, W) and its state hidden states (N, L, D).
 
     The last exit is the classifier that transformers gives the backbone; earlier ones are a pooler

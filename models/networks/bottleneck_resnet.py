@@ -49,7 +49,7 @@ def bottleneck_resnet(blocks: Sequence[int], num_classes: int) -> MultiExitModel
     Modules bear the names of the published network, so that its weights can be loaded.
 
     Args:
-        blocks: Bottlenecks in each of the three groups; the second and third halve the picture.
+        blocks: Bottlenecks in each of the three groups; the second and third halve the image.
         num_classes: C.
 
     Returns:

@@ -66,13 +66,13 @@ def misfits(
     ]
     over = [repr(name) for name in sorted(extra) if not re.fullmatch(ignored, name)]
     return [
-        *listed("it lacks {}", map(repr, missing)),
-        *listed("the network has no place for {}", over),
-        *listed("it holds {}", misshaped),
+        *format_items("it lacks {}", map(repr, missing)),
+        *format_items("the network has no place for {}", over),
+        *format_items("it holds {}", misshaped),
     ]
 
 
-def listed(sentence: str, items: Iterable[str]) -> list[str]:
+def format_items(sentence: str, items: Iterable[str]) -> list[str]:
     """The sentence with the first few items in it, or none if there are none."""
     every = list(items)
     more = [f"{len(every) - NAMED} more"] if len(every) > NAMED else []

@@ -33,7 +33,7 @@ class DenseLayer(nn.Module):
 
 
 class Transition(nn.Module):
-    """Halves the channels and the picture."""
+    """Halves the channels and the image."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()

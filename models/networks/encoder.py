@@ -98,7 +98,7 @@ class Layers(nn.Module):
     """The encoder layers between two exits, by their place in the whole encoder.
 
     Its state is hidden states (N, L, D) and a mask (N, L) int64 of text, 0 where a token is
-    padding, or the hidden states alone of pictures, which have no padding.
+    padding, or the hidden states alone of images, which have no padding.
     """
 
     def __init__(self, layers: Sequence[nn.Module], first: int) -> None:

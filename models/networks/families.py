@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from models.bundle import Task
 from models.networks.attach import AttachedConfig, attached_encoder
 from models.networks.bottleneck_resnet import resnet56_3
-from models.networks.checkpoint import listed
+from models.networks.checkpoint import format_items
 from models.networks.densenet import densenet121
 from models.networks.encoder import EncoderConfig, bert_encoder
 from models.networks.fcn import FCNConfig, fcn
@@ -170,7 +170,7 @@ def check_keys(name: str, given: Mapping[str, Any], settings: Callable[..., Any]
     missing = [key.name for key in known if key.default is key.empty and key.name not in given]
     unknown = sorted(given.keys() - {key.name for key in known})
     if missing or unknown:
-        faults = listed("lacks {}", missing) + listed("knows no {}", unknown)
+        faults = format_items("lacks {}", missing) + format_items("knows no {}", unknown)
         raise ValueError(
             f"the configuration of {name} {' and '.join(faults)}; its keys are "
             f"{', '.join(key.name for key in known)}"

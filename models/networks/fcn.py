@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.networks.multi_exit import MultiExitModel
 
-STRIDE = 4  # of the state; logits are brought back to the picture's size
+STRIDE = 4  # of the state; logits are brought back to the image's size
 GRID = 8  # cells along each side of what policies read
 
 
@@ -23,7 +23,7 @@ class FCNConfig:
         stem_width: Channels of the stem's first convolution.
         widths: Channels of each stage, (K,).
         dilations: Of each stage, the dilations of its residual blocks; they let deeper stages see
-            more of the picture at the same resolution. The first stage, which holds the stem, may
+            more of the image at the same resolution. The first stage, which holds the stem, may
             do without.
     """
 
@@ -75,7 +75,7 @@ class DilatedBlock(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Classifies every pixel of the state, and the picture's pixels between them."""
+    """Classifies every pixel of the state, and the image's pixels between them."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class MaskHead(nn.Module):
 
 
 def fcn(config: FCNConfig) -> MultiExitModel:
-    """Build the network, for pictures whose sides are multiples of 8; its state is one tensor.
+    """Build the network, for images whose sides are multiples of 8; its state is one tensor.
 
     Args:
         config: Its widths and depths.

@@ -11,7 +11,7 @@ class Conv(NamedTuple):
 
 
 def parse_heads(text: str) -> tuple[tuple[Conv, ...], ...]:
-    """Read heads written as `CHANNELS/STRIDE,...;...`, exits parted by `;`.
+    """Read heads written as `CHANNELS/STRIDE,...;...`, exits separated by `;`.
 
     Raises:
         ValueError: If the text is of another form.

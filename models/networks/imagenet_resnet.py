@@ -1,4 +1,4 @@
-"""ResNets for pictures of 224 pixels, with exits between their blocks (He et al. 2016)."""
+"""ResNets for images of 224 pixels, with exits between their blocks (He et al. 2016)."""
 
 import itertools
 import re
@@ -25,7 +25,7 @@ BLOCKS = {  # in each of the four layers, by depth
     152: (3, 8, 36, 3),
 }
 BOTTLENECKS_FROM = 50
-POOLING = (4, 2, 1, 1)  # of the heads in each layer, to a sixteenth of the picture's side or less
+POOLING = (4, 2, 1, 1)  # of the heads in each layer, to a sixteenth of the image's side or less
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ImageNetResNetConfig:
         exits: Residual blocks, counted from 1, after which an early exit stands; empty for the
             plain network.
         heads: The convolutions of each early exit's head, which follow an average pooling to a
-            sixteenth of the picture's side; None for two of them, to a thirty-second and twice to
+            sixteenth of the image's side; None for two of them, to a thirty-second and twice to
             four times the channels of the exit, at most 256 and 512.
     """
 
@@ -162,7 +162,7 @@ def load_torchvision_weights(model: MultiExitModel, path: str | Path) -> None:
 
 
 def _default_head(layer: int, channels: int) -> tuple[Conv, Conv]:
-    """Two convolutions at a thirty-second of the picture's side."""
+    """Two convolutions at a thirty-second of the image's side."""
     stride = 1 if layer == len(WIDTHS) - 1 else 2
     return Conv(min(2 * channels, 256), stride), Conv(min(4 * channels, 512), 1)
 

@@ -1,4 +1,4 @@
-"""MSDNet: dense layers that keep the picture at several scales (Huang et al. 2018)."""
+"""MSDNet: dense layers that keep the image at several scales (Huang et al. 2018)."""
 
 import itertools
 import math
@@ -106,7 +106,7 @@ class MSDNetConfig:
 
 
 class Stem(nn.Module):
-    """The picture at every scale."""
+    """The image at every scale."""
 
     def __init__(self, config: MSDNetConfig) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ State = Tensor | tuple[Tensor, ...]
 class MultiExitModel(nn.Module):
     """A backbone in K stages with an exit head after each.
 
-    Stage k maps the state behind stage k-1 (the input for k = 0) to its own state; exit head k maps
+    Stage k maps the state after stage k-1 (the input for k = 0) to its own state; exit head k maps
     that state to logits. Training and export use the same two lists, so what is trained is what is
     served. A state is one tensor, or a tuple of them where a backbone carries several: scales, or
     hidden states and a mask.

@@ -63,7 +63,7 @@ def open_onnx_backend(
         buckets: Batch sizes that a GPU is given, rising; any if there are none.
 
     Raises:
-        ValueError: If a graph cannot be loaded, naming its file, or the device is not to be had.
+        ValueError: If a graph cannot be loaded, naming its file, or the device is not available.
     """
     opened = open_device(device)
     if opened.memory == HOST:

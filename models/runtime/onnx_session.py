@@ -142,7 +142,7 @@ def open_device(device: str) -> Device:
     fault = fault_of(chosen)
     if fault is None:
         return chosen
-    sentence = f"device {chosen.name!r} is not to be had: {fault}"
+    sentence = f"device {chosen.name!r} is not available: {fault}"
     if device != "auto":
         raise ValueError(sentence)
     log.info("%s; serving on the CPU", sentence)

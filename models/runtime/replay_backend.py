@@ -18,7 +18,7 @@ MOST_LATE_S = 1e-3  # a pause of the whole machine is no fault of `sleep` and is
 class ReplayBackend:
     """Runs one batch at a time, for as long as a table of costs says; needs no network.
 
-    The state behind every stage is one array (A,) of recorded rows. The input of the first stage is
+    The state after every stage is one array (A,) of recorded rows. The input of the first stage is
     either that already, or real input of any shape, which stands for the recorded row that a hash
     of its bytes points at: the same input always for the same row.
 

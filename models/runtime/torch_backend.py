@@ -142,7 +142,7 @@ def choose_torch_device(device: str) -> str:
     """The device that is used, by torch's name.
 
     Raises:
-        ValueError: If it is none of torch's, or not to be had.
+        ValueError: If it is none of torch's, or not available.
     """
     kind, _, index = device.partition(":")
     if kind not in ("auto", "cpu", "cuda"):
@@ -153,7 +153,7 @@ def choose_torch_device(device: str) -> str:
         return "cpu"
     if int(index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device {device!r} is not to be had: torch {torch.__version__} sees "
+            f"device {device!r} is not available: torch {torch.__version__} sees "
             f"{torch.cuda.device_count()} GPUs here"
         )
     return f"cuda:{int(index or 0)}"

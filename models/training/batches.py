@@ -1,4 +1,4 @@
-"""What a network reads of a data set, in training and as serving makes it."""
+"""What a network reads of a dataset, in training and as serving makes it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,12 +18,12 @@ from models.preprocess import TextPreprocessor
 Rows = NDArray[np.intp]
 Inputs_contra = TypeVar("Inputs_contra", contravariant=True)
 
-CROP_SHARE = 8  # pictures are padded by an eighth of their side before a crop is drawn
+CROP_SHARE = 8  # images are padded by an eighth of their side before a crop is drawn
 POOL_BATCHES = 32  # texts of so many batches are sorted by length together
 
 
 class Batches(Protocol[Inputs_contra]):
-    """Turns rows of a data set into a network's input."""
+    """Turns rows of a dataset into a network's input."""
 
     def order(self, inputs: Inputs_contra, rows: Rows, size: int) -> Rows:
         """Shuffled rows in the order in which batches of `size` take them."""
@@ -38,7 +38,7 @@ class Batches(Protocol[Inputs_contra]):
 
 
 class ImageBatches:
-    """Pictures, normalised; in training a crop of the padded picture, flipped or not.
+    """Images, normalised; in training a crop of the padded image, flipped or not.
 
     Args:
         mean: Per channel, on a scale of 0 to 1.
@@ -69,7 +69,7 @@ class ImageBatches:
 
 
 class MaskBatches(ImageBatches):
-    """Pictures with a class for every pixel; in training both are flipped together."""
+    """Images with a class for every pixel; in training both are flipped together."""
 
     def augmented(
         self, inputs: Images, labels: NDArray[np.int64], rows: Rows, seed: int

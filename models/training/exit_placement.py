@@ -24,7 +24,7 @@ def suggest_exits(
     only crowd the others into the end of the network. Hence the rule: the first exit stands behind
     the last layer that ends by min(B / 2, T / K), or behind the first layer if none does; the
     others divide the latency from there to the end evenly, each behind the layer nearest to its
-    share, the last one behind the last layer.
+    share, the last one after the last layer.
 
     Latencies of exit heads are not counted.
 

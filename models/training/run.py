@@ -57,7 +57,7 @@ class RunConfig:
         data: The fields of `DataConfig`, None where a checkpoint was imported.
         training: None likewise.
         start: Where the weights came from before training, None if they were random.
-        input: What the preprocessing needs to know: `mean` and `std` of pictures, `max_tokens` and
+        input: What the preprocessing needs to know: `mean` and `std` of images, `max_tokens` and
             `pad_id` of texts.
         costs_ms: Latency until each exit as somebody else measured it, (K,), or None.
     """
@@ -110,7 +110,7 @@ def read_run(folder: Path) -> RunConfig:
     )
 
 
-def claim_folder(folder: Path, config: RunConfig) -> None:
+def create_run_dir(folder: Path, config: RunConfig) -> None:
     """Write `run.json`, or check that the run already there is this one.
 
     Raises:

@@ -50,7 +50,7 @@ def accuracy_per_exit(
         logits = model(_moved(batches.clean(split.inputs, rows), device))
         labels = torch.from_numpy(split.labels[rows]).to(device)
         right = right + (logits.argmax(-1) == labels).flatten(1).double().mean(1) * len(rows)
-    assert isinstance(right, Tensor), "no data set is empty"
+    assert isinstance(right, Tensor), "no dataset is empty"
     return [float(share) for share in right / len(order)]
 
 

@@ -1,4 +1,4 @@
-"""A smaller vocabulary: what a data set uses, and single characters for what it does not."""
+"""A smaller vocabulary: what a dataset uses, and single characters for what it does not."""
 
 import json
 from collections.abc import Sequence

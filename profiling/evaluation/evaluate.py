@@ -12,7 +12,7 @@ from profiling.evaluation.oracle import oracle_exits
 from scheduler.fitted import POLICIES, Scheduler
 from scheduler.fitting.eenet import fit_eenet
 from scheduler.fitting.fit import check_costs, fit_scheduler
-from scheduler.policy import replay, take_exits
+from scheduler.policy import exits_taken, replay
 
 Array = NDArray[np.float64]
 
@@ -38,7 +38,7 @@ class Evaluation(NamedTuple):
     fit_seconds: float
 
 
-class Judged(NamedTuple):
+class ScoredEvaluation(NamedTuple):
     """One policy under one budget: figures, and the exit of every test sample (M,)."""
 
     evaluation: Evaluation
@@ -59,7 +59,7 @@ class Comparison(NamedTuple):
 
     costs_ms: Array
     exit_accuracy: list[float]
-    judged: list[Judged]
+    judged: list[ScoredEvaluation]
     schedulers: dict[str, Scheduler]
     auroc: dict[str, list[float | None]]
 
@@ -196,19 +196,19 @@ class _Judge(NamedTuple):
 
     def scheduler(
         self, scheduler: Scheduler, budgets: Sequence[float], seconds: float
-    ) -> list[Judged]:
+    ) -> list[ScoredEvaluation]:
         policy, frontier = scheduler
         replays = [replay(policy, part.log_probs) for part in self.recorded]
         judged = []
         for budget in budgets:
             parameter = frontier.at_cost(budget).parameter
             calibration_exits, test_exits = (
-                take_exits(policy, replayed, parameter) for replayed in replays
+                exits_taken(policy, replayed, parameter) for replayed in replays
             )
             judged.append(self._figures(budget, calibration_exits, test_exits, seconds))
         return judged
 
-    def eenet_for(self, budget: float, seed: int) -> Judged:
+    def eenet_for(self, budget: float, seed: int) -> ScoredEvaluation:
         """EENet as in the paper: scores fitted for this budget alone."""
         started = time.perf_counter()
         log_probs, labels = self.recorded.calibration
@@ -219,11 +219,11 @@ class _Judge(NamedTuple):
         )
         seconds = time.perf_counter() - started
         calibration_exits, test_exits = (
-            take_exits(policy, replay(policy, part.log_probs), budget) for part in self.recorded
+            exits_taken(policy, replay(policy, part.log_probs), budget) for part in self.recorded
         )
         return self._figures(budget, calibration_exits, test_exits, seconds)
 
-    def oracle(self, budget: float) -> Judged:
+    def oracle(self, budget: float) -> ScoredEvaluation:
         calibration_exits, test_exits = (
             oracle_exits(part, self.costs_ms, budget) for part in self.correct
         )
@@ -235,7 +235,7 @@ class _Judge(NamedTuple):
         calibration_exits: NDArray[np.intp],
         test_exits: NDArray[np.intp],
         seconds: float,
-    ) -> Judged:
+    ) -> ScoredEvaluation:
         (cost, accuracy), (test_cost, test_accuracy) = (
             (float(self.costs_ms[exits].mean()), float(part[np.arange(len(exits)), exits].mean()))
             for part, exits in zip(self.correct, (calibration_exits, test_exits), strict=True)
@@ -249,7 +249,7 @@ class _Judge(NamedTuple):
         resampled = counts @ np.linspace(1, 0, pixels + 1) / rows
         low, high = np.percentile(resampled, [2.5, 97.5]).tolist()
         rates = (np.bincount(test_exits, minlength=len(self.costs_ms)) / rows).tolist()
-        return Judged(
+        return ScoredEvaluation(
             Evaluation(
                 self.policy,
                 float(budget),

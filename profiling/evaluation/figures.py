@@ -13,7 +13,7 @@ from profiling.calibration import Predictions
 from profiling.evaluation.evaluate import ORACLE, PER_BUDGET, Comparison
 from profiling.evaluation.oracle import oracle_exits
 from scheduler.fitted import Scheduler
-from scheduler.policy import replay, take_exits
+from scheduler.policy import exits_taken, replay
 
 Array = NDArray[np.float64]
 
@@ -56,7 +56,7 @@ def curve_of(scheduler: Scheduler, test: Predictions, budgets: Sequence[float]) 
     replayed = replay(scheduler.policy, test.log_probs)
     exits = np.stack(
         [
-            take_exits(scheduler.policy, replayed, scheduler.frontier.at_cost(budget).parameter)
+            exits_taken(scheduler.policy, replayed, scheduler.frontier.at_cost(budget).parameter)
             for budget in budgets
         ]
     )
@@ -234,7 +234,7 @@ def examples_figure(
     test: Predictions,
     exits: NDArray[np.intp],
     classes: Sequence[str],
-    pictures: NDArray[np.uint8],
+    images: NDArray[np.uint8],
 ) -> Figure:
     """Test images in rows, by the exit they leave at."""
     num_exits = len(test.log_probs)
@@ -244,7 +244,7 @@ def examples_figure(
         axes.set_axis_off()
     for exit in range(num_exits):
         for axes, row in zip(grid[exit], chosen_rows(exits, exit), strict=False):
-            axes.imshow(pictures[row], interpolation="nearest")
+            axes.imshow(images[row], interpolation="nearest")
             text, wrong = answer_text(test, exit, row, classes)
             axes.set_title(text, fontsize=7, color=WRONG if wrong else "k")
         grid[exit][0].text(

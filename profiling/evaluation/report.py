@@ -50,7 +50,7 @@ def write_report(
     recorded: Recorded,
     comparison: Comparison,
     classes: Sequence[str],
-    pictures: NDArray[np.uint8] | None = None,
+    images: NDArray[np.uint8] | None = None,
 ) -> Path:
     """Write `index.html` and its figures.
 
@@ -60,7 +60,7 @@ def write_report(
         recorded: The predictions that were compared on.
         comparison: From `compare`.
         classes: Names of the C classes.
-        pictures: The test images, (M, H, W, 3), to show examples of; None: examples are a table.
+        images: The test images, (M, H, W, 3), to show examples of; None: examples are a table.
 
     Returns:
         The page.
@@ -120,9 +120,9 @@ def write_report(
             body.append(f"<h2>Examples that leave at each exit ({main}, {middle:.4g})</h2>")
             body.append(
                 _examples_table(recorded.test, exits, classes)
-                if pictures is None
+                if images is None
                 else _saved(
-                    examples_figure(recorded.test, exits, classes, pictures),
+                    examples_figure(recorded.test, exits, classes, images),
                     folder / "examples.svg",
                     "Test images by the exit they leave at: the answer, red where wrong.",
                 )

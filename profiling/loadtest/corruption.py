@@ -1,4 +1,4 @@
-"""What spoils real inputs: noise, blur, JPEG and haze on pictures; cuts and slips in texts."""
+"""What spoils real inputs: noise, blur, JPEG and haze on images; cuts and slips in texts."""
 
 import io
 import re
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 SEVERITIES = (1, 2, 3, 4, 5)
-SIDE = 32  # the levels are those of pictures of this side
+SIDE = 32  # the levels are those of images of this side
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SHORTEST_MISSPELT = 4  # letters; a slip in a shorter word often makes another word
 
@@ -20,9 +20,9 @@ _CONTRASTS = (0.75, 0.5, 0.4, 0.3, 0.15)  # what is left of it
 
 
 def corrupt(image: Image.Image, kind: str, severity: int, rng: np.random.Generator) -> Image.Image:
-    """Spoil a picture, which comes back as RGB of its size.
+    """Spoil an image, which comes back as RGB of its size.
 
-    What is seen grows with the severity, not with the size: on larger pictures the blur is wider in
+    What is seen grows with the severity, not with the size: on larger images the blur is wider in
     proportion, noise and compression are stronger by the root of it.
 
     Args:
@@ -106,7 +106,7 @@ def _scale(image: Image.Image) -> float:
 def _noise(image: Image.Image, level: int, scale: float, rng: np.random.Generator) -> Image.Image:
     deviation = 255 * _NOISE_DEVIATIONS[level] * np.sqrt(scale)
     shades = np.asarray(image, np.float64)  # (H, W, 3)
-    return _picture(shades + rng.normal(0.0, deviation, shades.shape))
+    return _image(shades + rng.normal(0.0, deviation, shades.shape))
 
 
 def _blur(image: Image.Image, level: int, scale: float, rng: np.random.Generator) -> Image.Image:
@@ -123,10 +123,10 @@ def _contrast(
 ) -> Image.Image:
     shades = np.asarray(image, np.float64)  # (H, W, 3)
     mean = shades.mean((0, 1))
-    return _picture((shades - mean) * _CONTRASTS[level] + mean)
+    return _image((shades - mean) * _CONTRASTS[level] + mean)
 
 
-def _picture(shades: np.ndarray[Any, np.dtype[np.float64]]) -> Image.Image:
+def _image(shades: np.ndarray[Any, np.dtype[np.float64]]) -> Image.Image:
     return Image.fromarray(shades.round().clip(0, 255).astype(np.uint8))
 
 

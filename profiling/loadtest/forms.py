@@ -19,7 +19,7 @@ TEXT_FORMS = {"shorter": "words", "longer": "texts in one", "misspelt": "per cen
 Modality = Literal["image", "text"]
 
 
-class Form(NamedTuple):
+class InputVariant(NamedTuple):
     """What becomes of inputs; a strength is a severity, words, texts in one, or per cent."""
 
     kind: str
@@ -30,8 +30,8 @@ class Form(NamedTuple):
         """As it is asked for."""
         return self.kind if self.kind == CLEAN else f"{self.kind}-{self.strength}"
 
-    def of_pictures(self, files: Sequence[bytes], rng: np.random.Generator) -> list[bytes]:
-        """Picture files in this form, (N,)."""
+    def of_images(self, files: Sequence[bytes], rng: np.random.Generator) -> list[bytes]:
+        """Image files in this form, (N,)."""
         if self.kind == CLEAN:
             return list(files)
         return [corrupted_file(file, self.kind, self.strength, rng) for file in files]
@@ -51,21 +51,21 @@ class Form(NamedTuple):
                 return list(texts)
 
 
-def read_form(name: str, modality: Modality) -> Form:
+def read_form(name: str, modality: Modality) -> InputVariant:
     """Take a form's name apart.
 
     Raises:
         ValueError: If inputs of this kind have no such form.
     """
     if name == CLEAN:
-        return Form(CLEAN, 0)
+        return InputVariant(CLEAN, 0)
     kind, _, strength = name.partition("-")
     known = tuple(CORRUPTIONS) if modality == "image" else tuple(TEXT_FORMS)
     most = {"misspelt": 100, **dict.fromkeys(CORRUPTIONS, SEVERITIES[-1])}.get(kind)
     number = int(strength) if strength.isdecimal() else 0
     if kind not in known or number < 1 or (most is not None and number > most):
         raise ValueError(f"{modality}s have no form {name!r}; {_said(modality)}")
-    return Form(kind, number)
+    return InputVariant(kind, number)
 
 
 def _said(modality: Modality) -> str:

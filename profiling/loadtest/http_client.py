@@ -65,14 +65,14 @@ class LaneConfig(NamedTuple):
     clock: Clock = time.perf_counter
 
 
-class Ticket(NamedTuple):
+class ScheduledCall(NamedTuple):
     """A call, by its place in the list, and when it is due."""
 
     call: int
     due_s: float
 
 
-class Ended(NamedTuple):
+class CallResult(NamedTuple):
     """What became of a call.
 
     Attributes:
@@ -83,14 +83,14 @@ class Ended(NamedTuple):
         body: The answer's, if bodies are kept.
     """
 
-    ticket: Ticket
+    ticket: ScheduledCall
     sent_s: float | None
     end_s: float
     outcome: str
     body: bytes
 
 
-class Lanes:
+class ConnectionPool:
     """A pool of connections and what ended on them; lives on one event loop.
 
     Args:
@@ -101,19 +101,19 @@ class Lanes:
 
     def __init__(self, target: Target, payloads: Sequence[bytes], config: LaneConfig) -> None:
         self.target, self.payloads, self.config = target, payloads, config
-        self._lanes: list[_Lane] = []
-        self._idle: list[_Lane] = []
+        self._lanes: list[_Connection] = []
+        self._idle: list[_Connection] = []
         self._turns: Iterator[int] = iter(())
-        self._waiting: deque[Ticket] = deque()
-        self._ended: list[Ended] = []
+        self._waiting: deque[ScheduledCall] = deque()
+        self._ended: list[CallResult] = []
         self._loop = asyncio.get_running_loop()
         self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
 
-    async def exhaust(self, turns: Iterator[int]) -> list[Ended]:
+    async def run_closed_loop(self, turns: Iterator[int]) -> list[CallResult]:
         """Carry calls on all connections, each sending the next when its answer is in."""
         self._begin(all_due=True)
         self._turns, kept, self._idle = turns, self._lanes, []
-        opened = [_Lane(self) for _ in range(self.config.connections - len(kept))]
+        opened = [_Connection(self) for _ in range(self.config.connections - len(kept))]
         self._lanes = kept + opened
         for number, lane in enumerate(opened):
             delay_s = self.config.ramp_s * number / len(opened)
@@ -123,7 +123,7 @@ class Lanes:
         await self._finished
         return self._ended
 
-    async def follow(self, tickets: Sequence[Ticket]) -> list[Ended]:
+    async def run_open_loop(self, tickets: Sequence[ScheduledCall]) -> list[CallResult]:
         """Carry calls when they are due, in their order, whatever became of those before."""
         self._begin(all_due=False)
         stop = threading.Event()
@@ -143,7 +143,7 @@ class Lanes:
             lane.close()
         await asyncio.sleep(0)  # aborted connections close in the loop's next turn
 
-    def end(self, lane: "_Lane", ended: Ended) -> None:
+    def end(self, lane: "_Connection", ended: CallResult) -> None:
         """A lane's call has ended: note it, and give the lane its next."""
         self._ended.append(ended)
         if ended.outcome == REFUSED:
@@ -155,7 +155,7 @@ class Lanes:
         self._ended, self._all_due = [], all_due
         self._finished: asyncio.Future[None] = self._loop.create_future()
 
-    def _proceed(self, lane: "_Lane") -> None:
+    def _proceed(self, lane: "_Connection") -> None:
         ticket = self._next()
         if ticket is not None:
             lane.carry(ticket)
@@ -163,22 +163,22 @@ class Lanes:
         self._idle.append(lane)
         self._finish_if_done()
 
-    def _next(self) -> Ticket | None:
+    def _next(self) -> ScheduledCall | None:
         now_s = self.config.clock()
         while self._waiting:
             ticket = self._waiting.popleft()
             if now_s - ticket.due_s < self.config.timeout_s:
                 return ticket
-            self._ended.append(Ended(ticket, None, now_s, TIMED_OUT, b""))
+            self._ended.append(CallResult(ticket, None, now_s, TIMED_OUT, b""))
         call = next(self._turns, None)
-        return None if call is None else Ticket(call, now_s)
+        return None if call is None else ScheduledCall(call, now_s)
 
     def _finish_if_done(self) -> None:
         all_idle = len(self._idle) == len(self._lanes)
         if self._all_due and all_idle and not self._waiting and not self._finished.done():
             self._finished.set_result(None)
 
-    def _pace(self, tickets: Sequence[Ticket], stop: threading.Event) -> None:
+    def _pace(self, tickets: Sequence[ScheduledCall], stop: threading.Event) -> None:
         """A thread: tell the loop of every call when it is due."""
         for ticket in tickets:
             wait_s = ticket.due_s - self.config.clock()
@@ -187,12 +187,12 @@ class Lanes:
             self._loop.call_soon_threadsafe(self._arrive, ticket)
         self._loop.call_soon_threadsafe(self._arrive_last)
 
-    def _arrive(self, ticket: Ticket) -> None:
+    def _arrive(self, ticket: ScheduledCall) -> None:
         self._waiting.append(ticket)
         if self._idle:
             self._proceed(self._idle.pop())
         elif len(self._lanes) < self.config.connections:
-            self._lanes.append(_Lane(self))
+            self._lanes.append(_Connection(self))
             self._proceed(self._lanes[-1])
 
     def _arrive_last(self) -> None:
@@ -208,17 +208,17 @@ class Lanes:
         self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
 
 
-class _Lane:
+class _Connection:
     """Carries one call at a time, over a connection that is kept, and renewed once it breaks."""
 
-    def __init__(self, lanes: Lanes) -> None:
+    def __init__(self, lanes: ConnectionPool) -> None:
         self._lanes = lanes
         self._clock = lanes.config.clock
-        self._wire: _Wire | None = None
+        self._wire: _Protocol | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self.ticket: Ticket | None = None
+        self.ticket: ScheduledCall | None = None
 
-    def carry(self, ticket: Ticket) -> None:
+    def carry(self, ticket: ScheduledCall) -> None:
         self.ticket, self._sent_s = ticket, self._clock()
         if self._wire is None:
             self._connecting = asyncio.get_running_loop().create_task(self._connect(ticket))
@@ -233,11 +233,13 @@ class _Lane:
         self.ticket = None
         self._drop()
 
-    async def _connect(self, ticket: Ticket) -> None:
+    async def _connect(self, ticket: ScheduledCall) -> None:
         host, port = self._lanes.target.host, self._lanes.target.port
         loop = asyncio.get_running_loop()
         try:
-            _, self._wire = await loop.create_connection(lambda: _Wire(self._on_end), host, port)
+            _, self._wire = await loop.create_connection(
+                lambda: _Protocol(self._on_end), host, port
+            )
         except OSError:
             self._connecting = None
             self._end(REFUSED, b"")
@@ -245,7 +247,7 @@ class _Lane:
             self._connecting = None
             self._wire.transport.write(self._lanes.payloads[ticket.call])
 
-    def _on_end(self, wire: "_Wire", outcome: str) -> None:
+    def _on_end(self, wire: "_Protocol", outcome: str) -> None:
         if wire is not self._wire:
             return  # given up before
         body = b"".join(wire.parts) if self._lanes.config.keep_bodies else b""
@@ -258,7 +260,7 @@ class _Lane:
     def _end(self, outcome: str, body: bytes) -> None:
         ticket, self.ticket = self.ticket, None
         assert ticket is not None, "only a call that is on its way ends"
-        self._lanes.end(self, Ended(ticket, self._sent_s, self._clock(), outcome, body))
+        self._lanes.end(self, CallResult(ticket, self._sent_s, self._clock(), outcome, body))
 
     def _drop(self) -> None:
         wire, self._wire = self._wire, None
@@ -269,10 +271,10 @@ class _Lane:
             connecting.cancel()
 
 
-class _Wire(asyncio.Protocol):
+class _Protocol(asyncio.Protocol):
     """One connection; tells how each call on it ended. The parser calls `on_*`."""
 
-    def __init__(self, on_end: Callable[["_Wire", str], None]) -> None:
+    def __init__(self, on_end: Callable[["_Protocol", str], None]) -> None:
         self._tell = on_end
         self._parser = httptools.HttpResponseParser(self)
         self._status: int | None = None

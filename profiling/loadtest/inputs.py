@@ -1,4 +1,4 @@
-"""What `eenet loadtest` sends: labelled pictures or texts, in the forms that are asked for."""
+"""What `eenet loadtest` sends: labelled images or texts, in the forms that are asked for."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ import numpy as np
 
 from models.data.image_folder import SUFFIXES
 from models.data.text_table import Columns, read_texts
-from profiling.loadtest.forms import Form, Modality
+from profiling.loadtest.forms import InputVariant, Modality
 from scheduler.npz import read_arrays
 
 IMAGES = Path(__file__).resolve().parents[2] / "tests/data/cifar10_test_300.npz"
@@ -20,7 +20,7 @@ Label = int | str
 
 
 class Inputs(NamedTuple):
-    """Pictures as files, or texts.
+    """Images as files, or texts.
 
     Attributes:
         modality: Which of them.
@@ -35,12 +35,12 @@ class Inputs(NamedTuple):
     @property
     def content_type(self) -> str:
         """Of the bodies."""
-        # The server reads a picture's format from its bytes, whatever image type it is sent as.
+        # The server reads an image's format from its bytes, whatever image type it is sent as.
         return "image/jpeg" if self.modality == "image" else "application/json"
 
     @property
     def files(self) -> list[bytes]:
-        """The pictures."""
+        """The images."""
         return [item for item in self.items if isinstance(item, bytes)]
 
     @property
@@ -48,11 +48,11 @@ class Inputs(NamedTuple):
         """The texts."""
         return [item for item in self.items if isinstance(item, str)]
 
-    def bodies(self, form: Form, seed: int) -> list[bytes]:
+    def bodies(self, form: InputVariant, seed: int) -> list[bytes]:
         """What is sent of them in one form, (N,)."""
         rng = np.random.default_rng(seed)
         if self.modality == "image":
-            return form.of_pictures(self.files, rng)
+            return form.of_images(self.files, rng)
         labels = [None] * len(self.items) if self.labels is None else self.labels
         texts = form.of_texts(self.texts, labels, rng)
         return [json.dumps({"text": text}).encode() for text in texts]
@@ -81,7 +81,7 @@ class Inputs(NamedTuple):
 
 
 def read_inputs(images: Path | None, texts: Path | None, columns: Columns = COLUMNS) -> Inputs:
-    """Read what to send; of an archive with a test mark, the test pictures.
+    """Read what to send; of an archive with a test mark, the test images.
 
     Raises:
         ValueError: If it cannot be read or holds nothing.
@@ -105,10 +105,10 @@ def _read_table(path: Path, columns: Columns) -> Inputs:
 
 
 def _read_folder(folder: Path) -> Inputs:
-    """Pictures at any depth; the folder that a picture lies in is its class."""
+    """Images at any depth; the folder that an image lies in is its class."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise ValueError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
+        raise ValueError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
     classes = [path.parent.name for path in paths]
     is_flat = any(path.parent == folder for path in paths)
     return Inputs("image", [path.read_bytes() for path in paths], None if is_flat else classes)
@@ -121,7 +121,7 @@ def _read_archive(path: Path) -> Inputs:
     blob, offsets = arrays["blob"].tobytes(), arrays["off"].tolist()
     rows = np.flatnonzero(arrays.get("test", np.ones(len(offsets) - 1))).tolist()
     if not rows or ("y" in arrays and len(arrays["y"]) != len(offsets) - 1):
-        raise ValueError(f"{path} needs N+1 offsets for N pictures, and N labels where it has any")
+        raise ValueError(f"{path} needs N+1 offsets for N images, and N labels where it has any")
     files = [blob[start:end] for start, end in itertools.pairwise(offsets)]
     labels = [int(arrays["y"][row]) for row in rows] if "y" in arrays else None
     return Inputs("image", [files[row] for row in rows], labels)

@@ -9,12 +9,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from profiling.loadtest.http_client import Clock, Ended, LaneConfig, Lanes, Target, Ticket
-from profiling.loadtest.steps import Steps
+from profiling.loadtest.http_client import (
+    CallResult,
+    Clock,
+    ConnectionPool,
+    LaneConfig,
+    ScheduledCall,
+    Target,
+)
+from profiling.loadtest.steps import Schedule
 
 OK = "200"
 
-Pick = Callable[[int, float], int]
+InputSelector = Callable[[int, float], int]
 """Which call is the n-th, from 0, sent so many seconds after the start."""
 
 
@@ -43,7 +50,7 @@ class Call(NamedTuple):
         return "\r\n".join([*lines, "", ""]).encode("latin-1") + self.body
 
 
-class Beside(NamedTuple):
+class SideCalls(NamedTuple):
     """Calls beside the load, on a connection of their own, at times from its start, (M,).
 
     There may be none.
@@ -117,8 +124,8 @@ def closed_loop(
     seconds: float | None = None,
     count: int | None = None,
     warm_up_s: float = 0.0,
-    pick: Pick | None = None,
-    beside: Sequence[Beside] = (),
+    pick: InputSelector | None = None,
+    beside: Sequence[SideCalls] = (),
 ) -> LoadResult:
     """Send on every connection the next call as soon as the answer to the one before is in.
 
@@ -139,12 +146,12 @@ def closed_loop(
         raise ValueError("give either seconds or count")
     clock, choose = config.clock, pick or _in_turn(len(calls))
 
-    async def load(lanes: Lanes, started_s: float) -> list[Ended]:
-        return await lanes.exhaust(_turns(choose, started_s, seconds, count, clock))
+    async def load(lanes: ConnectionPool, started_s: float) -> list[CallResult]:
+        return await lanes.run_closed_loop(_turns(choose, started_s, seconds, count, clock))
 
-    async def warm_up(lanes: Lanes) -> None:
+    async def warm_up(lanes: ConnectionPool) -> None:
         if warm_up_s > 0:
-            await lanes.exhaust(_turns(choose, clock(), warm_up_s, None, clock))
+            await lanes.run_closed_loop(_turns(choose, clock(), warm_up_s, None, clock))
 
     return _run(url, calls, config, load, beside, warm_up)
 
@@ -155,8 +162,8 @@ def open_loop(
     arrivals_s: NDArray[np.float64],
     config: LaneConfig,
     *,
-    pick: Pick | None = None,
-    beside: Sequence[Beside] = (),
+    pick: InputSelector | None = None,
+    beside: Sequence[SideCalls] = (),
 ) -> LoadResult:
     """Send calls at given times, whether or not those before are answered.
 
@@ -179,10 +186,10 @@ def open_loop(
     _check_rising(arrivals_s)
     choose = pick or _in_turn(len(calls))
 
-    async def load(lanes: Lanes, started_s: float) -> list[Ended]:
-        return await lanes.follow(
+    async def load(lanes: ConnectionPool, started_s: float) -> list[CallResult]:
+        return await lanes.run_open_loop(
             [
-                Ticket(choose(n, at_s), started_s + at_s)
+                ScheduledCall(choose(n, at_s), started_s + at_s)
                 for n, at_s in enumerate(arrivals_s.tolist())
             ]
         )
@@ -191,12 +198,12 @@ def open_loop(
 
 
 def poisson(rate: float, seconds: float, seed: int | Sequence[int]) -> NDArray[np.float64]:
-    """Arrivals at random times, so many a second in the mean, for so long; rising, (N,)."""
+    """Arrivals at random times, so many a second on average, for so long; rising, (N,)."""
     rng = np.random.default_rng(seed)
     return np.sort(rng.uniform(0.0, seconds, rng.poisson(rate * seconds)))
 
 
-def poisson_steps(rates: Steps[float], seconds: float, seed: int) -> NDArray[np.float64]:
+def poisson_steps(rates: Schedule[float], seconds: float, seed: int) -> NDArray[np.float64]:
     """The same at a rate that changes."""
     return np.concatenate(
         [
@@ -211,7 +218,7 @@ def _check_rising(times_s: NDArray[np.float64]) -> None:
         raise ValueError("give times that rise from 0 s on")
 
 
-def _in_turn(num_calls: int) -> Pick:
+def _in_turn(num_calls: int) -> InputSelector:
     return lambda number, _: number % num_calls
 
 
@@ -219,9 +226,9 @@ def _run(
     url: str,
     calls: Sequence[Call],
     config: LaneConfig,
-    load: Callable[[Lanes, float], Awaitable[list[Ended]]],
-    beside: Sequence[Beside],
-    prepare: Callable[[Lanes], Awaitable[None]] | None = None,
+    load: Callable[[ConnectionPool, float], Awaitable[list[CallResult]]],
+    beside: Sequence[SideCalls],
+    prepare: Callable[[ConnectionPool], Awaitable[None]] | None = None,
 ) -> LoadResult:
     """Open the lanes and run a load on them, and what goes beside it on others."""
     if not calls or config.connections < 1 or config.timeout_s <= 0:
@@ -234,7 +241,8 @@ def _run(
 
     async def run() -> LoadResult:
         lanes, *others = pools = [
-            Lanes(target, some, aside if number else config) for number, some in enumerate(payloads)
+            ConnectionPool(target, some, aside if number else config)
+            for number, some in enumerate(payloads)
         ]
         try:
             if prepare is not None:
@@ -242,7 +250,7 @@ def _run(
             started_s = config.clock()
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(other.follow(_tickets(each, started_s)))
+                    group.create_task(other.run_open_loop(_tickets(each, started_s)))
                     for other, each in zip(others, beside, strict=True)
                 ]
                 ended = await load(lanes, started_s)
@@ -256,10 +264,10 @@ def _run(
         return runner.run(run())
 
 
-def _tickets(beside: Beside, started_s: float) -> list[Ticket]:
+def _tickets(beside: SideCalls, started_s: float) -> list[ScheduledCall]:
     """One for each of its times, calls in turn."""
     return [
-        Ticket(number % len(beside.calls), started_s + at_s)
+        ScheduledCall(number % len(beside.calls), started_s + at_s)
         for number, at_s in enumerate(beside.at_s.tolist())
     ]
 
@@ -274,7 +282,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def _turns(
-    pick: Pick, started_s: float, seconds: float | None, count: int | None, clock: Clock
+    pick: InputSelector, started_s: float, seconds: float | None, count: int | None, clock: Clock
 ) -> Iterator[int]:
     """Calls as they are picked, so many of them or for so long."""
     for number in itertools.count() if count is None else range(count):
@@ -284,7 +292,7 @@ def _turns(
         yield pick(number, after_s)
 
 
-def _result(ended: Sequence[Ended], started_s: float, keep_bodies: bool) -> LoadResult:
+def _result(ended: Sequence[CallResult], started_s: float, keep_bodies: bool) -> LoadResult:
     due_s = np.array([each.ticket.due_s for each in ended], float)
     sent_s = [np.nan if each.sent_s is None else each.sent_s for each in ended]
     end_s = np.array([each.end_s for each in ended], float)

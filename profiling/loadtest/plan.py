@@ -10,11 +10,18 @@ from urllib.parse import urlencode
 import numpy as np
 from numpy.typing import NDArray
 
-from profiling.loadtest.forms import Form, read_form
+from profiling.loadtest.forms import InputVariant, read_form
 from profiling.loadtest.http_client import LaneConfig
 from profiling.loadtest.inputs import Inputs
-from profiling.loadtest.load import Beside, Call, LoadResult, closed_loop, open_loop, poisson_steps
-from profiling.loadtest.steps import Steps, read_steps
+from profiling.loadtest.load import (
+    Call,
+    LoadResult,
+    SideCalls,
+    closed_loop,
+    open_loop,
+    poisson_steps,
+)
+from profiling.loadtest.steps import Schedule, read_steps
 
 CLOSED_CONNECTIONS, OPEN_CONNECTIONS = 32, 256
 WARM_UP_S = 1.0
@@ -45,12 +52,12 @@ class LoadPlan(NamedTuple):
     num_inputs: int
     inputs: NDArray[np.intp]
     forms: NDArray[np.str_]
-    phases: Steps[int]
-    groups: Steps[NDArray[np.intp]]
-    rates: Steps[float] | None
+    phases: Schedule[int]
+    groups: Schedule[NDArray[np.intp]]
+    rates: Schedule[float] | None
     seconds: float
     connections: int
-    budgets: Steps[float | None]
+    budgets: Schedule[float | None]
     looks_s: NDArray[np.float64]
     model: str | None
     seed: int
@@ -88,8 +95,8 @@ def read_plan(args: argparse.Namespace, inputs: Inputs) -> LoadPlan:
         num_inputs=len(rows),
         inputs=np.tile(rows, len(forms)),
         forms=np.repeat([form.name for form in forms], len(rows)),
-        phases=Steps(steps.begins_s, tuple(map(forms.index, steps.values))),
-        groups=Steps(
+        phases=Schedule(steps.begins_s, tuple(map(forms.index, steps.values))),
+        groups=Schedule(
             classes.begins_s, tuple(np.flatnonzero(np.isin(rows, each)) for each in meant)
         ),
         rates=None if args.rate is None else _from_start("--rate", args, _rate),
@@ -112,7 +119,7 @@ def send(url: str, plan: LoadPlan) -> LoadResult:
         for ms in plan.budgets.values
     ]
     look = Call(path, method="GET", headers=NEW_CONNECTION)
-    beside = [Beside(puts, plan.budgets.times()), Beside([look], plan.looks_s)]
+    beside = [SideCalls(puts, plan.budgets.times()), SideCalls([look], plan.looks_s)]
     config = LaneConfig(plan.connections, keep_bodies=True)
     if plan.rates is not None:
         arrivals_s = poisson_steps(plan.rates, plan.seconds, plan.seed)
@@ -133,7 +140,7 @@ def budget_path(model: str | None) -> str:
     return "/budget" + ("" if model is None else "?" + urlencode({"model": model}))
 
 
-def _calls(args: argparse.Namespace, inputs: Inputs, forms: Sequence[Form]) -> list[Call]:
+def _calls(args: argparse.Namespace, inputs: Inputs, forms: Sequence[InputVariant]) -> list[Call]:
     """Every input in every form, form by form."""
     options = {"model": args.model, "budget_ms": args.budget_ms, "deadline_ms": args.deadline_ms}
     query = urlencode({name: value for name, value in options.items() if value is not None})
@@ -142,16 +149,16 @@ def _calls(args: argparse.Namespace, inputs: Inputs, forms: Sequence[Form]) -> l
     return [Call(path, body, inputs.content_type) for body in bodies]
 
 
-def _classes(args: argparse.Namespace) -> Steps[list[str] | None]:
+def _classes(args: argparse.Namespace) -> Schedule[list[str] | None]:
     """The true classes that are sent, and when; None: all."""
     if args.classes is None or ":" not in args.classes:
-        return Steps((0.0,), (None if args.classes is None else args.classes.split(","),))
+        return Schedule((0.0,), (None if args.classes is None else args.classes.split(","),))
     return _from_start("--classes", args, lambda text: None if text == "all" else text.split("+"))
 
 
-def _budgets(args: argparse.Namespace) -> Steps[float | None]:
+def _budgets(args: argparse.Namespace) -> Schedule[float | None]:
     if args.budgets is None:
-        return Steps((), ())
+        return Schedule((), ())
     if args.budget_ms is not None:
         raise ValueError(
             "--budget-ms is each request's own wish, which --budgets does not touch; give one"
@@ -159,14 +166,14 @@ def _budgets(args: argparse.Namespace) -> Steps[float | None]:
     return _steps("--budgets", args, _budget)
 
 
-def _from_start(flag: str, args: argparse.Namespace, read: Callable[[str], T]) -> Steps[T]:
+def _from_start(flag: str, args: argparse.Namespace, read: Callable[[str], T]) -> Schedule[T]:
     steps = _steps(flag, args, read)
     if steps.begins_s[0] > 0:
         raise ValueError(f"{flag} begins at {steps.begins_s[0]:g} s; say what holds from 0 s on")
     return steps
 
 
-def _steps(flag: str, args: argparse.Namespace, read: Callable[[str], T]) -> Steps[T]:
+def _steps(flag: str, args: argparse.Namespace, read: Callable[[str], T]) -> Schedule[T]:
     """What a flag says; the load must last until its last step.
 
     Raises:
@@ -186,7 +193,7 @@ def _steps(flag: str, args: argparse.Namespace, read: Callable[[str], T]) -> Ste
 
 
 def _rate(text: str) -> float:
-    return _positive(text, "requests a second")
+    return _positive(text, "requests per second")
 
 
 def _budget(text: str) -> float | None:

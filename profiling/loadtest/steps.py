@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 T = TypeVar("T")
 
 
-class Span(NamedTuple, Generic[T]):
+class Segment(NamedTuple, Generic[T]):
     """From when to when a value is in force."""
 
     begin_s: float
@@ -19,7 +19,7 @@ class Span(NamedTuple, Generic[T]):
     value: T
 
 
-class Steps(NamedTuple, Generic[T]):
+class Schedule(NamedTuple, Generic[T]):
     """Values and when each begins, rising; before the first there is none."""
 
     begins_s: tuple[float, ...]
@@ -29,17 +29,17 @@ class Steps(NamedTuple, Generic[T]):
         """Which value is in force then; the first even before it begins."""
         return max(bisect_right(self.begins_s, seconds) - 1, 0)
 
-    def spans(self, end_s: float) -> Iterator[Span[T]]:
-        """Each value with its time, until an end behind the last begin."""
+    def spans(self, end_s: float) -> Iterator[Segment[T]]:
+        """Each value with its time, until an end after the last begin."""
         ends_s = (*self.begins_s[1:], end_s)
-        return map(Span, self.begins_s, ends_s, self.values)
+        return map(Segment, self.begins_s, ends_s, self.values)
 
     def times(self) -> NDArray[np.float64]:
         """When each begins, (M,)."""
         return np.array(self.begins_s)
 
 
-def read_steps(text: str, read: Callable[[str], T]) -> Steps[T]:
+def read_steps(text: str, read: Callable[[str], T]) -> Schedule[T]:
     """Take SECONDS:VALUE,SECONDS:VALUE apart; a value alone is in force from 0 s on.
 
     Args:
@@ -50,7 +50,7 @@ def read_steps(text: str, read: Callable[[str], T]) -> Steps[T]:
         ValueError: If the times do not rise from 0 s on, or a value is none.
     """
     if ":" not in text:
-        return Steps((0.0,), (read(text.strip()),))
+        return Schedule((0.0,), (read(text.strip()),))
     begins_s, values = [], []
     for part in text.split(","):
         seconds, colon, value = part.partition(":")
@@ -60,7 +60,7 @@ def read_steps(text: str, read: Callable[[str], T]) -> Steps[T]:
                 f"{part.strip()!r} in {text!r} is no SECONDS:VALUE that comes after the one before"
             )
         values.append(read(value.strip()))
-    return Steps(tuple(begins_s), tuple(values))
+    return Schedule(tuple(begins_s), tuple(values))
 
 
 def _seconds(text: str) -> float:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from models.stage_costs import StageCosts
 
-PATIENCE = 8.0  # full batches through the whole network
+MAX_OVERTAKE_PASSES = 8.0  # full batches through the whole network
 WASTE = 0.05  # of a batch's time, at least
 SMALLEST_MS = 1e-6
 
@@ -36,7 +36,7 @@ class Ready(NamedTuple):
     arrived_ms: Sequence[float]
 
 
-Discipline = Callable[[Ready], int]
+BatchingPolicy = Callable[[Ready], int]
 """The stage to run; one where rows wait."""
 
 
@@ -55,7 +55,7 @@ def oldest(ready: Ready) -> int:
     return min(range(len(ready.rows)), key=lambda stage: (ready.arrived_ms[stage], -stage))
 
 
-def largest(max_batch: int) -> Discipline:
+def largest(max_batch: int) -> BatchingPolicy:
     """The most rows, up to a full batch; at a tie the deepest."""
 
     def choose(ready: Ready) -> int:
@@ -66,7 +66,9 @@ def largest(max_batch: int) -> Discipline:
     return choose
 
 
-def fullest(costs: StageCosts, max_batch: int, patience: float = PATIENCE) -> Discipline:
+def fullest(
+    costs: StageCosts, max_batch: int, patience: float = MAX_OVERTAKE_PASSES
+) -> BatchingPolicy:
     """The largest batch, unless rows between stages have lost patience."""
     take_largest, patience_ms = largest(max_batch), patience * _pass_ms(costs, max_batch)
 
@@ -77,7 +79,7 @@ def fullest(costs: StageCosts, max_batch: int, patience: float = PATIENCE) -> Di
     return choose
 
 
-class Urgency:
+class BatchPriority:
     """How much a batch does, as it is needed: age x useful time / wasted time.
 
     Age is the time since the row at the head came into the system. The useful share of a batch's
@@ -94,7 +96,9 @@ class Urgency:
             would wait for others of their kind.
     """
 
-    def __init__(self, costs: StageCosts, max_batch: int, patience: float = PATIENCE) -> None:
+    def __init__(
+        self, costs: StageCosts, max_batch: int, patience: float = MAX_OVERTAKE_PASSES
+    ) -> None:
         self.max_batch = max_batch
         self.pass_ms = _pass_ms(costs, max_batch)  # of a full batch, the whole network
         self.patience_ms = patience * self.pass_ms
@@ -103,21 +107,23 @@ class Urgency:
             for shares in useful_shares(costs, max_batch)
         ]
 
-    def of(self, stage: int, rows: int, age_ms: float) -> float:
+    def priority(self, stage: int, rows: int, age_ms: float) -> float:
         """Of the batch that a list of so many rows would give."""
         return self._weights[stage][min(rows, self.max_batch)] * age_ms
 
 
-def urgent(costs: StageCosts, max_batch: int, patience: float = PATIENCE) -> Discipline:
+def by_priority(
+    costs: StageCosts, max_batch: int, patience: float = MAX_OVERTAKE_PASSES
+) -> BatchingPolicy:
     """What the engine does: the most urgent batch, unless it overtakes one beyond patience."""
-    urgency = Urgency(costs, max_batch, patience)
+    urgency = BatchPriority(costs, max_batch, patience)
 
     def choose(ready: Ready) -> int:
         best, most = 0, -1.0
         for stage in range(len(ready.rows) - 1, -1, -1):
             if rows := ready.rows[stage]:
                 age_ms = ready.now_ms - ready.arrived_ms[stage]
-                if (each := urgency.of(stage, rows, age_ms)) > most:
+                if (each := urgency.priority(stage, rows, age_ms)) > most:
                     best, most = stage, each
         first = oldest(ready)
         late = ready.arrived_ms[best] - ready.arrived_ms[first] > urgency.patience_ms
@@ -153,8 +159,8 @@ def _pass_ms(costs: StageCosts, max_batch: int) -> float:
     return sum(costs.batch_ms(stage, max_batch) for stage in range(costs.num_exits))
 
 
-DISCIPLINES: dict[str, Callable[[StageCosts, int], Discipline]] = {
-    "urgent": urgent,
+DISCIPLINES: dict[str, Callable[[StageCosts, int], BatchingPolicy]] = {
+    "urgent": by_priority,
     "fullest": fullest,
     "largest": lambda costs, max_batch: largest(max_batch),
     "oldest": lambda costs, max_batch: oldest,

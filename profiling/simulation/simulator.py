@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.stage_costs import StageCosts
-from profiling.simulation.disciplines import DEFAULT_DISCIPLINE, DISCIPLINES, Discipline, Ready
+from profiling.simulation.disciplines import DEFAULT_DISCIPLINE, DISCIPLINES, BatchingPolicy, Ready
 
 Array = NDArray[np.float64]
 MODES = ("run-to-completion", "compaction", "refill")
@@ -138,7 +138,7 @@ def simulate(
     return run_together(traffic, device, compact=mode == "compaction")
 
 
-class _Book:
+class _Recorder:
     """What happens, written down."""
 
     def __init__(self, traffic: Traffic, num_exits: int) -> None:
@@ -210,10 +210,10 @@ class _ReadyLists:
         )
 
 
-def run_refill(traffic: Traffic, device: Device, choose: Discipline) -> Simulated:
+def run_refill(traffic: Traffic, device: Device, choose: BatchingPolicy) -> Simulated:
     """Rows that stay wait at the next stage; a free worker runs the stage that `choose` says."""
     costs_ms, limit = device.table_ms(), device.max_batch
-    book = _Book(traffic, len(costs_ms))
+    book = _Recorder(traffic, len(costs_ms))
     ready = _ReadyLists(book.arrivals_ms, len(costs_ms))
     running: list[tuple[float, int, int, list[int]]] = []  # end, order, stage, rows
     coming = deque(enumerate(book.arrivals_ms))
@@ -240,7 +240,7 @@ def run_refill(traffic: Traffic, device: Device, choose: Discipline) -> Simulate
 def run_together(traffic: Traffic, device: Device, *, compact: bool) -> Simulated:
     """A batch stays together until its last row leaves; rows are answered as they leave."""
     costs_ms = device.table_ms()
-    book = _Book(traffic, len(costs_ms))
+    book = _Recorder(traffic, len(costs_ms))
     arrivals_ms, factors = book.arrivals_ms, itertools.cycle(device.jitter)
     free_ms, first = [-NEVER] * device.workers, 0
     while first < len(arrivals_ms):

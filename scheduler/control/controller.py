@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from scheduler.control.estimates import Present
+from scheduler.control.estimates import CostEstimate
 from scheduler.control.margin import Margin
 from scheduler.control.window import RollingWindow
 from scheduler.frontier import Frontier, FrontierPoint
@@ -95,7 +95,7 @@ class BudgetController:
         self.frontier = frontier
         self.config = config
         self.budget_ms = budget_ms
-        self.present = Present(float(frontier.costs_ms[-1]))
+        self.present = CostEstimate(float(frontier.costs_ms[-1]))
         self._costs_ms: list[float] = frontier.costs_ms.tolist()
         self._window = RollingWindow(config.window, config.max_age_s, len(self._costs_ms))
         self._margin = Margin(*config.margins)
@@ -116,7 +116,7 @@ class BudgetController:
         return self._in_force.parameter
 
     @property
-    def wished(self) -> float:
+    def unconstrained_parameter(self) -> float:
         """The parameter that the budget alone calls for, whatever is held."""
         return self._chosen.parameter
 
@@ -161,7 +161,7 @@ class BudgetController:
         """The share of the budget that is left unspent, so that chance does not pass it."""
         if self.budget_ms is None:
             return 0.0
-        room = self._window.room
+        room = self._window.capacity
         return self._margin.share(self.budget_ms, self._exits_variance, self._horizon, room)
 
     def present_ms(self, cost_ms: float) -> float:
@@ -177,19 +177,19 @@ class BudgetController:
         self.budget_ms = budget_ms
         self._aim()
 
-    def hold(self, parameter: float | None) -> None:
+    def set_floor(self, parameter: float | None) -> None:
         """Aim at no point of the frontier cheaper than that of `parameter`; None: at any."""
         self._held = None if parameter is None else self.frontier.at_parameter(parameter)
         self._aim()
 
-    def use(self, frontier: Frontier) -> None:
+    def set_frontier(self, frontier: Frontier) -> None:
         """Go on with another policy's frontier at this host's costs; the window stays.
 
         What was held was a parameter of the policy before, and is held no more.
         """
         self.frontier = frontier
         self._costs_ms = frontier.costs_ms.tolist()
-        self._held, self.present.shift_ms = None, 0.0
+        self._held, self.present.exit_bias_ms = None, 0.0
         self._aim()
 
     def expire(self, now_s: float) -> None:
@@ -226,7 +226,7 @@ class BudgetController:
 
     @property
     def _horizon(self) -> int:
-        return max(1, round(self.config.horizon_share * self._window.room))
+        return max(1, round(self.config.horizon_share * self._window.capacity))
 
     def _add(self, sample: Sample, now_s: float) -> None:
         latency_ms = min(sample.latency_ms, LONGEST_MS)
@@ -235,9 +235,9 @@ class BudgetController:
         left_ms = 0.0 if self._promised_ms is None else self._promised_ms - latency_ms
         self._window.add(now_s, latency_ms, sample.exit, left_ms)
         self._period_ms.append(latency_ms)
-        cost_ms, room = self._costs_ms[sample.exit], self._window.room
+        cost_ms, room = self._costs_ms[sample.exit], self._window.capacity
         compute_ms, memory = latency_ms - overhead_ms, self.config.ratio_share * room
-        self.present.learn(cost_ms, compute_ms, overhead_ms, waiting_ms, memory)
+        self.present.update(cost_ms, compute_ms, overhead_ms, waiting_ms, memory)
         memory = self.config.shift_share * room
         self.present.learn_shift(cost_ms, self._in_force.expected_cost_ms, memory)
 
@@ -247,8 +247,8 @@ class BudgetController:
         off_ms = math.fsum(latencies_ms) / len(latencies_ms) - expected_ms
         self._margin.learn_period(len(latencies_ms), off_ms, self._exits_variance)
         if self.budget_ms is not None and len(self._window) and self._window.is_full:
-            over_ms = -self._window.left_ms(horizon=0) / len(self._window)
-            room = self._window.room
+            over_ms = -self._window.credit_ms(horizon=0) / len(self._window)
+            room = self._window.capacity
             self._margin.learn_window(over_ms, self._exits_variance, self._horizon, room)
 
     def _aim(self) -> None:
@@ -259,12 +259,12 @@ class BudgetController:
             self._chosen = self._in_force = self.frontier[-1]
             return
         budget_point = self._point_for(self.budget_ms)
-        self._exits_variance = self.present.ratio**2 * self.frontier.variance(budget_point)
+        self._exits_variance = self.present.slowdown**2 * self.frontier.variance(budget_point)
         worth_ms = self._worth((1 - self.margin) * self.budget_ms)
         # What no sample can use is not left over, and what none can save is not owed.
         self._promised_ms = self._within_reach(worth_ms)
         bound_ms = self.config.max_correction * self.budget_ms
-        credit_ms = self._window.left_ms(self._horizon) / self._horizon
+        credit_ms = self._window.credit_ms(self._horizon) / self._horizon
         self._effective_ms = self._within_reach(worth_ms + min(max(credit_ms, -bound_ms), bound_ms))
         self._chosen = self._in_force = self._point_for(self._effective_ms)
         if self._held is not None and self.yields:
@@ -276,7 +276,7 @@ class BudgetController:
     def _worth(self, latency_ms: float) -> float:
         """What of a latency the frontier has a use for."""
         cost_ms = self._cost_at(latency_ms)
-        worth_ms = self.frontier.worth_ms(cost_ms)
+        worth_ms = self.frontier.useful_budget_ms(cost_ms)
         return latency_ms if worth_ms == cost_ms else self._latency_at(worth_ms)
 
     def _point_for(self, latency_ms: float) -> FrontierPoint:
@@ -289,8 +289,8 @@ class BudgetController:
 
     def _cost_at(self, latency_ms: float) -> float:
         """What the frontier must expect, so that samples take so long now."""
-        return self.present.cost_at(latency_ms) - self.present.shift_ms
+        return self.present.cost_at(latency_ms) - self.present.exit_bias_ms
 
     def _latency_at(self, expected_ms: float) -> float:
         """How long samples take now where the frontier expects so much."""
-        return self.present_ms(expected_ms + self.present.shift_ms)
+        return self.present_ms(expected_ms + self.present.exit_bias_ms)

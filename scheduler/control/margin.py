@@ -5,9 +5,12 @@ import math
 # The mean of a window that is steered by `BudgetController` strays by 0.9 sigma sqrt(h) / W
 # (measured on plants of independent samples); more than so many times that it strays in less than
 # 1 % of the time.
-STRAYING, SURE = 0.9, 2.8
-OUTLIER, FURTHEST = 2.0, 6.0  # standard deviations; what is further off is a change, not noise
-STILLEST = 0.01  # of what was seen: from no noise at all it can be learned
+NOISE_GAIN, Z_SCORE = 0.9, 2.8
+OUTLIER_SIGMAS, MAX_SIGMAS = (
+    2.0,
+    6.0,
+)  # standard deviations; what is further off is a change, not noise
+MIN_NOISE_SHARE = 0.01  # of what was seen: from no noise at all it can be learned
 PERIODS = 30.0  # of memory
 
 
@@ -35,12 +38,12 @@ class Margin:
         """
         independent_ms = self._straying_ms(exits_variance, horizon, room)
         straying_ms = max(independent_ms, math.sqrt(self._strayed))
-        return min(max(SURE * straying_ms / budget_ms, self._least), self._most)
+        return min(max(Z_SCORE * straying_ms / budget_ms, self._least), self._most)
 
     def learn_period(self, samples: int, off_ms: float, exits_variance: float) -> None:
         """Take in by how much the mean of some samples was off what was expected of them."""
-        known = max(self._variance, exits_variance, STILLEST * off_ms**2)
-        seen = min(samples * off_ms**2, OUTLIER**2 * known)
+        known = max(self._variance, exits_variance, MIN_NOISE_SHARE * off_ms**2)
+        seen = min(samples * off_ms**2, OUTLIER_SIGMAS**2 * known)
         self._variance += (seen - self._variance) / PERIODS
 
     def learn_window(self, over_ms: float, exits_variance: float, horizon: int, room: int) -> None:
@@ -48,10 +51,10 @@ class Margin:
 
         Half of the time it strays to the other side, where it does no harm.
         """
-        most_ms = FURTHEST * self._straying_ms(exits_variance, horizon, room)
+        most_ms = MAX_SIGMAS * self._straying_ms(exits_variance, horizon, room)
         seen = min(2 * max(over_ms, 0.0) ** 2, most_ms**2)
         self._strayed += (seen - self._strayed) / PERIODS
 
     def _straying_ms(self, exits_variance: float, horizon: int, room: int) -> float:
         variance = max(self._variance, exits_variance)
-        return STRAYING * math.sqrt(variance * horizon) / room
+        return NOISE_GAIN * math.sqrt(variance * horizon) / room

@@ -5,7 +5,7 @@ from collections import deque
 from typing import NamedTuple
 
 
-class Seen(NamedTuple):
+class Observation(NamedTuple):
     """A sample of the window.
 
     Attributes:
@@ -33,7 +33,7 @@ class RollingWindow:
     def __init__(self, size: int, max_age_s: float, num_exits: int) -> None:
         self.size = size
         self.max_age_s = max_age_s
-        self._seen: deque[Seen] = deque()
+        self._seen: deque[Observation] = deque()
         self._latency_sum = 0.0
         self._left_before_ms = 0.0  # all samples until the one before the oldest
         self._exit_counts = [0] * num_exits
@@ -44,14 +44,14 @@ class RollingWindow:
         return len(self._seen)
 
     @property
-    def room(self) -> int:
+    def capacity(self) -> int:
         """Samples that it holds once it is full: where few come, those of its age."""
         return len(self._seen) if self._aged else self.size
 
     @property
     def is_full(self) -> bool:
         """Whether every sample that comes pushes one out."""
-        return len(self._seen) >= self.room
+        return len(self._seen) >= self.capacity
 
     @property
     def mean_ms(self) -> float | None:
@@ -65,9 +65,9 @@ class RollingWindow:
             return None
         return [count / len(self._seen) for count in self._exit_counts]
 
-    def left_ms(self, horizon: int) -> float:
+    def credit_ms(self, horizon: int) -> float:
         """What those samples left of their budgets that stay while `horizon` others come."""
-        leaving = max(len(self._seen) - (self.room - horizon), 0)
+        leaving = max(len(self._seen) - (self.capacity - horizon), 0)
         if leaving >= len(self._seen):
             return 0.0
         before_ms = self._seen[leaving - 1].left_ms if leaving else self._left_before_ms
@@ -83,7 +83,7 @@ class RollingWindow:
             left_ms: Of its own share of the budget.
         """
         total_ms = (self._seen[-1].left_ms if self._seen else self._left_before_ms) + left_ms
-        self._seen.append(Seen(time_s, latency_ms, exit, total_ms))
+        self._seen.append(Observation(time_s, latency_ms, exit, total_ms))
         self._latency_sum += latency_ms
         self._exit_counts[exit] += 1
         if len(self._seen) > self.size:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scheduler.eenet import NUM_CONFIDENCES, EENetPolicy, ExitScorer
 from scheduler.frontier import budget_grid
-from scheduler.pixels import shares_right
+from scheduler.pixels import correct_share
 from scheduler.policy import score_all
 from scheduler.thresholds import ThresholdTable, repaired_thresholds, route, tabulate, tilt
 
@@ -62,7 +62,7 @@ def fit_eenet(
     """
     if budgets_ms is None:
         budgets_ms = np.linspace(costs_ms[0], costs_ms[-1], NUM_BUDGETS + 2)[1:-1]
-    correct = shares_right(log_probs, labels)
+    correct = correct_share(log_probs, labels)
     problem = _Problem(log_probs, correct, costs_ms, budgets_ms, use_vote)
     with _one_thread():
         candidates = [

@@ -13,8 +13,8 @@ from scheduler.fitting.eenet import fit_eenet, fit_published
 from scheduler.fitting.stopping import fit_stopping, price_ladder
 from scheduler.fitting.thresholds import fit_confidence, fit_patience
 from scheduler.frontier import Frontier
-from scheduler.pixels import shares_right
-from scheduler.policy import ExitPolicy, replay, take_exits
+from scheduler.pixels import correct_share
+from scheduler.policy import ExitPolicy, exits_taken, replay
 from scheduler.stopping import StoppingPolicy
 from scheduler.thresholds import ThresholdPolicy, ThresholdTable
 
@@ -177,7 +177,7 @@ def _fitter(kind: str, seed: int, published: EENetPolicy | None) -> Callable[[Pr
 
 
 def _nothing_to_decide(problem: Problem) -> Scheduler:
-    accuracy = shares_right(problem.log_probs, problem.labels).mean(0)
+    accuracy = correct_share(problem.log_probs, problem.labels).mean(0)
     frontier = Frontier(np.zeros(1), np.ones((1, 1)), accuracy, problem.costs_ms)
     return Scheduler(ConfidencePolicy(ThresholdTable.closed(1), "maxprob"), frontier)
 
@@ -217,7 +217,7 @@ def _exits(
     """The exits (G, N) that rows take at each parameter."""
     replayed = replay(policy, log_probs)
     return np.stack(
-        [take_exits(policy, replayed, value).astype(np.int8) for value in parameters.tolist()]
+        [exits_taken(policy, replayed, value).astype(np.int8) for value in parameters.tolist()]
     )
 
 
@@ -229,8 +229,8 @@ def _frontier(
         np.stack([(taken == k).mean(1) for k in exits], 1) for taken in (seen, unseen)
     )
     dearer = (unseen_rates @ problem.costs_ms > rates @ problem.costs_ms)[:, None]
-    correct = shares_right(problem.log_probs, problem.labels)
+    correct = correct_share(problem.log_probs, problem.labels)
     accuracy = correct[np.arange(len(correct)), unseen].mean(1)
     return Frontier(
         parameters, np.where(dearer, unseen_rates, rates), accuracy, problem.costs_ms
-    ).rising()
+    ).pareto()

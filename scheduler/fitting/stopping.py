@@ -5,8 +5,8 @@ from numpy.typing import NDArray
 
 from scheduler.confidence import logistic
 from scheduler.frontier import GRID_STEP
-from scheduler.pixels import row_means, shares_right
-from scheduler.policy import replay, take_exits
+from scheduler.pixels import correct_share, row_means
+from scheduler.policy import exits_taken, replay
 from scheduler.stopping import NUM_FEATURES, StoppingPolicy, shown_features
 
 Array = NDArray[np.float64]
@@ -40,7 +40,7 @@ def fit_stopping(
     """
     num_exits, num_rows = log_probs.shape[:2]
     steps_ms, prices = np.diff(costs_ms), _price_grid(costs_ms)
-    correct = shares_right(log_probs, labels)
+    correct = correct_share(log_probs, labels)
     folds = np.random.default_rng(seed).permutation(num_rows) % FOLDS
     designs = _designs(log_probs)
     chances, held_out = [], np.empty((num_rows, num_exits))
@@ -77,10 +77,15 @@ def price_ladder(policy: StoppingPolicy, log_probs: NDArray[np.floating], costs_
     replayed = replay(policy, log_probs)
 
     def cost(price: float) -> float:
-        return float(costs_ms[take_exits(policy, replayed, price)].mean())
+        return float(costs_ms[exits_taken(policy, replayed, price)].mean())
 
-    mirrored = -policy.prices[(policy.prices > 0) & (policy.prices < -policy.run_on)]
-    ladder = [policy.stop_at_once, *policy.prices[::-1], *mirrored, policy.run_on]
+    mirrored = -policy.prices[(policy.prices > 0) & (policy.prices < -policy.never_exit_parameter)]
+    ladder = [
+        policy.exit_at_first_parameter,
+        *policy.prices[::-1],
+        *mirrored,
+        policy.never_exit_parameter,
+    ]
     spent = [cost(price) for price in ladder]
     finest = 1e-9 * (ladder[0] - ladder[-1])
     for _ in range(LADDER_ROUNDS):

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from scheduler.baselines import ConfidencePolicy, PatiencePolicy, geometric_distribution
 from scheduler.frontier import budget_grid
-from scheduler.pixels import shares_right
+from scheduler.pixels import correct_share
 from scheduler.policy import score_all
 from scheduler.thresholds import ThresholdTable, route, tabulate
 
@@ -33,7 +33,7 @@ def fit_confidence(
     """
     scores = score_all(ConfidencePolicy(ThresholdTable.closed(len(costs_ms)), kind), log_probs)
     if kind.endswith("-opt"):
-        correct = shares_right(log_probs, labels)
+        correct = correct_share(log_probs, labels)
         return ConfidencePolicy(optimised_table(scores, correct, costs_ms), kind)
     return ConfidencePolicy(geometric_table(scores, costs_ms), kind)
 

@@ -72,7 +72,7 @@ class AgreementCurve:
     def cheapest(self, minimum: float, parameter: float) -> float:
         """The parameter of the cheapest point, from that of `parameter` on, whose share suffices.
 
-        At the dearest point no row leaves early, so that there is always one.
+        At the most expensive point no row leaves early, so that there is always one.
         """
         start = self.frontier.nearest(parameter)
         enough = self._alike[start:] >= minimum * self._early[start:]
@@ -146,5 +146,7 @@ def _answers(log_probs: NDArray[np.floating]) -> NDArray[np.intp]:
 def _repeated(scored: Scored, times: int) -> Scored:
     """Each row so many times in a row."""
     return Scored(
-        scored.scores.repeat(times), np.empty((0, 0)), scored.outlook.repeat(times, axis=0)
+        scored.scores.repeat(times),
+        np.empty((0, 0)),
+        scored.continuation_values.repeat(times, axis=0),
     )

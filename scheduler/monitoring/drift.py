@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.frontier import Frontier
-from scheduler.policy import ExitPolicy, replay, take_exits
+from scheduler.policy import ExitPolicy, exits_taken, replay
 
 BINS = 10
 WINDOW = 2000
@@ -87,7 +87,7 @@ class ScoreDrift:
         """The sorted scores of calibration rows that reach each exit, (K - 1,)."""
         point = self._points.nearest(parameter)
         if point not in self._references:
-            exits = take_exits(self._policy, self._replayed, self._points[point].parameter)
+            exits = exits_taken(self._policy, self._replayed, self._points[point].parameter)
             self._references[point] = [
                 array("d", np.sort(self._replayed[exit].scores[exits >= exit]).tobytes())
                 for exit in range(len(self._seen))

@@ -25,9 +25,9 @@ from server.cli.run_inputs import (
     IMAGENET_SIZE,
     TORCHVISION,
     check_vocabulary,
+    images,
     max_tokens_of,
     parse_exits,
-    pictures,
 )
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class _Start(NamedTuple):
 def attach(args: argparse.Namespace) -> list[EpochReport]:
     """Choose exits where none are given, then train, or go on with, the run in `args.out`.
 
-    Without a data set only the choice is made and told.
+    Without a dataset only the choice is made and told.
     """
     # Of transformers, over some milliseconds of reading weights.
     disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -72,7 +72,7 @@ def attach(args: argparse.Namespace) -> list[EpochReport]:
     size = IMAGENET_SIZE if is_resnet else _image_size(args.backbone)
     if size is not None and not is_resnet and args.image_size not in (None, size):
         raise ValueError(
-            f"--image-size is {args.image_size}; {args.backbone} reads pictures of {size}x{size}"
+            f"--image-size is {args.image_size}; {args.backbone} reads images of {size}x{size}"
         )
     data = data_of(args, seed=training.seed, image_size=size)
     dataset = load_dataset(data)
@@ -82,8 +82,7 @@ def attach(args: argparse.Namespace) -> list[EpochReport]:
     task = start.network.family.task
     if dataset.task != task:
         raise ValueError(
-            f"{args.backbone} reads {task}s, {data.dataset} is a data set of the task "
-            f"{dataset.task}"
+            f"{args.backbone} reads {task}s, {data.dataset} is a dataset of the task {dataset.task}"
         )
     config = RunConfig(
         arch=start.network.arch,
@@ -126,7 +125,7 @@ def _from_resnet(args: argparse.Namespace, exits: Sequence[int], num_classes: in
     network = _network(args, exits, num_classes)
     model = network.build()
     load_torchvision_weights(model, Path(args.backbone))
-    return _Start(network, model, pictures(), None)
+    return _Start(network, model, images(), None)
 
 
 def _from_encoder(args: argparse.Namespace, exits: Sequence[int], num_classes: int) -> _Start:
@@ -181,19 +180,19 @@ def _typical(start: _Start, backbone: str) -> State:
         ids = torch.ones((1, min(TYPICAL_TOKENS, start.input["max_tokens"])), dtype=torch.int64)
         return ids, torch.ones_like(ids)
     size = IMAGENET_SIZE if Path(backbone).is_file() else _image_size(backbone)
-    assert size is not None, "what reads no text reads pictures"
+    assert size is not None, "what reads no text reads images"
     return torch.zeros((1, 3, size, size))
 
 
 def _image_size(backbone: str) -> int | None:
-    """Side of the pictures that an encoder reads, None for texts.
+    """Side of the images that an encoder reads, None for texts.
 
     Raises:
-        ValueError: If the pictures are no squares, which is what data sets are brought to.
+        ValueError: If the images are no squares, which is what datasets are brought to.
     """
     size = attaching.image_input(attaching.describe(backbone))
     if size is not None and size[0] != size[1]:
-        raise ValueError(f"{backbone} reads pictures of {size[1]}x{size[0]}; only squares will do")
+        raise ValueError(f"{backbone} reads images of {size[1]}x{size[0]}; only squares will do")
     return None if size is None else size[0]
 
 
@@ -228,13 +227,12 @@ def _read_normalisation(backbone: str) -> dict[str, Any]:
         described, _ = BaseImageProcessor.get_image_processor_dict(backbone)
     except OSError:
         log.warning(
-            "%s comes without preprocessor_config.json: pictures are normalised as ImageNet's",
+            "%s comes without preprocessor_config.json: images are normalised as ImageNet's",
             backbone,
         )
-        return pictures()
+        return images()
     if described.get("do_normalize") is False:
         return {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     return {
-        name: tuple(described.get(f"image_{name}") or default)
-        for name, default in pictures().items()
+        name: tuple(described.get(f"image_{name}") or default) for name, default in images().items()
     }

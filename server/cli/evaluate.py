@@ -119,17 +119,17 @@ def write_exits(comparison: Comparison, path: Path) -> None:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
-def test_pictures(dataset: Path, subject: Subject) -> NDArray[np.uint8]:
-    """The test images (M, H, W, 3) of the data set a bundle was built from.
+def test_images(dataset: Path, subject: Subject) -> NDArray[np.uint8]:
+    """The test images (M, H, W, 3) of the dataset a bundle was built from.
 
     Raises:
-        ValueError: If the data set holds no pictures or its test labels are not those of the
+        ValueError: If the dataset holds no images or its test labels are not those of the
             predictions.
     """
     held_out = len(subject.recorded.calibration.labels)
     task, _, _, _, test = load_dataset(DataConfig(str(dataset), calibration_size=held_out))
     if task == "text":
-        raise ValueError(f"{dataset} holds texts; the report shows examples of pictures alone")
+        raise ValueError(f"{dataset} holds texts; the report shows examples of images alone")
     labels = test.labels
     if task == "segmentation":
         from models.networks.fcn import coarse_labels  # torch, which nothing else here needs
@@ -139,7 +139,7 @@ def test_pictures(dataset: Path, subject: Subject) -> NDArray[np.uint8]:
     # A pixel on the edge of a drawn shape may be another on another processor.
     if labels.shape != expected.shape or (labels == expected).mean() < SAME_LABELS:
         raise ValueError(
-            f"{dataset} has other test labels than the predictions; give the data set that the "
+            f"{dataset} has other test labels than the predictions; give the dataset that the "
             f"bundle was built from"
         )
     return np.asarray(test.inputs[:])

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from models.bundle import TOKENIZER
 from models.networks.msdnet import CLASSES
 from models.published import load_published, network_of
-from models.training.run import BEST, RunConfig, claim_folder
-from server.cli.run_inputs import input_of, pictures, read_settings, read_tokenizer
+from models.training.run import BEST, RunConfig, create_run_dir
+from server.cli.run_inputs import images, input_of, read_settings, read_tokenizer
 
 # How the published code normalises CIFAR-10 and CIFAR-100; by the number of classes.
-PUBLISHED_PICTURES = {
+PUBLISHED_IMAGES = {
     10: {"mean": (0.4914, 0.4824, 0.4467), "std": (0.2471, 0.2435, 0.2616)},
     100: {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761)},
 }
@@ -37,11 +37,11 @@ def import_published(args: argparse.Namespace) -> None:
         arch=network.arch,
         settings=dict(network.settings),
         classes=_class_names(args),
-        input=_pictures(args) if tokenizer is None else input_of(args, network, tokenizer),
+        input=_images(args) if tokenizer is None else input_of(args, network, tokenizer),
         start=str(args.checkpoint),
         costs_ms=costs_ms,
     )
-    claim_folder(args.out, config)
+    create_run_dir(args.out, config)
     if tokenizer is not None:
         (args.out / TOKENIZER).write_text(tokenizer)
     save_file(model.state_dict(), args.out / BEST)
@@ -76,7 +76,7 @@ def _read_latencies(path: Path, num_exits: int) -> tuple[float, ...]:
     return tuple((1e3 * seconds).tolist())
 
 
-def _pictures(args: argparse.Namespace) -> dict[str, Any]:
+def _images(args: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(args, name) for name in ("mean", "std")}
     try:
         numbers = {
@@ -92,7 +92,7 @@ def _pictures(args: argparse.Namespace) -> dict[str, Any]:
         sound = len(values) == 3 and np.isfinite(values).all()
         if not sound or (name == "std" and min(values) <= 0):
             raise ValueError(f"--{name} is {given[name]}; give three numbers, R,G,B")
-    return {**PUBLISHED_PICTURES.get(args.classes, pictures()), **numbers}
+    return {**PUBLISHED_IMAGES.get(args.classes, images()), **numbers}
 
 
 def _class_names(args: argparse.Namespace) -> tuple[str, ...]:

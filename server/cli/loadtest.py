@@ -66,7 +66,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         "--images",
         type=Path,
         metavar="FILE.npz|FOLDER",
-        help="encoded pictures as blob, off and y, or picture files, labelled by their folders "
+        help="encoded images as blob, off and y, or image files, labelled by their folders "
         "(default: 300 test images of CIFAR-10, where the repository is)",
     )
     inputs.add_argument("--texts", type=Path, metavar="FILE.tsv", help="a table of labelled texts")
@@ -86,7 +86,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         "--phases",
         default="clean",
         metavar="S:FORM,...",
-        help="the inputs' form from second S on: clean; of pictures noise-1 to noise-5, blur-, "
+        help="the inputs' form from second S on: clean; of images noise-1 to noise-5, blur-, "
         "jpeg-, contrast-; of texts shorter-N words, longer-N texts in one, misspelt-N per cent",
     )
 
@@ -102,8 +102,8 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         "--rate",
         "--rates",
         metavar="R|S:R,...",
-        help="requests a second at random times, whatever is answered, from second S on (default: "
-        "each connection sends when its answer is in)",
+        help="requests per second at random times, independent of the answers, from second S on "
+        "(default: each connection sends its next request when its answer has arrived)",
     )
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="how long (default: %(default)g)"
@@ -221,7 +221,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
     return [
         f"{report['requests']} requests in {report['seconds']:.2f} s: {report['rate']:.1f} "
         f"answers/s ({outcomes}{late})",
-        f"latency {latency} ms; compute {report['compute_ms']:.3f} ms in the mean",
+        f"latency {latency} ms; compute {report['compute_ms']:.3f} ms on average",
         _exits(report["exit_rates"], report["accuracy"]),
         *(_phase_line(phase, report["measure"]) for phase in each_phase),
         *(f"a budget was not set: {sentence}" for sentence in report["budgets_not_set"]),

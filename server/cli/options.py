@@ -35,7 +35,7 @@ def numbers(text: str) -> list[float]:
         ) from error
 
 
-def say(step: str) -> None:
+def log_step(step: str) -> None:
     """Tell a step of long work."""
     print(f"{step} ...", file=sys.stderr, flush=True)
 
@@ -48,7 +48,7 @@ def print_evaluations(rows: "Sequence[Evaluation]") -> None:
         print(f"{row.budget:9.3f} {row.test_cost:9.3f} {100 * row.test_accuracy:12.2f}   {rates}")
 
 
-def need_training_extra() -> None:
+def require_training_extra() -> None:
     """Say what to install where the making of bundles is not."""
     try:
         import onnxscript  # noqa: F401

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.fitted import DEFAULT_POLICY, FILES, POLICIES, load_scheduler
-from server.cli.options import command, need_training_extra, numbers, print_evaluations, say
+from server.cli.options import command, log_step, numbers, print_evaluations, require_training_extra
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
-    from server.pipeline.live import Labelled, LiveServer
+    from server.pipeline.live import LabelledRows, LiveServer
 
 
 def add_fit(commands: Any) -> None:
@@ -54,7 +54,7 @@ def add_fit(commands: Any) -> None:
 
 
 def _fit(args: argparse.Namespace) -> None:
-    need_training_extra()
+    require_training_extra()
     from models.bundle import load_bundle
     from server.pipeline.live import LiveServer
     from server.pipeline.refit import refit
@@ -67,7 +67,7 @@ def _fit(args: argparse.Namespace) -> None:
         rows = server.rows(manifest)
     elif args.model is not None:
         raise ValueError("--model names a model of a server; give --from-live URL too")
-    say(f"fitting {policy}")
+    log_step(f"fitting {policy}")
     refitted = refit(
         args.folder,
         policy=policy,
@@ -90,7 +90,7 @@ def _fit(args: argparse.Namespace) -> None:
         print(json.dumps(result))
 
 
-def _go_on(server: "LiveServer", bundle: "Bundle", live: "Labelled") -> dict[str, Any]:
+def _go_on(server: "LiveServer", bundle: "Bundle", live: "LabelledRows") -> dict[str, Any]:
     """Let a server go on with the scheduler that was fitted to its samples, and tell."""
     rows = len(live.predictions.labels)
     print(
@@ -156,25 +156,25 @@ def add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    need_training_extra()
+    require_training_extra()
     from server.cli.evaluate import (
         run_evaluation,
         subject_of,
         table_of,
-        test_pictures,
+        test_images,
         write_exits,
         write_json,
     )
 
     _check_outputs(args.json, args.exits, args.report)
     subject = subject_of(args.folder, args.predictions, args.costs)
-    pictures = None if args.dataset is None else test_pictures(args.dataset, subject)
+    images = None if args.dataset is None else test_images(args.dataset, subject)
     comparison = run_evaluation(
         subject,
         budgets=None if args.budgets is None else list(dict.fromkeys(args.budgets.tolist())),
         policies=args.policies,
         seed=args.seed,
-        say=say,
+        say=log_step,
     )
     print("\n".join(table_of(comparison)))
     if args.json is not None:
@@ -185,7 +185,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         from profiling.evaluation.report import write_report
 
         page = write_report(
-            args.report, subject.name, subject.recorded, comparison, subject.classes, pictures
+            args.report, subject.name, subject.recorded, comparison, subject.classes, images
         )
         print(f"report: {page}")
 

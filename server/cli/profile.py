@@ -7,7 +7,7 @@ from typing import Any
 
 from models.bundle import load_bundle, rewrite_manifest
 from profiling.latency import PERCENTILES, LatencyProfile, measure_latency, save_profile
-from server.cli.options import command, say
+from server.cli.options import command, log_step
 from server.loading import open_backend
 from server.settings import Settings
 
@@ -61,7 +61,7 @@ def _profile(args: argparse.Namespace) -> None:
     )
     backend = open_backend(bundle, settings)
     sizes = args.batch_sizes or (CPU_SIZES if backend.device == "cpu" else DEVICE_SIZES)
-    say(f"measuring batches of {', '.join(map(str, sizes))} on {backend.device}")
+    log_step(f"measuring batches of {', '.join(map(str, sizes))} on {backend.device}")
     example = bundle.preprocessor(MAX_PIXELS).example
     profile = measure_latency(backend, example, batch_sizes=sizes, repeats=args.repeats)
     save_profile(profile, args.folder / "profile.json")

@@ -16,7 +16,7 @@ from models.bundle import TOKENIZER
 from models.data.dataset import DataConfig, Dataset
 from models.networks.multi_exit import MultiExitModel
 from models.training.batches import batches_for
-from models.training.run import RUN_FILE, RunConfig, TrainConfig, claim_folder
+from models.training.run import RUN_FILE, RunConfig, TrainConfig, create_run_dir
 from models.training.trainer import EpochReport, Trainer
 
 PLAIN_STEPS = 100  # between two plain lines
@@ -47,14 +47,14 @@ def run_training(
     Args:
         args: Flags of a command that trains.
         config: The run, its data left out.
-        data: Its data set.
+        data: Its dataset.
         dataset: The same, loaded.
         model: To start from.
         tokenizer: Content of `tokenizer.json`, of a run that reads texts.
 
     Raises:
         ValueError: If the folder holds a run of other settings or another tokenizer, or the device
-            is not to be had.
+            is not available.
     """
     assert config.training is not None, "imported runs are not trained"
     run = replace(config, data=asdict(data))
@@ -70,7 +70,7 @@ def run_training(
         device=device_of(args.device),
         compiled=args.compile,
     )
-    claim_folder(args.out, run)  # last: settings that fail claim nothing
+    create_run_dir(args.out, run)  # last: settings that fail claim nothing
     with _progress(config.training.epochs * trainer.steps_per_epoch) as show:
         return trainer.run(show.step, show.epoch)
 
@@ -92,19 +92,19 @@ def device_of(name: str) -> str:
     """The device of torch that a flag means; auto: a GPU where there is one.
 
     Raises:
-        ValueError: If it is not to be had.
+        ValueError: If it is not available.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} is not to be had: torch finds no GPU here; use cpu")
+        raise ValueError(f"device {name!r} is not available: torch finds no GPU here; use cpu")
     try:
         return str(torch.device(name))
     except RuntimeError as error:
         raise ValueError(f"device {name!r} is unknown; use auto, cpu or cuda") from error
 
 
-class _Show:
+class ProgressReporter:
     """Tells of steps and epochs; a bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, bar: Progress | None, total: int) -> None:
@@ -113,12 +113,14 @@ class _Show:
         self.task = bar.add_task("training", total=total, loss="") if bar else None
 
     def step(self, step: int, loss: float) -> None:
+        """Show the loss of a step."""
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=step, loss=f"loss {loss:.3f}")
         elif step % PLAIN_STEPS == 0:
             print(f"step {step}/{self.total} loss {loss:.3f}", file=sys.stderr, flush=True)
 
     def epoch(self, report: EpochReport) -> None:
+        """Print the accuracies of an epoch."""
         test, calibration = (
             " ".join(f"{100 * share:.2f}" for share in accuracy)
             for accuracy in (report.test_accuracy, report.calibration_accuracy)
@@ -134,10 +136,10 @@ class _Show:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[_Show]:
+def _progress(total: int) -> Iterator[ProgressReporter]:
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Show(None, total)
+        yield ProgressReporter(None, total)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -146,4 +148,4 @@ def _progress(total: int) -> Iterator[_Show]:
         TextColumn("{task.fields[loss]}"),
     )
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-        yield _Show(bar, total)
+        yield ProgressReporter(bar, total)

@@ -1,4 +1,4 @@
-"""`eenet train`, `attach`, `import` and `build`: from a data set or a checkpoint to a bundle."""
+"""`eenet train`, `attach`, `import` and `build`: from a dataset or a checkpoint to a bundle."""
 
 import argparse
 import dataclasses
@@ -11,12 +11,18 @@ from typing import Any, get_args
 from models.bundle import Weights
 from models.training.run import TrainConfig
 from scheduler.fitted import DEFAULT_POLICY, POLICIES
-from server.cli.options import command, log_to_stderr, need_training_extra, print_evaluations, say
+from server.cli.options import (
+    command,
+    log_step,
+    log_to_stderr,
+    print_evaluations,
+    require_training_extra,
+)
 
 DATASETS = (
     "cifar10, cifar100, fashion-mnist, tiny-imagenet, sst2, ag_news or shapes (synthetic masks); a "
-    "folder of pictures train/CLASS/* and test/CLASS/*; a CSV, TSV or JSONL of texts, or a folder "
-    "with train.* and test.*; an .npz of encoded pictures"
+    "folder of images train/CLASS/* and test/CLASS/*; a CSV, TSV or JSONL of texts, or a folder "
+    "with train.* and test.*; an .npz of encoded images"
 )
 
 
@@ -99,7 +105,7 @@ def add_import(commands: Any) -> None:
     parser.add_argument("--classes", required=True, type=int, help="how many classes it has")
     parser.add_argument(
         "--class-names",
-        help="their names in the checkpoint's order, NAME,NAME,... (default: the data set's order)",
+        help="their names in the checkpoint's order, NAME,NAME,... (default: the dataset's order)",
     )
     parser.add_argument(
         "--settings", type=Path, help="JSON of the network's settings (msdnet and bert_4)"
@@ -114,7 +120,7 @@ def add_import(commands: Any) -> None:
     for name in ("mean", "std"):
         parser.add_argument(
             f"--{name}",
-            help=f"{name} of the pictures, R,G,B (10 and 100 classes: CIFAR's, else ImageNet's)",
+            help=f"{name} of the images, R,G,B (10 and 100 classes: CIFAR's, else ImageNet's)",
         )
     parser.add_argument("--out", required=True, type=Path, help="folder of the run")
 
@@ -171,9 +177,9 @@ def _add_data(
     parser.add_argument(
         "--calibration-size",
         type=int,
-        help="training rows held out (5000, of a small data set a fifth)",
+        help="training rows held out (5000, of a small dataset a fifth)",
     )
-    parser.add_argument("--image-size", type=int, help="side to which pictures are brought")
+    parser.add_argument("--image-size", type=int, help="side to which images are brought")
 
 
 def _add_training(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -205,7 +211,7 @@ def _add_training(parser: argparse.ArgumentParser, *, required: bool = True) -> 
 
 
 def _prepare() -> None:
-    need_training_extra()
+    require_training_extra()
     log_to_stderr("warning")
     logging.getLogger("models").setLevel(logging.INFO)  # what was dropped, held out, resumed
 
@@ -259,7 +265,7 @@ def _build(args: argparse.Namespace) -> None:
         prune_vocabulary=args.prune_vocabulary,
         torch=args.torch_weights,
     )
-    built = build_bundle(run, args.out, options, say)
+    built = build_bundle(run, args.out, options, log_step)
     manifest = built.bundle.manifest
     print(f"{built.bundle.folder}: {manifest.num_exits} exits")
     for weights, measured in manifest.measured.items():

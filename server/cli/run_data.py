@@ -8,7 +8,7 @@ from models.training.run import RunConfig
 
 
 def data_of(args: argparse.Namespace, **defaults: Any) -> DataConfig:
-    """The data set that the flags mean; what they leave open is as in `defaults`."""
+    """The dataset that the flags mean; what they leave open is as in `defaults`."""
     given = {
         name: getattr(args, name)
         for name in ("dataset", "text_column", "label_column", "calibration_size", "image_size")
@@ -18,10 +18,10 @@ def data_of(args: argparse.Namespace, **defaults: Any) -> DataConfig:
 
 
 def data_of_run(args: argparse.Namespace, run: RunConfig) -> DataConfig:
-    """The data set that a run is built with: that of its training, unless flags say otherwise.
+    """The dataset that a run is built with: that of its training, unless flags say otherwise.
 
     Raises:
-        ValueError: If the run was imported and no data set is given, or more rows are to be held
+        ValueError: If the run was imported and no dataset is given, or more rows are to be held
             out than were in training.
     """
     if run.data is None and args.dataset is None:

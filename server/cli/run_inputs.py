@@ -1,4 +1,4 @@
-"""What commands that make runs read from flags and files: settings, exits, tokenizers, pictures."""
+"""What commands that make runs read from flags and files: settings, exits, tokenizers, images."""
 
 import argparse
 import json
@@ -33,7 +33,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def parse_exits(text: str) -> list[int]:
-    """Numbers of blocks or layers, parted by commas.
+    """Numbers of blocks or layers, separated by commas.
 
     Raises:
         ValueError: If they are none.
@@ -100,6 +100,6 @@ def check_vocabulary(tokenizer: str, vocab_size: int) -> None:
         )
 
 
-def pictures() -> dict[str, Any]:
-    """How pictures are normalised unless told otherwise."""
+def images() -> dict[str, Any]:
+    """How images are normalised unless told otherwise."""
     return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}

@@ -16,7 +16,7 @@ from profiling.simulation.arrivals import at_once, bursts, poisson, read_trace
 from profiling.simulation.disciplines import DEFAULT_DISCIPLINE, DISCIPLINES
 from profiling.simulation.simulator import MODES, PERCENTILES, Device, Simulated, Traffic, simulate
 from scheduler.fitted import load_scheduler
-from scheduler.policy import replay, take_exits
+from scheduler.policy import exits_taken, replay
 from server.cli.options import command, numbers
 
 DEFAULT_SAMPLES = 20_000
@@ -192,9 +192,9 @@ def bundle_exits(
     elif manifest.default_budget_ms is not None:
         parameter = frontier.at_cost(manifest.default_budget_ms).parameter
     else:
-        parameter = policy.run_on
+        parameter = policy.never_exit_parameter
     test = load_recorded(folder / "calibration.npz").test
-    return take_exits(policy, replay(policy, test.log_probs), parameter)
+    return exits_taken(policy, replay(policy, test.log_probs), parameter)
 
 
 def _checked_rates(rates: Sequence[float], num_exits: int) -> NDArray[np.float64]:

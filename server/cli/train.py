@@ -19,9 +19,9 @@ from server.cli.run_data import data_of
 from server.cli.run_inputs import (
     IMAGENET_SIZE,
     TORCHVISION,
+    images,
     input_of,
     parse_exits,
-    pictures,
     read_settings,
     read_tokenizer,
 )
@@ -47,7 +47,7 @@ def train(args: argparse.Namespace) -> list[EpochReport]:
     dataset = load_dataset(data)
     if dataset.task != family.task:
         raise ValueError(
-            f"{args.arch} is trained for the task {family.task}, {data.dataset} is a data set of "
+            f"{args.arch} is trained for the task {family.task}, {data.dataset} is a dataset of "
             f"the task {dataset.task}"
         )
     network = Network(args.arch, {**given, family.classes: len(dataset.classes)})
@@ -61,7 +61,7 @@ def train(args: argparse.Namespace) -> list[EpochReport]:
         arch=args.arch,
         settings=dict(network.settings),
         classes=dataset.classes,
-        input=pictures() if tokenizer is None else input_of(args, network, tokenizer),
+        input=images() if tokenizer is None else input_of(args, network, tokenizer),
         training=training,
         start=None if args.init is None else str(args.init),
     )
@@ -69,7 +69,7 @@ def train(args: argparse.Namespace) -> list[EpochReport]:
 
 
 def _check_size(network: Network, dataset: Dataset) -> None:
-    """Refuse pictures that are too small for the network.
+    """Refuse images that are too small for the network.
 
     Raises:
         ValueError: If they are.
@@ -82,7 +82,7 @@ def _check_size(network: Network, dataset: Dataset) -> None:
             network.build().eval()(torch.zeros((2, 3, height, width)))
     except RuntimeError as error:
         raise ValueError(
-            f"{network.arch} cannot read pictures of {width}x{height}; give larger ones or a "
+            f"{network.arch} cannot read images of {width}x{height}; give larger ones or a "
             f"larger --image-size"
         ) from error
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from scheduler.policy import ExitPolicy
 
 
-class Setting(NamedTuple):
+class PolicySnapshot(NamedTuple):
     """A policy and a parameter of it, and which heads rows under both need, (K,)."""
 
     policy: ExitPolicy
@@ -13,7 +13,7 @@ class Setting(NamedTuple):
     needs: tuple[bool, ...]
 
 
-class InForce:
+class ActivePolicy:
     """A policy with the parameter that is in force of it.
 
     A row keeps the one that it entered with, since its history means nothing to another policy. The
@@ -27,11 +27,11 @@ class InForce:
 
     def __init__(self, policy: ExitPolicy, parameter: float) -> None:
         self.policy = policy
-        self.remembers = policy.start(1).shape[1] > 0
+        self.has_history = policy.start(1).shape[1] > 0
         self._setting = self._at(parameter)
 
     @property
-    def setting(self) -> Setting:
+    def snapshot(self) -> PolicySnapshot:
         """What is in force now: one frozen reference, to be read once per batch."""
         return self._setting
 
@@ -40,6 +40,6 @@ class InForce:
         if parameter != self._setting.parameter:
             self._setting = self._at(parameter)
 
-    def _at(self, parameter: float) -> Setting:
+    def _at(self, parameter: float) -> PolicySnapshot:
         needs = [self.policy.needs(exit, parameter) for exit in range(self.policy.num_exits)]
-        return Setting(self.policy, parameter, tuple(needs))
+        return PolicySnapshot(self.policy, parameter, tuple(needs))

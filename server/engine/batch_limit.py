@@ -3,7 +3,7 @@
 import sys
 
 from models.stage_costs import StageCosts
-from profiling.simulation.disciplines import Urgency
+from profiling.simulation.disciplines import BatchPriority
 
 
 class BatchLimit:
@@ -38,7 +38,7 @@ class BatchLimit:
         self._fits = min(self._fits, rows // 2)
         return self._fits
 
-    def urgency(self) -> Urgency:
+    def urgency(self) -> BatchPriority:
         """What batches up to the limit are worth."""
         costs = self._costs or StageCosts.of_exits(self._flat_exits, free_rows=self.rows)
-        return Urgency(costs, self.rows)
+        return BatchPriority(costs, self.rows)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from models.stage_costs import StageCosts
-from server.engine.request import Row
+from server.engine.request import InferenceRequest
 from server.engine.stage_times import LatencyWindow
 from server.errors import DeadlineExceeded
 
@@ -28,7 +28,7 @@ class Deadlines:
         self._stages = [LatencyWindow() for _ in range(num_stages)]
         self._delivery = LatencyWindow()
 
-    def note_batch(self, rows: Sequence[Row], now_s: float) -> None:
+    def note_batch(self, rows: Sequence[InferenceRequest], now_s: float) -> None:
         """Take in how long the row of a batch that waited longest took, its waiting included."""
         ready_s = min([row.ready_s for row in rows])
         self._stages[rows[0].stage].add(now_s - ready_s, now_s)
@@ -37,14 +37,14 @@ class Deadlines:
         """Take in how long completed rows took to where they are answered."""
         self._delivery.add(seconds, now_s)
 
-    def presses(self, row: Row, now_s: float) -> bool:
+    def would_miss_next_exit(self, row: InferenceRequest, now_s: float) -> bool:
         """Whether a row's deadline would pass if it went on to the next exit, 1 time in 100."""
         if row.deadline_s is None:
             return False
-        slow_s = self._slow_s(row.stage + 1, now_s) + (self._delivery.p99_s(now_s) or 0.0)
+        slow_s = self._p99_s(row.stage + 1, now_s) + (self._delivery.p99_s(now_s) or 0.0)
         return now_s + slow_s > row.deadline_s
 
-    def _slow_s(self, stage: int, now_s: float) -> float:
+    def _p99_s(self, stage: int, now_s: float) -> float:
         """Where nothing is known of a stage, one row a second may try it, and whoever has longer.
 
         Were what is long past believed for ever, rows with deadlines would never again go where it
@@ -59,7 +59,7 @@ class Deadlines:
         return self._expected_s[stage]
 
 
-def too_late() -> DeadlineExceeded:
+def deadline_error() -> DeadlineExceeded:
     """What is told where a deadline passed before the first exit."""
     return DeadlineExceeded(
         "the deadline passed before the first exit; give more time or lower the load"

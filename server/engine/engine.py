@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from models.backend import HeadOutput, OutOfMemory, StageBackend
 from models.stage_costs import StageCosts
 from scheduler.policy import ExitPolicy
-from server.engine.active_policy import InForce
+from server.engine.active_policy import ActivePolicy
 from server.engine.batch_limit import BatchLimit
-from server.engine.deadlines import Deadlines, too_late
-from server.engine.request import AUDIT, Answer, Completion, Row
-from server.engine.shadow import Beyond, note_passed
-from server.engine.step import Shown, StageOutput, StageStep
-from server.engine.trail import Audited
+from server.engine.deadlines import Deadlines, deadline_error
+from server.engine.request import AUDIT, Completion, InferenceRequest, Prediction
+from server.engine.shadow import ShadowRunner, record_exit
+from server.engine.step import ExitOutput, StageExecutor, StageResult
+from server.engine.trail import AuditResult
 from server.engine.work_queue import WorkQueue
 from server.errors import INTERNAL_DETAIL, InferenceFailed, ServeError
 from server.metrics import ModelMetrics, ScoreNote
@@ -58,23 +58,25 @@ class Engine:
         max_batch: int,
         metrics: ModelMetrics,
         on_batch: Callable[[list[Completion]], None],
-        on_audit: Callable[[Audited], None] = lambda audited: None,
+        on_audit: Callable[[AuditResult], None] = lambda audited: None,
         costs: StageCosts | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.backend = backend
-        self.in_force = InForce(policy, parameter)
+        self.active_policy = ActivePolicy(policy, parameter)
         self.metrics = metrics
         self.on_batch = on_batch
         self.clock = clock
         self.failed = False
-        self.beat_s = clock()
-        self._step = StageStep(backend)
+        self.last_progress_s = clock()
+        self._step = StageExecutor(backend)
         self._limit = BatchLimit(backend.num_exits, costs, max_batch)
         self.deadlines = Deadlines(backend.num_exits, costs, max_batch)
         self._queue = WorkQueue(self._limit.urgency(), clock)
         # Nobody is woken for audits: whoever puts them takes them, once there is slack.
-        self._beyond = Beyond(backend, lambda rows: self._queue.put(rows, len(rows)), on_audit)
+        self._beyond = ShadowRunner(
+            backend, lambda rows: self._queue.put(rows, len(rows)), on_audit
+        )
         self._threads = [
             threading.Thread(target=self.run, name=f"engine-{index}", daemon=True)
             for index in range(workers)
@@ -100,16 +102,16 @@ class Engine:
     @property
     def policy(self) -> ExitPolicy:
         """The policy that rows enter under."""
-        return self.in_force.policy
+        return self.active_policy.policy
 
     @property
     def parameter(self) -> float:
         """The policy's parameter in force."""
-        return self.in_force.setting.parameter
+        return self.active_policy.snapshot.parameter
 
     @parameter.setter
     def parameter(self, value: float) -> None:
-        self.in_force.set(value)
+        self.active_policy.set(value)
 
     @property
     def max_batch(self) -> int:
@@ -121,9 +123,9 @@ class Engine:
         if self._limit.ask(rows):
             self._queue.set_urgency(self._limit.urgency())
 
-    def slack(self) -> bool:
+    def idle(self) -> bool:
         """Whether nobody's row waits for a worker."""
-        return self._queue.slack()
+        return self._queue.idle()
 
     @property
     def queue_depths(self) -> list[int]:
@@ -134,17 +136,17 @@ class Engine:
         """Age of the row that has waited longest for its next stage; 0 when none waits."""
         return self._queue.oldest_wait_s()
 
-    def submit(self, rows: Sequence[Row]) -> None:
+    def submit(self, rows: Sequence[InferenceRequest]) -> None:
         """Put rows into stage 0's ready list; any thread may."""
-        now, in_force = self.clock(), self.in_force
+        now, in_force = self.clock(), self.active_policy
         for row in rows:
             row.arrived_s = now
-            row.under = row.under or in_force
-            row.history = row.under.policy.start(1)
+            row.policy = row.policy or in_force
+            row.history = row.policy.policy.start(1)
             row.shape = tuple(array.shape[1:] for array in row.state)
         self._queue.put(rows)
 
-    def cancel(self, rows: Sequence[Row]) -> None:
+    def cancel(self, rows: Sequence[InferenceRequest]) -> None:
         """Drop rows that nobody waits for any more; any thread may.
 
         Those that wait are gone at once, those in a batch at its end. They are counted and never
@@ -157,7 +159,7 @@ class Engine:
     def run(self) -> None:
         """Advance rows until the queue is closed and empty; what every worker does."""
         while batch := self._queue.get():
-            self.beat_s = self.clock()
+            self.last_progress_s = self.clock()
             if batch[0].priority == AUDIT:
                 self._beyond.advance(batch)
                 continue
@@ -168,7 +170,7 @@ class Engine:
                 completions = self._give_up(batch)
             if completions:
                 self._tell(completions)
-                self._beyond.begin(completions)
+                self._beyond.start(completions)
 
     def _tell(self, completions: list[Completion]) -> None:
         try:
@@ -177,13 +179,13 @@ class Engine:
             log.exception("%d completed rows could not be told", len(completions))
             self.failed = True
 
-    def _give_up(self, batch: list[Row]) -> list[Completion]:
+    def _give_up(self, batch: list[InferenceRequest]) -> list[Completion]:
         """Fail those rows of a batch that wait for no further stage."""
         self.failed = True
         self._queue.remove(batch)
         return [Completion(row, InferenceFailed(INTERNAL_DETAIL)) for row in batch]
 
-    def _advance(self, batch: list[Row], taken: int = 1) -> list[Completion]:
+    def _advance(self, batch: list[InferenceRequest], taken: int = 1) -> list[Completion]:
         """Take rows through their stage; return those that are done, queue the others.
 
         Behind an exit that none of them needs, they go straight on to the next.
@@ -206,48 +208,48 @@ class Engine:
             if batch and output.shown is not None:
                 self._queue.put(batch, taken)
                 break
-            self.beat_s = self.clock()
+            self.last_progress_s = self.clock()
             for row in batch:
-                row.ready_s = self.beat_s
+                row.ready_s = self.last_progress_s
         return completions
 
     def _worth_running(
-        self, batch: list[Row], now: float, completions: list[Completion]
-    ) -> list[Row]:
+        self, batch: list[InferenceRequest], now: float, completions: list[Completion]
+    ) -> list[InferenceRequest]:
         """The rows that are neither cancelled nor, completed with that, too late for any exit."""
         rows = []
         for row in batch:
             if row.cancelled:
                 self.metrics.cancelled.inc()
             elif row.stage == 0 and row.deadline_s is not None and now >= row.deadline_s:
-                completions.append(Completion(row, too_late()))
+                completions.append(Completion(row, deadline_error()))
             else:
                 rows.append(row)
         return rows
 
-    def _record(self, rows: list[Row], output: StageOutput, elapsed_ms: float) -> None:
+    def _record(self, rows: list[InferenceRequest], output: StageResult, elapsed_ms: float) -> None:
         stage = rows[0].stage
         self.metrics.note_batch(stage, len(rows), elapsed_ms)
         self.deadlines.note_batch(rows, self.clock())
-        if output.shown is not None and rows[0].under is self.in_force:
+        if output.shown is not None and rows[0].policy is self.active_policy:
             scores = output.shown.common_scores(rows)
             if scores is not None:
                 self.metrics.note_scores(ScoreNote(stage, scores, output.parameter))
 
     def _settle(
         self,
-        rows: list[Row],
-        output: StageOutput,
+        rows: list[InferenceRequest],
+        output: StageResult,
         elapsed_ms: float,
         completions: list[Completion],
-    ) -> list[Row]:
+    ) -> list[InferenceRequest]:
         """Book the stage on its rows; complete those that leave here, return the others."""
         state, history, blinds, _, shown = output
         staying = []
         for place, row in enumerate(rows):
             row.compute_ms += elapsed_ms
-            if row.trail is not None:
-                note_passed(row.trail, row, place, output)
+            if row.audit is not None:
+                record_exit(row.audit, row, place, output)
             answer = None if shown is None else self._answer(row, place, shown)
             if row.cancelled:
                 self.metrics.cancelled.inc()
@@ -256,12 +258,14 @@ class Engine:
                 completions.append(Completion(row, answer))
             else:
                 row.state, row.history, row.place = state, history, place
-                row.blind = row.blind or blinds
+                row.run_to_end = row.run_to_end or blinds
                 row.stage += 1
                 staying.append(row)
         return staying
 
-    def _answer(self, row: Row, place: int, shown: Shown) -> Answer | ServeError | None:
+    def _answer(
+        self, row: InferenceRequest, place: int, shown: ExitOutput
+    ) -> Prediction | ServeError | None:
         """What a row that leaves here is told; None if it goes on."""
         if row.traced:
             row.trace.append(shown.entry(row, place))
@@ -270,15 +274,15 @@ class Engine:
             now = self.clock()
             late = now >= row.deadline_s
             if late and row.stage == 0:
-                return too_late()
-            leaves = leaves or self.deadlines.presses(row, now)
+                return deadline_error()
+            leaves = leaves or self.deadlines.would_miss_next_exit(row, now)
         if not leaves:
             return None
         trace = row.trace if row.traced else None
         said = HeadOutput(shown.said.logits[place], shown.said.log_probs[place])
-        return Answer(row.stage, said, row.compute_ms, row.queue_ms, late, trace)
+        return Prediction(row.stage, said, row.compute_ms, row.queue_ms, late, trace)
 
-    def _shrink(self, rows: list[Row], error: OutOfMemory) -> list[Completion]:
+    def _shrink(self, rows: list[InferenceRequest], error: OutOfMemory) -> list[Completion]:
         """Where memory ended, go on with batches of half the size."""
         if len(rows) > 1:
             fits = self._limit.halve(len(rows))
@@ -287,7 +291,7 @@ class Engine:
                         len(rows), fits, error)  # fmt: skip
         return self._bisect(rows)
 
-    def _bisect(self, rows: list[Row]) -> list[Completion]:
+    def _bisect(self, rows: list[InferenceRequest]) -> list[Completion]:
         """Halve a failed batch until the row to blame stands alone, so that no other fails."""
         if len(rows) == 1 and rows[0].cancelled:
             self.metrics.cancelled.inc()

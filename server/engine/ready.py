@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable
 
-from profiling.simulation.disciplines import Urgency
-from server.engine.active_policy import InForce
-from server.engine.ready_list import ReadyList
-from server.engine.request import AUDIT, Row, Shape
+from profiling.simulation.disciplines import BatchPriority
+from server.engine.active_policy import ActivePolicy
+from server.engine.ready_list import StageQueue
+from server.engine.request import AUDIT, InferenceRequest, Shape
 
-Key = tuple[int, Shape, bool, InForce | None]  # stage, shape of the input, blind, policy
-NEAR = 1.5  # full batches through the whole network
+Key = tuple[int, Shape, bool, ActivePolicy | None]  # stage, shape of the input, blind, policy
+DEADLINE_HORIZON_PASSES = 1.5  # full batches through the whole network
 
 
-class ReadyLists:
+class StageQueues:
     """Per stage the rows that wait for it. Not thread-safe.
 
     Rows of a better priority go before all others. Among them the batch goes next that is most
@@ -30,25 +30,25 @@ class ReadyLists:
         urgency: What batches are worth; may be replaced at any time.
     """
 
-    def __init__(self, urgency: Urgency) -> None:
+    def __init__(self, urgency: BatchPriority) -> None:
         self.urgency = urgency
-        self._levels: list[dict[Key, ReadyList]] = [{} for _ in range(AUDIT + 1)]
+        self._levels: list[dict[Key, StageQueue]] = [{} for _ in range(AUDIT + 1)]
         self._pressed = [False] * (AUDIT + 1)  # whether the batch before went by deadlines
 
     def __bool__(self) -> bool:
         return any(self._levels)
 
-    def push(self, row: Row) -> None:
+    def push(self, row: InferenceRequest) -> None:
         """Let a row wait for its stage."""
-        self._levels[row.priority].setdefault(_key(row), ReadyList()).push(row)
+        self._levels[row.priority].setdefault(_key(row), StageQueue()).push(row)
 
-    def take(self, max_batch: int, now_s: float) -> list[Row]:
+    def take(self, max_batch: int, now_s: float) -> list[InferenceRequest]:
         """The next batch; some row must be waiting."""
         priority = next(p for p, level in enumerate(self._levels) if level)
         pressing = self._pressing(priority, now_s)
         self._pressed[priority] = pressing is not None
         key = pressing or self._next(self._levels[priority], now_s)
-        batch: list[Row] = []
+        batch: list[InferenceRequest] = []
         for lists in self._levels[priority:]:
             if rows := lists.get(key):
                 batch += rows.take(max_batch - len(batch), by_deadline=pressing is not None)
@@ -56,7 +56,7 @@ class ReadyLists:
                     del lists[key]
         return batch
 
-    def remove(self, rows: Iterable[Row]) -> list[Row]:
+    def remove(self, rows: Iterable[InferenceRequest]) -> list[InferenceRequest]:
         """Take rows out that wait; those of them that did."""
         found = []
         for row in rows:
@@ -91,7 +91,7 @@ class ReadyLists:
     def _pressing(self, priority: int, now_s: float) -> Key | None:
         """The list whose first deadline is near, if these may go first."""
         lists = self._levels[priority]
-        until_s = now_s + NEAR * self.urgency.pass_ms / 1e3
+        until_s = now_s + DEADLINE_HORIZON_PASSES * self.urgency.pass_ms / 1e3
         near = [
             (key[0] > 0, rows.deadline_s, key)
             for key, rows in lists.items()
@@ -101,12 +101,12 @@ class ReadyLists:
             return None
         return min(near, key=lambda each: each[:2])[2]
 
-    def _impatient(self, lists: dict[Key, ReadyList], now_s: float) -> bool:
+    def _impatient(self, lists: dict[Key, StageQueue], now_s: float) -> bool:
         """Whether a row has been on its way for longer than its patience."""
         came_s = min([rows.first.arrived_s for rows in lists.values()])
         return (now_s - came_s) * 1e3 > self.urgency.patience_ms
 
-    def _next(self, lists: dict[Key, ReadyList], now_s: float) -> Key:
+    def _next(self, lists: dict[Key, StageQueue], now_s: float) -> Key:
         """The list whose turn it is, among those of one priority."""
         if len(lists) == 1:
             return next(iter(lists))
@@ -114,7 +114,7 @@ class ReadyLists:
         def urgency(key: Key) -> tuple[float, int]:
             stage, rows = key[0], lists[key]
             age_ms = (now_s - rows.first.arrived_s) * 1e3
-            return self.urgency.of(stage, len(rows), age_ms), stage
+            return self.urgency.priority(stage, len(rows), age_ms), stage
 
         best = max(lists, key=urgency)
         first = min(lists, key=lambda key: lists[key].first.arrived_s)
@@ -122,5 +122,5 @@ class ReadyLists:
         return first if ahead_s * 1e3 > self.urgency.patience_ms else best
 
 
-def _key(row: Row) -> Key:
-    return row.stage, row.shape, row.blind, row.under
+def _key(row: InferenceRequest) -> Key:
+    return row.stage, row.shape, row.run_to_end, row.policy

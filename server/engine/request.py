@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.backend import HeadOutput, State
-from server.engine.active_policy import InForce
-from server.engine.trail import Trail
+from server.engine.active_policy import ActivePolicy
+from server.engine.trail import AuditTrace
 from server.errors import ServeError
 
 PRIORITIES = 4
@@ -16,7 +16,7 @@ AUDIT = PRIORITIES  # a level below: of rows that nobody waits for
 Shape = tuple[tuple[int, ...], ...]  # of one row's arrays
 
 
-class TraceEntry(NamedTuple):
+class ExitTrace(NamedTuple):
     """What a row showed at one exit; `threshold` is +inf where the exit never fires."""
 
     exit: int
@@ -26,7 +26,7 @@ class TraceEntry(NamedTuple):
     elapsed_ms: float
 
 
-class Answer(NamedTuple):
+class Prediction(NamedTuple):
     """A completed row.
 
     Attributes:
@@ -43,11 +43,11 @@ class Answer(NamedTuple):
     compute_ms: float
     queue_ms: float
     late: bool
-    trace: list[TraceEntry] | None
+    trace: list[ExitTrace] | None
 
 
 @dataclass(slots=True, eq=False)
-class Row:
+class InferenceRequest:
     """One sample on its way.
 
     Attributes:
@@ -74,23 +74,23 @@ class Row:
     deadline_s: float | None = None
     priority: int = 1
     traced: bool = False
-    under: InForce | None = None
-    trail: Trail | None = None
+    policy: ActivePolicy | None = None
+    audit: AuditTrace | None = None
     place: int = 0
     history: NDArray[np.float64] = field(default_factory=lambda: np.empty((1, 0)))
     shape: Shape = ()
-    blind: bool = False
+    run_to_end: bool = False
     cancelled: bool = False
     stage: int = 0
     arrived_s: float = 0.0
     ready_s: float = 0.0
     compute_ms: float = 0.0
     queue_ms: float = 0.0
-    trace: list[TraceEntry] = field(default_factory=list)
+    trace: list[ExitTrace] = field(default_factory=list)
 
 
 class Completion(NamedTuple):
     """A row and what came of it."""
 
-    row: Row
-    outcome: Answer | ServeError
+    row: InferenceRequest
+    outcome: Prediction | ServeError

@@ -11,7 +11,7 @@ from models.stage_costs import StageCosts
 from scheduler.frontier import Frontier
 from scheduler.policy import ExitPolicy
 from server.engine.engine import Engine
-from server.engine.request import Answer, Completion, Row
+from server.engine.request import Completion, InferenceRequest, Prediction
 from server.metrics import Metrics, ModelMetrics
 
 log = logging.getLogger(__name__)
@@ -88,14 +88,20 @@ def _batches_ms(
 
     def keep(completions: list[Completion]) -> None:
         for _, outcome in completions[:1]:  # the others of the batch took the same
-            if isinstance(outcome, Answer):
+            if isinstance(outcome, Prediction):
                 elapsed.append([entry.elapsed_ms for entry in outcome.trace or ()])
 
     metrics = ModelMetrics(Metrics(CollectorRegistry(), ""), "warm-up", backend.num_exits)
     engine = Engine(
-        backend, policy, policy.run_on, workers=1, max_batch=rows, metrics=metrics, on_batch=keep
+        backend,
+        policy,
+        policy.never_exit_parameter,
+        workers=1,
+        max_batch=rows,
+        metrics=metrics,
+        on_batch=keep,
     )
-    engine.submit([Row(example, traced=True) for _ in range(rows * rounds)])
+    engine.submit([InferenceRequest(example, traced=True) for _ in range(rows * rounds)])
     engine.start()
     engine.stop()
     if engine.max_batch < rows:

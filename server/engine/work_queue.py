@@ -4,9 +4,9 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 
-from profiling.simulation.disciplines import Urgency
-from server.engine.ready import ReadyLists
-from server.engine.request import Row
+from profiling.simulation.disciplines import BatchPriority
+from server.engine.ready import StageQueues
+from server.engine.request import InferenceRequest
 
 
 class WorkQueue:
@@ -20,20 +20,20 @@ class WorkQueue:
         clock: Seconds, monotonic.
     """
 
-    def __init__(self, urgency: Urgency, clock: Callable[[], float]) -> None:
+    def __init__(self, urgency: BatchPriority, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._lock = threading.Lock()  # of the next three
-        self._ready = ReadyLists(urgency)
+        self._ready = StageQueues(urgency)
         self._sleepers = 0
         self._closed = False
         self._alarm = queue.SimpleQueue[None]()  # an entry wakes one sleeper
 
-    def set_urgency(self, urgency: Urgency) -> None:
+    def set_urgency(self, urgency: BatchPriority) -> None:
         """From the next batch on."""
         with self._lock:
             self._ready.urgency = urgency
 
-    def put(self, rows: Sequence[Row], taken: int = 0) -> None:
+    def put(self, rows: Sequence[InferenceRequest], taken: int = 0) -> None:
         """Let rows wait for their stage.
 
         Args:
@@ -51,7 +51,7 @@ class WorkQueue:
         for _ in range(woken):
             self._alarm.put(None)
 
-    def get(self) -> list[Row]:
+    def get(self) -> list[InferenceRequest]:
         """Wait for a batch; empty once the queue is closed and holds nothing."""
         while True:
             with self._lock:
@@ -67,7 +67,7 @@ class WorkQueue:
             row.queue_ms += (now - row.ready_s) * 1e3
         return batch
 
-    def remove(self, rows: Sequence[Row]) -> int:
+    def remove(self, rows: Sequence[InferenceRequest]) -> int:
         """Take rows out; how many of them waited."""
         with self._lock:
             return len(self._ready.remove(rows))
@@ -79,7 +79,7 @@ class WorkQueue:
         for _ in range(workers):
             self._alarm.put(None)
 
-    def slack(self) -> bool:
+    def idle(self) -> bool:
         """Whether no row but audits waits."""
         with self._lock:
             return not self._ready.users_wait

@@ -86,7 +86,7 @@ class BuildOptions:
             ) from error
 
 
-class Built(NamedTuple):
+class BuildResult(NamedTuple):
     """A new bundle and what its scheduler makes of the test predictions."""
 
     bundle: Bundle
@@ -109,7 +109,9 @@ def load_run(folder: Path) -> Run:
     return Run(folder, config, model)
 
 
-def build_bundle(run: Run, out: Path, options: BuildOptions, say: Callable[[str], None]) -> Built:
+def build_bundle(
+    run: Run, out: Path, options: BuildOptions, say: Callable[[str], None]
+) -> BuildResult:
     """Build a bundle; an older one at `out` is replaced only by a finished one.
 
     Args:
@@ -119,7 +121,7 @@ def build_bundle(run: Run, out: Path, options: BuildOptions, say: Callable[[str]
         say: Told each step.
 
     Raises:
-        ValueError: If `out` holds something else, the data set does not fit, or the graphs differ
+        ValueError: If `out` holds something else, the dataset does not fit, or the graphs differ
             from the network.
     """
     out = out.resolve()
@@ -127,7 +129,7 @@ def build_bundle(run: Run, out: Path, options: BuildOptions, say: Callable[[str]
         raise ValueError(f"{out} is something else than a bundle; give an empty or new folder")
     if options.prune_vocabulary and not (run.folder / TOKENIZER).is_file():
         raise ValueError(f"{run.folder} reads no texts; there is no vocabulary to prune")
-    say("reading the data set")
+    say("reading the dataset")
     data = in_order(load_dataset(options.data), run.config.classes)
     _check_data(run, data)
     part = out.with_name(f".{out.name}.part")
@@ -143,7 +145,7 @@ def build_bundle(run: Run, out: Path, options: BuildOptions, say: Callable[[str]
 
 
 def in_order(data: Dataset, classes: tuple[str, ...]) -> Dataset:
-    """The data set with its classes, if they are the same, numbered as the network numbers them."""
+    """The dataset with its classes, if they are the same, numbered as the network numbers them."""
     if data.classes == classes or sorted(data.classes) != sorted(classes):
         return data
     places = np.array([classes.index(name) for name in data.classes])
@@ -154,17 +156,17 @@ def in_order(data: Dataset, classes: tuple[str, ...]) -> Dataset:
 def _check_data(run: Run, data: Dataset) -> None:
     task = Network(run.config.arch).family.task
     if data.task != task:
-        raise ValueError(f"the data set is one of the task {data.task}, the run of {task}")
+        raise ValueError(f"the dataset is one of the task {data.task}, the run of {task}")
     if run.config.classes and data.classes != run.config.classes:
         raise ValueError(
-            f"the data set has the classes {data.classes}, the run {run.config.classes}; give "
-            f"the same data set"
+            f"the dataset has the classes {data.classes}, the run {run.config.classes}; give "
+            f"the same dataset"
         )
     classes = Network(run.config.arch).family.classes
     if run.config.settings.get(classes, len(data.classes)) != len(data.classes):
         raise ValueError(
-            f"the data set has {len(data.classes)} classes, the network "
-            f"{run.config.settings[classes]}; give the data set that it was trained on"
+            f"the dataset has {len(data.classes)} classes, the network "
+            f"{run.config.settings[classes]}; give the dataset that it was trained on"
         )
     if len(data.calibration.labels) < MIN_ROWS:
         raise ValueError(
@@ -175,7 +177,7 @@ def _check_data(run: Run, data: Dataset) -> None:
 
 def _fill(
     run: Run, folder: Path, data: Dataset, options: BuildOptions, say: Callable[[str], None]
-) -> Built:
+) -> BuildResult:
     if data.task == "text":
         _write_tokenizer(run, folder, data, options)
     preprocess = _preprocessor(run, folder, data)
@@ -236,7 +238,7 @@ def _fill(
         network=network,
         training=_training(run.config, options.data, calibration, test),
     )
-    return Built(
+    return BuildResult(
         bundle,
         disagreement,
         test.correct.mean(0).tolist(),

@@ -120,7 +120,7 @@ class LiveServer:
         return content
 
 
-class Labelled(NamedTuple):
+class LabelledRows(NamedTuple):
     """Live rows as a calibration set, and where their labels are from."""
 
     predictions: Predictions
@@ -128,7 +128,7 @@ class Labelled(NamedTuple):
     temperature: float
 
 
-def labelled(rows: LiveRows, calibration: Predictions, seed: int) -> Labelled:
+def labelled(rows: LiveRows, calibration: Predictions, seed: int) -> LabelledRows:
     """Give every row a label.
 
     It is the true one where it came. Others are drawn from what the last exit says, at the
@@ -145,7 +145,7 @@ def labelled(rows: LiveRows, calibration: Predictions, seed: int) -> Labelled:
     known = rows.labels != UNLABELLED
     log_probs = rows.log_probs.clip(SMALLEST_LOG, 0.0)
     predictions = Predictions(log_probs, np.where(known, rows.labels, drawn))
-    return Labelled(predictions, int(known.sum()), temperature)
+    return LabelledRows(predictions, int(known.sum()), temperature)
 
 
 def _detail(content: bytes) -> str | None:

@@ -15,12 +15,12 @@ from scheduler.eenet import load_published_scheduler
 from scheduler.fitted import FILES, Scheduler, save_scheduler
 from scheduler.fitting.fit import fit_scheduler
 from server.pipeline.builder import default_budget_ms
-from server.pipeline.live import Labelled, LiveRows, labelled
+from server.pipeline.live import LabelledRows, LiveRows, labelled
 
 CALIBRATION = "calibration.npz"
 
 
-class Refitted(NamedTuple):
+class RefitResult(NamedTuple):
     """A bundle with a new scheduler and what that makes of the bundle's recorded predictions.
 
     `live` is what it was fitted to, where that is not the bundle's own calibration set.
@@ -29,7 +29,7 @@ class Refitted(NamedTuple):
     bundle: Bundle
     scheduler: Scheduler
     evaluations: list[Evaluation]
-    live: Labelled | None
+    live: LabelledRows | None
 
 
 def refit(
@@ -40,7 +40,7 @@ def refit(
     weights: Path | None = None,
     live: LiveRows | None = None,
     seed: int = 0,
-) -> Refitted:
+) -> RefitResult:
     """Fit a policy to a bundle's calibration set and put it into the bundle.
 
     Args:
@@ -79,7 +79,7 @@ def refit(
             (Path(part) / name).replace(folder / name)
     bundle = rewrite_manifest(bundle, default_budget_ms=default_budget_ms(scheduler.frontier))
     evaluations = evaluate(scheduler, recorded, spread_budgets(costs_ms))
-    return Refitted(bundle, scheduler, evaluations, seen)
+    return RefitResult(bundle, scheduler, evaluations, seen)
 
 
 def profiled_costs(folder: Path) -> NDArray[np.float64]:

@@ -7,13 +7,13 @@ import numpy as np
 
 from scheduler.control.controller import BudgetController
 from scheduler.monitoring.agreement import AgreementCurve, AgreementFloor
-from server.loading import HostScheduler
+from server.loading import CalibratedPolicy
 from server.quality.audit_log import AuditLog
 
-Promise = Literal["budget", "agreement"]
+Objective = Literal["budget", "agreement"]
 
 
-class Floor(NamedTuple):
+class AgreementTarget(NamedTuple):
     """What an operator asked for.
 
     Attributes:
@@ -22,10 +22,10 @@ class Floor(NamedTuple):
     """
 
     minimum: float | None
-    prefer: Promise
+    prefer: Objective
 
 
-class Quality:
+class AgreementGuard:
     """Score drift, agreement and its floor; the event loop's thread.
 
     Args:
@@ -33,9 +33,9 @@ class Quality:
         asked: By the operator.
     """
 
-    def __init__(self, scheduler: HostScheduler, asked: Floor) -> None:
+    def __init__(self, scheduler: CalibratedPolicy, asked: AgreementTarget) -> None:
         self.drift = scheduler.drift
-        self.asked = asked
+        self.target = asked
         self._curve = AgreementCurve(scheduler.policy, scheduler.frontier)
         self._floor = None if asked.minimum is None else AgreementFloor(asked.minimum)
         self._read = 0  # rows of the log
@@ -47,22 +47,22 @@ class Quality:
         if fresh:
             self._curve.add(np.stack([row.log_probs for row in reversed(fresh)], 1))
 
-    def hold(self, controller: BudgetController) -> float | None:
+    def minimum_parameter(self, controller: BudgetController) -> float | None:
         """The parameter to hold now, for all controllers; None: the budget has its way."""
         if self._floor is None:
             return None
-        held = self._floor.judge(self._curve, controller.wished)
-        return held if self.asked.prefer == "agreement" else None
+        held = self._floor.judge(self._curve, controller.unconstrained_parameter)
+        return held if self.target.prefer == "agreement" else None
 
     def agreement(self, parameter: float) -> float | None:
         """Of audited samples that would leave early at a parameter; None if none would."""
         agreed = self._curve.at(parameter)
         return agreed.share if agreed.early else None
 
-    def yields(self, controller: BudgetController) -> Promise | None:
+    def violated_objective(self, controller: BudgetController) -> Objective | None:
         """Which of the two promises gives way to the other at present."""
         if self._floor is None or self._floor.held is None:
             return None
-        if self.asked.prefer == "budget":
+        if self.target.prefer == "budget":
             return "agreement"
         return "budget" if controller.yields else None

@@ -28,7 +28,7 @@ class AuditedRow(NamedTuple):
     log_probs: NDArray[np.float16]
 
 
-class Agreed(NamedTuple):
+class AgreementCount(NamedTuple):
     """How many of some samples had the last exit's answer where they left."""
 
     samples: int
@@ -95,14 +95,14 @@ class AuditLog:
         """The true label kept of a sample."""
         return self._labels.get(request_key)
 
-    def at(self, exit: int) -> Agreed:
+    def at(self, exit: int) -> AgreementCount:
         """Of the rows that left at an exit."""
-        return Agreed(self._samples[exit], self._agreeing[exit])
+        return AgreementCount(self._samples[exit], self._agreeing[exit])
 
     @property
-    def early(self) -> Agreed:
+    def early(self) -> AgreementCount:
         """Of the rows that left before the last exit."""
-        return Agreed(sum(self._samples[:-1]), sum(self._agreeing[:-1]))
+        return AgreementCount(sum(self._samples[:-1]), sum(self._agreeing[:-1]))
 
     def _count(self, row: AuditedRow, agrees: bool, step: int) -> None:
         self._samples[row.exit] += step

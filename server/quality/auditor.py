@@ -4,7 +4,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 
-from server.engine.trail import Audited, Trail
+from server.engine.trail import AuditResult, AuditTrace
 from server.metrics import AuditMetrics
 from server.quality.audit_log import AuditLog
 from server.quality.feedback import key_of
@@ -33,15 +33,15 @@ class Auditor:
         self.skipped = 0
         self._metrics = metrics
         self._rng = rng
-        self._in_flight: set[Trail] = set()
-        self._ended: deque[Audited] = deque()
+        self._in_flight: set[AuditTrace] = set()
+        self._ended: deque[AuditResult] = deque()
 
     @property
     def in_flight(self) -> int:
         """Samples chosen that have neither been logged nor given up."""
         return len(self._in_flight)
 
-    def choose(self, request_id: str, slack: Callable[[], bool]) -> Trail | None:
+    def choose(self, request_id: str, slack: Callable[[], bool]) -> AuditTrace | None:
         """Draw whether a sample that comes is audited.
 
         Args:
@@ -51,25 +51,25 @@ class Auditor:
         if self._rng.random() >= self.share:
             return None
         if len(self._in_flight) >= MOST_IN_FLIGHT:
-            self.count()
+            self.flush()
         if len(self._in_flight) >= MOST_IN_FLIGHT or not slack():
             self._skip()
             return None
-        trail = Trail(key_of(request_id))
+        trail = AuditTrace(key_of(request_id))
         self._in_flight.add(trail)
         return trail
 
-    def give_up(self, trail: Trail) -> None:
+    def give_up(self, trail: AuditTrace) -> None:
         """The sample has not been answered, or cannot be followed any more."""
         if trail in self._in_flight:
             self._in_flight.remove(trail)
             self._skip()
 
-    def note(self, audited: Audited) -> None:
+    def note(self, audited: AuditResult) -> None:
         """A sample has been at the last exit or is lost; any thread may say so."""
         self._ended.append(audited)
 
-    def count(self) -> None:
+    def flush(self) -> None:
         """Log what was noted since the last time."""
         while self._ended:
             trail, log_probs = self._ended.popleft()
@@ -82,7 +82,7 @@ class Auditor:
 
     def restart(self) -> None:
         """Another policy is in force: what is known and what is on its way tells nothing of it."""
-        self.count()
+        self.flush()
         for trail in list(self._in_flight):
             self.give_up(trail)
         self.log.clear()

@@ -9,7 +9,7 @@ WINDOW = 10_000
 CLASS_BITS, EXIT_BITS = 32, 8
 
 
-class Answered(NamedTuple):
+class LoggedPrediction(NamedTuple):
     """What was answered under a request's id.
 
     Attributes:
@@ -25,7 +25,7 @@ class Answered(NamedTuple):
     class_id: int
 
 
-class Answers:
+class PredictionLog:
     """The last answers by request id, in a ring of places; the loop's thread.
 
     An id is kept as a hash of 64 bits, salted by the process: that two of a hundred thousand meet
@@ -43,7 +43,7 @@ class Answers:
         self._answers = array("q", bytes(8 * capacity))  # model, exit and class in one number
         self._noted = 0
 
-    def note(self, request_id: str, model: str, exit: int, class_id: int) -> None:
+    def record(self, request_id: str, model: str, exit: int, class_id: int) -> None:
         """Remember an answer; of two under one id it is the later."""
         if model not in self._models:
             self._models.append(model)
@@ -56,7 +56,7 @@ class Answers:
         self._answers[place] = number << CLASS_BITS | class_id
         self._noted += 1
 
-    def find(self, request_id: str) -> Answered | None:
+    def find(self, request_id: str) -> LoggedPrediction | None:
         """The answer under an id; None where there was none, or it is too old."""
         key = key_of(request_id)
         place = self._places.get(key)
@@ -64,7 +64,7 @@ class Answers:
             return None
         number, class_id = divmod(self._answers[place], 1 << CLASS_BITS)
         model, exit = divmod(number, 1 << EXIT_BITS)
-        return Answered(key, self._models[model], exit, class_id)
+        return LoggedPrediction(key, self._models[model], exit, class_id)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -75,7 +75,7 @@ def key_of(request_id: str) -> int:
     return hash(request_id)
 
 
-class Tally(NamedTuple):
+class AccuracyCount(NamedTuple):
     """Labels that came, and answers that were right by them."""
 
     right: int
@@ -107,7 +107,7 @@ class Feedback:
         self._labels = [0] * num_exits
         self._right = [0] * num_exits
 
-    def add(self, answered: Answered, class_id: int) -> bool:
+    def add(self, answered: LoggedPrediction, class_id: int) -> bool:
         """Take in the true label of an answer; one that came before is replaced where it stands.
 
         Returns:
@@ -129,10 +129,11 @@ class Feedback:
         return None if label is None else label.class_id
 
     @property
-    def tallies(self) -> list[Tally]:
+    def tallies(self) -> list[AccuracyCount]:
         """Of each exit, (K,)."""
         return [
-            Tally(right, labels) for right, labels in zip(self._right, self._labels, strict=True)
+            AccuracyCount(right, labels)
+            for right, labels in zip(self._right, self._labels, strict=True)
         ]
 
     def _count(self, label: _Label, by: int) -> None:

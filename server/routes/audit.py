@@ -9,7 +9,7 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
 from scheduler.monitoring.wilson import wilson
-from server.lifespan import service_of
+from server.lifespan import server_state
 from server.model import ServedModel
 from server.quality.audit_log import AuditedRow
 from server.schemas import AuditExit, Audits, AuditState, ModelQuery
@@ -23,7 +23,7 @@ UNKNOWN = -1  # a label
 @router.get("/audit")
 async def get_audit(request: Request, query: Named) -> Audits:
     """How far early exits agree with the last, by a sample of the traffic that ran on to it."""
-    meant = service_of(request).meant(query.model)
+    meant = server_state(request).select_models(query.model)
     return Audits(models=[audit_state(model) for model in meant])
 
 
@@ -34,8 +34,8 @@ async def get_audit(request: Request, query: Named) -> Audits:
 )
 async def get_rows(request: Request, query: Named) -> Response:
     """What all exits said of the audited samples of one model, as npz; no input is ever kept."""
-    model = service_of(request).named(query.model)
-    model.count()
+    model = server_state(request).get_model(query.model)
+    model.flush_samples()
     rows = list(model.auditor.log.rows)
     labels = [_label(model, row.request_key) for row in rows]
     empty = (model.num_exits, len(model.classes))
@@ -53,7 +53,7 @@ def _label(model: ServedModel, key: int) -> int:
 
 def audit_state(model: ServedModel) -> AuditState:
     """How far the exits of a model agree with its last, and what else is known of them."""
-    model.count()
+    model.flush_samples()
     auditor, last = model.auditor, model.num_exits - 1
     log = auditor.log
     drift, tallies = model.quality.drift.psi(), model.feedback.tallies

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from server.lifespan import service_of
+from server.lifespan import server_state
 from server.model import ServedModel
 from server.problems import parse_json
 from server.schemas import BudgetChange, Budgets, BudgetState, FrontierEntry, ModelQuery
@@ -18,7 +18,7 @@ Named = Annotated[ModelQuery, Query()]
 @router.get("/budget")
 async def get_budget(request: Request, query: Named) -> Budgets:
     """The budget of all models or of one, and what became of it."""
-    meant = service_of(request).meant(query.model)
+    meant = server_state(request).select_models(query.model)
     return Budgets(models=[budget_state(each) for each in meant])
 
 
@@ -33,7 +33,7 @@ async def get_budget(request: Request, query: Named) -> Budgets:
 )
 async def put_budget(request: Request, query: Named) -> Budgets:
     """Change the budget of all models or of one; in force from every sample's next exit on."""
-    meant = service_of(request).meant(query.model)
+    meant = server_state(request).select_models(query.model)
     change = parse_json(BudgetChange, await request.body())
     given = {name: getattr(change, name) for name in change.model_fields_set}
     for each in meant:
@@ -46,12 +46,12 @@ async def put_budget(request: Request, query: Named) -> Budgets:
 @router.get("/frontier")
 async def get_frontier(request: Request, query: Named) -> list[FrontierEntry]:
     """What each budget buys, in this host's present milliseconds."""
-    return frontier_entries(service_of(request).named(query.model))
+    return frontier_entries(server_state(request).get_model(query.model))
 
 
 def budget_state(model: ServedModel) -> BudgetState:
     """The budget of a model, how it is kept and what it buys."""
-    model.count()
+    model.flush_samples()
     control = model.controller
     control.expire(model.clock())
     point = control.frontier.at_parameter(control.parameter)
@@ -69,9 +69,9 @@ def budget_state(model: ServedModel) -> BudgetState:
         ceiling_ms=control.ceiling_ms,
         feasible=control.feasible,
         reason=_reason(model),
-        min_agreement=model.quality.asked.minimum,
+        min_agreement=model.quality.target.minimum,
         agreement=model.quality.agreement(control.parameter),
-        yields=model.quality.yields(control),
+        yields=model.quality.violated_objective(control),
         expected_accuracy=point.expected_accuracy,
         expected_exit_rates=point.exit_rates.tolist(),
         exit_rates=control.exit_rates,
@@ -112,8 +112,8 @@ def _thresholds(model: ServedModel) -> list[float | None]:
 
 
 def _reason(model: ServedModel) -> str | None:
-    control, asked = model.controller, model.quality.asked
-    yields = model.quality.yields(control)
+    control, asked = model.controller, model.quality.target
+    yields = model.quality.violated_objective(control)
     if yields == "budget":
         return (
             f"the budget of {control.budget_ms:g} ms yields to the agreement floor of "

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request
 
 from server.errors import InvalidContent, UnknownAnswer
-from server.lifespan import service_of
+from server.lifespan import server_state
 from server.model import ServedModel
 from server.problems import parse_json
 from server.schemas import FeedbackGiven, FeedbackTaken, Problem
@@ -23,7 +23,7 @@ router = APIRouter(tags=["quality"])
 )
 async def feedback(request: Request) -> FeedbackTaken:
     """Take in a true label that came late; one that came before for the answer is replaced."""
-    service = service_of(request)
+    service = server_state(request)
     given = parse_json(FeedbackGiven, await request.body())
     answered = service.answers.find(given.request_id)
     if answered is None:

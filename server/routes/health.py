@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from server.errors import NotReady
-from server.lifespan import service_of
+from server.lifespan import server_state
 from server.metrics import OPENMETRICS_TYPE, openmetrics_text
 
 router = APIRouter(tags=["operations"])
@@ -13,7 +13,7 @@ router = APIRouter(tags=["operations"])
 @router.get("/livez")
 async def livez(request: Request) -> dict[str, str]:
     """200 while the event loop and the engines beat."""
-    if reason := service_of(request).stalled:
+    if reason := server_state(request).unhealthy_reason:
         raise NotReady(reason)
     return {"status": "live"}
 
@@ -24,8 +24,8 @@ async def livez(request: Request) -> dict[str, str]:
 @router.get("/ping", include_in_schema=False)
 async def readyz(request: Request) -> dict[str, str]:
     """200 when requests are taken: models loaded and warm, not draining, not broken."""
-    service = service_of(request)
-    if reason := service.unready or service.stalled:
+    service = server_state(request)
+    if reason := service.not_ready_reason or service.unhealthy_reason:
         raise NotReady(reason)
     return {"status": "ready"}
 
@@ -33,9 +33,9 @@ async def readyz(request: Request) -> dict[str, str]:
 @router.get("/metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
     """Prometheus text, OpenMetrics when the scraper asks for it."""
-    service = service_of(request)
+    service = server_state(request)
     for model in service.models.values():
-        model.tick()
+        model.refresh()
     registry = service.metrics.registry
     if "application/openmetrics-text" in request.headers.get("accept", ""):
         text: bytes = openmetrics_text(registry)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""POST /predict: pictures or texts in, labels out."""
+"""POST /predict: images or texts in, labels out."""
 
 import asyncio
 import base64
@@ -20,7 +20,7 @@ from server.errors import (
     ServeError,
     UnsupportedMedia,
 )
-from server.lifespan import Service, service_of
+from server.lifespan import ServerState, server_state
 from server.model import ServedModel
 from server.problems import first_error, parse_json, problem
 from server.routes.budget import shown_threshold
@@ -48,7 +48,7 @@ DEFAULTS = Options.model_validate({})
 
 
 class _Input(NamedTuple):
-    """What a request holds: how to get each picture's bytes or text, and the options."""
+    """What a request holds: how to get each image's bytes or text, and the options."""
 
     reads: Modality
     loads: Sequence[Load]
@@ -76,10 +76,10 @@ class _Input(NamedTuple):
     },
 )
 async def predict(request: Request) -> Response:
-    """Classify pictures or texts; each leaves at the first exit that is sure enough."""
-    service = service_of(request)
+    """Classify images or texts; each leaves at the first exit that is sure enough."""
+    service = server_state(request)
     given = await _read(request, service)
-    model = service.pick(given.options.model, given.reads)
+    model = service.select_model(given.options.model, given.reads)
     request_id: str = request.state.request_id
     service.admission.admit(len(given.loads))
     release = service.admission.release
@@ -109,13 +109,13 @@ async def predict(request: Request) -> Response:
     return _json({"predictions": items})
 
 
-def _remember(service: Service, item: Mapping[str, Any]) -> None:
+def _remember(service: ServerState, item: Mapping[str, Any]) -> None:
     """So that a true label may come for it later."""
     if "error" not in item:
-        service.answers.note(item["request_id"], item["model"], item["exit"], item["class_id"])
+        service.answers.record(item["request_id"], item["model"], item["exit"], item["class_id"])
 
 
-async def _read(request: Request, service: Service) -> _Input:
+async def _read(request: Request, service: ServerState) -> _Input:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type.startswith("image/"):
         body = await request.body()
@@ -130,7 +130,7 @@ async def _read(request: Request, service: Service) -> _Input:
     )
 
 
-async def _read_json(request: Request, service: Service) -> _Input:
+async def _read_json(request: Request, service: ServerState) -> _Input:
     body = await request.body()
     if len(body) <= SMALL_INPUT:
         parsed = parse_json(PredictBody, body)
@@ -152,7 +152,7 @@ async def _read_json(request: Request, service: Service) -> _Input:
     return _Input(reads, [load(item)._replace(small=small) for item in items], is_list, options)
 
 
-async def _read_form(request: Request, service: Service) -> _Input:
+async def _read_form(request: Request, service: ServerState) -> _Input:
     most_bytes = service.settings.max_body_mib * 2**20  # of the whole body, so of a text too
     try:
         async with request.form(max_part_size=most_bytes) as form:

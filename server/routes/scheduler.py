@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from server.errors import InvalidContent
-from server.lifespan import service_of
+from server.lifespan import server_state
 from server.schemas import ModelQuery, Reloaded, Reloads
 
 router = APIRouter(tags=["scheduler"])
@@ -15,13 +15,13 @@ router = APIRouter(tags=["scheduler"])
 @router.post("/scheduler/reload")
 async def reload_scheduler(request: Request, query: Annotated[ModelQuery, Query()]) -> Reloads:
     """Go on with the schedulers that the bundles now hold; requests in flight keep theirs."""
-    meant = service_of(request).meant(query.model)
+    meant = server_state(request).select_models(query.model)
     try:
-        fresh = [await asyncio.to_thread(model.reread_scheduler) for model in meant]
+        fresh = [await asyncio.to_thread(model.reload_scheduler) for model in meant]
     except ValueError as error:
         raise InvalidContent(str(error)) from error
     for model, each in zip(meant, fresh, strict=True):
-        model.use_scheduler(each)
+        model.activate_scheduler(each)
     return Reloads(
         models=[
             Reloaded(model=model.name, policy=each.policy.kind, sha256=each.sha256)

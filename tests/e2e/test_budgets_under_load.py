@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from profiling.loadtest.http_client import LaneConfig
-from profiling.loadtest.load import Beside, Call, closed_loop
+from profiling.loadtest.load import Call, SideCalls, closed_loop
 
 if TYPE_CHECKING:
     from tests.conftest import Images
@@ -55,7 +55,7 @@ def test_no_request_is_dropped_and_each_model_keeps_its_own_budget(
     with start_server("--window", "200") as server:
         url = str(server.client.base_url)
         changes = puts(IMAGES)
-        beside = [Beside(changes, np.linspace(0.2, 3.5, len(changes)))]
+        beside = [SideCalls(changes, np.linspace(0.2, 3.5, len(changes)))]
         server.client.put(f"/budget?model={TEXTS}", json={"budget_ms": 8.0})
         load = closed_loop(url, calls, LaneConfig(8), seconds=4.0, beside=beside)
         assert set(load.outcomes) == {"200"} and len(load.call) > 100

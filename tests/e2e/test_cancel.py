@@ -42,7 +42,7 @@ def server(
     shipped_bundle: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
-    """A device that takes one picture at a time, and so long that others have to wait."""
+    """A device that takes one image at a time, and so long that others have to wait."""
     costs = tmp_path_factory.mktemp("costs") / "costs.json"
     costs.write_text(json.dumps({"batch_sizes": [1], "stages_ms": [[ms] for ms in STAGES_MS]}))
     slow = ("--backend", "replay", "--replay-costs", str(costs), "--max-batch", "1")
@@ -118,7 +118,7 @@ def test_a_list_whose_client_leaves_is_dropped_whole(server: Server, images: Ima
     assert numbers(client)[WAITING] == 0
 
 
-def test_a_client_that_leaves_while_its_picture_is_on_the_device_is_counted(
+def test_a_client_that_leaves_while_its_image_is_on_the_device_is_counted(
     server: Server, images: Images
 ) -> None:
     client, before = server.client, numbers(server.client)

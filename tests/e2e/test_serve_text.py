@@ -1,4 +1,4 @@
-"""The server as `make serve` starts it: pictures and real texts over HTTP."""
+"""The server as `make serve` starts it: images and real texts over HTTP."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def test_the_shipped_bundles_are_both_there_and_ready_soon(server: Server) -> No
     assert server.ready_after_s < 10
 
 
-def test_pictures_and_texts_are_answered_side_by_side(server: Server, images: Images) -> None:
-    picture = server.client.post(
+def test_images_and_texts_are_answered_side_by_side(server: Server, images: Images) -> None:
+    image = server.client.post(
         "/predict", content=images.files[0], headers={"content-type": "image/jpeg"}
     ).json()
     sport = "The striker scored twice in the second half and the team won the cup final."
     text = server.client.post("/predict", json={"text": sport}).json()
-    assert (picture["model"], text["model"]) == ("cifar10-resnet56", "ag-news-minilm")
+    assert (image["model"], text["model"]) == ("cifar10-resnet56", "ag-news-minilm")
     assert text["label"] == "Sports" and "truncated" not in text
     long = server.client.post("/predict", json={"text": sport * 50}).json()
     assert long["label"] == "Sports" and long["truncated"] is True

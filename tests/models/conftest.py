@@ -32,7 +32,7 @@ def quick_exports() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def network() -> MultiExitModel:
-    """Two exits for 8x8 pictures and batch norms with a past; stage and head 0 fit in half."""
+    """Two exits for 8x8 images and batch norms with a past; stage and head 0 fit in half."""
     torch.manual_seed(1)
     model = cifar_resnet(8, 3, (1,), ((Conv(8, 2),),))
     for module in model.modules():

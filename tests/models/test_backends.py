@@ -89,7 +89,7 @@ PADDED: dict[str, Callable[[Case], StageBackend]] = {
 }
 
 
-def pictures(rows: int) -> State:
+def images(rows: int) -> State:
     return (np.random.default_rng(rows).normal(size=(rows, 3, 8, 8)).astype(np.float32),)
 
 
@@ -139,12 +139,12 @@ def cases(
     shorter = tuple(array[:, :-1] for array in texts(2))
     write_graphs(export_graphs(encoder, shorter, texts(3)), folder)
     return {
-        "pictures": Case(network, *files(exported[0]), pictures),
+        "images": Case(network, *files(exported[0]), images),
         "texts": Case(encoder, *files(folder), texts),
     }
 
 
-@pytest.fixture(scope="module", params=["pictures", "texts"])
+@pytest.fixture(scope="module", params=["images", "texts"])
 def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
     return cases[request.param]
 

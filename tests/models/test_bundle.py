@@ -21,7 +21,7 @@ NAMES = (
 )
 
 
-PICTURES = {"height": 8, "width": 9, "mean": (0.5, 0.5, 0.5), "std": (1, 1, 1)}
+IMAGES = {"height": 8, "width": 9, "mean": (0.5, 0.5, 0.5), "std": (1, 1, 1)}
 TEXTS = {"max_tokens": 20, "pad_id": 0, "length_step": 8, "typical_tokens": 16}
 
 
@@ -35,7 +35,7 @@ def make_bundle(folder: Path, **changes: Any) -> Path:
         "task": "image",
         "classes": ("cat", "dog"),
         "num_exits": 2,
-        "preprocessing": PICTURES,
+        "preprocessing": IMAGES,
         "default_budget_ms": 1.5,
         "training": {"epochs": 3},
     }
@@ -79,8 +79,8 @@ def test_the_preprocessor_is_of_the_manifest_and_the_operators_limit(tmp_path: P
     assert isinstance(preprocess, ImagePreprocessor) and preprocess.fit == "cover"
 
 
-def test_a_bundle_of_masks_may_stretch_its_pictures(tmp_path: Path) -> None:
-    make_bundle(tmp_path, task="segmentation", preprocessing={**PICTURES, "fit": "stretch"})
+def test_a_bundle_of_masks_may_stretch_its_images(tmp_path: Path) -> None:
+    make_bundle(tmp_path, task="segmentation", preprocessing={**IMAGES, "fit": "stretch"})
     preprocess = load_bundle(tmp_path).preprocessor(max_pixels=77)
     assert isinstance(preprocess, ImagePreprocessor) and preprocess.fit == "stretch"
     edit(tmp_path, lambda m: m["preprocessing"].update(fit="tile"))
@@ -120,12 +120,12 @@ def test_task_and_preprocessing_must_agree(tmp_path: Path, task: str) -> None:
     make_bundle(tmp_path)
 
     def swap(manifest: dict[str, Any]) -> None:
-        manifest.update(task=task, preprocessing=PICTURES if task == "text" else TEXTS)
+        manifest.update(task=task, preprocessing=IMAGES if task == "text" else TEXTS)
 
     edit(tmp_path, swap)
     assert f"the preprocessing is not that of the task {task}" in refusal(tmp_path)
     with pytest.raises(ValueError, match=f"not that of the task {task}"):
-        make_bundle(tmp_path, task=task, preprocessing=PICTURES if task == "text" else TEXTS)
+        make_bundle(tmp_path, task=task, preprocessing=IMAGES if task == "text" else TEXTS)
 
 
 @pytest.mark.parametrize("key", TEXTS)

@@ -20,8 +20,8 @@ from models.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     ImagePreprocessor,
+    InvalidInput,
     TextPreprocessor,
-    Unreadable,
 )
 from models.training.batches import normalise
 
@@ -34,7 +34,7 @@ def noise(*shape: int) -> Pixels:
 
 
 def smooth(height: int = 32, width: int = 32) -> Pixels:
-    """A picture that lossy formats keep nearly."""
+    """An image that lossy formats keep nearly."""
     down, across = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     return np.stack([255 * down, 255 * across, 255 - 127 * (down + across)], -1).astype(np.uint8)
 
@@ -57,7 +57,7 @@ def on_white(colour: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
 
 
 def refusal(data: bytes, of: ImagePreprocessor = preprocess) -> str:
-    with pytest.raises(Unreadable) as caught:
+    with pytest.raises(InvalidInput) as caught:
         of(data)
     sentence = str(caught.value)
     assert sentence and "\n" not in sentence and len(sentence) < 300
@@ -172,7 +172,7 @@ def test_a_cmyk_jpeg_has_its_colours() -> None:
         (8, Image.Transpose.ROTATE_270),
     ],
 )
-def test_a_picture_stored_askew_comes_out_upright(
+def test_an_image_stored_askew_comes_out_upright(
     format: str, orientation: int, stored: Image.Transpose | None
 ) -> None:
     upright = Image.fromarray(smooth(32, 64))
@@ -184,7 +184,7 @@ def test_a_picture_stored_askew_comes_out_upright(
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
-def test_the_middle_of_a_large_picture_is_kept(format: str) -> None:
+def test_the_middle_of_a_large_image_is_kept(format: str) -> None:
     pixels = np.zeros((2000, 3000, 3), np.uint8)
     pixels[:1000] = (0, 0, 255)
     pixels[1000:] = (0, 255, 0)
@@ -202,7 +202,7 @@ def test_one_pixel_fills_the_input() -> None:
 
 
 @pytest.mark.parametrize("upright", [False, True])
-def test_the_middle_of_a_very_long_picture_is_kept(upright: bool) -> None:
+def test_the_middle_of_a_very_long_image_is_kept(upright: bool) -> None:
     pixels = np.full((3, 2000, 3), 255, np.uint8)
     pixels[:, 990:1010] = (10, 20, 30)
     data = encode(pixels.transpose(1, 0, 2).copy() if upright else pixels)
@@ -229,14 +229,14 @@ def test_of_a_moving_gif_the_first_frame_is_read() -> None:
     assert np.array_equal(preprocess.decode(data), np.full((32, 32, 3), (255, 0, 0)))
 
 
-def test_unreadable_exif_does_not_spoil_a_good_picture() -> None:
+def test_unreadable_exif_does_not_spoil_a_good_image() -> None:
     pixels = noise(32, 32, 3)
     data = encode(pixels, exif=b"Exif\x00\x00nonsense")
     assert np.array_equal(preprocess.decode(data), pixels)
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
-def test_a_cut_off_picture_is_refused(format: str) -> None:
+def test_a_cut_off_image_is_refused(format: str) -> None:
     data = encode(noise(32, 32, 3), format)
     for cut in range(1, len(data) - 40, 37):
         refusal(data[:cut])
@@ -244,13 +244,13 @@ def test_a_cut_off_picture_is_refused(format: str) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_picture_that_lacks_its_last_bytes_is_whole_or_refused(format: str) -> None:
+def test_an_image_that_lacks_its_last_bytes_is_whole_or_refused(format: str) -> None:
     data = encode(noise(32, 32, 3), format)
     whole = preprocess.decode(data)
     for cut in range(len(data) - 20, len(data)):
         try:
             decoded = preprocess.decode(data[:cut])
-        except Unreadable:
+        except InvalidInput:
             continue
         assert np.array_equal(decoded, whole)
 
@@ -291,22 +291,22 @@ def test_other_files_are_refused_with_the_formats_we_read(data: bytes) -> None:
     ),
     st.binary(max_size=200),
 )
-def test_random_bytes_are_a_picture_or_refused(magic: bytes, rest: bytes) -> None:
+def test_random_bytes_are_an_image_or_refused(magic: bytes, rest: bytes) -> None:
     try:
         assert preprocess(magic + rest).state[0].shape == (1, 3, 32, 32)
-    except Unreadable as error:
+    except InvalidInput as error:
         assert "\n" not in str(error)
 
 
 @settings(max_examples=300, deadline=None, database=None)
 @given(st.sampled_from(FORMATS), st.data())
-def test_a_damaged_picture_is_a_picture_or_refused(format: str, data: st.DataObject) -> None:
+def test_a_damaged_image_is_an_image_or_refused(format: str, data: st.DataObject) -> None:
     damaged = bytearray(encode(smooth(16, 16), format))
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     try:
         assert preprocess(bytes(damaged)).state[0].shape == (1, 3, 32, 32)
-    except Unreadable as error:
+    except InvalidInput as error:
         assert "\n" not in str(error)
 
 
@@ -324,14 +324,14 @@ def test_the_pixel_limit_is_exact() -> None:
     assert "11x11, more than 120 pixels" in refusal(encode(noise(11, 11, 3)), small)
 
 
-def test_a_picture_from_a_file_of_another_suffix_is_read_by_its_bytes(tmp_path: Path) -> None:
+def test_an_image_from_a_file_of_another_suffix_is_read_by_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "photo.txt").write_bytes(encode(noise(32, 32, 3), "WEBP"))
     assert preprocess((tmp_path / "photo.txt").read_bytes()).state[0].shape == (1, 3, 32, 32)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1", "I;16"])
 @pytest.mark.parametrize("size", [(2000, 1000), (1000, 2000), (1001, 301), (640, 640)])
-def test_large_pictures_keep_their_middle(mode: str, size: tuple[int, int]) -> None:
+def test_large_images_keep_their_middle(mode: str, size: tuple[int, int]) -> None:
     # White inside the middle square's right half, black elsewhere: no shrinking may move it.
     width, height = size
     grey = np.zeros((height, width), np.uint8)
@@ -350,7 +350,7 @@ TURNED = (5, 6, 7, 8)  # EXIF orientations whose sides change places
 @pytest.mark.parametrize("fit", ["cover", "stretch"])
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("size", [(64, 40), (40, 64), (60, 62), (1000, 996), (320, 32)])
-def test_the_size_told_is_that_of_the_upright_picture(
+def test_the_size_told_is_that_of_the_upright_image(
     fit: Literal["cover", "stretch"], format: str, size: tuple[int, int]
 ) -> None:
     sized = replace(preprocess, fit=fit)
@@ -361,7 +361,7 @@ def test_the_size_told_is_that_of_the_upright_picture(
         assert sized(data).size == (size[::-1] if orientation in TURNED else size), orientation
 
 
-def test_the_size_told_is_that_before_a_large_picture_is_shrunk() -> None:
+def test_the_size_told_is_that_before_a_large_image_is_shrunk() -> None:
     data = encode(Image.new("RGB", (2001, 1003), "red"), "JPEG")
     assert preprocess(data).size == (2001, 1003)
 
@@ -369,7 +369,7 @@ def test_the_size_told_is_that_before_a_large_picture_is_shrunk() -> None:
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")  # Pillow's
 @pytest.mark.parametrize("exif", [b"Exif\x00\x00nonsense", b"Exif\x00\x00MM\x00*\xff\xff\xff\xff"])
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
-def test_a_picture_of_unreadable_exif_has_the_size_of_its_pixels(format: str, exif: bytes) -> None:
+def test_an_image_of_unreadable_exif_has_the_size_of_its_pixels(format: str, exif: bytes) -> None:
     assert preprocess(encode(noise(20, 30, 3), format, exif=exif)).size == (30, 20)
 
 
@@ -395,7 +395,7 @@ def test_what_covering_cuts_off_is_kept_by_stretching() -> None:
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1", "I;16"])
 @pytest.mark.parametrize("size", [(2000, 1000), (999, 2003), (40, 3000), (32, 32), (3, 2)])
-def test_stretched_pictures_keep_their_borders(mode: str, size: tuple[int, int]) -> None:
+def test_stretched_images_keep_their_borders(mode: str, size: tuple[int, int]) -> None:
     width, height = size
     grey = np.zeros((height, width), np.uint8)
     grey[:, width // 2 :] = 255
@@ -410,7 +410,7 @@ def test_stretched_pictures_keep_their_borders(mode: str, size: tuple[int, int])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_stretched_pictures_come_out_upright(orientation: int) -> None:
+def test_stretched_images_come_out_upright(orientation: int) -> None:
     upright = np.zeros((60, 40, 3), np.uint8)
     upright[:30, :20] = 255  # white in the upper left quarter
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # as Image.Transpose numbers them
@@ -468,13 +468,13 @@ def test_the_tokenizers_own_cut_and_padding_do_not_count(tokenizer: Path) -> Non
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t \r\n", "\u3000\u2003"])
 def test_an_empty_text_is_refused(tokenizer: Path, text: str) -> None:
-    with pytest.raises(Unreadable, match="the text is empty; send at least one word"):
+    with pytest.raises(InvalidInput, match="the text is empty; send at least one word"):
         reader(tokenizer)(text)
 
 
 @pytest.mark.parametrize("text", ["\ud83d", "good \udcff", "\ud800" * 1000])
 def test_half_a_character_is_refused(tokenizer: Path, text: str) -> None:
-    with pytest.raises(Unreadable, match="the text holds half a character; send valid Unicode"):
+    with pytest.raises(InvalidInput, match="the text holds half a character; send valid Unicode"):
         reader(tokenizer)(text)
 
 
@@ -484,7 +484,7 @@ def test_a_text_of_which_no_token_is_left_is_refused(
     # No special tokens stand around this tokenizer's texts.
     (tmp_path / "t.json").write_text(json.dumps({**word_pieces, "post_processor": None}))
     assert reader(tmp_path / "t.json")("good").state[1].sum() == 1
-    with pytest.raises(Unreadable, match="the text holds nothing that the model reads"):
+    with pytest.raises(InvalidInput, match="the text holds nothing that the model reads"):
         reader(tmp_path / "t.json")("\0\x07")
 
 
@@ -516,7 +516,7 @@ def test_any_character_is_read(tokenizer: Path, text: str, pieces: list[str]) ->
 def test_any_text_is_read_or_empty(tokenizer: Path, text: str) -> None:
     try:
         ids, mask = reader(tokenizer)(text).state
-    except Unreadable:
+    except InvalidInput:
         assert not text.strip()
         return
     assert ids.shape == mask.shape and ids.shape[1] in (8, 16, 20)
@@ -534,7 +534,7 @@ def test_a_huge_text_is_cut_in_no_time_and_flagged(tokenizer: Path, text: str) -
 
 
 def test_blanks_longer_than_any_text_are_an_empty_one(tokenizer: Path) -> None:
-    with pytest.raises(Unreadable, match="the text is empty"):
+    with pytest.raises(InvalidInput, match="the text is empty"):
         reader(tokenizer)(" " * 1_000_000 + "good")
 
 
@@ -559,5 +559,5 @@ def test_preprocessors_of_one_tokenizer_are_apart(tokenizer: Path) -> None:
 
 
 def test_half_a_character_is_unreadable(tokenizer: Path) -> None:
-    with pytest.raises(Unreadable, match="half a character"):
+    with pytest.raises(InvalidInput, match="half a character"):
         reader(tokenizer)("good \ud800")

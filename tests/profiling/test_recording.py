@@ -19,7 +19,7 @@ NUM_WORDS = 50
 class RowBackend:
     """Two exits whose answer tells what the row was made of; notes the shapes that it was given.
 
-    Of texts the sum of their tokens, padding left out; of pictures the sum of their pixels.
+    Of texts the sum of their tokens, padding left out; of images the sum of their pixels.
     """
 
     num_exits = 2
@@ -98,8 +98,8 @@ def test_many_texts_of_a_length_are_recorded_a_few_at_a_time(tokenizer: Path) ->
     assert found.labels.tolist() == list(range(250))
 
 
-class Pictures:
-    """Pictures that are made when asked for: all pixels of row n are n / 10."""
+class Images:
+    """Images that are made when asked for: all pixels of row n are n / 10."""
 
     def __init__(self, rows: int) -> None:
         self.shape = (rows, 2, 3, 3)
@@ -118,27 +118,27 @@ def plain() -> ImagePreprocessor:
     return ImagePreprocessor(2, 3, mean=(0, 0, 0), std=(1, 1, 1))
 
 
-def test_pictures_are_read_and_recorded_a_chunk_at_a_time(
+def test_images_are_read_and_recorded_a_chunk_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(profiling.recording, "CHUNK_ROWS", 8)
-    pictures, labels = Pictures(20), np.arange(20) * 3
-    found = record_split(RowBackend(), plain(), Split(pictures, labels))
-    assert pictures.asked == [8, 8, 4]
+    images, labels = Images(20), np.arange(20) * 3
+    found = record_split(RowBackend(), plain(), Split(images, labels))
+    assert images.asked == [8, 8, 4]
     assert found.log_probs.shape == (2, 20, 2)
     expected = [18 * row / 255 for row in range(20)]
     assert told(found.log_probs[0]) == pytest.approx(expected, abs=2e-3)
     assert np.array_equal(found.labels, labels)
 
 
-def test_masks_on_a_grid_are_recorded_with_their_pictures() -> None:
+def test_masks_on_a_grid_are_recorded_with_their_images() -> None:
     class Grid(RowBackend):
         def run_head(self, exit: int, state: State) -> HeadOutput:
             logits = np.zeros((len(state[0]), 2, 3, 5), np.float32)
             return HeadOutput(logits, np.full((len(state[0]), 4, 5), -1.5, np.float32))
 
     labels = np.arange(28).reshape(7, 4) % 5
-    found = record_split(Grid(), plain(), Split(Pictures(7), labels))
+    found = record_split(Grid(), plain(), Split(Images(7), labels))
     assert found.log_probs.shape == (2, 7, 4, 5)
     assert np.array_equal(found.labels, labels)
     assert found.correct.shape == (7, 2)
@@ -149,18 +149,18 @@ def test_the_first_rows_are_one_input(tokenizer: Path) -> None:
     ids, mask = first_rows(reader(tokenizer), split, 3)
     assert ids.tolist() == [[1, 2, 3], [4, 7, 7], [5, 6, 7]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
-    pictures = Pictures(9)
-    (state,) = first_rows(plain(), Split(pictures, np.zeros(9, np.int64)), 4)
-    assert state.shape == (4, 3, 2, 3) and pictures.asked == [4]
+    images = Images(9)
+    (state,) = first_rows(plain(), Split(images, np.zeros(9, np.int64)), 4)
+    assert state.shape == (4, 3, 2, 3) and images.asked == [4]
     assert state[:, 0, 0, 0].tolist() == pytest.approx([0, 1 / 255, 2 / 255, 3 / 255])
-    (few,) = first_rows(plain(), Split(Pictures(2), np.zeros(2, np.int64)), 64)
+    (few,) = first_rows(plain(), Split(Images(2), np.zeros(2, np.int64)), 64)
     assert few.shape == (2, 3, 2, 3)
 
 
 def test_texts_are_had_from_splits_of_texts_alone() -> None:
     assert texts_of(Split(["a", "b"], np.zeros(2, np.int64))) == ["a", "b"]
     with pytest.raises(AssertionError, match="texts"):
-        texts_of(Split(Pictures(2), np.zeros(2, np.int64)))
+        texts_of(Split(Images(2), np.zeros(2, np.int64)))
 
 
 def test_a_text_without_a_word_is_named_as_serving_would(tokenizer: Path) -> None:

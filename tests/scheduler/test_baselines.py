@@ -89,7 +89,7 @@ def test_policies_tell_their_size_kind_and_thresholds() -> None:
         (ConfidencePolicy(table(), "entropy-opt"), "entropy-opt"),
         (PatiencePolicy(table()), "patience"),
     ):
-        assert (policy.kind, policy.num_exits, policy.run_on) == (kind, 2, 3.0)
+        assert (policy.kind, policy.num_exits, policy.never_exit_parameter) == (kind, 2, 3.0)
         assert policy.thresholds(2.7).tolist() == [0.8, -np.inf]
         assert policy.start(3).shape[0] == 3
 

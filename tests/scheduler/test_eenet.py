@@ -151,7 +151,7 @@ def test_policy_decides_by_its_table() -> None:
     middle = float(np.median(scored.scores))
     table = ThresholdTable(np.array([1.0, 2.0]), np.array([[middle, 0, -np.inf], [9, 0, -np.inf]]))
     policy = replace(policy, table=table)
-    assert (policy.kind, policy.num_exits, policy.run_on) == ("eenet", 3, 2.0)
+    assert (policy.kind, policy.num_exits, policy.never_exit_parameter) == ("eenet", 3, 2.0)
     assert policy.thresholds(1.5).tolist() == [middle, 0, -np.inf]
     assert policy.decide(0, scored, np.full(30, 1.0)).leave.sum() == 15
     assert not policy.decide(0, scored, np.full(30, 2.0)).leave.any()
@@ -265,7 +265,7 @@ def test_a_published_policy_lets_go_at_the_last_exit_only_until_it_is_fitted() -
     policy = load_published_scheduler(path)
     assert (policy.num_exits, policy.scorer.num_classes) == (4, 2)
     scores = policy.scores(held_in(path)["probs"])
-    assert set(route(scores, policy.thresholds(policy.run_on))) == {3}
+    assert set(route(scores, policy.thresholds(policy.never_exit_parameter))) == {3}
 
 
 def test_the_path_may_be_text() -> None:

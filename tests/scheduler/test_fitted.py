@@ -16,7 +16,7 @@ from scheduler.fitted import (
     save_scheduler,
 )
 from scheduler.fitting.fit import fit_scheduler
-from scheduler.policy import replay, score_all, take_exits
+from scheduler.policy import exits_taken, replay, score_all
 
 Problem = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]
 
@@ -69,7 +69,7 @@ def test_a_scheduler_comes_back_as_it_was_saved(fitted: Scheduler, tmp_path: Pat
     loaded = load_scheduler(tmp_path)
     assert type(loaded.policy) is type(fitted.policy)
     assert (loaded.policy.kind, loaded.policy.num_exits) == (fitted.policy.kind, 3)
-    assert loaded.policy.run_on == fitted.policy.run_on
+    assert loaded.policy.never_exit_parameter == fitted.policy.never_exit_parameter
     for before, after in zip(fitted, loaded, strict=True):
         pairs = list(zip(arrays_of(before), arrays_of(after), strict=True))
         assert len(pairs) >= 2
@@ -85,8 +85,8 @@ def test_a_loaded_scheduler_decides_as_the_saved_one(
     before, after = (score_all(policy, log_probs) for policy in policies)
     assert np.array_equal(before, after)
     replayed = [replay(policy, log_probs) for policy in policies]
-    for parameter in (*fitted.frontier.parameters[::10].tolist(), policies[0].run_on):
-        taken = [take_exits(*pair, parameter) for pair in zip(policies, replayed, strict=True)]
+    for parameter in (*fitted.frontier.parameters[::10].tolist(), policies[0].never_exit_parameter):
+        taken = [exits_taken(*pair, parameter) for pair in zip(policies, replayed, strict=True)]
         assert np.array_equal(*taken)
         thresholds = [policy.thresholds(parameter) for policy in policies]
         assert np.array_equal(*thresholds) or thresholds == [None, None]

@@ -30,7 +30,7 @@ def fitted(levels: int | None = None) -> tuple[Array, NDArray[np.bool_], Thresho
     exits = np.stack([route(scores, row) for row in table.thresholds])
     rates = np.stack([(exits == k).mean(1) for k in range(3)], 1)
     accuracy = correct[np.arange(300), exits].mean(1)
-    return scores, correct, table, Frontier(grid, rates, accuracy, costs).rising()
+    return scores, correct, table, Frontier(grid, rates, accuracy, costs).pareto()
 
 
 new_costs = st.lists(st.floats(0.05, 5.0), min_size=3, max_size=3).map(np.cumsum)
@@ -149,7 +149,7 @@ def test_of_points_that_cost_the_same_the_first_is_kept() -> None:
         exit_rates=np.array([[1.0, 0], [1.0, 0], [0, 1.0]]),
         expected_accuracy=np.array([0.5, 0.6, 0.9]),
         costs_ms=np.array([1.0, 3.0]),
-    ).rising()
+    ).pareto()
     assert twice.parameters.tolist() == [3, 1]
     assert twice.expected_accuracy.tolist() == [0.5, 0.9]
 
@@ -160,7 +160,7 @@ def test_the_point_that_runs_all_to_the_end_for_sure_stays_in_place_of_one_as_de
         exit_rates=np.array([[1.0, 0], [0, 1.0], [0, 1.0]]),
         expected_accuracy=np.array([0.5, 0.8, 0.9]),
         costs_ms=np.array([1.0, 3.0]),
-    ).rising()
+    ).pareto()
     assert surely.parameters.tolist() == [1, 3]
     assert surely.expected_accuracy.tolist() == [0.5, 0.9]
 
@@ -189,7 +189,7 @@ def test_a_frontier_of_arrays_that_disagree_is_refused() -> None:
 def test_stages_that_take_another_share_of_the_time_are_told(
     costs: list[float], moved: list[int]
 ) -> None:
-    assert fitted()[-1].moved_stages(np.array(costs)) == moved
+    assert fitted()[-1].drifted_stages(np.array(costs)) == moved
 
 
 @given(st.floats(0.1, 10), st.floats(1.0001, 50))
@@ -213,8 +213,8 @@ def test_a_gap_behind_which_nothing_is_gained_is_not_worth_crossing() -> None:
     costs = np.array([1.0, 2.0, 4.0])
     rates = np.array([[1, 0, 0], [0.5, 0.5, 0], [0, 0, 1]])
     useless = Frontier(np.arange(3.0), rates, np.array([0.6, 0.7, 0.7]), costs)
-    assert useless.worth_ms(3.0) == 1.5
-    assert useless.worth_ms(1.2) == 1.2  # up to the next point there is something to gain
-    assert useless.worth_ms(9.0) == 9.0  # where all runs to the end there is no gap
+    assert useless.useful_budget_ms(3.0) == 1.5
+    assert useless.useful_budget_ms(1.2) == 1.2  # up to the next point there is something to gain
+    assert useless.useful_budget_ms(9.0) == 9.0  # where all runs to the end there is no gap
     useful = Frontier(np.arange(3.0), rates, np.array([0.6, 0.7, 0.8]), costs)
-    assert useful.worth_ms(3.0) == 3.0
+    assert useful.useful_budget_ms(3.0) == 3.0

@@ -12,7 +12,7 @@ from scheduler.baselines import ConfidencePolicy, PatiencePolicy
 from scheduler.eenet import NUM_CONFIDENCES, EENetPolicy, ExitScorer
 from scheduler.fitted import POLICIES, Scheduler
 from scheduler.fitting.fit import fit_scheduler
-from scheduler.policy import ExitPolicy, replay, take_exits
+from scheduler.policy import ExitPolicy, exits_taken, replay
 from scheduler.stopping import NUM_FEATURES, StoppingPolicy
 from scheduler.thresholds import ThresholdTable
 
@@ -37,14 +37,14 @@ def with_needed_heads(policy: ExitPolicy, log_probs: Array, parameter: float) ->
             continue
         scored = policy.score(exit, shown, history)
         history = scored.history
-        obeyed = np.array([policy.run_on if hole else parameter])
+        obeyed = np.array([policy.never_exit_parameter if hole else parameter])
         leave = policy.decide(exit, scored, obeyed).leave
         exits[leave & (exits < 0)] = exit
     return exits.tolist()
 
 
 def with_all_heads(policy: ExitPolicy, log_probs: Array, parameter: float) -> list[int]:
-    return take_exits(policy, replay(policy, log_probs), parameter).tolist()
+    return exits_taken(policy, replay(policy, log_probs), parameter).tolist()
 
 
 def random_log_probs(seed: int, pixels: bool = False, exits: int = EXITS) -> Array:
@@ -69,7 +69,7 @@ def test_a_fitted_policy_sends_rows_where_it_would_with_all_heads(
 ) -> None:
     scheduler, log_probs = fitted(kind)
     policy, at = scheduler.policy, np.sort(scheduler.frontier.parameters)
-    between = [*at, *(at[1:] + at[:-1]) / 2, at[0] - 1, at[-1] + 1, policy.run_on]
+    between = [*at, *(at[1:] + at[:-1]) / 2, at[0] - 1, at[-1] + 1, policy.never_exit_parameter]
     for parameter in map(float, between):
         expected = with_all_heads(policy, log_probs, parameter)
         assert with_needed_heads(policy, log_probs, parameter) == expected
@@ -80,7 +80,11 @@ def test_to_run_on_only_the_last_head_is_needed_and_to_stop_at_once_the_first_is
     kind: str, fitted: Callable[[str], tuple[Scheduler, Array]]
 ) -> None:
     policy, frontier = fitted(kind)[0]
-    assert [policy.needs(exit, policy.run_on) for exit in range(3)] == [False, False, True]
+    assert [policy.needs(exit, policy.never_exit_parameter) for exit in range(3)] == [
+        False,
+        False,
+        True,
+    ]
     assert policy.needs(0, float(frontier.parameters[0]))
 
 

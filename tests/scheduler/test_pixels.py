@@ -12,13 +12,13 @@ from scheduler.eenet import EENetPolicy, ExitScorer
 from scheduler.fitted import POLICIES, Scheduler, load_scheduler, save_scheduler
 from scheduler.fitting.fit import fit_scheduler
 from scheduler.pixels import (
+    correct_share,
     pixel_histories,
     pixels_of,
     row_histories,
     row_means,
-    shares_right,
 )
-from scheduler.policy import ExitPolicy, replay, score_all, take_exits
+from scheduler.policy import ExitPolicy, exits_taken, replay, score_all
 from scheduler.stopping import StoppingPolicy
 from scheduler.thresholds import ThresholdTable
 
@@ -90,9 +90,9 @@ def test_pixels_are_rows_of_their_own_and_their_histories_stay_with_them() -> No
 
 def test_shares_right_are_0_or_1_or_those_of_the_pixels() -> None:
     of_one = np.log([[[0.9, 0.1], [0.2, 0.8]], [[0.4, 0.6], [0.3, 0.7]]])
-    assert shares_right(of_one, np.array([0, 1])).tolist() == [[1, 0], [1, 1]]
+    assert correct_share(of_one, np.array([0, 1])).tolist() == [[1, 0], [1, 1]]
     of_two = of_one[:, None]  # (K, 1, P, C)
-    assert shares_right(of_two, np.array([[0, 1]])).tolist() == [[1, 0.5]]
+    assert correct_share(of_two, np.array([[0, 1]])).tolist() == [[1, 0.5]]
 
 
 # Rows of pixels and rows of one
@@ -107,7 +107,9 @@ def test_equal_pixels_are_scored_and_decided_like_one(kind: str, pixels: int) ->
         zip(replay(policy, one), replay(policy, many), strict=True)
     ):
         assert of_many.scores == pytest.approx(of_one.scores, rel=1e-12, abs=1e-12)
-        assert of_many.outlook == pytest.approx(of_one.outlook, rel=1e-12, abs=1e-12)
+        assert of_many.continuation_values == pytest.approx(
+            of_one.continuation_values, rel=1e-12, abs=1e-12
+        )
         price = np.array([0.3])
         decided, expected = policy.decide(exit, of_many, price), policy.decide(exit, of_one, price)
         assert decided.thresholds == pytest.approx(expected.thresholds, rel=1e-12, abs=1e-12)
@@ -210,7 +212,7 @@ def test_every_policy_keeps_its_budgets_on_the_rows_it_saw_and_nearly_on_others(
     for budget in (1.1, 1.4, 1.8, 2.2):
         at = fitted.frontier.at_cost(budget).parameter
         costs = [
-            COSTS[take_exits(fitted.policy, replay(fitted.policy, rows), at)]
+            COSTS[exits_taken(fitted.policy, replay(fitted.policy, rows), at)]
             for rows in (problem[0], unseen)
         ]
         assert costs[0].mean() <= budget * (1 + 1e-9)
@@ -221,15 +223,15 @@ def test_every_policy_keeps_its_budgets_on_the_rows_it_saw_and_nearly_on_others(
 def test_every_policy_beats_leaving_by_lot(fitted: Scheduler) -> None:
     """Between all at the first exit and all at the last, which costs and earns in proportion."""
     log_probs, labels, _ = made(1000, seed=2)
-    right, rows = shares_right(log_probs, labels), np.arange(1000)
+    right, rows = correct_share(log_probs, labels), np.arange(1000)
     at = fitted.frontier.at_cost(1.6).parameter
-    exits = take_exits(fitted.policy, replay(fitted.policy, log_probs), at)
+    exits = exits_taken(fitted.policy, replay(fitted.policy, log_probs), at)
     by_lot = np.interp(COSTS[exits].mean(), COSTS[[0, -1]], right.mean(0)[[0, -1]])
     assert right[rows, exits].mean() > by_lot
 
 
 def test_the_frontier_tells_shares_of_pixels(fitted: Scheduler, problem: Made) -> None:
-    right = shares_right(*problem[:2]).mean(0)
+    right = correct_share(*problem[:2]).mean(0)
     told = fitted.frontier.expected_accuracy
     assert told[[0, -1]] == pytest.approx(right[[0, -1]])
 
@@ -242,7 +244,7 @@ def test_every_policy_decides_the_same_once_saved_and_loaded(
     before, after = (replay(each.policy, problem[0]) for each in (fitted, loaded))
     for at in fitted.frontier.parameters[[0, len(fitted.frontier) // 2, -1]].tolist():
         assert np.array_equal(
-            take_exits(fitted.policy, before, at), take_exits(loaded.policy, after, at)
+            exits_taken(fitted.policy, before, at), exits_taken(loaded.policy, after, at)
         )
 
 

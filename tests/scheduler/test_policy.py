@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import scheduler.policy
-from scheduler.policy import Decision, Scored, replay, score_all, take_exits
+from scheduler.policy import Decision, Scored, exits_taken, replay, score_all
 
 Array = NDArray[np.float64]
 
@@ -13,12 +13,13 @@ Array = NDArray[np.float64]
 class RunningTotal:
     """Scores a row by its first log-probability plus what earlier exits showed of it.
 
-    The outlook is the exit and the score; a row leaves where its score reaches the parameter.
+    The continuation_values is the exit and the score; a row leaves where its score reaches the
+    parameter.
     """
 
     kind = "running-total"
     num_exits = 3
-    run_on = np.inf
+    never_exit_parameter = np.inf
 
     def start(self, rows: int) -> Array:
         return np.zeros((rows, 1))
@@ -46,7 +47,7 @@ def test_replay_carries_each_rows_history_from_exit_to_exit() -> None:
     totals = np.cumsum(log_probs[:, :, 0], 0)
     for exit, scored in enumerate(replayed):
         assert scored.scores == pytest.approx(totals[exit])
-        assert scored.outlook == pytest.approx(np.c_[np.full(20, exit), totals[exit]])
+        assert scored.continuation_values == pytest.approx(np.c_[np.full(20, exit), totals[exit]])
 
 
 def test_replay_in_chunks_is_replay_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +56,7 @@ def test_replay_in_chunks_is_replay_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(scheduler.policy, "REPLAY_ROWS", 5)
     for once, parts in zip(whole, replay(RunningTotal(), log_probs), strict=True):
         assert np.array_equal(once.scores, parts.scores)
-        assert np.array_equal(once.outlook, parts.outlook)
+        assert np.array_equal(once.continuation_values, parts.continuation_values)
 
 
 def test_score_all_has_a_row_for_each_row_and_a_column_for_each_exit() -> None:
@@ -66,7 +67,7 @@ def test_score_all_has_a_row_for_each_row_and_a_column_for_each_exit() -> None:
 @given(st.integers(0, 99), st.floats(-3, 3) | st.sampled_from([-np.inf, np.inf]))
 def test_a_row_takes_the_first_exit_that_lets_it_go(seed: int, parameter: float) -> None:
     log_probs = shown(30, seed)
-    taken = take_exits(RunningTotal(), replay(RunningTotal(), log_probs), parameter)
+    taken = exits_taken(RunningTotal(), replay(RunningTotal(), log_probs), parameter)
     for row in range(30):
         history, policy = np.zeros((1, 1)), RunningTotal()
         for exit in range(3):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scheduler.confidence import finite_log_probs
 from scheduler.fitted import POLICIES, Scheduler
 from scheduler.fitting.fit import Problem, fit_scheduler
-from scheduler.policy import ExitPolicy, replay, take_exits
+from scheduler.policy import ExitPolicy, exits_taken, replay
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -169,7 +169,7 @@ def budgets(problem: Problem) -> Array:
 def parameters(scheduler: Scheduler, problem: Problem) -> list[float]:
     """Those that keep five budgets, and the one at which all run on."""
     kept = [scheduler.frontier.at_cost(budget).parameter for budget in budgets(problem)]
-    return [*kept, scheduler.policy.run_on]
+    return [*kept, scheduler.policy.never_exit_parameter]
 
 
 def arrays_of(scheduler: Scheduler) -> Iterator[Array]:
@@ -207,7 +207,7 @@ def test_no_number_of_it_is_nan(case: tuple[Scheduler, Problem]) -> None:
     assert np.isfinite(scheduler.frontier.exit_rates).all()
     for scored in replay(scheduler.policy, problem.log_probs):
         assert np.isfinite(scored.scores).all()
-        assert np.isfinite(scored.outlook).all()
+        assert np.isfinite(scored.continuation_values).all()
 
 
 def test_its_frontier_rises_from_all_at_the_first_exit_to_all_at_the_last(
@@ -229,14 +229,14 @@ def test_its_budgets_are_kept_on_the_calibration_rows(case: tuple[Scheduler, Pro
     replayed = replay(scheduler.policy, problem.log_probs)
     for budget in budgets(problem):
         at = scheduler.frontier.at_cost(budget).parameter
-        exits = take_exits(scheduler.policy, replayed, at)
+        exits = exits_taken(scheduler.policy, replayed, at)
         assert problem.costs_ms[exits].mean() <= budget * (1 + 1e-8)
 
 
 def test_it_sends_all_to_the_end_if_told_to_run_on(case: tuple[Scheduler, Problem]) -> None:
     scheduler, problem = case
     replayed = replay(scheduler.policy, problem.log_probs)
-    exits = take_exits(scheduler.policy, replayed, scheduler.policy.run_on)
+    exits = exits_taken(scheduler.policy, replayed, scheduler.policy.never_exit_parameter)
     assert set(exits) == {len(problem.costs_ms) - 1}
 
 
@@ -247,7 +247,7 @@ def test_rows_decide_alone_as_in_a_batch(
     policy, rows = scheduler.policy, problem.log_probs[:, :20]
     replayed = replay(policy, rows)
     for at in parameters(scheduler, problem):
-        together = take_exits(policy, replayed, at)
+        together = exits_taken(policy, replayed, at)
         alone = [serve(policy, rows[:, n : n + 1], np.array([at]))[0] for n in range(rows.shape[1])]
         assert together.tolist() == alone
 
@@ -260,6 +260,6 @@ def test_rows_with_parameters_of_their_own_decide_as_alone(
     at = np.array(parameters(scheduler, problem))
     own = np.random.default_rng(0).integers(0, len(at), rows.shape[1])
     replayed = replay(policy, rows)
-    by_parameter = np.stack([take_exits(policy, replayed, value) for value in at.tolist()])
+    by_parameter = np.stack([exits_taken(policy, replayed, value) for value in at.tolist()])
     expected = by_parameter[own, np.arange(rows.shape[1])]
     assert np.array_equal(serve(policy, rows, at[own]), expected)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from scheduler.policy import Scored, replay, score_all, take_exits
+from scheduler.policy import Scored, exits_taken, replay, score_all
 from scheduler.stopping import NUM_FEATURES, TINY, StoppingPolicy, shown_features
 
 Array = NDArray[np.float64]
@@ -30,13 +30,13 @@ def random_log_probs(rows: int, classes: int = 4, seed: int = 0) -> Array:
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-def scored(scores: Array, outlook: Array) -> Scored:
-    return Scored(scores, np.empty((len(scores), 0)), outlook)
+def scored(scores: Array, continuation_values: Array) -> Scored:
+    return Scored(scores, np.empty((len(scores), 0)), continuation_values)
 
 
-def continuation(outlook: list[float], price: float, exit: int = 0) -> float:
-    """The threshold that a row with this outlook meets at a price."""
-    row = scored(np.zeros(1), np.array([outlook]))
+def continuation(continuation_values: list[float], price: float, exit: int = 0) -> float:
+    """The threshold that a row with this continuation_values meets at a price."""
+    row = scored(np.zeros(1), np.array([continuation_values]))
     return float(random_policy().decide(exit, row, np.array([price])).thresholds[0])
 
 
@@ -100,14 +100,14 @@ def test_score_and_outlook_are_logistic_in_features_and_answer() -> None:
         logits = features[n] @ policy.weights[0] + policy.class_offsets[0][answers[n]]
         expected = 1 / (1 + np.exp(-logits))
         assert row.scores[n] == pytest.approx(expected[0])
-        assert row.outlook[n] == pytest.approx(expected[1:])
+        assert row.continuation_values[n] == pytest.approx(expected[1:])
 
 
 def test_the_last_exit_has_a_score_and_no_outlook() -> None:
     policy = random_policy()
     last = policy.score(2, random_log_probs(5)[2], np.ones((5, 4)))
     assert last.scores.shape == (5,)
-    assert last.outlook.shape == (5, 0)
+    assert last.continuation_values.shape == (5, 0)
 
 
 def test_scores_do_not_depend_on_the_batch() -> None:
@@ -117,7 +117,9 @@ def test_scores_do_not_depend_on_the_batch() -> None:
         alone = replay(policy, log_probs[:, row : row + 1])
         for all_rows, one in zip(together, alone, strict=True):
             assert one.scores == pytest.approx(all_rows.scores[row], rel=1e-12)
-            assert one.outlook[0] == pytest.approx(all_rows.outlook[row], rel=1e-12)
+            assert one.continuation_values[0] == pytest.approx(
+                all_rows.continuation_values[row], rel=1e-12
+            )
 
 
 def test_logits_far_below_zero_are_a_chance_of_zero_without_a_warning() -> None:
@@ -134,9 +136,11 @@ def test_logits_far_below_zero_are_a_chance_of_zero_without_a_warning() -> None:
     ("price", "ahead"), [(0.0, 0.9), (0.05, 0.85), (0.1, 0.8), (0.2, 0.7), (0.4, 0.5)]
 )
 def test_the_value_ahead_is_interpolated_between_prices(price: float, ahead: float) -> None:
-    outlook = [0.9, 0.8, 0.5]
-    assert continuation(outlook, price) == pytest.approx(ahead - price * STEPS_MS[0])
-    assert continuation(outlook, price, exit=1) == pytest.approx(ahead - price * STEPS_MS[1])
+    continuation_values = [0.9, 0.8, 0.5]
+    assert continuation(continuation_values, price) == pytest.approx(ahead - price * STEPS_MS[0])
+    assert continuation(continuation_values, price, exit=1) == pytest.approx(
+        ahead - price * STEPS_MS[1]
+    )
 
 
 @pytest.mark.parametrize(("price", "ahead"), [(-3.0, 0.9), (-0.01, 0.9), (0.41, 0.5), (9.0, 0.5)])
@@ -171,7 +175,9 @@ def test_rows_with_prices_of_their_own_decide_as_alone(
     together = policy.decide(exit, rows, np.array(own))
     for n, price in enumerate(own):
         alone = policy.decide(
-            exit, scored(rows.scores[n : n + 1], rows.outlook[n : n + 1]), np.array([price])
+            exit,
+            scored(rows.scores[n : n + 1], rows.continuation_values[n : n + 1]),
+            np.array([price]),
         )
         assert together.leave[n] == alone.leave[0]
         assert together.thresholds[n] == alone.thresholds[0]
@@ -183,8 +189,8 @@ def test_a_lower_price_never_lets_a_row_go_that_a_higher_one_keeps(
 ) -> None:
     """Where the value ahead falls with the price, as that of optimal stopping does."""
     rng, policy = np.random.default_rng(seed), random_policy()
-    outlook = -np.sort(-rng.uniform(size=(30, 3)), axis=1)
-    rows = scored(rng.uniform(size=30), outlook)
+    continuation_values = -np.sort(-rng.uniform(size=(30, 3)), axis=1)
+    rows = scored(rng.uniform(size=30), continuation_values)
     cheap, dear = (policy.decide(exit, rows, np.array([price])) for price in sorted((one, other)))
     assert (dear.leave >= cheap.leave).all()
     assert (dear.thresholds <= cheap.thresholds).all()
@@ -198,15 +204,15 @@ def test_whatever_rows_promise_run_on_keeps_them_and_stop_at_once_lets_them_go(
     # Certain to be right now and never later, and the other way round, among them.
     scores = np.r_[1.0, 0.0, rng.uniform(size=8)]
     rows = scored(scores, np.c_[1 - scores, 1 - scores, 1 - scores])
-    assert not policy.decide(exit, rows, np.array([policy.run_on])).leave.any()
+    assert not policy.decide(exit, rows, np.array([policy.never_exit_parameter])).leave.any()
     if exit == 0:
-        assert policy.decide(0, rows, np.array([policy.stop_at_once])).leave.all()
+        assert policy.decide(0, rows, np.array([policy.exit_at_first_parameter])).leave.all()
 
 
 def test_everyone_leaves_at_the_last_exit_at_any_price() -> None:
     policy = random_policy()
     rows = scored(np.array([0.0, 0.5, 1.0]), np.empty((3, 0)))
-    for price in (policy.run_on, 0.0, policy.stop_at_once):
+    for price in (policy.never_exit_parameter, 0.0, policy.exit_at_first_parameter):
         decision = policy.decide(2, rows, np.array([price]))
         assert decision.leave.all()
         assert decision.thresholds.tolist() == [-np.inf] * 3
@@ -215,8 +221,8 @@ def test_everyone_leaves_at_the_last_exit_at_any_price() -> None:
 def test_the_two_extreme_prices_send_all_to_the_two_ends() -> None:
     policy = random_policy()
     replayed = replay(policy, random_log_probs(50))
-    assert set(take_exits(policy, replayed, policy.run_on)) == {2}
-    assert set(take_exits(policy, replayed, policy.stop_at_once)) == {0}
+    assert set(exits_taken(policy, replayed, policy.never_exit_parameter)) == {2}
+    assert set(exits_taken(policy, replayed, policy.exit_at_first_parameter)) == {0}
 
 
 def test_policy_tells_its_kind_and_size_and_that_thresholds_are_each_rows_own() -> None:

@@ -267,8 +267,8 @@ def test_everyone_leaves_at_the_last_exit_whatever_the_score() -> None:
 
 def test_policy_tells_its_exits_and_the_budget_at_which_all_run_on() -> None:
     policy = policy_of_three()
-    assert (policy.num_exits, policy.run_on) == (2, 3.0)
-    assert policy.thresholds(policy.run_on).tolist() == [np.inf, -np.inf]
+    assert (policy.num_exits, policy.never_exit_parameter) == (2, 3.0)
+    assert policy.thresholds(policy.never_exit_parameter).tolist() == [np.inf, -np.inf]
 
 
 # tabulate

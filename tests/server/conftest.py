@@ -170,9 +170,9 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen training and eight test pictures of noise for each of three classes, 8x8."""
-    random, folder = np.random.default_rng(0), tmp_path_factory.mktemp("pictures")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen training and eight test images of noise for each of three classes, 8x8."""
+    random, folder = np.random.default_rng(0), tmp_path_factory.mktemp("images")
     for part, rows in (("train", 16), ("test", 8)):
         for name in ("ape", "bee", "cat"):
             (folder / part / name).mkdir(parents=True)
@@ -184,7 +184,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def drawing_few() -> Callable[[], AbstractContextManager[None]]:
-    """Makes contexts in which the data set `shapes` has few pictures."""
+    """Makes contexts in which the dataset `shapes` has few images."""
 
     @contextmanager
     def few() -> Iterator[None]:
@@ -226,7 +226,7 @@ def mask_run(
     tmp_path_factory: pytest.TempPathFactory,
     drawing_few: Callable[[], AbstractContextManager[None]],
 ) -> Path:
-    """A tiny segmentation, two exits, of pictures of 16x16."""
+    """A tiny segmentation, two exits, of images of 16x16."""
     folder = tmp_path_factory.mktemp("runs") / "masks"
     folder.with_name("fcn.json").write_text(json.dumps(TINY_FCN))
     with drawing_few():

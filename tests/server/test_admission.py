@@ -23,7 +23,7 @@ def test_the_bound_counts_samples_not_requests() -> None:
 def test_retry_after_is_the_time_to_drain_at_the_recent_rate() -> None:
     now = [0.0]
     gate = admission(1000, now)
-    for _ in range(2000):  # 20 s at 100 samples a second
+    for _ in range(2000):  # 20 s at 100 samples per second
         gate.admit(1)
         now[0] += 0.01
         gate.release(1)

@@ -179,7 +179,7 @@ def test_a_client_that_leaves_mid_body_is_no_failure_of_the_server(
     assert 'route="/predict",status="500"' not in text
 
 
-def test_only_pictures_may_be_large(client: TestClient) -> None:
+def test_only_images_may_be_large(client: TestClient) -> None:
     large = b'{"budget_ms": ' + b" " * 70_000 + b"1}"
     kind = {"content-type": "application/json"}
     assert client.put("/budget", content=large, headers=kind).status_code == 413

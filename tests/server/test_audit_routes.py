@@ -44,7 +44,7 @@ class Client(NamedTuple):
             time.sleep(0.001)
 
     def _in_flight(self) -> int:
-        self.model.count()
+        self.model.flush_samples()
         return self.model.auditor.in_flight
 
     def ask(self, file: bytes, headers: dict[str, str] | None = None, **wish: Any) -> dict:
@@ -214,7 +214,7 @@ def test_no_sample_with_a_deadline_is_chosen_but_one_with_its_own_budget_is(
 def test_without_slack_samples_are_skipped_and_answered_all_the_same(
     auditing: Client, images: Images
 ) -> None:
-    auditing.model.engine.slack = lambda: False  # type: ignore[method-assign]
+    auditing.model.engine.idle = lambda: False  # type: ignore[method-assign]
     for file in images.files[:5]:
         auditing.ask(file)
     assert (auditing.audit()["samples"], auditing.audit()["skipped"]) == (0, 5)
@@ -240,7 +240,7 @@ def test_rows_are_kept_under_the_ids_that_answers_carry(auditing: Client, images
 
 def test_what_cannot_be_decoded_gives_its_place_back(auditing: Client, images: Images) -> None:
     for _ in range(2 * MOST_IN_FLIGHT):
-        for body in (b"no picture", b"no picture" * 5000):  # on the loop, and on a thread
+        for body in (b"no image", b"no image" * 5000):  # on the loop, and on a thread
             answer = auditing.http.post("/predict", content=body, headers=JPEG)
             assert answer.status_code == 422
     assert auditing.model.auditor.in_flight == 0
@@ -307,7 +307,7 @@ def test_the_server_ends_while_audits_are_on_their_way(
             client.ask(file)
         model = client.model
     assert not model.engine.alive
-    model.auditor.count()
+    model.auditor.flush()
     assert model.auditor.in_flight == 0
     assert len(model.auditor.log.rows) + model.auditor.skipped == 20
 

@@ -90,7 +90,9 @@ def test_stopping_shows_its_price_and_no_thresholds(stopping: TestClient) -> Non
     tight, loose = put_share(stopping, 0.2), put_share(stopping, 0.8)
     for shown in (tight, loose):
         assert shown["thresholds"] == [None, None, None]
-    assert tight["parameter"] > loose["parameter"]  # a millisecond is dearer where there are fewer
+    assert (
+        tight["parameter"] > loose["parameter"]
+    )  # a millisecond is more expensive where there are fewer
 
 
 def test_maxprob_shows_its_thresholds(maxprob: TestClient) -> None:
@@ -114,7 +116,7 @@ def test_without_a_budget_the_parameter_is_the_one_that_runs_any_row_to_the_end(
     # Not one at which all rows of the calibration set did: others may be surer of themselves.
     shown = put(either, None)
     policy = load_scheduler(refitted(shown["policy"])).policy
-    assert shown["parameter"] == pytest.approx(policy.run_on)
+    assert shown["parameter"] == pytest.approx(policy.never_exit_parameter)
 
 
 def test_a_tiny_budget_lets_everything_leave_at_once(either: TestClient, images: Images) -> None:

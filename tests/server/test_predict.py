@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from models.preprocess import ImagePreprocessor, Prepared
+from models.preprocess import ImagePreprocessor, ModelInput
 from profiling.calibration import load_recorded
 from server.app import create_app
 from server.settings import Settings
@@ -67,7 +67,7 @@ def test_answers_are_those_recorded_in_the_bundle(
         assert got == pytest.approx(np.exp(test.log_probs[exit, row].astype(float)), abs=2e-3)
 
 
-def test_all_ways_of_sending_a_picture_give_the_same_answer(
+def test_all_ways_of_sending_an_image_give_the_same_answer(
     client: TestClient, images: Images
 ) -> None:
     file, options = images.files[3], {"budget_ms": 1e6}
@@ -92,7 +92,7 @@ def test_a_list_is_answered_in_order_and_a_bad_item_hurts_no_other(
     client: TestClient, images: Images
 ) -> None:
     items = [encode(file) for file in images.files[:6]]
-    items[2], items[4] = encode(b"no picture"), "!!!"
+    items[2], items[4] = encode(b"no image"), "!!!"
     answer = client.post(
         "/predict",
         json={"images": items, "budget_ms": 1e6, "top_k": 1},
@@ -209,7 +209,7 @@ def test_bad_forms_get_a_clear_error(client: TestClient, images: Images) -> None
     file = ("a.jpg", images.files[0], "image/jpeg")
     both = client.post("/predict", files={"file": file}, data={"text": "hello"})
     two = client.post("/predict", files=[("file", file), ("image", file)])
-    none = client.post("/predict", files={"picture": file})
+    none = client.post("/predict", files={"photo": file})
     broken = client.post(
         "/predict", content=b"--x\r\nnonsense", headers={"content-type": "multipart/form-data"}
     )
@@ -232,7 +232,7 @@ def png(image: Image.Image) -> bytes:
 @pytest.mark.parametrize(
     "body", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0" + b"0" * 99]
 )
-def test_what_is_no_picture_is_422(client: TestClient, body: bytes) -> None:
+def test_what_is_no_image_is_422(client: TestClient, body: bytes) -> None:
     answer = client.post("/predict", content=body, headers={"content-type": "image/png"})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_content")
 
@@ -247,7 +247,7 @@ def test_a_cut_off_png_is_422(client: TestClient, images: Images) -> None:
 
 
 def test_other_sizes_and_modes_are_recognised(client: TestClient, images: Images) -> None:
-    # A sample that the network is sure of must keep its label, whatever the picture's form.
+    # A sample that the network is sure of must keep its label, whatever the image's form.
     options = {"budget_ms": 1e6}
     for file in images.files:
         answer = client.post("/predict", params=options, content=file, headers=JPEG).json()
@@ -307,18 +307,18 @@ def test_many_requests_at_once_are_all_answered(shipped_bundle: Path, images: Im
 
 
 def enlarged(data: bytes) -> bytes:
-    """The same picture, 320x320: too large to be decoded on the event loop."""
+    """The same image, 320x320: too large to be decoded on the event loop."""
     out = io.BytesIO()
     Image.open(io.BytesIO(data)).resize((320, 320)).save(out, "JPEG")
     return out.getvalue()
 
 
-def test_only_small_pictures_are_decoded_on_the_event_loop(
+def test_only_small_images_are_decoded_on_the_event_loop(
     client: TestClient, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads, prepared = [], ImagePreprocessor._prepared
 
-    def watched(preprocess: ImagePreprocessor, image: Image.Image) -> Prepared:
+    def watched(preprocess: ImagePreprocessor, image: Image.Image) -> ModelInput:
         threads.append(threading.current_thread().name.partition("_")[0])
         return prepared(preprocess, image)
 
@@ -330,12 +330,12 @@ def test_only_small_pictures_are_decoded_on_the_event_loop(
     assert threads == ["decode"] * 4
 
 
-def test_a_small_file_of_a_large_picture_is_decoded_off_the_event_loop(
+def test_a_small_file_of_a_large_image_is_decoded_off_the_event_loop(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads, prepared = [], ImagePreprocessor._prepared
 
-    def watched(preprocess: ImagePreprocessor, image: Image.Image) -> Prepared:
+    def watched(preprocess: ImagePreprocessor, image: Image.Image) -> ModelInput:
         threads.append(threading.current_thread().name.partition("_")[0])
         return prepared(preprocess, image)
 

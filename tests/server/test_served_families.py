@@ -1,4 +1,4 @@
-"""Each family of pictures from the command line to the answer, at every exit as torch has it."""
+"""Each family of images from the command line to the answer, at every exit as torch has it."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ MSDNET = {
 def test_what_was_trained_is_what_answers(
     arch: str,
     settings: dict[str, Any],
-    pictures: Path,
+    image_folder: Path,
     tmp_path: Path,
     building_quickly: Callable[[], AbstractContextManager[None]],
 ) -> None:
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     trained = ["--epochs", "1", "--batch-size", "16", "--calibration-size", "12"]
-    data = ["--dataset", str(pictures), "--image-size", "32", "--settings"]
+    data = ["--dataset", str(image_folder), "--image-size", "32", "--settings"]
     folder, bundle = tmp_path / "run", tmp_path / "bundle"
     command = ["train", "--arch", arch, *data, str(tmp_path / "settings.json"), "--out"]
     assert main([*command, str(folder), *trained]) == 0
     with building_quickly():
         assert main(["build", str(folder), "--out", str(bundle), "--policy", "maxprob"]) == 0
 
-    file = next((pictures / "test/bee").iterdir()).read_bytes()
+    file = next((image_folder / "test/bee").iterdir()).read_bytes()
     with TestClient(create_app(Settings(bundle=(bundle,)))) as client:
         client.put("/budget", json={"budget_ms": None})
         headers = {"content-type": "image/png"}

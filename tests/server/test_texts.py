@@ -1,4 +1,4 @@
-"""Texts over HTTP, alone and beside pictures."""
+"""Texts over HTTP, alone and beside images."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def renamed(bundle: Path, out: Path, name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def both(shipped_bundle: Path, text_bundle: Path) -> Iterator[TestClient]:
-    """A client of an app with a model of pictures and one of texts."""
+    """A client of an app with a model of images and one of texts."""
     settings = Settings(bundle=(shipped_bundle, text_bundle), max_batch=4, engine_workers=2)
     with TestClient(create_app(settings)) as client:
         yield client
@@ -147,12 +147,12 @@ def test_all_ways_of_sending_a_text_give_the_same_answer(both: TestClient) -> No
 def test_each_request_goes_to_the_model_of_its_modality(both: TestClient, images: Images) -> None:
     file = images.files[0]
     encoded = base64.b64encode(file).decode()
-    pictures = [
+    images = [
         both.post("/predict", content=file, headers=JPEG),
         both.post("/predict", json={"image": encoded}),
         both.post("/predict", files={"file": ("a.jpg", file, "image/jpeg")}),
     ]
-    assert {answer.json()["model"] for answer in pictures} == {"cifar10-resnet56"}
+    assert {answer.json()["model"] for answer in images} == {"cifar10-resnet56"}
     assert ask(both)["model"] == "reviews"
     many = both.post("/predict", json={"images": [encoded] * 2}).json()["predictions"]
     assert {answer["model"] for answer in many} == {"cifar10-resnet56"}
@@ -162,10 +162,10 @@ def test_each_request_goes_to_the_model_of_its_modality(both: TestClient, images
 
 def test_a_model_of_the_other_modality_is_422(both: TestClient, images: Images) -> None:
     text = both.post("/predict", json={"text": TEXT, "model": "cifar10-resnet56"})
-    picture = both.post("/predict?model=reviews", content=images.files[0], headers=JPEG)
-    assert (text.status_code, picture.status_code) == (422, 422)
+    image = both.post("/predict?model=reviews", content=images.files[0], headers=JPEG)
+    assert (text.status_code, image.status_code) == (422, 422)
     assert text.json()["detail"] == "cifar10-resnet56 reads images; send it one, not texts"
-    assert picture.json()["detail"] == "reviews reads texts; send it one, not images"
+    assert image.json()["detail"] == "reviews reads texts; send it one, not images"
 
 
 def test_an_unknown_model_is_404(both: TestClient) -> None:
@@ -184,7 +184,7 @@ def test_without_a_text_model_a_text_is_404(client: TestClient, body: dict[str, 
     assert client.post("/predict", files={"text": (None, TEXT)}).status_code == 404
 
 
-def test_without_a_model_of_pictures_a_picture_is_404(text_bundle: Path, images: Images) -> None:
+def test_without_a_model_of_images_an_image_is_404(text_bundle: Path, images: Images) -> None:
     with TestClient(create_app(Settings(bundle=(text_bundle,)))) as client:
         answer = client.post("/predict", content=images.files[0], headers=JPEG)
         assert ask(client)["model"] == "reviews"
@@ -204,8 +204,8 @@ def test_with_several_text_models_a_text_must_name_one(
             "several models read texts; name one of other, reviews as model"
         )
         assert ask(client, model="other")["model"] == "other"
-        picture = client.post("/predict", content=images.files[0], headers=JPEG)
-        assert picture.json()["model"] == "cifar10-resnet56"
+        image = client.post("/predict", content=images.files[0], headers=JPEG)
+        assert image.json()["model"] == "cifar10-resnet56"
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t \u00a0\u2003"])
@@ -376,8 +376,8 @@ def test_a_budget_moves_the_answers_of_its_own_model_alone(
     both.put("/budget?model=reviews", json={"budget_ms": 1e-4})
     before = both.get("/budget?model=cifar10-resnet56").json()["models"][0]["samples"]
     assert {ask(both)["exit"] for _ in range(5)} == {0}
-    picture = both.post("/predict", content=images.files[0], headers=JPEG).json()
-    assert picture["exit"] == 2
+    image = both.post("/predict", content=images.files[0], headers=JPEG).json()
+    assert image["exit"] == 2
     states = both.get("/budget").json()["models"]
     assert {each["model"]: each["feasible"] for each in states} == {
         "cifar10-resnet56": True,

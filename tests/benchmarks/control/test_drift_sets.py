@@ -11,15 +11,15 @@ from benchmarks.control.drift_sets import (
     DriftSet,
     load_drift_set,
     measure_lengths,
-    record_pictures,
+    record_images,
     record_texts,
     save_drift_set,
 )
 from models.backend import HeadOutput, State, gather_arrays
 from models.preprocess import ImagePreprocessor, TextPreprocessor
-from profiling.loadtest.forms import Form
+from profiling.loadtest.forms import InputVariant
 
-CLEAN = Form("clean", 0)
+CLEAN = InputVariant("clean", 0)
 
 
 class SumBackend:
@@ -61,16 +61,16 @@ def reader(tmp_path: Path) -> TextPreprocessor:
     )
 
 
-def test_pictures_keep_their_rows_in_every_form() -> None:
+def test_images_keep_their_rows_in_every_form() -> None:
     files, labels = [png(250), png(10), png(240)], np.array([1, 0, 1])
     preprocess = ImagePreprocessor(8, 8, mean=(0.5, 0.5, 0.5), std=(1, 1, 1))
-    forms = [CLEAN, Form("noise", 5)]
-    drift = record_pictures(SumBackend(), preprocess, files, labels, forms, seed=0)
+    forms = [CLEAN, InputVariant("noise", 5)]
+    drift = record_images(SumBackend(), preprocess, files, labels, forms, seed=0)
     assert drift.forms == ("clean", "noise-5") and drift.tokens is None
     assert drift.log_probs.shape == (2, 2, 3, 2) and drift.log_probs.dtype == np.float16
     assert drift.accuracy.tolist() == [[1, 0], [1, 0]]
     assert (drift.log_probs[0] != drift.log_probs[1]).any()
-    again = record_pictures(SumBackend(), preprocess, files, labels, forms, seed=0)
+    again = record_images(SumBackend(), preprocess, files, labels, forms, seed=0)
     assert (drift.log_probs == again.log_probs).all()
     assert drift.predictions("noise-5").log_probs is not None
     with pytest.raises(ValueError, match="'blur-1' was not recorded"):
@@ -79,7 +79,7 @@ def test_pictures_keep_their_rows_in_every_form() -> None:
 
 def test_texts_tell_how_long_they_are_in_every_form(reader: TextPreprocessor) -> None:
     texts, labels = ["1 2 3", "0 0 0 0 0", "4"], np.array([1, 0, 1])
-    forms = [CLEAN, Form("shorter", 2), Form("longer", 2)]
+    forms = [CLEAN, InputVariant("shorter", 2), InputVariant("longer", 2)]
     drift = record_texts(SumBackend(), reader, texts, labels, forms, seed=0)
     assert drift.tokens is not None
     assert drift.tokens.tolist() == [[4, 8, 4], [4, 4, 4], [4, 10, 4]]

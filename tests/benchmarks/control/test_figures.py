@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.control.figures import held, rolling_of
+from benchmarks.control.figures import measure_control, rolling_of
 from tests.benchmarks.control.control_logs import make_log
 
 WINDOW = 100
@@ -16,7 +16,7 @@ def test_the_window_is_of_samples_and_of_seconds() -> None:
 
 
 def test_a_budget_held_exactly_has_no_fault() -> None:
-    figures = held(make_log(np.full(2000, 2.0), 2.0))
+    figures = measure_control(make_log(np.full(2000, 2.0), 2.0))
     assert (figures.overshoot, figures.above, figures.infeasible) == (0, 0, 0)
     assert figures.under_use == pytest.approx(0)
     assert figures.settle is None  # nothing changed
@@ -24,18 +24,18 @@ def test_a_budget_held_exactly_has_no_fault() -> None:
 
 
 def test_time_above_and_under_use_are_told_apart() -> None:
-    above = held(make_log(np.full(2000, 2.1), 2.0))
+    above = measure_control(make_log(np.full(2000, 2.1), 2.0))
     assert above.above == 1 and above.overshoot == pytest.approx(0.05)
-    under = held(make_log(np.full(2000, 1.8), 2.0))
+    under = measure_control(make_log(np.full(2000, 1.8), 2.0))
     assert under.above == 0 and under.under_use == pytest.approx(0.1)
 
 
 def test_nobody_need_spend_more_than_running_to_the_end_takes() -> None:
-    assert held(make_log(np.full(2000, 10.0), 50.0)).under_use == pytest.approx(0)
+    assert measure_control(make_log(np.full(2000, 10.0), 50.0)).under_use == pytest.approx(0)
 
 
 def test_what_no_parameter_can_keep_is_counted_apart() -> None:
-    hopeless = held(make_log(np.full(2000, 1.0), 0.5))
+    hopeless = measure_control(make_log(np.full(2000, 1.0), 0.5))
     assert hopeless.infeasible == 1
     assert hopeless.overshoot is None and hopeless.above is None
 
@@ -45,18 +45,18 @@ def test_settling_is_counted_from_the_change_to_the_last_entry_into_the_band() -
     budget = np.repeat([4.0, 2.0], 2000)
     latency = np.repeat([4.0, 2.0], [2300, 1700])
     log = make_log(latency, budget, phase=np.repeat([0, 1], 2000).astype(np.int8))
-    figures = held(log)
+    figures = measure_control(log)
     assert figures.settle is not None
     assert 370 <= figures.settle <= 430  # the error is smoothed over 50 samples
     assert figures.overshoot == pytest.approx(1.0)
-    never = held(make_log(np.full(4000, 4.0), budget, phase=log.phase))
+    never = measure_control(make_log(np.full(4000, 4.0), budget, phase=log.phase))
     assert never.settle == 2000
 
 
 def test_a_step_is_judged_against_the_budgets_that_its_samples_came_under() -> None:
     """Samples that follow at once leave no trace, though the window's mean is between the two."""
     both = np.repeat([4.0, 2.0], 2000)
-    figures = held(make_log(both, both, phase=np.repeat([0, 1], 2000).astype(np.int8)))
+    figures = measure_control(make_log(both, both, phase=np.repeat([0, 1], 2000).astype(np.int8)))
     assert (figures.settle, figures.overshoot) == (0, 0)
 
 
@@ -68,10 +68,15 @@ def test_accuracy_is_judged_by_fixed_parameters_on_the_same_samples() -> None:
         correct=np.tile([1, 1, 1, 0], 250).astype(np.int8),
     )
     about = {**log.about, "static_curves": [[[1.0, 2.0], [0.7, 0.9]]]}
-    figures = held(make_log(log.latency_ms, 1.5, exit=log.exit, correct=log.correct, about=about))
+    figures = measure_control(
+        make_log(log.latency_ms, 1.5, exit=log.exit, correct=log.correct, about=about)
+    )
     assert figures.lost == pytest.approx(0.8 - 0.75)
-    assert held(log).lost is None
+    assert measure_control(log).lost is None
 
 
 def test_without_labels_there_is_no_accuracy() -> None:
-    assert held(make_log([1.0] * 500, 2.0, correct=np.full(500, -1, np.int8))).accuracy is None
+    assert (
+        measure_control(make_log([1.0] * 500, 2.0, correct=np.full(500, -1, np.int8))).accuracy
+        is None
+    )

@@ -1,35 +1,35 @@
 import numpy as np
 import pytest
-from tests.benchmarks.control.test_plant import COSTS_MS, make_drift
 
-from benchmarks.control.figures import held
-from benchmarks.control.fitted import Fitted
+from benchmarks.control.figures import measure_control
+from benchmarks.control.fitted import PolicyReplay
 from benchmarks.control.laws import LAWS, Controlled
-from benchmarks.control.plant import Host, Law, run
-from benchmarks.control.rows import Rows
+from benchmarks.control.plant import ControlPolicy, Host, run
+from benchmarks.control.rows import RecordedSamples
 from benchmarks.control.scenarios import Phase, Scenario
 from scheduler.baselines import ConfidencePolicy
 from scheduler.control.controller import ControllerConfig
 from scheduler.fitting.fit import fit_scheduler
 from scheduler.thresholds import ThresholdTable
+from tests.benchmarks.control.test_plant import COSTS_MS, make_drift
 
 STEADY = Scenario("steady", (Phase(6000, 200.0, 0.5),))
 
 
 @pytest.fixture(scope="module")
-def rows() -> Rows:
-    return Rows.of_drift(make_drift())
+def rows() -> RecordedSamples:
+    return RecordedSamples.of_drift(make_drift())
 
 
 @pytest.fixture(scope="module")
-def fitted(rows: Rows) -> Fitted:
+def fitted(rows: RecordedSamples) -> PolicyReplay:
     clean = rows.forms["clean"]
     log_probs = rows.log_probs[:, clean].astype(np.float64)
     policy, frontier = fit_scheduler("stopping", log_probs, rows.labels[clean], COSTS_MS)
-    return Fitted.of(policy, frontier, rows.log_probs)
+    return PolicyReplay.of(policy, frontier, rows.log_probs)
 
 
-def make(name: str, fitted: Fitted, budget_ms: float) -> Law:
+def make(name: str, fitted: PolicyReplay, budget_ms: float) -> ControlPolicy:
     if name == "controller":
         return Controlled(fitted, budget_ms, ControllerConfig())
     return LAWS[name](fitted, budget_ms)
@@ -37,41 +37,47 @@ def make(name: str, fitted: Fitted, budget_ms: float) -> Law:
 
 @pytest.mark.parametrize("name", ["controller", *LAWS])
 def test_every_law_holds_the_budget_of_inputs_like_calibration(
-    name: str, rows: Rows, fitted: Fitted
+    name: str, rows: RecordedSamples, fitted: PolicyReplay
 ) -> None:
     host = Host(COSTS_MS)
     law = make(name, fitted, host.budget_ms(0.5))
-    figures = held(run(STEADY, rows, host, law, {"window": 1000}))
+    figures = measure_control(run(STEADY, rows, host, law, {"window": 1000}))
     assert 0.93 * host.budget_ms(0.5) <= figures.mean_ms <= 1.04 * host.budget_ms(0.5)
 
 
 @pytest.mark.parametrize("name", [name for name in LAWS if name not in ("frozen", "kalman")])
-def test_the_controller_is_above_the_budget_least(name: str, rows: Rows, fitted: Fitted) -> None:
+def test_the_controller_is_above_the_budget_least(
+    name: str, rows: RecordedSamples, fitted: PolicyReplay
+) -> None:
     host = Host(COSTS_MS)
     slow = Scenario("slow", (Phase(3000, 200.0, 0.5), Phase(4000, 200.0, 0.5, slowdown=1.4)))
     ours, other = (
-        held(run(slow, rows, host, make(each, fitted, host.budget_ms(0.5)), {"window": 1000}))
+        measure_control(
+            run(slow, rows, host, make(each, fitted, host.budget_ms(0.5)), {"window": 1000})
+        )
         for each in ("controller", name)
     )
     assert ours.above is not None and other.above is not None
     assert ours.above <= min(other.above, 0.01)
 
 
-def test_left_alone_a_slow_host_takes_as_much_longer(rows: Rows, fitted: Fitted) -> None:
+def test_left_alone_a_slow_host_takes_as_much_longer(
+    rows: RecordedSamples, fitted: PolicyReplay
+) -> None:
     host = Host(COSTS_MS)
     slow = Scenario("slow", (Phase(4000, 200.0, 0.5, slowdown=1.4),))
-    figures = held(run(slow, rows, host, make("frozen", fitted, 1.0), {"window": 1000}))
+    figures = measure_control(run(slow, rows, host, make("frozen", fitted, 1.0), {"window": 1000}))
     assert figures.mean_ms == pytest.approx(1.4 * host.budget_ms(0.5), rel=0.05)
 
 
-def test_static_exits_rise_from_all_at_once_to_all_at_the_end(fitted: Fitted) -> None:
+def test_static_exits_rise_from_all_at_once_to_all_at_the_end(fitted: PolicyReplay) -> None:
     exits = fitted.static_exits(points=7)
     assert len(exits) == 7
     assert (exits[0] == 0).all() and (exits[-1] == len(COSTS_MS) - 1).all()
     assert (np.diff(COSTS_MS[exits].mean(1)) >= 0).all()
 
 
-def test_prices_are_no_policy_of_thresholds(fitted: Fitted) -> None:
+def test_prices_are_no_policy_of_thresholds(fitted: PolicyReplay) -> None:
     closed = ConfidencePolicy(ThresholdTable.closed(len(COSTS_MS)), "maxprob")
     with pytest.raises(ValueError, match="maxprob has no price"):
         LAWS["dual"](fitted._replace(policy=closed), 2.0)

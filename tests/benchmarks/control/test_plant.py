@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from benchmarks.control.drift_sets import DriftSet, LengthCosts
-from benchmarks.control.plant import Host, Judge, run
-from benchmarks.control.rows import Rows
+from benchmarks.control.plant import Host, Reference, run
+from benchmarks.control.rows import RecordedSamples
 from benchmarks.control.scenarios import Phase, Scenario
 from scheduler.control.controller import Sample
 from scheduler.frontier import Frontier
@@ -13,7 +13,7 @@ STILL = Host(COSTS_MS, workers=1, jitter=0.0, decode_ms=0.0)
 
 
 def make_drift(rows: int = 1500, seed: int = 0) -> DriftSet:
-    """Three exits of rising accuracy, clean and spoilt."""
+    """Three exits of rising accuracy, clean and corrupted."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 4, rows)
     ease = rng.normal(2.0, 1.5, rows)
@@ -50,8 +50,8 @@ class Always:
 
 
 @pytest.fixture
-def rows() -> Rows:
-    return Rows.of_drift(make_drift())
+def rows() -> RecordedSamples:
+    return RecordedSamples.of_drift(make_drift())
 
 
 def one(phase: Phase, measure: str = "compute") -> Scenario:
@@ -59,7 +59,7 @@ def one(phase: Phase, measure: str = "compute") -> Scenario:
 
 
 @pytest.mark.parametrize("exit", [0, 1, 2])
-def test_samples_take_the_costs_until_their_exit(exit: int, rows: Rows) -> None:
+def test_samples_take_the_costs_until_their_exit(exit: int, rows: RecordedSamples) -> None:
     law = Always(exit)
     log = run(one(Phase(300, 50.0)), rows, STILL, law, {"window": 100})
     assert log.latency_ms == pytest.approx(np.full(len(log), COSTS_MS[exit]))
@@ -71,7 +71,7 @@ def test_samples_take_the_costs_until_their_exit(exit: int, rows: Rows) -> None:
     assert law.budgets_ms == [STILL.budget_ms(0.55)] == [pytest.approx(2.65)]
 
 
-def test_a_slow_phase_takes_longer_and_says_so(rows: Rows) -> None:
+def test_a_slow_phase_takes_longer_and_says_so(rows: RecordedSamples) -> None:
     scenario = Scenario("slow", (Phase(100, 20.0), Phase(100, 20.0, slowdown=1.6)))
     log = run(scenario, rows, STILL, Always(2), {"window": 100})
     slow = log.phase == 1
@@ -80,7 +80,9 @@ def test_a_slow_phase_takes_longer_and_says_so(rows: Rows) -> None:
     assert log.ceiling_ms[~slow] == pytest.approx(np.full((~slow).sum(), 4.0))
 
 
-def test_one_worker_does_one_sample_at_a_time_and_waiting_counts_end_to_end(rows: Rows) -> None:
+def test_one_worker_does_one_sample_at_a_time_and_waiting_counts_end_to_end(
+    rows: RecordedSamples,
+) -> None:
     busy = Phase(2000, 225.0)  # nine tenths of what one worker can do
     law = Always(2)
     log = run(one(busy, "end_to_end"), rows, STILL, law, {"window": 100})
@@ -94,7 +96,7 @@ def test_one_worker_does_one_sample_at_a_time_and_waiting_counts_end_to_end(rows
     assert calm.latency_ms == pytest.approx(np.full(len(calm), 4.0))
 
 
-def test_only_what_a_phase_asks_for_comes(rows: Rows) -> None:
+def test_only_what_a_phase_asks_for_comes(rows: RecordedSamples) -> None:
     law = Always(0)
     run(one(Phase(200, 50.0, inputs="noise-3", classes=(2,))), rows, STILL, law, {"window": 100})
     asked = np.array(law.asked)
@@ -109,21 +111,23 @@ def test_only_what_a_phase_asks_for_comes(rows: Rows) -> None:
         (Phase(10, 1.0, classes=(9,)), "no row of the classes"),
     ],
 )
-def test_what_is_not_recorded_is_refused(phase: Phase, sentence: str, rows: Rows) -> None:
+def test_what_is_not_recorded_is_refused(
+    phase: Phase, sentence: str, rows: RecordedSamples
+) -> None:
     with pytest.raises(ValueError, match=sentence):
         run(one(phase), rows, STILL, Always(0), {"window": 100})
 
 
-def test_longer_texts_take_longer(rows: Rows) -> None:
+def test_longer_texts_take_longer(rows: RecordedSamples) -> None:
     drift = make_drift()
     tokens = np.repeat([[8], [16]], len(drift.labels), axis=1)
     costs = LengthCosts(np.array([8, 16]), np.array([[1.0, 2.0], [2.0, 4.0], [4.0, 8.0]]))
-    texts = Rows.of_drift(drift._replace(tokens=tokens, length_costs=costs))
+    texts = RecordedSamples.of_drift(drift._replace(tokens=tokens, length_costs=costs))
     log = run(one(Phase(50, 20.0, inputs="noise-3")), texts, STILL, Always(1), {"window": 100})
     assert log.latency_ms == pytest.approx(np.full(len(log), 4.0))
 
 
-def test_the_same_seed_gives_the_same_log(rows: Rows) -> None:
+def test_the_same_seed_gives_the_same_log(rows: RecordedSamples) -> None:
     first, again, other = (
         run(one(Phase(300, 200.0)), rows, Host(COSTS_MS), Always(1), {"window": 100}, seed)
         for seed in (1, 1, 2)
@@ -132,9 +136,9 @@ def test_the_same_seed_gives_the_same_log(rows: Rows) -> None:
     assert first.latency_ms.tolist() != other.latency_ms.tolist()
 
 
-def test_fixed_parameters_are_judged_on_the_very_samples(rows: Rows) -> None:
+def test_fixed_parameters_are_judged_on_the_very_samples(rows: RecordedSamples) -> None:
     static = np.stack([np.full(len(rows.labels), exit, np.int8) for exit in range(3)])
-    judge = Judge(static, frontier_of([[1, 0, 0], [0, 1, 0], [0, 0, 1]], [0.5, 0.6, 0.7]))
+    judge = Reference(static, frontier_of([[1, 0, 0], [0, 1, 0], [0, 0, 1]], [0.5, 0.6, 0.7]))
     log = run(one(Phase(400, 50.0)), rows, STILL, Always(1), {"window": 100}, 0, judge)
     ((costs, accuracy),) = log.about["static_curves"]
     assert costs == [1.0, 2.0, 4.0]
@@ -142,9 +146,9 @@ def test_fixed_parameters_are_judged_on_the_very_samples(rows: Rows) -> None:
     assert set(log.ceiling_ms.round(6)) == {2.65}  # the budget, which it could use
 
 
-def test_nobody_need_spend_what_the_policy_has_no_use_for(rows: Rows) -> None:
+def test_nobody_need_spend_what_the_policy_has_no_use_for(rows: RecordedSamples) -> None:
     static = np.zeros((1, len(rows.labels)), np.int8)
-    judge = Judge(static, frontier_of([[1, 0, 0], [0, 1, 0], [0, 0, 1]], [0.5, 0.6, 0.6]))
+    judge = Reference(static, frontier_of([[1, 0, 0], [0, 1, 0], [0, 0, 1]], [0.5, 0.6, 0.6]))
     log = run(one(Phase(400, 50.0)), rows, STILL, Always(1), {"window": 100}, 0, judge)
     assert set(log.ceiling_ms.round(6)) == {2.0}
 

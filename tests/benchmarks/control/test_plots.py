@@ -9,7 +9,7 @@ pytest.importorskip("matplotlib")
 
 def test_a_column_shows_latency_parameter_and_exit_rates() -> None:
     held, alone = make_log(np.full(900, 1.9), 2.0), make_log(np.full(900, 2.6), 2.0)
-    figure = control_figure([(held, alone), (held, None)], "pictures")
+    figure = control_figure([(held, alone), (held, None)], "images")
     axes = np.array(figure.axes).reshape(3, 2)
     lines = {line.get_label(): line.get_ydata() for line in axes[0, 0].lines}
     assert set(lines) == {"held", "frozen", "budget", "budget, mean of the window's"}

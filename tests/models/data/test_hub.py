@@ -21,7 +21,7 @@ class Hub(NamedTuple):
     offline: list[bool]
 
 
-def pictures(start: int, count: int, mode: str = "RGB") -> list[Image.Image]:
+def images(start: int, count: int, mode: str = "RGB") -> list[Image.Image]:
     return [Image.new("RGB", (6, 6), (start + i,) * 3).convert(mode) for i in range(count)]
 
 
@@ -68,7 +68,7 @@ PICTURE_SETS = [
 @pytest.mark.parametrize(
     ("name", "repository", "column", "label_column", "test", "mode"), PICTURE_SETS
 )
-def test_pictures_come_as_they_lie_on_the_hub(
+def test_images_come_as_they_lie_on_the_hub(
     hub: Hub, name: str, repository: str, column: str, label_column: str, test: str, mode: str
 ) -> None:
     columns = {
@@ -80,11 +80,11 @@ def test_pictures_come_as_they_lie_on_the_hub(
         columns,
         {
             "train": {
-                column: pictures(0, 3, mode),
+                column: images(0, 3, mode),
                 "coarse_label": [0] * 3,
                 label_column: [0, 1, 1],
             },
-            test: {column: pictures(9, 2, mode), "coarse_label": [0] * 2, label_column: [1, 0]},
+            test: {column: images(9, 2, mode), "coarse_label": [0] * 2, label_column: [1, 0]},
         },
     )
     found = read_hub_dataset(name)
@@ -128,7 +128,7 @@ def test_ag_news_comes_with_its_classes(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "remedy"), [("cifar10", "a folder of pictures, train/CLASS"), ("sst2", "train.csv")]
+    ("name", "remedy"), [("cifar10", "a folder of images, train/CLASS"), ("sst2", "train.csv")]
 )
 def test_without_the_hub_one_sentence_names_the_local_form(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, name: str, remedy: str

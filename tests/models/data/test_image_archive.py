@@ -9,8 +9,8 @@ from models.data.image_archive import CIFAR10_CLASSES, read_image_archive
 
 
 def write_archive(path: Path, **changes: Any) -> Path:
-    """Twelve would-be pictures, the last four for testing; picture i has label i % 3."""
-    blobs = [b"picture %d" % i for i in range(12)]
+    """Twelve would-be images, the last four for testing; image i has label i % 3."""
+    blobs = [b"image %d" % i for i in range(12)]
     arrays = {
         "blob": np.frombuffer(b"".join(blobs), np.uint8),
         "off": np.cumsum([0, *map(len, blobs)]).astype(np.uint32),
@@ -22,11 +22,11 @@ def write_archive(path: Path, **changes: Any) -> Path:
     return path
 
 
-def test_pictures_labels_and_test_marks_are_read(tmp_path: Path) -> None:
+def test_images_labels_and_test_marks_are_read(tmp_path: Path) -> None:
     found = read_image_archive(write_archive(tmp_path / "d.npz"))
     assert found.classes == CIFAR10_CLASSES
-    assert found.inputs.items == [b"picture %d" % i for i in range(12)]
-    assert found.inputs.name(3) == f"picture 3 of {tmp_path / 'd.npz'}"
+    assert found.inputs.items == [b"image %d" % i for i in range(12)]
+    assert found.inputs.name(3) == f"image 3 of {tmp_path / 'd.npz'}"
     assert found.labels.tolist() == [0, 1, 2] * 4
     assert found.labels.dtype == np.int64
     assert found.is_test is not None
@@ -61,14 +61,14 @@ def test_arrays_that_do_not_fit_together_are_refused(
     tmp_path: Path, changes: dict[str, np.ndarray]
 ) -> None:
     path = write_archive(tmp_path / "d.npz", **changes)
-    with pytest.raises(ValueError, match=r"offsets, .* labels and .* test marks; N pictures"):
+    with pytest.raises(ValueError, match=r"offsets, .* labels and .* test marks; N images"):
         read_image_archive(path)
 
 
 @pytest.mark.parametrize("count", [0, 12])
-def test_an_archive_needs_training_and_test_pictures(tmp_path: Path, count: int) -> None:
+def test_an_archive_needs_training_and_test_images(tmp_path: Path, count: int) -> None:
     path = write_archive(tmp_path / "d.npz", test=np.arange(12) < count)
-    with pytest.raises(ValueError, match=f"marks {count} of 12 pictures as test"):
+    with pytest.raises(ValueError, match=f"marks {count} of 12 images as test"):
         read_image_archive(path)
 
 

@@ -12,7 +12,7 @@ def save(path: Path, red: int = 0, size: int = 4) -> None:
 
 
 def write_folder(path: Path, parts: tuple[str, ...] = ("train", "test")) -> Path:
-    """Two pictures for each of three classes and part; all differ."""
+    """Two images for each of three classes and part; all differ."""
     for red, part in enumerate(parts):
         for label, name in enumerate(("cat", "ape", "dog")):
             for i in range(2):
@@ -69,7 +69,7 @@ def test_integer_classes_are_in_the_order_of_their_values(tmp_path: Path) -> Non
 
 def test_other_files_hidden_ones_and_folders_in_folders(tmp_path: Path) -> None:
     path = write_folder(tmp_path)
-    (path / "train/cat/notes.txt").write_text("no picture")
+    (path / "train/cat/notes.txt").write_text("no image")
     (path / "train/README").write_text("no class")
     (path / "train/dog/._0.png").write_text("what a Mac leaves")
     save(path / "train/.ipynb_checkpoints/0.png")
@@ -86,7 +86,7 @@ def test_a_folder_without_two_classes_is_refused(tmp_path: Path, names: tuple[st
     (tmp_path / "train").mkdir()
     for name in names:
         save(tmp_path / "train" / name / "0.png")
-    with pytest.raises(ValueError, match=f"train holds {len(names)} class folders; pictures need"):
+    with pytest.raises(ValueError, match=f"train holds {len(names)} class folders; images need"):
         read_image_folder(tmp_path)
 
 
@@ -95,10 +95,10 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
         read_image_folder(tmp_path)
 
 
-def test_a_class_folder_without_pictures_is_named(tmp_path: Path) -> None:
+def test_a_class_folder_without_images_is_named(tmp_path: Path) -> None:
     path = write_folder(tmp_path)
     (path / "train/cow").mkdir()
-    with pytest.raises(ValueError, match=r"train/cow holds no pictures \(\.png, \.jpg"):
+    with pytest.raises(ValueError, match=r"train/cow holds no images \(\.png, \.jpg"):
         read_image_folder(path)
 
 

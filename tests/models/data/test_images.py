@@ -12,14 +12,14 @@ from models.preprocess import ImagePreprocessor
 
 
 def png(red: int, width: int = 4, height: int = 4) -> bytes:
-    """A flat picture that can be told from the others."""
+    """A flat image that can be told from the others."""
     stream = io.BytesIO()
     Image.new("RGB", (width, height), (red, 255 - red, 7)).save(stream, "PNG")
     return stream.getvalue()
 
 
 def turned_jpeg(width: int, height: int) -> bytes:
-    """A picture that EXIF turns by a quarter."""
+    """An image that EXIF turns by a quarter."""
     exif = Image.Exif()
     exif[0x0112] = 6
     stream = io.BytesIO()
@@ -50,17 +50,17 @@ def test_a_slice_is_decoded_and_an_empty_one_is_empty() -> None:
     assert images[:].dtype == np.uint8
 
 
-def test_pictures_are_decoded_as_the_server_does(images: object) -> None:
+def test_images_are_decoded_as_the_server_does(images: object) -> None:
     files = [*images.files[:5], png(3, 40, 20), turned_jpeg(50, 60)]
     lazy = LazyImages(EncodedImages(files, "d"), np.arange(7), 8, 8)
     preprocess = ImagePreprocessor(8, 8, (0, 0, 0), (1, 1, 1))
     np.testing.assert_array_equal(lazy[:], [preprocess.decode(file) for file in files])
 
 
-def test_a_damaged_picture_is_named_when_it_is_asked_for() -> None:
+def test_a_damaged_image_is_named_when_it_is_asked_for() -> None:
     images = LazyImages(EncodedImages([png(1), png(2)[:50]], "set.npz"), np.array([1, 0]), 4, 4)
     assert images[1:].shape == (1, 4, 4, 3)
-    with pytest.raises(ValueError, match=r"picture 1 of set.npz cannot be used: the PNG image"):
+    with pytest.raises(ValueError, match=r"image 1 of set.npz cannot be used: the PNG image"):
         images[:]
 
 
@@ -68,30 +68,30 @@ def test_the_common_size_is_height_and_width() -> None:
     assert EncodedImages([png(1, 6, 4), png(2, 6, 4)], "d").common_size(None) == (4, 6)
 
 
-def test_the_common_size_is_that_of_the_upright_picture() -> None:
+def test_the_common_size_is_that_of_the_upright_image() -> None:
     assert EncodedImages([turned_jpeg(6, 4), png(2, 4, 6)], "d").common_size(None) == (6, 4)
 
 
-def test_pictures_of_several_sizes_need_an_image_size() -> None:
+def test_images_of_several_sizes_need_an_image_size() -> None:
     encoded = EncodedImages([png(1), png(1), png(1, 6, 5)], "d")
     with pytest.raises(
-        ValueError, match="picture 2 of d is 6x5, picture 0 of d 4x4; give --image-size"
+        ValueError, match="image 2 of d is 6x5, image 0 of d 4x4; give --image-size"
     ):
         encoded.common_size(None)
     assert encoded.common_size(9) == (9, 9)
 
 
-@pytest.mark.parametrize("data", [b"", b"no picture", png(1)[:20]])
+@pytest.mark.parametrize("data", [b"", b"no image", png(1)[:20]])
 @pytest.mark.parametrize("image_size", [None, 4])
-def test_what_is_no_picture_is_named(data: bytes, image_size: int | None) -> None:
-    with pytest.raises(ValueError, match="picture 1 of d is damaged or no picture of a known"):
+def test_what_is_no_image_is_named(data: bytes, image_size: int | None) -> None:
+    with pytest.raises(ValueError, match="image 1 of d is damaged or no image of a known"):
         EncodedImages([png(1), data], "d").common_size(image_size)
 
 
-def test_a_picture_too_large_for_the_server_is_named() -> None:
+def test_an_image_too_large_for_the_server_is_named() -> None:
     stream = io.BytesIO()
     Image.new("1", (10_000, 5001)).save(stream, "PNG")
-    with pytest.raises(ValueError, match="picture 0 of d is 10000x5001, more than 50000000"):
+    with pytest.raises(ValueError, match="image 0 of d is 10000x5001, more than 50000000"):
         EncodedImages([stream.getvalue()], "d").common_size(32)
 
 

@@ -16,17 +16,17 @@ from models.data.samples import split_rows
 SHARED = Path(__file__).resolve().parents[2].parent / "shared/data"
 
 
-def picture(red: int, size: int = 4) -> Image.Image:
-    """A flat picture that can be told from the others."""
+def image(red: int, size: int = 4) -> Image.Image:
+    """A flat image that can be told from the others."""
     return Image.new("RGB", (size, size), (red, 255 - red, 7))
 
 
 def write_archive(path: Path) -> Path:
-    """Twelve pictures, the last four for testing; picture i has red i and label i % 3."""
+    """Twelve images, the last four for testing; image i has red i and label i % 3."""
     blobs = []
     for i in range(12):
         stream = io.BytesIO()
-        picture(i).save(stream, "PNG")
+        image(i).save(stream, "PNG")
         blobs.append(stream.getvalue())
     np.savez(
         path,
@@ -40,11 +40,11 @@ def write_archive(path: Path) -> Path:
 
 
 def write_folder(path: Path, sizes: tuple[int, ...] = (4,)) -> Path:
-    """Four pictures for each of two classes and parts; label 0 has even reds."""
+    """Four images for each of two classes and parts; label 0 has even reds."""
     for red in range(16):
         part, name = ("train", "test")[red // 8], ("ape", "bee")[red % 2]
         (path / part / name).mkdir(parents=True, exist_ok=True)
-        picture(red, sizes[red % len(sizes)]).save(path / part / name / f"{red:02}.png")
+        image(red, sizes[red % len(sizes)]).save(path / part / name / f"{red:02}.png")
     return path
 
 
@@ -52,7 +52,7 @@ def reds(images: np.ndarray) -> list[int]:
     return [int(value) for value in images[:, 0, 0, 0]]
 
 
-def test_an_archive_gives_disjoint_splits_with_the_labels_of_its_pictures(tmp_path: Path) -> None:
+def test_an_archive_gives_disjoint_splits_with_the_labels_of_its_images(tmp_path: Path) -> None:
     data = load_dataset(DataConfig(str(write_archive(tmp_path / "d.npz")), calibration_size=3))
     assert data.task == "image"
     assert data.classes[:2] == ("airplane", "automobile")
@@ -77,7 +77,7 @@ def test_the_seed_picks_the_calibration_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lazily", [False, True])
 @pytest.mark.parametrize(("sizes", "image_size"), [((4,), None), ((4,), 6), ((4, 9), 6)])
-def test_a_folder_gives_the_same_pictures_decoded_now_or_later(
+def test_a_folder_gives_the_same_images_decoded_now_or_later(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     lazily: bool,
@@ -100,21 +100,21 @@ def test_a_folder_gives_the_same_pictures_decoded_now_or_later(
         assert reds(split.inputs[last_first]) == reds(split.inputs[:])[::-1]
 
 
-def test_pictures_of_several_sizes_need_an_image_size(tmp_path: Path) -> None:
+def test_images_of_several_sizes_need_an_image_size(tmp_path: Path) -> None:
     path = str(write_folder(tmp_path, (4, 5)))
     with pytest.raises(ValueError, match=r"5x5, .* 4x4; give --image-size"):
         load_dataset(DataConfig(path))
 
 
-def test_a_picture_of_both_folders_is_not_trained_on(tmp_path: Path) -> None:
+def test_an_image_of_both_folders_is_not_trained_on(tmp_path: Path) -> None:
     path = write_folder(tmp_path)
-    picture(8).save(path / "train/bee/copy.png")
+    image(8).save(path / "train/bee/copy.png")
     data = load_dataset(DataConfig(str(path)))
     assert len(data.train.labels) + len(data.calibration.labels) == 8
     assert len(data.test.labels) == 8
 
 
-def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
+def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     path = write_folder(tmp_path)
     file = path / "train/ape/02.png"
     file.write_bytes(file.read_bytes()[:45])
@@ -131,7 +131,7 @@ def write_texts(folder: Path) -> Path:
     return folder
 
 
-def test_texts_are_split_like_pictures(tmp_path: Path) -> None:
+def test_texts_are_split_like_images(tmp_path: Path) -> None:
     path = write_texts(tmp_path / "reviews")
     config = DataConfig(str(path), text_column="review", label_column="stars")
     data = load_dataset(config)
@@ -150,7 +150,7 @@ def test_texts_have_no_image_size(tmp_path: Path) -> None:
         load_dataset(DataConfig(str(path), "review", "stars", image_size=32))
 
 
-def test_a_folder_of_pictures_may_hold_tables_too(tmp_path: Path) -> None:
+def test_a_folder_of_images_may_hold_tables_too(tmp_path: Path) -> None:
     path = write_folder(tmp_path)
     (path / "train.csv").write_text("file,label\n")
     assert load_dataset(DataConfig(str(path))).task == "image"
@@ -158,7 +158,7 @@ def test_a_folder_of_pictures_may_hold_tables_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["missing", "missing.npz", "cifar-10", "./cifar10"])
 def test_what_is_neither_path_nor_name_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"data set {name} is neither .* names {', '.join(NAMES)}"):
+    with pytest.raises(ValueError, match=f"dataset {name} is neither .* names {', '.join(NAMES)}"):
         load_dataset(DataConfig(name))
 
 

@@ -73,7 +73,7 @@ def test_nothing_is_logged_where_nothing_is_dropped(caplog: pytest.LogCaptureFix
     assert not caplog.text
 
 
-def test_pictures_are_compared_by_their_bytes() -> None:
+def test_images_are_compared_by_their_bytes() -> None:
     data = Samples(
         ("a", "b"),
         EncodedImages([b"one", b"two", b"one", b"three"], "d"),

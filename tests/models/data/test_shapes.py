@@ -20,7 +20,7 @@ def drawn(**config: int) -> Dataset:
     return load_shapes(DataConfig("shapes", **config))  # type: ignore[arg-type]
 
 
-def pictures(dataset: Dataset) -> list[NDArray[np.uint8]]:
+def images(dataset: Dataset) -> list[NDArray[np.uint8]]:
     return [
         np.asarray(split.inputs[:]) for split in (dataset.train, dataset.calibration, dataset.test)
     ]
@@ -37,15 +37,15 @@ def test_it_is_a_segmentation_of_five_classes_in_three_splits() -> None:
 
 def test_a_seed_draws_the_same_set_and_another_a_different_one() -> None:
     first, again, other = drawn(seed=3), drawn(seed=3), drawn(seed=4)
-    for one, same, different in zip(pictures(first), pictures(again), pictures(other), strict=True):
+    for one, same, different in zip(images(first), images(again), images(other), strict=True):
         assert np.array_equal(one, same)
         assert not np.array_equal(one, different)
     for name in ("train", "calibration", "test"):
         assert np.array_equal(getattr(first, name).labels, getattr(again, name).labels)
 
 
-def test_no_picture_stands_in_two_splits() -> None:
-    keys = [image.tobytes() for images in pictures(drawn()) for image in images]
+def test_no_image_stands_in_two_splits() -> None:
+    keys = [image.tobytes() for images in images(drawn()) for image in images]
     assert len(set(keys)) == len(keys)
 
 
@@ -62,7 +62,7 @@ def test_every_class_has_pixels_and_most_are_background() -> None:
     assert (shares[1:] > 0.02).all()
 
 
-def test_some_pictures_are_plain_and_some_are_hard() -> None:
+def test_some_images_are_plain_and_some_are_hard() -> None:
     """What neighbouring pixels of one class differ by is noise."""
     train = drawn().train
     images, masks = np.asarray(train.inputs[:]).astype(float), train.labels
@@ -73,7 +73,7 @@ def test_some_pictures_are_plain_and_some_are_hard() -> None:
 
 
 @pytest.mark.parametrize("size", [8, 32, 72])
-def test_pictures_may_be_of_another_size(size: int) -> None:
+def test_images_may_be_of_another_size(size: int) -> None:
     dataset = drawn(image_size=size)
     assert dataset.train.inputs[:].shape == (120, size, size, 3)  # type: ignore[union-attr]
     assert dataset.train.labels.shape == (120, size, size)

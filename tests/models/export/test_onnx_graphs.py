@@ -22,7 +22,7 @@ def graphs(folder: Path) -> dict[str, onnx.ModelProto]:
     }
 
 
-def pictures(rows: int) -> np.ndarray:
+def images(rows: int) -> np.ndarray:
     return np.random.default_rng(rows).normal(size=(rows, 3, 8, 8)).astype(np.float32)
 
 
@@ -31,7 +31,7 @@ def test_graphs_agree_with_the_network(
     network: MultiExitModel, exported: Exported, rows: int
 ) -> None:
     backend = exported[1]
-    inputs = pictures(rows)
+    inputs = images(rows)
     assert largest_disagreement(network, backend, (inputs,)) < 1e-4
     expected = network(torch.from_numpy(inputs)).detach()
     state: State = (inputs,)
@@ -50,7 +50,7 @@ def test_a_graph_that_differs_shows_in_the_disagreement(
     with torch.no_grad():
         bias += 0.5
     try:
-        worst = largest_disagreement(network, exported[1], (pictures(3),))
+        worst = largest_disagreement(network, exported[1], (images(3),))
     finally:
         with torch.no_grad():
             bias -= 0.5
@@ -65,7 +65,7 @@ def test_a_logit_that_is_no_number_is_a_disagreement(
     model = copy.deepcopy(network)
     with torch.no_grad():
         model.heads[exit].linear.bias[1] = value
-    assert largest_disagreement(model, exported[1], (pictures(3),)) == np.inf
+    assert largest_disagreement(model, exported[1], (images(3),)) == np.inf
 
 
 def test_each_stage_and_head_is_one_file(exported: Exported) -> None:

@@ -10,7 +10,7 @@ from models.networks.families import Network
 from models.networks.multi_exit import MultiExitModel
 from models.training.run import RunConfig
 
-PICTURES = {"num_classes": 2, "exits": [1], "heads": [[[4, 2]]]}
+IMAGES = {"num_classes": 2, "exits": [1], "heads": [[[4, 2]]]}
 BERT = {
     "model_type": "bert",
     "vocab_size": 30,
@@ -29,12 +29,12 @@ def of(arch: str, settings: dict[str, Any]) -> tuple[MultiExitModel, RunConfig]:
 
 
 def test_weights_that_half_precision_holds_are_stored_in_it(tmp_path: Path) -> None:
-    model, config = of("resnet8", PICTURES)
+    model, config = of("resnet8", IMAGES)
     with torch.no_grad():
         for value in model.stages.parameters():
             value.copy_(value.half())
     network = store_network(model, config, tmp_path, None)
-    assert network == {"arch": "resnet8", "settings": PICTURES}
+    assert network == {"arch": "resnet8", "settings": IMAGES}
     stored, own = load_file(tmp_path / "weights.safetensors"), model.state_dict()
     assert stored.keys() == own.keys()
     for name, value in stored.items():

@@ -20,7 +20,7 @@ from models.networks.multi_exit import MultiExitModel
 from models.runtime.onnx_backend import OnnxBackend
 
 Array = NDArray[np.float32]
-Kind = Literal["pictures", "texts"]
+Kind = Literal["images", "texts"]
 SMALLER: tuple[Weights, ...] = ("float16", "int8")
 NAMES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int8": TensorProto.INT8}
 
@@ -51,7 +51,7 @@ def encoder() -> tuple[MultiExitModel, Graphs]:
 def both(
     network: MultiExitModel, graphs: Graphs, encoder: tuple[MultiExitModel, Graphs]
 ) -> dict[Kind, tuple[MultiExitModel, Graphs]]:
-    return {"pictures": (network, graphs), "texts": encoder}
+    return {"images": (network, graphs), "texts": encoder}
 
 
 Both = dict[Kind, tuple[MultiExitModel, Graphs]]
@@ -59,7 +59,7 @@ Both = dict[Kind, tuple[MultiExitModel, Graphs]]
 
 def inputs(kind: Kind, rows: int, tokens: int = 11) -> State:
     rng = np.random.default_rng(rows)
-    if kind == "pictures":
+    if kind == "images":
         return (rng.normal(size=(rows, 3, 8, 8)).astype(np.float32),)
     ids, mask = rng.integers(1, 200, (rows, tokens)), np.ones((rows, tokens), np.int64)
     ids[1::2, 6:] = mask[1::2, 6:] = 0
@@ -129,7 +129,7 @@ def held(graph: onnx.ModelProto) -> Array:
     return rows - np.float32(1 / 3)
 
 
-@pytest.mark.parametrize("kind", ["pictures", "texts"])
+@pytest.mark.parametrize("kind", ["images", "texts"])
 def test_smaller_types_make_smaller_files(both: Both, kind: Kind, tmp_path: Path) -> None:
     _, graphs = both[kind]
     plain = sum(graph.ByteSize() for part in graphs for graph in part)
@@ -148,7 +148,7 @@ def stored(folder: Path, kind: int) -> list[onnx.TensorProto]:
 
 
 @pytest.mark.parametrize("weights", SMALLER)
-@pytest.mark.parametrize("kind", ["pictures", "texts"])
+@pytest.mark.parametrize("kind", ["images", "texts"])
 def test_answers_differ_by_the_rounding_of_the_weights_alone(
     both: Both, kind: Kind, weights: Weights, tmp_path: Path
 ) -> None:
@@ -170,14 +170,14 @@ def test_what_half_precision_holds_exactly_answers_as_before(
     plain = OnnxBackend(
         *([tmp_path / f"{p}/{k}.onnx" for k in (0, 1)] for p in ("stages", "heads"))
     )
-    state = inputs("pictures", 5)
+    state = inputs("images", 5)
     for a, b in zip(answers(plain, state), answers(exported[1], state), strict=True):
         assert np.array_equal(a, b)
     assert size(exported[0]) < size(tmp_path)
 
 
 @pytest.mark.parametrize("weights", SMALLER)
-@pytest.mark.parametrize("kind", ["pictures", "texts"])
+@pytest.mark.parametrize("kind", ["images", "texts"])
 def test_nothing_is_widened_once_a_graph_is_loaded(
     both: Both, kind: Kind, weights: Weights, tmp_path: Path
 ) -> None:
@@ -200,7 +200,7 @@ def test_nothing_is_widened_once_a_graph_is_loaded(
 
 
 @pytest.mark.parametrize("weights", ["float32", *SMALLER])
-@pytest.mark.parametrize("kind", ["pictures", "texts"])
+@pytest.mark.parametrize("kind", ["images", "texts"])
 def test_rows_do_not_depend_on_their_batch(
     both: Both, kind: Kind, weights: Weights, tmp_path: Path
 ) -> None:

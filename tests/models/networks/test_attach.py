@@ -43,7 +43,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "deit": PICTURE,
 }
 TEXTS = [name for name, sizes in SIZES.items() if sizes is not PICTURE]
-PICTURES = [name for name, sizes in SIZES.items() if sizes is PICTURE]
+IMAGES = [name for name, sizes in SIZES.items() if sizes is PICTURE]
 
 
 class Saved(NamedTuple):
@@ -104,7 +104,7 @@ def ours(inputs: dict[str, Tensor]) -> State:
 
 
 def states(model: MultiExitModel, x: State) -> list[Tensor]:
-    """Hidden states behind each stage."""
+    """Hidden states after each stage."""
     hidden = []
     for stage in model.stages:
         x = stage(x)
@@ -221,15 +221,15 @@ def test_texts_of_as_many_tokens_as_promised_are_taken(
         model(texts(1, tokens + 1))
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_pictures_have_a_size_and_no_tokens(saved: dict[str, Saved], name: str) -> None:
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_have_a_size_and_no_tokens(saved: dict[str, Saved], name: str) -> None:
     config, _ = saved[name].attach()
     assert image_input(config) == (8, 12) and max_tokens(config) is None
     square = replace(config, backbone={**config.backbone, "image_size": 16})
     assert image_input(square) == (16, 16)
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_each_exit_has_a_norm_of_its_own_that_starts_as_the_last(
     saved: dict[str, Saved], name: str
 ) -> None:

@@ -127,15 +127,15 @@ def make_dataset(task: Task, side: int) -> Dataset:
 
 
 def side_of(network: Network) -> int:
-    """Of pictures; oneDNN spoils bfloat16 kernels that step over maps of a single pixel."""
+    """Of images; oneDNN spoils bfloat16 kernels that step over maps of a single pixel."""
     return 32 if network.arch == "resnet18" else 16
 
 
 def train(network: Network, model: MultiExitModel, out: Path, tokenizer: Path) -> None:
     """Two steps."""
     task = network.family.task
-    picture = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
-    input = {"max_tokens": MOST_TOKENS, "pad_id": 0} if task == "text" else picture
+    image = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
+    input = {"max_tokens": MOST_TOKENS, "pad_id": 0} if task == "text" else image
     config = TrainConfig(
         epochs=1, batch_size=4, peak_lr=0.001, optimizer="adamw" if task == "text" else "sgd"
     )

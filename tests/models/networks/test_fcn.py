@@ -43,24 +43,24 @@ def test_the_state_is_one_tensor_at_a_quarter_of_the_size(network: MultiExitMode
 
 
 def test_rows_do_not_influence_each_other(network: MultiExitModel) -> None:
-    pictures = torch.from_numpy(noise(3, 3, 32, 32))
+    images = torch.from_numpy(noise(3, 3, 32, 32))
     with torch.inference_mode():
-        together = network(pictures)
-        alone = torch.cat([network(pictures[row : row + 1]) for row in range(3)], 1)
+        together = network(images)
+        alone = torch.cat([network(images[row : row + 1]) for row in range(3)], 1)
     torch.testing.assert_close(together, alone)
 
 
 def seen_from_the_middle(model: MultiExitModel) -> list[int]:
-    """How many columns of the picture each exit's answer in its middle depends on."""
-    picture, seen = torch.zeros(1, 3, 128, 128, requires_grad=True), []
-    torch.nn.init.normal_(picture, generator=torch.Generator().manual_seed(0))
-    for logits in model.eval()(picture):
-        (slope,) = torch.autograd.grad(logits[0, 64, 64].sum(), picture, retain_graph=True)
+    """How many columns of the image each exit's answer in its middle depends on."""
+    image, seen = torch.zeros(1, 3, 128, 128, requires_grad=True), []
+    torch.nn.init.normal_(image, generator=torch.Generator().manual_seed(0))
+    for logits in model.eval()(image):
+        (slope,) = torch.autograd.grad(logits[0, 64, 64].sum(), image, retain_graph=True)
         seen.append(int(slope.abs().sum((0, 1, 2)).count_nonzero()))
     return seen
 
 
-def test_deeper_exits_see_more_of_the_picture() -> None:
+def test_deeper_exits_see_more_of_the_image() -> None:
     torch.manual_seed(0)
     seen = seen_from_the_middle(fcn(FCNConfig(5)))
     assert len(seen) == 3 and seen == sorted(seen)
@@ -72,16 +72,16 @@ def test_the_usual_network_fits_in_600_kb_at_half_precision() -> None:
     assert 2 * values < 600_000
 
 
-def test_it_learns_a_picture(network: MultiExitModel) -> None:
-    """A few steps on one picture bring every exit's loss down."""
+def test_it_learns_an_image(network: MultiExitModel) -> None:
+    """A few steps on one image bring every exit's loss down."""
     torch.manual_seed(0)
     model = fcn(SMALL).train()
-    picture, mask = torch.rand(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.long)
+    image, mask = torch.rand(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.long)
     mask[:, 8:24, 8:24] = 1
-    picture[:, :, 8:24, 8:24] += 1
+    image[:, :, 8:24, 8:24] += 1
     optimizer, losses = torch.optim.Adam(model.parameters(), 1e-2), []
     for _ in range(30):
-        logits = model(picture)
+        logits = model(image)
         each = torch.stack(
             [torch.nn.functional.cross_entropy(z.flatten(0, 2), mask.flatten()) for z in logits]
         )
@@ -157,9 +157,9 @@ def test_exported_graphs_give_logits_and_grid_for_any_number_of_rows(
     graphs = export_graphs(network, (noise(2, 3, 16, 24),), (noise(3, 3, 16, 24),))
     backend = write_graphs(graphs, tmp_path)
     for rows in (1, 3, 5):
-        pictures = noise(rows, 3, 16, 24)
-        assert largest_disagreement(network, backend, (pictures,)) < 1e-4
-        state: tuple[NDArray[np.float32], ...] = (pictures,)
+        images = noise(rows, 3, 16, 24)
+        assert largest_disagreement(network, backend, (images,)) < 1e-4
+        state: tuple[NDArray[np.float32], ...] = (images,)
         for k in range(2):
             state = backend.run_stage(k, state)
             logits, log_probs = backend.run_head(k, state)

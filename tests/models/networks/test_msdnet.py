@@ -25,7 +25,7 @@ TINY: dict[str, Any] = {
 
 
 def shapes_behind_stages(model: MultiExitModel, x: torch.Tensor) -> list[list[tuple[int, int]]]:
-    """Channels and height of each scale behind each stage."""
+    """Channels and height of each scale after each stage."""
     state, shapes = x, []
     for stage in model.stages:
         state = stage(state)

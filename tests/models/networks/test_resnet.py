@@ -143,6 +143,6 @@ def test_the_published_resnet56_classifies_cifar10_after_loading(tmp_path: Path)
     load_plain_weights(model, PRETRAINED)
     with np.load(REPO / "tests/data/cifar10_test_300.npz") as arrays:
         np.savez(tmp_path / "cifar.npz", **arrays, test=np.arange(300) >= 200)
-    pictures = load_dataset(DataConfig(str(tmp_path / "cifar.npz"), calibration_size=1)).test
+    images = load_dataset(DataConfig(str(tmp_path / "cifar.npz"), calibration_size=1)).test
     batches = ImageBatches(IMAGENET_MEAN, IMAGENET_STD)
-    assert accuracy_per_exit(model, batches, pictures)[-1] > 0.7
+    assert accuracy_per_exit(model, batches, images)[-1] > 0.7

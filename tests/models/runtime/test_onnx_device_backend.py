@@ -21,7 +21,7 @@ def backend(exported: tuple[Path, OnnxBackend]) -> DeviceOnnxBackend:
     return DeviceOnnxBackend(stages, heads, CPU, buckets=(1, 2, 4))
 
 
-def pictures(rows: int) -> np.ndarray:
+def images(rows: int) -> np.ndarray:
     return np.random.default_rng(rows).normal(size=(rows, 3, 8, 8)).astype(np.float32)
 
 
@@ -32,19 +32,19 @@ def on_device(*arrays: np.ndarray) -> State:
 def test_states_are_values_of_the_device_and_answers_are_on_the_host(
     backend: DeviceOnnxBackend,
 ) -> None:
-    state = backend.run_stage(0, (pictures(2),))
+    state = backend.run_stage(0, (images(2),))
     assert all(isinstance(value, ort.OrtValue) for value in state)
     said = backend.run_head(0, state)
     assert isinstance(said.logits, np.ndarray) and said.logits.shape == (2, 3)
     before = said.log_probs.copy()
     del state
     for _ in range(5):
-        backend.run_head(0, backend.run_stage(0, (pictures(2) + 1,)))
+        backend.run_head(0, backend.run_stage(0, (images(2) + 1,)))
     assert np.array_equal(said.log_probs, before)  # no other run writes into them
 
 
 def test_a_whole_batch_stays_where_it_is(backend: DeviceOnnxBackend) -> None:
-    state = backend.run_stage(0, (pictures(4),))
+    state = backend.run_stage(0, (images(4),))
     assert backend.gather([Part(state, [0, 1, 2, 3])]) is state
     assert backend.gather([Part(state, [0, 1, 3, 2])]) is not state
 
@@ -52,16 +52,16 @@ def test_a_whole_batch_stays_where_it_is(backend: DeviceOnnxBackend) -> None:
 def test_waiting_rows_outlive_the_batches_that_come_after_theirs(
     backend: DeviceOnnxBackend,
 ) -> None:
-    waiting = backend.run_stage(0, (pictures(2),))
+    waiting = backend.run_stage(0, (images(2),))
     expected = waiting[0].numpy().copy()
     for rows in (1, 2, 4, 2):
-        backend.run_stage(0, (pictures(rows),))
+        backend.run_stage(0, (images(rows),))
     (value,) = backend.gather([Part(waiting, [1, 0])])
     assert np.array_equal(value.numpy(), expected[[1, 0]])
 
 
 def test_arrays_are_joined_on_the_host_before_the_first_stage(backend: DeviceOnnxBackend) -> None:
-    one, other = pictures(1), pictures(2)
+    one, other = images(1), images(2)
     (joined,) = backend.gather([Part((other,), [1, 0]), Part((one,), [0])])
     assert np.array_equal(joined, np.concatenate([other[[1, 0]], one, one]))
 
@@ -117,4 +117,4 @@ class Full:
 def test_no_room_for_what_goes_in_is_out_of_memory_too() -> None:
     graph = Graph(Full(), ["x"], ["y"])  # type: ignore[arg-type]
     with pytest.raises(OutOfMemory):
-        run_bound(graph, (pictures(1),), HOST, HOST)
+        run_bound(graph, (images(1),), HOST, HOST)

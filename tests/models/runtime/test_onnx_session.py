@@ -129,7 +129,7 @@ def test_where_a_gpu_does_not_load_the_cpu_serves_unless_the_gpu_was_asked_for(
     caplog.set_level("INFO")
     monkeypatch.setattr(models.runtime.onnx_session, "choose_device", lambda device, available: NPU)
     assert open_device("auto") == CPU
-    reason = "device 'npu:0' is not to be had: ONNX Runtime's QNNExecutionProvider does not load"
+    reason = "device 'npu:0' is not available: ONNX Runtime's QNNExecutionProvider does not load"
     assert caplog.messages == [f"{reason} here; serving on the CPU"]
     with pytest.raises(ValueError, match=f"^{reason} here$"):
         open_device("npu:0")

@@ -162,13 +162,13 @@ def test_a_mode_that_the_device_does_not_have_is_an_error() -> None:
 
 def test_a_bundles_network_is_the_one_that_it_was_built_of(tmp_path: Path, threads: None) -> None:
     bundle, model = make_torch_bundle(tmp_path)
-    pictures = np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)
     torch.set_num_threads(2)
     backend = open_torch_backend(bundle, "cpu", buckets=(4,))
     assert torch.get_num_threads() == 1 and backend.buckets == (4,)
-    said = backend.run_head(0, backend.run_stage(0, (pictures,)))
+    said = backend.run_head(0, backend.run_stage(0, (images,)))
     with torch.inference_mode():
-        expected = model.eval()(torch.from_numpy(pictures))[0]
+        expected = model.eval()(torch.from_numpy(images))[0]
     np.testing.assert_allclose(said.logits, expected, atol=1e-6)
 
 
@@ -191,7 +191,7 @@ def test_weights_of_another_network_are_an_error(
 def test_without_a_gpu_the_cpu_serves() -> None:
     assert choose_torch_device("cpu") == choose_torch_device("auto") == "cpu"
     for device in ("cuda", "cuda:1"):
-        with pytest.raises(ValueError, match=f"'{device}' is not to be had: torch .* sees 0 GPUs"):
+        with pytest.raises(ValueError, match=f"'{device}' is not available: torch .* sees 0 GPUs"):
             choose_torch_device(device)
 
 

@@ -32,11 +32,11 @@ def make_texts(rows: int) -> list[str]:
     return [" ".join(rng.choice(WORDS, rng.integers(1, 9))) for _ in range(rows)]
 
 
-def pictures(*shape: int) -> np.ndarray:
+def images(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
 
 
-def test_augmented_pictures_are_crops_of_the_padded_ones_half_of_them_flipped() -> None:
+def test_augmented_images_are_crops_of_the_padded_ones_half_of_them_flipped() -> None:
     images = torch.randint(1, 256, (64, 17, 13, 3), dtype=torch.uint8)
     padded = torch.zeros(64, 21, 17, 3, dtype=torch.uint8)
     padded[:, 2:19, 2:15] = images
@@ -62,16 +62,16 @@ def test_augmentation_follows_its_generator() -> None:
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
-def test_a_tiny_picture_is_padded_by_a_pixel() -> None:
+def test_a_tiny_image_is_padded_by_a_pixel() -> None:
     images = torch.full((64, 3, 2, 3), 9, dtype=torch.uint8)
     cropped = crop_and_flip(images, torch.Generator().manual_seed(0))
     assert cropped.shape == images.shape
     assert {int(image[1].sum()) for image in cropped} == {27, 54}  # a column of it lost, or none
 
 
-def test_pictures_are_augmented_as_their_seed_says_and_keep_their_labels() -> None:
+def test_images_are_augmented_as_their_seed_says_and_keep_their_labels() -> None:
     batches = ImageBatches(IMAGENET_MEAN, IMAGENET_STD)
-    inputs, labels, rows = pictures(9, 8, 8), np.arange(9), np.array([7, 0, 3, 4, 1])
+    inputs, labels, rows = images(9, 8, 8), np.arange(9), np.array([7, 0, 3, 4, 1])
     one, of_one = batches.augmented(inputs, labels, rows, 3)
     same, _ = batches.augmented(inputs, labels, rows, 3)
     other, _ = batches.augmented(inputs, labels, rows, 4)
@@ -81,8 +81,8 @@ def test_pictures_are_augmented_as_their_seed_says_and_keep_their_labels() -> No
 
 
 @pytest.mark.parametrize("kind", [ImageBatches, MaskBatches])
-def test_clean_pictures_are_those_of_serving(kind: type[ImageBatches]) -> None:
-    inputs, rows = pictures(4, 6, 5), np.array([2, 0])
+def test_clean_images_are_those_of_serving(kind: type[ImageBatches]) -> None:
+    inputs, rows = images(4, 6, 5), np.array([2, 0])
     serving = ImagePreprocessor(6, 5, IMAGENET_MEAN, IMAGENET_STD)
     clean = kind(IMAGENET_MEAN, IMAGENET_STD).clean(inputs, rows)
     for row, tensor in zip(rows, clean, strict=True):
@@ -92,9 +92,9 @@ def test_clean_pictures_are_those_of_serving(kind: type[ImageBatches]) -> None:
         np.testing.assert_allclose(tensor.numpy(), served[0], rtol=0, atol=1e-6)
 
 
-def test_masks_are_flipped_with_their_pictures() -> None:
+def test_masks_are_flipped_with_their_images() -> None:
     batches = MaskBatches(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    inputs, rows = pictures(40, 4, 6), np.arange(1, 40)
+    inputs, rows = images(40, 4, 6), np.arange(1, 40)
     masks = inputs[..., 0].astype(np.int64)
     drawn, of_drawn = batches.augmented(inputs, masks, rows, 5)
     assert drawn.shape == (39, 3, 4, 6) and of_drawn.shape == (39, 4, 6)
@@ -109,9 +109,9 @@ def test_masks_are_flipped_with_their_pictures() -> None:
     assert not torch.equal(drawn, batches.augmented(inputs, masks, rows, 6)[0])
 
 
-def test_pictures_come_in_the_order_that_was_drawn() -> None:
+def test_images_come_in_the_order_that_was_drawn() -> None:
     rows = np.array([5, 1, 3])
-    order = ImageBatches(IMAGENET_MEAN, IMAGENET_STD).order(pictures(6, 2, 2), rows, 2)
+    order = ImageBatches(IMAGENET_MEAN, IMAGENET_STD).order(images(6, 2, 2), rows, 2)
     assert order.tolist() == [5, 1, 3]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from models.data.dataset import DataConfig
 from models.networks.heads import Conv
-from models.training.run import RunConfig, TrainConfig, claim_folder, read_run, write_json
+from models.training.run import RunConfig, TrainConfig, create_run_dir, read_run, write_json
 
 TRAINED = RunConfig(
     arch="resnet8",
@@ -31,13 +31,13 @@ IMPORTED = RunConfig(
 
 def test_heads_are_written_as_plain_lists(tmp_path: Path) -> None:
     heads = ((), (Conv(4, 2), Conv(6, 1)))
-    claim_folder(tmp_path, replace(TRAINED, settings={**TRAINED.settings, "heads": heads}))
+    create_run_dir(tmp_path, replace(TRAINED, settings={**TRAINED.settings, "heads": heads}))
     assert read_run(tmp_path) == TRAINED
 
 
 def test_the_same_run_may_claim_its_folder_again(tmp_path: Path) -> None:
     for _ in range(2):
-        claim_folder(tmp_path, TRAINED)
+        create_run_dir(tmp_path, TRAINED)
     assert os.listdir(tmp_path) == ["run.json"]
 
 
@@ -60,10 +60,10 @@ def test_the_same_run_may_claim_its_folder_again(tmp_path: Path) -> None:
 def test_another_run_is_refused_by_the_setting_that_differs(
     tmp_path: Path, changes: dict[str, Any], told: str
 ) -> None:
-    claim_folder(tmp_path, TRAINED)
+    create_run_dir(tmp_path, TRAINED)
     before = (tmp_path / "run.json").read_bytes()
     with pytest.raises(ValueError, match=rf"{tmp_path} holds a run with .*{told}|{told}"):
-        claim_folder(tmp_path, replace(TRAINED, **changes))
+        create_run_dir(tmp_path, replace(TRAINED, **changes))
     assert (tmp_path / "run.json").read_bytes() == before
 
 
@@ -84,7 +84,7 @@ def test_a_damaged_run_is_told(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("place", [(), ("training",)])
 def test_an_unknown_setting_is_damage(tmp_path: Path, place: tuple[str, ...]) -> None:
-    claim_folder(tmp_path, TRAINED)
+    create_run_dir(tmp_path, TRAINED)
     values = json.loads((tmp_path / "run.json").read_text())
     part = values
     for name in place:

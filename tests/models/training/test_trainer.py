@@ -27,7 +27,7 @@ from models.training.trainer import EpochReport, Trainer, accuracy_per_exit, one
 CONFIG = TrainConfig(epochs=2, batch_size=8, distill_from=0.5)
 TEXT_CONFIG = replace(CONFIG, optimizer="adamw", peak_lr=1e-2, weight_decay=0.1)
 STEPS = 6  # 3 an epoch
-PICTURES = ImageBatches((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+IMAGES = ImageBatches((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 
 
 class Killed(Exception):
@@ -95,7 +95,7 @@ def run(out: Path, *, seed: int = 0, kill_at: int | None = None) -> list[EpochRe
     trainer = Trainer(
         CONFIG,
         make_dataset(),
-        PICTURES,
+        IMAGES,
         out,
         network(seed),
         checkpoint_seconds=0,
@@ -141,7 +141,7 @@ def test_accuracy_is_counted_per_exit() -> None:
                 [torch.stack([zeros, zeros - 1], 1), torch.stack([-bright, bright], 1)]
             )
 
-    assert accuracy_per_exit(Brightness(), PICTURES, make_split(10, 0)) == [0.5, 1.0]
+    assert accuracy_per_exit(Brightness(), IMAGES, make_split(10, 0)) == [0.5, 1.0]
 
 
 def test_accuracy_of_a_segmentation_is_counted_by_pixel() -> None:
@@ -155,11 +155,11 @@ def test_accuracy_of_a_segmentation_is_counted_by_pixel() -> None:
 
     masks = np.zeros((5, 4, 4), np.int64)
     masks[:, :, 0] = 1  # a quarter
-    pictures = MaskBatches(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    images = MaskBatches(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
     split = Split(np.zeros((5, 4, 4, 3), np.uint8), masks)
-    assert accuracy_per_exit(Half(), pictures, split) == [0.75, 0.75]
+    assert accuracy_per_exit(Half(), images, split) == [0.75, 0.75]
     split.labels[0] = 1
-    assert accuracy_per_exit(Half(), pictures, split) == pytest.approx([0.6, 0.7])
+    assert accuracy_per_exit(Half(), images, split) == pytest.approx([0.6, 0.7])
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7])
@@ -169,7 +169,7 @@ def test_evaluation_does_not_depend_on_how_the_rows_are_parted(
     texts = TextBatches(TextPreprocessor(tokenizer, 12, 0, 1, 1))
     seen: list[Tensor] = []
     for model, batches, split in (
-        (network(), PICTURES, make_split(7, 0)),
+        (network(), IMAGES, make_split(7, 0)),
         (encoder(), texts, make_texts(7, 0)),
     ):
         monkeypatch.setattr(training, "EVALUATE_ROWS", 7)
@@ -188,7 +188,7 @@ def test_evaluation_does_not_depend_on_how_the_rows_are_parted(
 def test_training_learns_and_reports_each_epoch(tmp_path: Path) -> None:
     steps: list[int] = []
     reports: list[EpochReport] = []
-    trainer = Trainer(CONFIG, make_dataset(), PICTURES, tmp_path, network())
+    trainer = Trainer(CONFIG, make_dataset(), IMAGES, tmp_path, network())
     result = trainer.run(lambda step, loss: steps.append(step), reports.append)
     assert steps == list(range(1, STEPS + 1))
     assert result == reports and [report.epoch for report in reports] == [1, 2]
@@ -250,7 +250,7 @@ def test_checkpoints_come_as_often_as_asked(
     trainer = Trainer(
         CONFIG,
         make_dataset(),
-        PICTURES,
+        IMAGES,
         tmp_path,
         network(),
         checkpoint_seconds=1.5,
@@ -268,7 +268,7 @@ def test_the_best_settled_epoch_is_kept_with_kernels_in_half_precision(
     accuracies: Iterator[list[float]] = iter(a for each in calibration for a in (each, [0, 0]))
     monkeypatch.setattr(training, "accuracy_per_exit", lambda *given: next(accuracies))
     weights: list[dict[str, Tensor]] = []
-    trainer = Trainer(replace(CONFIG, epochs=5), make_dataset(), PICTURES, tmp_path, network())
+    trainer = Trainer(replace(CONFIG, epochs=5), make_dataset(), IMAGES, tmp_path, network())
 
     def keep(report: EpochReport) -> None:
         weights.append({key: value.clone() for key, value in trainer.model.state_dict().items()})
@@ -286,7 +286,7 @@ def test_the_best_settled_epoch_is_kept_with_kernels_in_half_precision(
 def test_a_batch_larger_than_the_training_set_is_refused(tmp_path: Path) -> None:
     config = replace(CONFIG, batch_size=27)
     with pytest.raises(ValueError, match="batch size 27 exceeds the 26 training rows"):
-        Trainer(config, make_dataset(), PICTURES, tmp_path, network())
+        Trainer(config, make_dataset(), IMAGES, tmp_path, network())
 
 
 def train_texts(out: Path, tokenizer: Path, *, seed: int = 0, kill_at: int | None = None) -> None:
@@ -359,14 +359,14 @@ def test_adamw_decays_matrices_but_neither_norms_nor_biases(
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("kind", ["pictures", "texts"])
+@pytest.mark.parametrize("kind", ["images", "texts"])
 def test_of_a_frozen_backbone_only_the_heads_learn(
     tmp_path: Path, tokenizer: Path, kind: str, optimizer: str
 ) -> None:
     config = replace(CONFIG, heads_only=True, optimizer=optimizer)
     texts = TextBatches(TextPreprocessor(tokenizer, 12, 0, 1, 1))
     model, dataset, batches = {
-        "pictures": (network(), make_dataset(), PICTURES),
+        "images": (network(), make_dataset(), IMAGES),
         "texts": (encoder(), make_text_dataset(), texts),
     }[kind]
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -375,7 +375,7 @@ def test_of_a_frozen_backbone_only_the_heads_learn(
         lambda step, loss: None, lambda report: None
     )
     after = model.state_dict()
-    assert any(key.endswith("running_mean") for key in after) == (kind == "pictures")
+    assert any(key.endswith("running_mean") for key in after) == (kind == "images")
     for key, value in after.items():
         assert torch.equal(value, before[key]) == key.startswith("stages."), key
     for key, value in model.stages.named_buffers():
@@ -384,14 +384,14 @@ def test_of_a_frozen_backbone_only_the_heads_learn(
     assert all(torch.equal(saved[f"model.{key}"], value) for key, value in after.items())
 
 
-@pytest.mark.parametrize("kind", ["pictures", "texts"])
+@pytest.mark.parametrize("kind", ["images", "texts"])
 def test_no_row_is_left_out_of_every_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Path, kind: str
 ) -> None:
     # 26 rows make 3 batches of 8: two are left out of an epoch, not the same ones each time.
     texts = TextBatches(TextPreprocessor(tokenizer, 12, 0, 1, 1))
     model, dataset, batches = {
-        "pictures": (network(), make_dataset(), PICTURES),
+        "images": (network(), make_dataset(), IMAGES),
         "texts": (encoder(), make_text_dataset(), texts),
     }[kind]
     seen: list[int] = []
@@ -413,7 +413,7 @@ def test_a_loss_that_is_no_number_ends_the_training_with_a_sentence(tmp_path: Pa
     model = network()
     with torch.no_grad():
         model.heads[0].linear.bias.fill_(float("nan"))
-    trainer = Trainer(CONFIG, make_dataset(), PICTURES, tmp_path, model)
+    trainer = Trainer(CONFIG, make_dataset(), IMAGES, tmp_path, model)
     with pytest.raises(ValueError, match=r"the loss is nan at step 1; .* --peak-lr below 0\.1"):
         trainer.run(lambda step, loss: None, lambda report: None)
     assert not (tmp_path / "best.safetensors").exists()

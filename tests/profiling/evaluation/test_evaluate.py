@@ -28,7 +28,7 @@ from scheduler.eenet import EENetPolicy
 from scheduler.fitted import POLICIES, Scheduler
 from scheduler.fitting.fit import fit_scheduler
 from scheduler.frontier import Frontier
-from scheduler.policy import replay, score_all, take_exits
+from scheduler.policy import exits_taken, replay, score_all
 from scheduler.thresholds import ThresholdTable
 
 pytestmark = pytest.mark.usefixtures("quick_fits")
@@ -380,7 +380,7 @@ def test_eenet_per_budget_is_fitted_for_each_budget_alone(
     assert found.schedulers == {} and found.auroc == {}
     for policy, (result, exits) in zip(made, found.judged, strict=True):
         replayed = replay(policy, recorded.test.log_probs)
-        assert exits.tolist() == take_exits(policy, replayed, result.budget).tolist()
+        assert exits.tolist() == exits_taken(policy, replayed, result.budget).tolist()
         assert result.fit_seconds > 0
 
 

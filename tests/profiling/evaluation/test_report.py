@@ -31,14 +31,14 @@ def compared(recorded: Recorded, policies: Sequence[str]) -> Comparison:
     return compare(recorded, COSTS, budgets=BUDGETS, policies=policies)
 
 
-def report(folder: Path, recorded: Recorded, comparison: Comparison, **pictures: object) -> str:
+def report(folder: Path, recorded: Recorded, comparison: Comparison, **images: object) -> str:
     return write_report(
         folder,
         "pets <i>",
         recorded,
         comparison,
         CLASSES,
-        **pictures,  # type: ignore[arg-type]
+        **images,  # type: ignore[arg-type]
     ).read_text()
 
 
@@ -55,7 +55,7 @@ def comparison(recorded: Recorded) -> Comparison:
 def folder(
     tmp_path_factory: pytest.TempPathFactory, recorded: Recorded, comparison: Comparison
 ) -> Path:
-    """A report without pictures, in a folder that did not exist."""
+    """A report without images, in a folder that did not exist."""
     folder = tmp_path_factory.mktemp("report") / "of" / "pets"
     assert report(folder, recorded, comparison) == (folder / "index.html").read_text()
     return folder
@@ -105,12 +105,12 @@ def test_the_example_rows_leave_where_the_table_says(
         assert len(re.findall(r"<td>[^<]+ [01]\.\d\d</td>", answers)) == int(exit) + 1
 
 
-def test_with_pictures_the_examples_are_a_figure(
+def test_with_images_the_examples_are_a_figure(
     tmp_path: Path, recorded: Recorded, comparison: Comparison
 ) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (120, 4, 4, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (120, 4, 4, 3), dtype=np.uint8)
     only_maxprob = comparison._replace(schedulers={"maxprob": comparison.schedulers["maxprob"]})
-    page = report(tmp_path, recorded, only_maxprob, pictures=pictures)
+    page = report(tmp_path, recorded, only_maxprob, images=images)
     assert "examples.svg" in images_of(page) and (tmp_path / "examples.svg").is_file()
     assert (tmp_path / "examples.svg").read_text().count("<image ") > EXAMPLES
     assert "<td>exit 0</td>" not in page
@@ -135,8 +135,8 @@ def test_masks_are_reported_by_the_share_of_their_pixels(tmp_path: Path) -> None
         told = [float(share) for share in re.findall(r"<td>right ([\d.]+)</td>", answers)]
         expected = masks.correct[int(row), : int(exit) + 1].tolist()
         assert told == pytest.approx(expected, abs=0.0051)
-    pictures = rng.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
-    page = report(tmp_path / "pictures", recorded, comparison, pictures=pictures)
+    images = rng.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    page = report(tmp_path / "images", recorded, comparison, images=images)
     assert "examples.svg" in images_of(page)
 
 

@@ -17,7 +17,7 @@ from profiling.loadtest.corruption import (
 TEXT = "Government troops intervened in the latest outbreak of deadly fighting, officials said"
 
 
-def picture(side: int, mode: str = "RGB") -> Image.Image:
+def image(side: int, mode: str = "RGB") -> Image.Image:
     """Coarse patches of colour with a fine pattern on them."""
     rng = np.random.default_rng(1)
     patches = np.kron(rng.uniform(50, 200, (4, 4, 3)), np.ones((side // 4, side // 4, 1)))
@@ -31,15 +31,15 @@ def shades(image: Image.Image) -> NDArray[np.float64]:
 
 def harm(kind: str, severity: int, side: int = 32) -> float:
     """Root mean square change of a shade."""
-    clean = picture(side)
+    clean = image(side)
     spoilt = corrupt(clean, kind, severity, np.random.default_rng(0))
     return float(np.sqrt(((shades(spoilt) - shades(clean)) ** 2).mean()))
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
-def test_a_picture_keeps_its_size_and_suffers_with_severity(kind: str) -> None:
+def test_an_image_keeps_its_size_and_suffers_with_severity(kind: str) -> None:
     for mode in ("RGB", "L", "RGBA", "P"):
-        spoilt = corrupt(picture(32, mode), kind, 3, np.random.default_rng(0))
+        spoilt = corrupt(image(32, mode), kind, 3, np.random.default_rng(0))
         assert spoilt.size == (32, 32) and spoilt.mode == "RGB"
     harms = [harm(kind, severity) for severity in (1, 2, 3, 4, 5)]
     assert harms == sorted(harms) and len(set(harms)) == 5
@@ -47,7 +47,7 @@ def test_a_picture_keeps_its_size_and_suffers_with_severity(kind: str) -> None:
 
 
 def test_each_corruption_does_what_its_name_says() -> None:
-    clean = picture(32)
+    clean = image(32)
     rng = np.random.default_rng(0)
     assert harm("noise", 5) == pytest.approx(255 * 0.1, rel=0.05)
     edges = [np.abs(np.diff(shades(each), axis=0)).mean() for each in (
@@ -59,41 +59,40 @@ def test_each_corruption_does_what_its_name_says() -> None:
     assert flat.mean((0, 1)) == pytest.approx(shades(clean).mean((0, 1)), abs=0.5)
 
 
-def test_larger_pictures_take_stronger_levels() -> None:
+def test_larger_images_take_stronger_levels() -> None:
     for kind in ("noise", "blur"):
         assert harm(kind, 2, side=256) > 1.1 * harm(kind, 2)
     large, same_quality = io.BytesIO(), io.BytesIO()
-    picture(256).save(large, "PNG")
-    picture(256).save(same_quality, "JPEG", quality=50)
+    image(256).save(large, "PNG")
+    image(256).save(same_quality, "JPEG", quality=50)
     hard = corrupted_file(large.getvalue(), "jpeg", 2, np.random.default_rng(0))
     assert len(hard) < 0.8 * len(same_quality.getvalue())
 
 
 def test_the_generator_decides_the_noise() -> None:
     one, same, other = (
-        corrupt(picture(32), "noise", 3, np.random.default_rng(seed)).tobytes()
-        for seed in (0, 0, 1)
+        corrupt(image(32), "noise", 3, np.random.default_rng(seed)).tobytes() for seed in (0, 0, 1)
     )
     assert one == same != other
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
-def test_files_hold_the_same_picture(kind: str) -> None:
+def test_files_hold_the_same_image(kind: str) -> None:
     file = io.BytesIO()
-    picture(32).save(file, "PNG")
+    image(32).save(file, "PNG")
     data = corrupted_file(file.getvalue(), kind, 4, np.random.default_rng(0))
-    with Image.open(io.BytesIO(data)) as image:
-        assert image.format == ("JPEG" if kind == "jpeg" else "PNG")
-        spoilt = corrupt(picture(32), kind, 4, np.random.default_rng(0))
-        assert (shades(image) == shades(spoilt)).all()
+    with Image.open(io.BytesIO(data)) as opened:
+        assert opened.format == ("JPEG" if kind == "jpeg" else "PNG")
+        spoilt = corrupt(image(32), kind, 4, np.random.default_rng(0))
+        assert (shades(opened) == shades(spoilt)).all()
 
 
 def test_an_unknown_corruption_is_one_sentence() -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="'fog'; there are noise, blur, jpeg, contrast"):
-        corrupt(picture(32), "fog", 1, rng)
+        corrupt(image(32), "fog", 1, rng)
     file = io.BytesIO()
-    picture(32).save(file, "PNG")
+    image(32).save(file, "PNG")
     for kind in ("jpeg", "blur"):
         with pytest.raises(ValueError, match="is 6; give 1 to 5"):
             corrupted_file(file.getvalue(), kind, 6, rng)

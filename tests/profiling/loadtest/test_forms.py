@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from profiling.loadtest.forms import Form, read_form
+from profiling.loadtest.forms import InputVariant, read_form
 
 
 def test_names_are_taken_apart_and_put_together() -> None:
     for name, form in (
-        ("clean", Form("clean", 0)),
-        ("noise-3", Form("noise", 3)),
-        ("contrast-5", Form("contrast", 5)),
+        ("clean", InputVariant("clean", 0)),
+        ("noise-3", InputVariant("noise", 3)),
+        ("contrast-5", InputVariant("contrast", 5)),
     ):
         assert read_form(name, "image") == form and form.name == name
-    assert read_form("shorter-8", "text") == Form("shorter", 8)
+    assert read_form("shorter-8", "text") == InputVariant("shorter", 8)
     assert read_form("misspelt-100", "text").name == "misspelt-100"
 
 
@@ -38,14 +38,14 @@ def test_a_form_that_there_is_not_is_one_sentence(name: str, modality: str, said
 
 def test_clean_inputs_stay_as_they_are() -> None:
     clean, rng = read_form("clean", "image"), np.random.default_rng(0)
-    assert clean.of_pictures([b"no picture"], rng) == [b"no picture"]
+    assert clean.of_images([b"no image"], rng) == [b"no image"]
     assert clean.of_texts(["a", "b"], [0, 1], rng) == ["a", "b"]
 
 
-def test_pictures_and_texts_take_their_forms() -> None:
+def test_images_and_texts_take_their_forms() -> None:
     rng, file = np.random.default_rng(0), io.BytesIO()
     Image.new("RGB", (8, 8), "grey").save(file, "PNG")
-    spoilt = read_form("noise-5", "image").of_pictures([file.getvalue()] * 2, rng)
+    spoilt = read_form("noise-5", "image").of_images([file.getvalue()] * 2, rng)
     assert len({*spoilt, file.getvalue()}) == 3  # each has noise of its own
     texts = ["several simple words", "another sentence here"]
     assert read_form("shorter-1", "text").of_texts(texts, [0, 1], rng) == ["several", "another"]

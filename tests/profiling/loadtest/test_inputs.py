@@ -5,24 +5,24 @@ import numpy as np
 import pytest
 
 from models.data.text_table import Columns
-from profiling.loadtest.forms import Form
+from profiling.loadtest.forms import InputVariant
 from profiling.loadtest.inputs import Inputs, read_inputs
 
-CLEAN = Form("clean", 0)
+CLEAN = InputVariant("clean", 0)
 
 
-def test_folders_of_pictures_are_labelled_by_their_folders(tmp_path: Path) -> None:
+def test_folders_of_images_are_labelled_by_their_folders(tmp_path: Path) -> None:
     for name in ("ape", "bee"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.png").write_bytes(name.encode())
-    (tmp_path / "ape" / "note.txt").write_text("no picture")
+    (tmp_path / "ape" / "note.txt").write_text("no image")
     labelled = read_inputs(tmp_path, None)
     assert (labelled.items, labelled.labels) == ([b"ape", b"bee"], ["ape", "bee"])
     (tmp_path / "2.png").write_bytes(b"flat")
     assert read_inputs(tmp_path, None).labels is None
 
 
-def test_of_a_whole_archive_the_test_pictures_are_sent(tmp_path: Path) -> None:
+def test_of_a_whole_archive_the_test_images_are_sent(tmp_path: Path) -> None:
     path = tmp_path / "all.npz"
     blob, test = np.arange(4, dtype=np.uint8), np.array([0, 1, 0, 1], bool)
     np.savez(path, blob=blob, off=np.arange(5), y=np.arange(4), test=test)
@@ -30,7 +30,7 @@ def test_of_a_whole_archive_the_test_pictures_are_sent(tmp_path: Path) -> None:
     assert (inputs.items, inputs.labels) == ([b"\x01", b"\x03"], [1, 3])
 
 
-def test_without_a_word_the_shipped_pictures_are_sent() -> None:
+def test_without_a_word_the_shipped_images_are_sent() -> None:
     inputs = read_inputs(None, None)
     assert len(inputs.items) == 300 and inputs.labels is not None
     assert all(body.startswith(b"\xff\xd8") for body in inputs.files)
@@ -44,15 +44,17 @@ def test_texts_are_read_by_header_or_by_number(tmp_path: Path) -> None:
     assert read_inputs(None, path, Columns("0", "1")).labels == ["bee", "ape", "bee"]
 
 
-def test_bodies_are_pictures_as_they_are_and_texts_as_json() -> None:
-    pictures = Inputs("image", [b"one", b"two"], None)
-    assert pictures.bodies(CLEAN, seed=0) == [b"one", b"two"]
-    assert pictures.content_type == "image/jpeg"
+def test_bodies_are_images_as_they_are_and_texts_as_json() -> None:
+    images = Inputs("image", [b"one", b"two"], None)
+    assert images.bodies(CLEAN, seed=0) == [b"one", b"two"]
+    assert images.content_type == "image/jpeg"
     texts = Inputs("text", ["one two", "three"], None)
     assert texts.content_type == "application/json"
-    said = [json.loads(body)["text"] for body in texts.bodies(Form("shorter", 1), seed=0)]
+    said = [json.loads(body)["text"] for body in texts.bodies(InputVariant("shorter", 1), seed=0)]
     assert said == ["one", "three"]
-    assert texts.bodies(Form("misspelt", 100), 0) != texts.bodies(Form("misspelt", 100), 1)
+    assert texts.bodies(InputVariant("misspelt", 100), 0) != texts.bodies(
+        InputVariant("misspelt", 100), 1
+    )
 
 
 def test_classes_are_named_as_labels_are() -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from profiling.loadtest.http_client import LaneConfig
-from profiling.loadtest.load import Beside, Call, closed_loop, open_loop, poisson, poisson_steps
-from profiling.loadtest.steps import Steps
+from profiling.loadtest.load import Call, SideCalls, closed_loop, open_loop, poisson, poisson_steps
+from profiling.loadtest.steps import Schedule
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Serving = Callable[[Handler], AbstractContextManager[str]]
@@ -209,7 +209,7 @@ def test_poisson_arrivals_rise_at_their_rate_and_follow_their_seed() -> None:
 
 
 def test_a_rate_may_change() -> None:
-    arrivals = poisson_steps(Steps((0.0, 10.0, 30.0), (100.0, 1000.0, 20.0)), 60, seed=3)
+    arrivals = poisson_steps(Schedule((0.0, 10.0, 30.0), (100.0, 1000.0, 20.0)), 60, seed=3)
     assert (np.diff(arrivals) >= 0).all()
     counts = np.histogram(arrivals, [0, 10, 30, 60])[0]
     assert counts == pytest.approx([1000, 20_000, 600], rel=0.1)
@@ -238,7 +238,7 @@ def test_calls_beside_the_load_have_a_connection_and_a_count_of_their_own(
         return answer(body)
 
     puts = [Call(f"/put/{n}", str(n).encode(), method="PUT") for n in range(2)]
-    beside = [Beside(puts, np.array([0.0, 0.05])), Beside([CALLS[0]], np.array([0.02, 0.04]))]
+    beside = [SideCalls(puts, np.array([0.0, 0.05])), SideCalls([CALLS[0]], np.array([0.02, 0.04]))]
     with serving(answering(echo)) as url:
         for result in (
             closed_loop(url, CALLS[1:], LaneConfig(2), seconds=0.1, warm_up_s=0.02, beside=beside),
@@ -291,4 +291,4 @@ def test_what_makes_no_sense_is_refused_before_anything_is_sent() -> None:
     with pytest.raises(ValueError, match="one arrival"):
         open_loop(url, CALLS, np.array([]), one)
     with pytest.raises(ValueError, match="rise"):
-        closed_loop(url, CALLS, one, count=1, beside=[Beside(CALLS, np.array([1.0, 0.0]))])
+        closed_loop(url, CALLS, one, count=1, beside=[SideCalls(CALLS, np.array([1.0, 0.0]))])

@@ -7,13 +7,13 @@ from models.stage_costs import StageCosts
 from profiling.simulation.disciplines import (
     DISCIPLINES,
     Ready,
+    by_priority,
     deepest,
     fullest,
     largest,
     oldest,
     overdue,
     shallowest,
-    urgent,
     useful_shares,
 )
 
@@ -64,14 +64,14 @@ def test_rows_before_the_first_stage_are_never_overdue() -> None:
 
 
 def test_urgent_prefers_few_old_rows_at_low_load_and_full_batches_under_backlog() -> None:
-    choose = urgent(GPU, 16)
+    choose = by_priority(GPU, 16)
     assert choose(ready([4, 1, 0], [99.9, 97.0, INF])) == 1
     assert choose(ready([16, 1, 0], [20.0, 17.0, INF], [20.0, 97.0, INF])) == 0
     assert choose(ready([16, 15, 0], [80.0, 7.0, INF], [80.0, 97.0, INF])) == 1
 
 
 def test_urgent_is_oldest_where_batches_save_nothing() -> None:
-    assert urgent(CPU, 16)(ready([16, 1, 1], [96.0, 95.0, 95.5])) == 1
+    assert by_priority(CPU, 16)(ready([16, 1, 1], [96.0, 95.0, 95.5])) == 1
 
 
 def test_the_useful_share_is_that_of_what_a_stage_can_do() -> None:

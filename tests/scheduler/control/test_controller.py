@@ -141,7 +141,7 @@ def test_inputs_that_leave_elsewhere_than_calibrated_are_followed(later: float) 
     transient = rolling(host.run(1000 + SETTLING))
     assert transient.max() <= 1.05 * 3.6
     assert_steady(host.run(5000), 3.6, 0.03)
-    assert np.sign(host.controller.present.shift_ms) == np.sign(later)
+    assert np.sign(host.controller.present.exit_bias_ms) == np.sign(later)
     host.harder = 0.0
     host.run(1000 + SETTLING)
     assert_steady(host.run(3000), 3.6, 0.03)
@@ -169,7 +169,7 @@ def test_a_slower_host_and_its_recovery_are_followed(window: int) -> None:
         transient = rolling(host.run(window + SETTLING))
         assert transient.max() <= (1.05 if window == 1000 else 1.12) * budget
         assert_steady(host.run(5000), budget, 0.03 if window == 1000 else 0.05)
-        assert host.controller.present.ratio == pytest.approx(slowdown, rel=0.02)
+        assert host.controller.present.slowdown == pytest.approx(slowdown, rel=0.02)
         assert host.controller.floor_ms == pytest.approx(2.31 * slowdown, rel=0.02)
         assert host.controller.ceiling_ms == pytest.approx(4.93 * slowdown, rel=0.02)
 
@@ -184,7 +184,7 @@ def test_overhead_that_no_exit_changes_is_met_by_leaving_earlier() -> None:
     assert np.mean([moment.exit for moment in moments]) < exits_before - 0.3
     assert host.controller.present.overhead_ms == pytest.approx(1.0, rel=0.1)
     # The overhead is not mistaken for a slower host.
-    assert host.controller.present.ratio == pytest.approx(1.0, rel=0.02)
+    assert host.controller.present.slowdown == pytest.approx(1.0, rel=0.02)
     assert host.controller.floor_ms == pytest.approx(3.31, rel=0.05)
 
 
@@ -350,21 +350,21 @@ def test_a_request_with_its_own_budget_gets_present_costs() -> None:
 def test_a_held_point_keeps_the_budget_from_choosing_a_cheaper_one() -> None:
     bound = controller(2.0)
     dearer = frontier().at_cost(3.0).parameter
-    bound.hold(dearer)
+    bound.set_floor(dearer)
     assert bound.parameter == dearer
     assert bound.yields and not bound.feasible
     bound.set_budget(3.5)
     assert bound.parameter > dearer
     assert bound.feasible and not bound.yields
     bound.set_budget(2.0)
-    bound.hold(None)
+    bound.set_floor(None)
     assert bound.parameter < 2.0
     assert bound.feasible and not bound.yields
 
 
 def test_without_a_budget_nothing_yields() -> None:
     bound = controller(None)
-    bound.hold(frontier().at_cost(3.0).parameter)
+    bound.set_floor(frontier().at_cost(3.0).parameter)
     assert bound.parameter == frontier()[-1].parameter
     assert not bound.yields
 
@@ -372,8 +372,8 @@ def test_without_a_budget_nothing_yields() -> None:
 def test_another_policy_takes_over_and_the_window_stays() -> None:
     moved = controller(2.0)
     moved.observe([Sample(1, 2.0)] * 100, 0.0)
-    moved.hold(frontier().at_cost(3.0).parameter)
-    moved.use(frontier((1.0, 1.5, 5.0)))
+    moved.set_floor(frontier().at_cost(3.0).parameter)
+    moved.set_frontier(frontier((1.0, 1.5, 5.0)))
     assert (moved.samples, moved.rolling_latency_ms) == (100, 2.0)
     assert moved.exit_rates == [0, 1, 0]
     assert moved.parameter in frontier((1.0, 1.5, 5.0)).parameters

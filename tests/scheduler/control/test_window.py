@@ -14,7 +14,7 @@ def test_it_holds_the_newest_samples() -> None:
         window.add(0.0, latency_ms, exit, 0.0)
     assert window.mean_ms == 2.0
     assert window.exit_rates == pytest.approx([1 / 3, 2 / 3])
-    assert window.is_full and window.room == 3
+    assert window.is_full and window.capacity == 3
 
 
 def test_where_few_come_it_has_room_for_those_of_its_age() -> None:
@@ -22,20 +22,22 @@ def test_where_few_come_it_has_room_for_those_of_its_age() -> None:
     for second in range(100):
         window.expire(float(second))
         window.add(float(second), 1.0, 0, 0.0)
-    assert window.room == len(window) == 61
+    assert window.capacity == len(window) == 61
     assert window.is_full
     window.expire(1e6)
-    assert window.room == 1000 and not window.is_full  # nothing is known of a window that ran empty
+    assert (
+        window.capacity == 1000 and not window.is_full
+    )  # nothing is known of a window that ran empty
 
 
 def test_what_stays_for_the_horizon_is_all_but_the_oldest() -> None:
     window = RollingWindow(4, 60.0, 1)
     for left_ms in (100.0, 1.0, 2.0, 4.0, 8.0):
         window.add(0.0, 1.0, 0, left_ms)
-    assert [window.left_ms(horizon) for horizon in range(6)] == [15, 14, 12, 8, 0, 0]
+    assert [window.credit_ms(horizon) for horizon in range(6)] == [15, 14, 12, 8, 0, 0]
     fresh = RollingWindow(10, 60.0, 1)
     fresh.add(0.0, 1.0, 0, 3.0)
-    assert fresh.left_ms(5) == 3.0, "nothing leaves a window that has room"
+    assert fresh.credit_ms(5) == 3.0, "nothing leaves a window that has room"
 
 
 @given(
@@ -62,7 +64,7 @@ def test_it_is_a_plain_list_of_the_newest(
         window.expire(now_s)
         kept = [*kept, (now_s, latency_ms, exit, left_ms)][-size:]
         kept = [each for each in kept if now_s - each[0] <= 60.0]
-        assert len(window) == len(kept) <= window.room <= size
+        assert len(window) == len(kept) <= window.capacity <= size
         assert window.mean_ms == pytest.approx(math.fsum(e[1] for e in kept) / len(kept), abs=1e-6)
-        stay = kept[max(len(kept) - (window.room - horizon), 0) :]
-        assert window.left_ms(horizon) == pytest.approx(math.fsum(e[3] for e in stay), abs=1e-6)
+        stay = kept[max(len(kept) - (window.capacity - horizon), 0) :]
+        assert window.credit_ms(horizon) == pytest.approx(math.fsum(e[3] for e in stay), abs=1e-6)

@@ -201,7 +201,8 @@ def test_published_scores_keep_every_budget_and_nearly_spend_it(published: Publi
     budgets, realised = fitted.table.parameters, spent(fitted, log_probs, costs)
     assert (budgets[0], budgets[-1]) == (costs[0], costs[-1])
     assert (realised <= budgets * (1 + 1e-12)).all()
-    # With 200 rows, one that goes one exit further may be half a hundredth of the dearest stage.
+    # With 200 rows, one that goes one exit further may be half a hundredth of the most expensive
+    # stage.
     assert (realised >= 0.99 * budgets - np.diff(costs).max() / 200).all()
 
 

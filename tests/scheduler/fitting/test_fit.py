@@ -11,7 +11,7 @@ from scheduler.confidence import finite_log_probs
 from scheduler.eenet import load_published_scheduler
 from scheduler.fitted import POLICIES, Scheduler
 from scheduler.fitting.fit import Problem, check_costs, check_problem, fit_scheduler
-from scheduler.policy import replay, score_all, take_exits
+from scheduler.policy import exits_taken, replay, score_all
 from scheduler.thresholds import ThresholdPolicy
 
 Array = NDArray[np.float64]
@@ -45,7 +45,7 @@ def fitted(request: pytest.FixtureRequest, make_problem: Callable[..., Made]) ->
 
 
 def exits_of(scheduler: Scheduler, problem: Problem, parameter: float) -> NDArray[np.intp]:
-    return take_exits(scheduler.policy, replay(scheduler.policy, problem.log_probs), parameter)
+    return exits_taken(scheduler.policy, replay(scheduler.policy, problem.log_probs), parameter)
 
 
 def accuracy(problem: Problem, exits: NDArray[np.intp]) -> float:
@@ -69,7 +69,7 @@ def test_frontier_spans_all_at_the_first_exit_to_all_at_the_last(fitted: Fitted)
     assert frontier[0].exit_rates.tolist() == [1, 0, 0]
     assert frontier[-1].exit_rates.tolist() == [0, 0, 1]
     assert frontier[-1].expected_cost_ms == pytest.approx(costs[-1])
-    assert frontier[-1].parameter == fitted.scheduler.policy.run_on
+    assert frontier[-1].parameter == fitted.scheduler.policy.never_exit_parameter
     assert frontier.exit_rates.sum(1) == pytest.approx(np.ones(len(frontier)))
     assert (frontier.exit_rates >= 0).all()
 
@@ -100,7 +100,7 @@ def test_points_show_the_cost_of_the_calibration_rows_or_a_higher_one(fitted: Fi
     scheduler, problem, _ = fitted
     replayed, shown = replay(scheduler.policy, problem.log_probs), scheduler.frontier
     realised = [
-        problem.costs_ms[take_exits(scheduler.policy, replayed, parameter)].mean()
+        problem.costs_ms[exits_taken(scheduler.policy, replayed, parameter)].mean()
         for parameter in shown.parameters
     ]
     assert (shown.expected_costs_ms >= np.array(realised) - 1e-9).all()
@@ -125,7 +125,7 @@ def test_other_costs_index_the_same_exits_anew(fitted: Fitted, costs: tuple[floa
     same = 0
     for index in range(len(moved)):
         point = moved[index]
-        exits = take_exits(scheduler.policy, replayed, point.parameter)
+        exits = exits_taken(scheduler.policy, replayed, point.parameter)
         rates = np.bincount(exits, minlength=3) / len(exits)
         assert point.expected_accuracy == told[point.parameter]
         if np.allclose(rates, point.exit_rates):
@@ -183,7 +183,7 @@ def test_the_accuracy_expected_is_not_that_of_the_rows_fitted_to(kind: str) -> N
         replayed = replay(scheduler.policy, problem.log_probs)
         seen += [
             np.mean(
-                [accuracy(problem, take_exits(scheduler.policy, replayed, at)) for at in points]
+                [accuracy(problem, exits_taken(scheduler.policy, replayed, at)) for at in points]
             )
         ]
     assert np.mean(told) < np.mean(seen) - 0.03
@@ -418,7 +418,7 @@ def test_a_network_with_one_exit_has_nothing_to_decide(make_problem: Callable[..
     log_probs, labels, _ = make_problem(rows=30)
     policy, frontier = fit_scheduler("stopping", log_probs[:1], labels, np.array([2.0]))
     scored = replay(policy, log_probs[:1])
-    assert policy.decide(0, scored[0], np.array([policy.run_on])).leave.all()
+    assert policy.decide(0, scored[0], np.array([policy.never_exit_parameter])).leave.all()
     assert (len(frontier), frontier[0].expected_cost_ms) == (1, 2.0)
     right = (log_probs[0].argmax(-1) == labels).mean()
     assert frontier[0].expected_accuracy == pytest.approx(right)

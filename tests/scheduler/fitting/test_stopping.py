@@ -16,7 +16,7 @@ from scheduler.fitting.stopping import (
 )
 from scheduler.fitting.thresholds import fit_confidence
 from scheduler.frontier import GRID_STEP
-from scheduler.policy import replay, score_all, take_exits
+from scheduler.policy import exits_taken, replay, score_all
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -108,15 +108,15 @@ def test_the_cost_of_fresh_rows_never_rises_with_the_price(
     costs_ms = np.array(costs)
     policy = fit_stopping(log_probs, labels, costs_ms)
     replayed = replay(policy, make_problem(rows=300, seed=seed + 1)[0])
-    prices = np.linspace(policy.prices[-1], policy.run_on / 20, 100)
-    spent = [costs_ms[take_exits(policy, replayed, price)].mean() for price in prices]
+    prices = np.linspace(policy.prices[-1], policy.never_exit_parameter / 20, 100)
+    spent = [costs_ms[exits_taken(policy, replayed, price)].mean() for price in prices]
     assert (np.diff(spent) >= -1e-12).all()
 
 
 def test_the_value_ahead_falls_as_the_price_rises(problem: Problem) -> None:
     policy = fit_stopping(*problem)
     for exit, scored in enumerate(replay(policy, problem[0])[:-1]):
-        ahead = scored.outlook - policy.prices * policy.steps_ms[exit]
+        ahead = scored.continuation_values - policy.prices * policy.steps_ms[exit]
         # Independent regressions wobble where the value ahead hardly moves.
         assert np.diff(ahead, axis=1).max() < 1e-3
 
@@ -149,10 +149,10 @@ def test_prices_beat_thresholds_on_confidence_on_fresh_rows(
     ours, theirs = replay(policy, fresh[0]), replay(rival, fresh[0])
     for price in (0.2, 0.6, 1.5):
         best = max(
-            value(fresh, take_exits(rival, theirs, budget), price)
+            value(fresh, exits_taken(rival, theirs, budget), price)
             for budget in np.linspace(costs[0], costs[-1], 60)
         )
-        assert value(fresh, take_exits(policy, ours, price), price) > best - 0.002
+        assert value(fresh, exits_taken(policy, ours, price), price) > best - 0.002
 
 
 def test_same_seed_gives_the_same_policy_and_another_other_folds(problem: Problem) -> None:
@@ -171,15 +171,15 @@ def test_exits_that_are_all_right_or_all_wrong_give_no_nan_and_let_go_at_once(
     policy = fit_stopping(log_probs, labels, costs)
     for scored in replay(policy, log_probs):
         assert np.isfinite(scored.scores).all()
-        assert np.isfinite(scored.outlook).all()
-    assert set(take_exits(policy, replay(policy, log_probs), 0.5)) == {0}
+        assert np.isfinite(scored.continuation_values).all()
+    assert set(exits_taken(policy, replay(policy, log_probs), 0.5)) == {0}
 
 
 def test_half_precision_records_fit_as_double_ones_do(problem: Problem) -> None:
     log_probs, labels, costs = problem
     halves = fit_stopping(log_probs.astype(np.float16), labels, costs)
     exits = [
-        take_exits(policy, replay(policy, log_probs), 0.5)
+        exits_taken(policy, replay(policy, log_probs), 0.5)
         for policy in (halves, fit_stopping(*problem))
     ]
     assert (exits[0] == exits[1]).mean() > 0.98
@@ -193,7 +193,7 @@ def test_an_exit_that_is_never_right_about_a_class_is_not_trusted_with_it() -> N
     last = np.tile([0.01, 0.99], (600, 1))
     log_probs, labels = np.log(np.stack([first, last])), np.ones(600, np.int64)
     policy = fit_stopping(log_probs, labels, np.array([1.0, 2.0]))
-    exits = take_exits(policy, replay(policy, log_probs), 0.3)
+    exits = exits_taken(policy, replay(policy, log_probs), 0.3)
     assert np.array_equal(exits, np.where(answers == 0, 1, 0))
 
 
@@ -215,10 +215,10 @@ def test_the_ladder_of_prices_reaches_any_budget_from_below(problem: Problem) ->
     log_probs, _, costs = problem
     policy = fit_stopping(*problem)
     ladder, replayed = price_ladder(policy, log_probs, costs), replay(policy, log_probs)
-    exits = [take_exits(policy, replayed, price) for price in ladder]
+    exits = [exits_taken(policy, replayed, price) for price in ladder]
     spent = np.array([costs[taken].mean() for taken in exits])
     assert (np.diff(ladder) < 0).all()
-    assert (ladder[0], ladder[-1]) == (policy.stop_at_once, policy.run_on)
+    assert (ladder[0], ladder[-1]) == (policy.exit_at_first_parameter, policy.never_exit_parameter)
     assert (spent[0], spent[-1]) == pytest.approx((costs[0], costs[-1]))
     assert (spent[1:] <= spent[:-1] * (1 + 1.01 * GRID_STEP)).all()
 
@@ -231,7 +231,7 @@ def test_the_ladder_is_fine_where_one_stage_is_far_shorter_than_another(
     policy = fit_stopping(log_probs, labels, costs)
     replayed = replay(policy, log_probs)
     ladder = price_ladder(policy, log_probs, costs)
-    spent = np.array([costs[take_exits(policy, replayed, price)].mean() for price in ladder])
+    spent = np.array([costs[exits_taken(policy, replayed, price)].mean() for price in ladder])
     assert (np.diff(spent) <= 0.02 * spent[:-1]).all()
 
 
@@ -266,13 +266,13 @@ def test_hopeless_rows_leave_early_as_no_threshold_on_confidence_lets_them() -> 
     fitted_to, _ = hopeless_problem()
     fresh, kinds = hopeless_problem(seed=1)
     policy, rival = fit_stopping(*fitted_to), fit_confidence("maxprob-opt", *fitted_to)
-    taken = take_exits(policy, replay(policy, fresh[0]), 0.5)
+    taken = exits_taken(policy, replay(policy, fresh[0]), 0.5)
     left = [(taken[kinds == kind] == 0).mean() for kind in range(3)]
     assert left[0] > 0.95
     assert left[1] < 0.05
     assert left[2] > 0.95
     budget = fresh[2][taken].mean()
-    rivals = take_exits(rival, replay(rival, fresh[0]), budget)
+    rivals = exits_taken(rival, replay(rival, fresh[0]), budget)
     # Those that a threshold keeps longest are the hopeless: a third of the rows is lost.
     assert value(fresh, taken, 0) > value(fresh, rivals, 0) + 0.25
 
@@ -321,11 +321,11 @@ def test_the_policy_is_worth_nearly_as_much_as_the_best_of_all_rules() -> None:
     policy, rival = fit_stopping(*problem), fit_confidence("maxprob-opt", *problem)
     replayed, rivals = replay(policy, problem[0]), replay(rival, problem[0])
     budgets = rival.table.parameters[::10].tolist()
-    rival_exits = [take_exits(rival, rivals, budget) for budget in budgets]
+    rival_exits = [exits_taken(rival, rivals, budget) for budget in budgets]
     missed = []
     for price in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3):
         best = best_value_of_any_rule(problem, history, price)
-        ours = value(problem, take_exits(policy, replayed, price), price)
+        ours = value(problem, exits_taken(policy, replayed, price), price)
         assert best - 0.005 <= ours <= best + 1e-12
         missed.append(best - max(value(problem, exits, price) for exits in rival_exits))
     assert max(missed) > 0.02

@@ -13,7 +13,7 @@ from scheduler.fitted import POLICIES
 from scheduler.fitting.fit import fit_scheduler
 from scheduler.frontier import Frontier
 from scheduler.monitoring.agreement import Agreed, AgreementCurve, AgreementFloor
-from scheduler.policy import Scored, replay, take_exits
+from scheduler.policy import Scored, exits_taken, replay
 from scheduler.thresholds import ThresholdPolicy, ThresholdTable
 
 Array = NDArray[np.float64]
@@ -104,7 +104,7 @@ def test_rows_do_at_each_point_what_the_policy_does_there(kind: str, make_proble
     shown = log_probs.astype(np.float16)
     replayed, answers = replay(policy, shown), shown.argmax(-1)
     for parameter in curve.frontier.parameters.tolist():
-        exits = take_exits(policy, replayed, parameter)
+        exits = exits_taken(policy, replayed, parameter)
         early = exits < 2
         alike = answers[exits, np.arange(200)] == answers[2]
         assert curve.at(parameter) == Agreed(int((early & alike).sum()), int(early.sum()))
@@ -113,7 +113,7 @@ def test_rows_do_at_each_point_what_the_policy_does_there(kind: str, make_proble
 def test_pixels_answer_by_the_class_of_the_largest_share() -> None:
     policy, frontier = toy()
     curve = AgreementCurve(policy, frontier)
-    shares = np.array([[0.9, 0.05, 0.05], [0.2, 0.7, 0.1]])  # class 0 in the mean
+    shares = np.array([[0.9, 0.05, 0.05], [0.2, 0.7, 0.1]])  # class 0 on average
     other = np.array([[0.1, 0.8, 0.1], [0.1, 0.8, 0.1]])
     for last, alike in ((shares[::-1], 1), (other, 0)):
         before = curve.at(1.0).alike

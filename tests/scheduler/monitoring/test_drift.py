@@ -116,7 +116,7 @@ def test_who_reaches_an_exit_is_compared_with_the_like_and_not_with_all() -> Non
     step = scheduler.policy.step(0, log_probs[0], scheduler.policy.start(8000), np.array(tight))
     assert 0.2 < step.leave.mean() < 0.8
     later = scheduler.policy.score(1, log_probs[1, ~step.leave], step.history[~step.leave])
-    against_all.add(1, later.scores, scheduler.policy.run_on)
+    against_all.add(1, later.scores, scheduler.policy.never_exit_parameter)
     (_, like), (_, unlike) = watched.psi(), against_all.psi()
     assert like is not None and like < 0.06
     assert unlike is not None and unlike > 0.1

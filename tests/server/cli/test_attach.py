@@ -152,7 +152,7 @@ def test_a_run_goes_on_with_the_exits_that_were_chosen_for_it(
         (["--device", "abacus"], "device 'abacus' is unknown; use auto, cpu or cuda"),
         (["--optimizer", "lion"], "optimizer is 'lion'; use sgd or adamw"),
         (["--label-column", "stars"], "not 'text' and 'stars'; name the right ones with"),
-        (["--dataset", "nowhere.csv"], "data set nowhere.csv is neither a file or folder here nor"),
+        (["--dataset", "nowhere.csv"], "dataset nowhere.csv is neither a file or folder here nor"),
         (["--image-size", "8"], "holds texts"),
     ],
 )
@@ -241,10 +241,10 @@ def test_a_tokenizer_of_more_tokens_than_the_backbone_is_one_sentence(
 
 
 def test_data_of_another_task_is_one_sentence(
-    backbone: Path, pictures: Path, tmp_path: Path, sentence: Sentence
+    backbone: Path, image_folder: Path, tmp_path: Path, sentence: Sentence
 ) -> None:
-    said = sentence(*command(backbone, pictures, tmp_path / "run"))
-    assert f"{backbone} reads texts, {pictures} is a data set of the task image" in said
+    said = sentence(*command(backbone, image_folder, tmp_path / "run"))
+    assert f"{backbone} reads texts, {image_folder} is a dataset of the task image" in said
 
 
 @pytest.mark.parametrize(
@@ -399,7 +399,7 @@ def test_a_fine_tuned_classifier_is_brought_into_the_order_of_the_classes(
 
 @pytest.fixture
 def vit(tmp_path: Path) -> Path:
-    """A ViT of two layers for pictures of 16x16, with statistics of its own."""
+    """A ViT of two layers for images of 16x16, with statistics of its own."""
     import transformers
 
     torch.manual_seed(0)
@@ -413,10 +413,10 @@ def vit(tmp_path: Path) -> Path:
     return tmp_path / "vit"
 
 
-def test_exits_are_put_onto_an_encoder_of_pictures(
-    vit: Path, pictures: Path, tmp_path: Path
+def test_exits_are_put_onto_an_encoder_of_images(
+    vit: Path, image_folder: Path, tmp_path: Path
 ) -> None:
-    assert main(command(vit, pictures, tmp_path / "run")) == 0
+    assert main(command(vit, image_folder, tmp_path / "run")) == 0
     run = read_run(tmp_path / "run")
     assert (run.arch, run.classes) == ("attached-image", ("ape", "bee", "cat"))
     assert run.input == {"mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.1]}
@@ -426,11 +426,11 @@ def test_exits_are_put_onto_an_encoder_of_pictures(
     Network(run.arch, run.settings).build().load_state_dict(weights_of(tmp_path / "run"))
 
 
-def test_an_encoder_of_pictures_takes_its_own_size_and_no_texts(
-    vit: Path, pictures: Path, reviews: Path, tmp_path: Path, sentence: Sentence
+def test_an_encoder_of_images_takes_its_own_size_and_no_texts(
+    vit: Path, image_folder: Path, reviews: Path, tmp_path: Path, sentence: Sentence
 ) -> None:
-    said = sentence(*command(vit, pictures, tmp_path / "run", "--image-size", "24"))
-    assert f"--image-size is 24; {vit} reads pictures of 16x16" in said
+    said = sentence(*command(vit, image_folder, tmp_path / "run", "--image-size", "24"))
+    assert f"--image-size is 24; {vit} reads images of 16x16" in said
     said = sentence(*command(vit, reviews, tmp_path / "run"))
     assert "texts" in said
     assert not (tmp_path / "run/run.json").exists()
@@ -450,12 +450,12 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_exits_are_put_onto_torchvisions_weights(
     resnet: Path,
-    pictures: Path,
+    image_folder: Path,
     tmp_path: Path,
     about_to_train: Callable[[list[str]], Trained],
 ) -> None:
     more = ["--arch", "resnet18", "--exits", "2,5"]
-    reached = about_to_train(command(resnet, pictures, tmp_path / "run", *more))
+    reached = about_to_train(command(resnet, image_folder, tmp_path / "run", *more))
     run, own = read_run(tmp_path / "run"), reached.model.state_dict()
     assert run.settings == {"num_classes": 3, "exits": [2, 5]}
     assert run.data is not None and run.data["image_size"] == 224
@@ -469,12 +469,14 @@ def test_exits_are_put_onto_torchvisions_weights(
 
 def test_the_end_of_a_resnet_may_be_named_as_an_exit(
     resnet: Path,
-    pictures: Path,
+    image_folder: Path,
     tmp_path: Path,
     about_to_train: Callable[[list[str]], Trained],
 ) -> None:
     more = ["--arch", "resnet18", "--exits", "2,5,8"]
-    assert about_to_train(command(resnet, pictures, tmp_path / "run", *more)).model.num_exits == 3
+    assert (
+        about_to_train(command(resnet, image_folder, tmp_path / "run", *more)).model.num_exits == 3
+    )
     assert read_run(tmp_path / "run").settings["exits"] == [2, 5]
 
 
@@ -488,17 +490,24 @@ def test_the_end_of_a_resnet_may_be_named_as_an_exit(
     ],
 )
 def test_weights_of_a_resnet_that_do_not_fit_are_one_sentence(
-    resnet: Path, pictures: Path, tmp_path: Path, sentence: Sentence, more: list[str], expected: str
+    resnet: Path,
+    image_folder: Path,
+    tmp_path: Path,
+    sentence: Sentence,
+    more: list[str],
+    expected: str,
 ) -> None:
-    assert expected in sentence(*command(resnet, pictures, tmp_path / "run", *more))
+    assert expected in sentence(*command(resnet, image_folder, tmp_path / "run", *more))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_file_that_holds_no_weights_is_one_sentence(
-    pictures: Path, tmp_path: Path, sentence: Sentence
+    image_folder: Path, tmp_path: Path, sentence: Sentence
 ) -> None:
     (tmp_path / "weights.pth").write_bytes(b"no weights")
-    arguments = command(tmp_path / "weights.pth", pictures, tmp_path / "run", "--arch", "resnet18")
+    arguments = command(
+        tmp_path / "weights.pth", image_folder, tmp_path / "run", "--arch", "resnet18"
+    )
     assert "weights.pth is damaged or holds more than tensors" in sentence(*arguments)
 
 
@@ -513,7 +522,7 @@ def test_blocks_of_a_resnet_are_suggested(
     assert chosen.told == f"exits for a mean of 1000 ms: --exits {','.join(map(str, chosen.exits))}"
 
 
-def test_pictures_may_be_of_any_size(vit: Path, tmp_path: Path) -> None:
+def test_images_may_be_of_any_size(vit: Path, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for name in ("ape", "bee"):
         (tmp_path / "mixed" / name).mkdir(parents=True)
@@ -524,13 +533,13 @@ def test_pictures_may_be_of_any_size(vit: Path, tmp_path: Path) -> None:
     assert main(command(vit, tmp_path / "mixed", tmp_path / "run")) == 0
 
 
-def test_an_encoder_of_oblong_pictures_is_refused(
-    vit: Path, pictures: Path, tmp_path: Path, sentence: Sentence
+def test_an_encoder_of_oblong_images_is_refused(
+    vit: Path, image_folder: Path, tmp_path: Path, sentence: Sentence
 ) -> None:
     config = json.loads((vit / "config.json").read_text())
     (vit / "config.json").write_text(json.dumps({**config, "image_size": [8, 16]}))
-    said = sentence(*command(vit, pictures, tmp_path / "run"))
-    assert f"{vit} reads pictures of 16x8; only squares will do" in said
+    said = sentence(*command(vit, image_folder, tmp_path / "run"))
+    assert f"{vit} reads images of 16x8; only squares will do" in said
 
 
 def test_chosen_exits_stay_when_the_run_goes_on(
@@ -547,10 +556,10 @@ def test_chosen_exits_stay_when_the_run_goes_on(
 
 
 def test_the_last_block_of_a_resnet_may_be_named(
-    resnet: Path, pictures: Path, tmp_path: Path
+    resnet: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     flags = ["--arch", "resnet18", "--exits", "4,8", "--image-size", "32"]
-    assert main(command(resnet, pictures, tmp_path / "run", *flags)) == 0
+    assert main(command(resnet, image_folder, tmp_path / "run", *flags)) == 0
     assert read_run(tmp_path / "run").settings["exits"] == [4]
 
 
@@ -562,11 +571,11 @@ def test_the_last_block_of_a_resnet_may_be_named(
         (None, [0.485, 0.456, 0.406]),
     ],
 )
-def test_pictures_are_normalised_as_the_backbone_says(
-    vit: Path, pictures: Path, tmp_path: Path, described: str | None, mean: list[float]
+def test_images_are_normalised_as_the_backbone_says(
+    vit: Path, image_folder: Path, tmp_path: Path, described: str | None, mean: list[float]
 ) -> None:
     (vit / "preprocessor_config.json").unlink()
     if described is not None:
         (vit / "preprocessor_config.json").write_text(described)
-    assert main(command(vit, pictures, tmp_path / "run")) == 0
+    assert main(command(vit, image_folder, tmp_path / "run")) == 0
     assert read_run(tmp_path / "run").input["mean"] == mean

@@ -291,7 +291,7 @@ def test_predictions_that_are_missing_are_one_sentence(
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Twenty training and fifteen test pictures of noise for each of four classes."""
+    """Twenty training and fifteen test images of noise for each of four classes."""
     rng = np.random.default_rng(0)
     for part, rows in (("train", 20), ("test", 15)):
         for name in ("ape", "bee", "cat", "dog"):
@@ -304,7 +304,7 @@ def dataset(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bundle(make_bundle: Callable[[Recorded], Path], dataset: Path, make_probs: MakeProbs) -> Path:
-    """Predictions of the data set's pictures, and `stopping` fitted to other ones."""
+    """Predictions of the dataset's images, and `stopping` fitted to other ones."""
     data = load_dataset(DataConfig(str(dataset), calibration_size=40))
     parts = []
     for split in (data.calibration, data.test):
@@ -366,7 +366,7 @@ def test_a_damaged_bundle_is_one_sentence(
     assert list(out.iterdir()) == []
 
 
-def test_the_data_sets_pictures_are_the_examples_of_the_report(
+def test_the_data_sets_images_are_the_examples_of_the_report(
     bundle: Path, dataset: Path, out: Path
 ) -> None:
     command = ["evaluate", str(bundle), "--policies", "maxprob", "--dataset", str(dataset)]
@@ -375,7 +375,7 @@ def test_the_data_sets_pictures_are_the_examples_of_the_report(
     assert 'src="examples.svg"' in (out / "report" / "index.html").read_text()
 
 
-def test_pictures_of_another_data_set_are_refused(
+def test_images_of_another_data_set_are_refused(
     bundle: Path, dataset: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.move(dataset / "test/ape/0.png", dataset / "test/bee/ape.png")
@@ -411,7 +411,7 @@ def test_texts_are_no_examples_of_a_report(
     assert list(out.iterdir()) == []
 
 
-def test_the_pictures_of_a_segmentation_are_the_examples_of_its_report(
+def test_the_images_of_a_segmentation_are_the_examples_of_its_report(
     mask_bundle: Path, out: Path, drawing_few: Callable[[], AbstractContextManager[None]]
 ) -> None:
     command = ["evaluate", str(mask_bundle), "--policies", "maxprob", "--dataset", "shapes"]

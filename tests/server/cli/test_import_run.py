@@ -114,7 +114,7 @@ def msdnet(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def ten_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of noise, 32x32, of ten classes: five to train and two to test each."""
+    """Images of noise, 32x32, of ten classes: five to train and two to test each."""
     random, folder = np.random.default_rng(0), tmp_path_factory.mktemp("ten")
     for part, rows in (("train", 5), ("test", 2)):
         for name in "abcdefghij":
@@ -186,7 +186,7 @@ def test_normalisation_latencies_and_limits_are_kept(
 @pytest.mark.parametrize(
     ("classes", "mean"), [(10, 0.4914), (100, 0.5071), (5, 0.485)], ids=["10", "100", "other"]
 )
-def test_pictures_are_normalised_as_the_published_code_does(
+def test_images_are_normalised_as_the_published_code_does(
     tmp_path: Path, classes: int, mean: float
 ) -> None:
     made = checkpoint(tmp_path, "resnet56_3", "resnet56_3", {"num_classes": classes})
@@ -502,7 +502,7 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(
 
 def test_an_imported_run_is_built_only_with_data_that_fits(
     msdnet: Checkpoint,
-    pictures: Path,
+    image_folder: Path,
     ten_classes: Path,
     reviews: Path,
     tmp_path: Path,
@@ -511,14 +511,14 @@ def test_an_imported_run_is_built_only_with_data_that_fits(
     assert main(msdnet.command(tmp_path / "run")) == 0
     build = ["build", tmp_path / "run", "--out", tmp_path / "bundle"]
     assert "was imported, not trained here; give --dataset" in sentence(*build)
-    said = sentence(*build, "--dataset", pictures)
-    assert "the data set has 3 classes, the network 10; give the data set that it was" in said
+    said = sentence(*build, "--dataset", image_folder)
+    assert "the dataset has 3 classes, the network 10; give the dataset that it was" in said
     said = sentence(*build, "--dataset", ten_classes, "--calibration-size", 9)
     assert "there are 9 calibration rows; give a --calibration-size of 10 or more" in said
     said = sentence(*build, "--dataset", ten_classes, "--calibration-size", 50)
     assert "calibration size 50 must lie between 1 and 49" in said
     said = sentence(*build, "--dataset", reviews)
-    assert "the data set is one of the task text, the run of image" in said
+    assert "the dataset is one of the task text, the run of image" in said
     assert not (tmp_path / "bundle").exists()
 
 

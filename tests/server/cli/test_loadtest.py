@@ -25,7 +25,7 @@ LATENCY = {"total": 0.9, "queue": 0.1, "decode": 0.2, "compute": 0.5}
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers a picture of one byte b as class b % 2 at exit b % 3, and remembers what was asked.
+    """Answers an image of one byte b as class b % 2 at exit b % 3, and remembers what was asked.
 
     Attributes:
         asked: Path and content type of every prediction.
@@ -101,8 +101,8 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """Six pictures of one byte, 0 to 5; every label is 1."""
-    path = tmp_path / "pictures.npz"
+    """Six images of one byte, 0 to 5; every label is 1."""
+    path = tmp_path / "images.npz"
     numbers = np.arange(6, dtype=np.uint8)
     np.savez(path, blob=numbers, off=np.arange(7), y=np.ones(6, int))
     return path
@@ -213,7 +213,7 @@ def test_phases_are_printed_only_where_something_changes(
 def test_some_classes_alone_are_sent_with_a_deadline(
     server: Server, tmp_path: Path, report: Callable[..., dict[str, Any]]
 ) -> None:
-    path = tmp_path / "pictures.npz"
+    path = tmp_path / "images.npz"
     numbers = np.arange(6, dtype=np.uint8)
     np.savez(path, blob=numbers, off=np.arange(7), y=np.array([0, 1, 2, 0, 1, 2]))
     told = report("--images", path, "--classes", "1,2", "--deadline-ms", 50)
@@ -222,7 +222,7 @@ def test_some_classes_alone_are_sent_with_a_deadline(
 
 
 def test_the_classes_that_are_sent_change(server: Server, tmp_path: Path) -> None:
-    path, log = tmp_path / "pictures.npz", tmp_path / "log.npz"
+    path, log = tmp_path / "images.npz", tmp_path / "log.npz"
     numbers = np.arange(6, dtype=np.uint8)
     np.savez(path, blob=numbers, off=np.arange(7), y=np.array([0, 1, 2, 0, 1, 2]))
     flags = ("--images", path, "--log", log, "--rate", 200, "--seconds", 1)
@@ -264,7 +264,7 @@ def test_bad_arguments_and_files_are_one_sentence(tmp_path: Path, archive: Path)
             loadtest(url, "--images", archive, flag, value)
     with pytest.raises(ValueError, match="--connections"):
         loadtest(url, "--images", archive, "--connections", 0)
-    with pytest.raises(ValueError, match="holds no pictures"):
+    with pytest.raises(ValueError, match="holds no images"):
         loadtest(url, "--images", tmp_path)
     with pytest.raises(ValueError, match="nowhere"):
         loadtest(url, "--images", tmp_path / "nowhere.npz")

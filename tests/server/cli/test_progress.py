@@ -7,7 +7,7 @@ from rich.progress import Progress, TextColumn
 from models.training.run import TrainConfig
 from models.training.trainer import EpochReport
 from server.cli.main import _parser
-from server.cli.progress import ENCODER, _Show, train_config
+from server.cli.progress import ENCODER, ProgressReporter, train_config
 
 
 def trained_with(*flags: str, **defaults: object) -> TrainConfig:
@@ -48,7 +48,7 @@ def test_progress_is_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> 
         TextColumn("{task.fields[loss]}"),
     )
     with Progress(*columns, console=console) as bar:
-        show = _Show(bar, 200)
+        show = ProgressReporter(bar, 200)
         show.step(100, 1.25)
         show.epoch(EpochReport(1, 1.5, [0.5, 0.75], [0.25, 1.0], 3.0))
     said = capsys.readouterr().err
@@ -60,7 +60,7 @@ def test_progress_is_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> 
 def test_progress_elsewhere_is_a_line_every_hundred_steps(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    show = _Show(None, 250)
+    show = ProgressReporter(None, 250)
     for step in range(1, 251):
         show.step(step, 1.0)
     assert capsys.readouterr().err.splitlines() == [

@@ -27,8 +27,8 @@ from server.cli.train import settings_of
 CLASSES = ("bright", "dark")
 
 
-def make_pictures(folder: Path, train: int = 10, test: int = 3, size: int = 8) -> Path:
-    """Pictures of two classes."""
+def make_images(folder: Path, train: int = 10, test: int = 3, size: int = 8) -> Path:
+    """Images of two classes."""
     random = np.random.default_rng(0)
     for part, rows in (("train", train), ("test", test)):
         for name, base in (("bright", 150), ("dark", 0)):
@@ -41,8 +41,8 @@ def make_pictures(folder: Path, train: int = 10, test: int = 3, size: int = 8) -
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty training and six test pictures, 8x8, two classes."""
-    return make_pictures(tmp_path_factory.mktemp("data") / "pictures")
+    """Twenty training and six test images, 8x8, two classes."""
+    return make_images(tmp_path_factory.mktemp("data") / "images")
 
 
 def command(dataset: object, out: Path, *more: str) -> list[str]:
@@ -153,7 +153,7 @@ def test_a_folder_of_another_start_is_refused(
         (("--optimizer", "adam"), "optimizer is 'adam'; use sgd or adamw"),
         (("--calibration-size", "20"), "calibration size 20 must lie between 1 and 19"),
         (("--calibration-size", "0"), "calibration_size is 0; it must be 1 or more"),
-        (("--dataset", "nowhere"), "data set nowhere is neither"),
+        (("--dataset", "nowhere"), "dataset nowhere is neither"),
         (("--exits", "7"), "must rise and lie between 1 and 2"),
         (("--exits", "0"), "must rise and lie between 1 and 2"),
         (("--exits", "1,2"), "2 early exits need as many heads, got 1"),
@@ -163,7 +163,7 @@ def test_a_folder_of_another_start_is_refused(
         (("--arch", "fcn"), "the configuration of fcn knows no exits, heads"),
         (("--seed", "-1"), "seed is -1; it must be 0 or more"),
         (("--device", "gpu"), "device 'gpu' is unknown; use auto, cpu or cuda"),
-        (("--device", "cuda:0"), "device 'cuda:0' is not to be had"),
+        (("--device", "cuda:0"), "device 'cuda:0' is not available"),
         (("--init", "nowhere.safetensors"), "nowhere.safetensors does not exist"),
     ],
 )
@@ -382,23 +382,23 @@ def test_data_of_another_task_is_one_sentence(
     assert "fcn is trained for the task segmentation" in said
     with drawing_few():
         said = sentence("train", "--arch", "resnet8", "--dataset", "shapes", *out)
-    assert "shapes is a data set of the task segmentation" in said
+    assert "shapes is a dataset of the task segmentation" in said
     assert not (tmp_path / "run").exists()
 
 
-def test_pictures_that_are_no_data_set_are_one_sentence(
+def test_images_that_are_no_data_set_are_one_sentence(
     dataset: Path, tmp_path: Path, sentence: Callable[..., str]
 ) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "holds 0 class folders" in sentence(*command(empty, tmp_path / "run"))
-    other = make_pictures(tmp_path / "other")
+    other = make_images(tmp_path / "other")
     (other / "test/dark").rename(other / "test/grey")
     assert "lack the class" in sentence(*command(other, tmp_path / "run"))
-    mixed = make_pictures(tmp_path / "mixed")
+    mixed = make_images(tmp_path / "mixed")
     Image.new("RGB", (9, 8)).save(mixed / "train/dark/wide.png")
     assert "give --image-size" in sentence(*command(mixed, tmp_path / "run"))
-    (mixed / "train/dark/wide.png").write_bytes(b"no picture")
+    (mixed / "train/dark/wide.png").write_bytes(b"no image")
     assert "wide.png is damaged" in sentence(*command(mixed, tmp_path / "run"))
 
 
@@ -432,7 +432,7 @@ MSDNET = {
 def test_an_msdnet_takes_its_classes_from_the_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = make_pictures(tmp_path / "data", size=32)
+    data = make_images(tmp_path / "data", size=32)
     (tmp_path / "s.json").write_text(json.dumps(MSDNET))
     flags = ["--settings", f"{tmp_path}/s.json", "--epochs", "1", "--batch-size", "8"]
     out = ["--dataset", str(data), "--out", str(tmp_path / "run")]
@@ -485,27 +485,34 @@ def test_a_damaged_run_is_not_gone_on_with(
     assert "run.json is damaged" in sentence(*command(dataset, tmp_path / "run"))
 
 
-def test_pictures_too_small_for_the_network_are_one_sentence(
-    pictures: Path, tmp_path: Path, sentence: Callable[..., str]
+def test_images_too_small_for_the_network_are_one_sentence(
+    image_folder: Path, tmp_path: Path, sentence: Callable[..., str]
 ) -> None:
     flags = [
         "--arch",
         "msdnet",
         "--dataset",
-        pictures,
+        image_folder,
         "--image-size",
         "8",
         "--out",
         tmp_path / "r",
     ]
-    assert "msdnet cannot read pictures of 8x8" in sentence("train", *flags)
+    assert "msdnet cannot read images of 8x8" in sentence("train", *flags)
 
 
 def test_settings_of_the_wrong_kind_are_one_sentence(
-    pictures: Path, tmp_path: Path, sentence: Callable[..., str]
+    image_folder: Path, tmp_path: Path, sentence: Callable[..., str]
 ) -> None:
     (tmp_path / "odd.json").write_text('{"heads": [1]}')
-    flags = ["--settings", tmp_path / "odd.json", "--dataset", pictures, "--out", tmp_path / "r"]
+    flags = [
+        "--settings",
+        tmp_path / "odd.json",
+        "--dataset",
+        image_folder,
+        "--out",
+        tmp_path / "r",
+    ]
     said = sentence("train", "--arch", "resnet8", *flags)
     assert "a setting of resnet8 is of the wrong kind" in said
     (tmp_path / "odd.json").write_text('{"heads": [[[4, 0]], [[4, 2]]]}')
@@ -514,9 +521,9 @@ def test_settings_of_the_wrong_kind_are_one_sentence(
 
 
 def test_weights_to_start_from_are_those_of_a_resnet(
-    pictures: Path, tmp_path: Path, sentence: Callable[..., str]
+    image_folder: Path, tmp_path: Path, sentence: Callable[..., str]
 ) -> None:
-    flags = ["--init", tmp_path / "w.pth", "--dataset", pictures, "--out", tmp_path / "r"]
+    flags = ["--init", tmp_path / "w.pth", "--dataset", image_folder, "--out", tmp_path / "r"]
     assert "msdnet is none" in sentence("train", "--arch", "msdnet", *flags)
     (tmp_path / "w.pth").write_bytes(b"no tensors")
     said = sentence("train", "--arch", "resnet8", *flags)

@@ -4,7 +4,7 @@ import numpy as np
 
 from scheduler.baselines import ConfidencePolicy, PatiencePolicy
 from scheduler.thresholds import ThresholdTable
-from server.engine.active_policy import InForce
+from server.engine.active_policy import ActivePolicy
 
 TABLE = ThresholdTable(
     np.array([1.0, 2.0]),
@@ -13,26 +13,26 @@ TABLE = ThresholdTable(
 
 
 def test_the_heads_that_are_needed_follow_the_parameter() -> None:
-    in_force = InForce(ConfidencePolicy(TABLE, "maxprob"), 1.0)
-    assert in_force.setting.needs == (False, True, True)
+    in_force = ActivePolicy(ConfidencePolicy(TABLE, "maxprob"), 1.0)
+    assert in_force.snapshot.needs == (False, True, True)
     in_force.set(2.0)
-    assert in_force.setting.parameter == 2.0 and in_force.setting.needs == (False, False, True)
+    assert in_force.snapshot.parameter == 2.0 and in_force.snapshot.needs == (False, False, True)
 
 
 def test_what_was_read_is_not_changed_by_a_later_move() -> None:
-    in_force = InForce(ConfidencePolicy(TABLE, "maxprob"), 1.0)
-    read = in_force.setting
+    in_force = ActivePolicy(ConfidencePolicy(TABLE, "maxprob"), 1.0)
+    read = in_force.snapshot
     in_force.set(2.0)
     assert read.parameter == 1.0 and read.needs == (False, True, True)
 
 
 def test_setting_what_is_in_force_makes_nothing_new() -> None:
-    in_force = InForce(ConfidencePolicy(TABLE, "maxprob"), 1.0)
-    read = in_force.setting
+    in_force = ActivePolicy(ConfidencePolicy(TABLE, "maxprob"), 1.0)
+    read = in_force.snapshot
     in_force.set(1.0)
-    assert in_force.setting is read
+    assert in_force.snapshot is read
 
 
 def test_policies_with_a_history_remember() -> None:
-    assert not InForce(ConfidencePolicy(TABLE, "maxprob"), 1.0).remembers
-    assert InForce(PatiencePolicy(TABLE), 1.0).remembers
+    assert not ActivePolicy(ConfidencePolicy(TABLE, "maxprob"), 1.0).has_history
+    assert ActivePolicy(PatiencePolicy(TABLE), 1.0).has_history

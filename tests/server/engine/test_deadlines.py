@@ -15,7 +15,7 @@ from scheduler.baselines import ConfidencePolicy
 from scheduler.thresholds import ThresholdTable
 from server.engine.deadlines import TRIAL_S, Deadlines
 from server.engine.engine import Engine
-from server.engine.request import Answer, Completion, Row
+from server.engine.request import Completion, InferenceRequest, Prediction
 from server.engine.stage_times import RECENT_S, REFRESH_S
 from server.errors import DeadlineExceeded
 from server.metrics import Metrics, ModelMetrics
@@ -26,14 +26,14 @@ DEVICE = StageCosts.of_exits([4.0, 8.0, 12.0], free_rows=16)
 CLASSES, RECORDED = 4, 1000
 
 
-def row(stage: int, *, deadline_s: float | None = None, ready_s: float = 0.0) -> Row:
-    made = Row((), deadline_s=deadline_s)
+def row(stage: int, *, deadline_s: float | None = None, ready_s: float = 0.0) -> InferenceRequest:
+    made = InferenceRequest((), deadline_s=deadline_s)
     made.stage, made.ready_s = stage, ready_s
     return made
 
 
 def leaves(deadlines: Deadlines, left_s: float, now_s: float = 0.0, stage: int = 0) -> bool:
-    return deadlines.presses(row(stage, deadline_s=now_s + left_s), now_s)
+    return deadlines.would_miss_next_exit(row(stage, deadline_s=now_s + left_s), now_s)
 
 
 @pytest.mark.parametrize(("max_batch", "expected_s"), [(1, 0.010), (4, 0.016), (3, 0.014)])
@@ -45,7 +45,7 @@ def test_before_any_batch_the_costs_of_the_largest_batch_are_expected(
 
 
 def test_a_row_without_a_deadline_never_has_to_leave() -> None:
-    assert not Deadlines(3, COSTS, 1).presses(row(0), 1e9)
+    assert not Deadlines(3, COSTS, 1).would_miss_next_exit(row(0), 1e9)
 
 
 def test_where_nothing_is_known_one_row_a_second_may_try_and_whoever_has_longer() -> None:
@@ -91,16 +91,18 @@ class Seen(NamedTuple):
 
     def in_time(self, among: np.ndarray, deadline_ms: float) -> float:
         """Share of rows that were answered and not later."""
-        answered = [isinstance(each.outcome, Answer) for each in self.outcomes]
+        answered = [isinstance(each.outcome, Prediction) for each in self.outcomes]
         return float((answered & (self.latency_ms <= deadline_ms))[among].mean())
 
     def exits(self, among: np.ndarray) -> np.ndarray:
         """Of those answered."""
         outcomes = [self.outcomes[place].outcome for place in np.flatnonzero(among)]
-        return np.array([each.exit for each in outcomes if isinstance(each, Answer)])
+        return np.array([each.exit for each in outcomes if isinstance(each, Prediction)])
 
 
-def run(costs: StageCosts, max_batch: int, rows: list[Row], arrivals_s: np.ndarray) -> Seen:
+def run(
+    costs: StageCosts, max_batch: int, rows: list[InferenceRequest], arrivals_s: np.ndarray
+) -> Seen:
     """An engine of one worker, a third of whose rows leave at each exit, in virtual time."""
     time, rng = VirtualTime(), np.random.default_rng(0)
     seen: dict[object, tuple[Completion, float]] = {}
@@ -141,9 +143,11 @@ def run(costs: StageCosts, max_batch: int, rows: list[Row], arrivals_s: np.ndarr
     return Seen([each for each, _ in found], np.array([ms for _, ms in found]))
 
 
-def mixed(count: int, share: float, arrivals_s: np.ndarray, deadline_ms: float) -> list[Row]:
+def mixed(
+    count: int, share: float, arrivals_s: np.ndarray, deadline_ms: float
+) -> list[InferenceRequest]:
     urgent = np.random.default_rng(2).random(count) < share
-    rows = [Row(()) for _ in range(count)]
+    rows = [InferenceRequest(()) for _ in range(count)]
     for place in np.flatnonzero(urgent):
         rows[place].deadline_s = arrivals_s[place] + deadline_ms / 1e3
     return rows
@@ -161,7 +165,7 @@ def test_at_seventy_percent_load_nearly_all_deadlines_are_met_beside_rows_withou
     seen = run(CORE, 1, rows, arrivals_s)
     assert seen.in_time(urgent, deadline_ms) > 0.985
     others = seen.latency_ms[~urgent]
-    alone = run(CORE, 1, [Row(()) for _ in rows], arrivals_s).latency_ms
+    alone = run(CORE, 1, [InferenceRequest(()) for _ in rows], arrivals_s).latency_ms
     assert np.percentile(others, 99) < 1.5 * np.percentile(alone, 99)
 
 
@@ -189,12 +193,12 @@ def test_under_overload_by_deadlines_no_row_starves() -> None:
 
 
 def test_rows_of_one_batch_obey_their_own_deadline_and_parameter() -> None:
-    def exits_of(rows: list[Row]) -> list[int]:
+    def exits_of(rows: list[InferenceRequest]) -> list[int]:
         seen = run(DEVICE, 16, rows, np.zeros(len(rows)))
         return seen.exits(np.ones(len(rows), bool)).tolist()
 
-    free = exits_of([Row(()) for _ in range(12)])
-    rows = [Row(()) for _ in range(12)]
+    free = exits_of([InferenceRequest(()) for _ in range(12)])
+    rows = [InferenceRequest(()) for _ in range(12)]
     # All but the first come while that runs, and share a batch.
     urgent, own = free.index(2, 1), free.index(0, 1)
     rows[urgent].deadline_s, rows[own].parameter = 0.0105, 2.0

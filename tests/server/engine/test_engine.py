@@ -19,12 +19,12 @@ from models.runtime.onnx_backend import OnnxBackend
 from models.stage_costs import StageCosts
 from scheduler.baselines import ConfidencePolicy, PatiencePolicy
 from scheduler.fitting.stopping import fit_stopping
-from scheduler.policy import ExitPolicy, Scored, replay, take_exits
+from scheduler.policy import ExitPolicy, Scored, exits_taken, replay
 from scheduler.stopping import StoppingPolicy
 from scheduler.thresholds import ThresholdTable
-from server.engine.active_policy import InForce
+from server.engine.active_policy import ActivePolicy
 from server.engine.engine import Engine
-from server.engine.request import Answer, Completion, Row
+from server.engine.request import Completion, InferenceRequest, Prediction
 from server.errors import DeadlineExceeded, InferenceFailed
 from server.metrics import Metrics, ModelMetrics
 
@@ -143,7 +143,9 @@ def cancelled(registry: CollectorRegistry) -> float | None:
     return registry.get_sample_value("eenet_cancelled_total", {"model": "fake"})
 
 
-def serve(rows: list[Row], backend: Any = None, **options: Any) -> dict[int, Completion]:
+def serve(
+    rows: list[InferenceRequest], backend: Any = None, **options: Any
+) -> dict[int, Completion]:
     """Run rows to completion; completions by the row's place in the list."""
     done: list[Completion] = []
     lock = threading.Lock()
@@ -162,46 +164,53 @@ def serve(rows: list[Row], backend: Any = None, **options: Any) -> dict[int, Com
 def exits_of(done: dict[int, Completion]) -> list[int]:
     """The exits of rows that were all answered, in their order."""
     outcomes = [done[index].outcome for index in range(len(done))]
-    assert all(isinstance(outcome, Answer) for outcome in outcomes), outcomes
+    assert all(isinstance(outcome, Prediction) for outcome in outcomes), outcomes
     return [outcome.exit for outcome in outcomes]  # type: ignore[union-attr]
 
 
 def test_a_row_leaves_at_the_first_exit_that_fires_and_later_stages_never_run_it() -> None:
     backend = FakeBackend()
-    rows = [Row(sure(0.95, 0.99, 0.99)), Row(sure(0.6, 0.85, 0.99)), Row(sure(0.6, 0.6, 0.7))]
+    rows = [
+        InferenceRequest(sure(0.95, 0.99, 0.99)),
+        InferenceRequest(sure(0.6, 0.85, 0.99)),
+        InferenceRequest(sure(0.6, 0.6, 0.7)),
+    ]
     done = serve(rows, backend)
     assert exits_of(done) == [0, 1, 2]
     assert backend.stage_rows == {0: 3, 1: 2, 2: 1}
 
 
 def test_the_answer_is_that_of_the_exit_taken() -> None:
-    answer = serve([Row(sure(0.6, 0.85, 0.99))])[0].outcome
-    assert isinstance(answer, Answer)
+    answer = serve([InferenceRequest(sure(0.6, 0.85, 0.99))])[0].outcome
+    assert isinstance(answer, Prediction)
     assert np.exp(answer.said.log_probs) == pytest.approx([0.85, 0.15])
     assert answer.trace is None
 
 
 def test_a_row_obeys_its_own_parameter_beside_others_in_the_batch() -> None:
-    rows = [Row(sure(0.95, 0.95, 0.95)), Row(sure(0.95, 0.95, 0.95), parameter=2.0)]
+    rows = [
+        InferenceRequest(sure(0.95, 0.95, 0.95)),
+        InferenceRequest(sure(0.95, 0.95, 0.95), parameter=2.0),
+    ]
     done = serve(rows, max_batch=2)
     assert exits_of(done) == [0, 2]
 
 
 def test_an_infinite_parameter_runs_everything_to_the_end() -> None:
-    done = serve([Row(sure(0.99, 0.99, 0.99))], parameter=float("inf"))
+    done = serve([InferenceRequest(sure(0.99, 0.99, 0.99))], parameter=float("inf"))
     assert exits_of(done) == [2]
 
 
 def test_the_trace_has_an_entry_for_every_exit_passed() -> None:
-    answer = serve([Row(sure(0.6, 0.85, 0.99), traced=True)])[0].outcome
-    assert isinstance(answer, Answer) and answer.trace is not None
+    answer = serve([InferenceRequest(sure(0.6, 0.85, 0.99), traced=True)])[0].outcome
+    assert isinstance(answer, Prediction) and answer.trace is not None
     shown = [(e.exit, pytest.approx(e.score), e.threshold) for e in answer.trace]
     assert shown == [(0, 0.6, 0.9), (1, 0.85, 0.8)]
     assert answer.trace[0].elapsed_ms < answer.trace[1].elapsed_ms == answer.compute_ms
 
 
 def test_only_the_bad_row_of_a_batch_fails() -> None:
-    rows = [Row(sure(0.95, 0.9, 0.9)) for _ in range(7)]
+    rows = [InferenceRequest(sure(0.95, 0.9, 0.9)) for _ in range(7)]
     rows[4].state = sure(FakeBackend.POISON, 0.9, 0.9)
     done = serve(rows, max_batch=7)
     failed = [index for index in range(7) if isinstance(done[index].outcome, InferenceFailed)]
@@ -210,7 +219,7 @@ def test_only_the_bad_row_of_a_batch_fails() -> None:
 
 def test_a_failed_batch_is_remembered_for_the_readiness_probe() -> None:
     engine = engine_of(FakeBackend())
-    engine.submit([Row(sure(FakeBackend.POISON, 0.9, 0.9))])
+    engine.submit([InferenceRequest(sure(FakeBackend.POISON, 0.9, 0.9))])
     assert not engine.failed
     run_out(engine)
     assert engine.failed
@@ -218,14 +227,18 @@ def test_a_failed_batch_is_remembered_for_the_readiness_probe() -> None:
 
 def test_rows_of_different_requests_share_a_batch_and_refill_the_next() -> None:
     backend = FakeBackend()
-    rows = [Row(sure(0.95, 0.9, 0.9)), Row(sure(0.6, 0.6, 0.9)), Row(sure(0.6, 0.6, 0.9))]
+    rows = [
+        InferenceRequest(sure(0.95, 0.9, 0.9)),
+        InferenceRequest(sure(0.6, 0.6, 0.9)),
+        InferenceRequest(sure(0.6, 0.6, 0.9)),
+    ]
     serve(rows, backend, max_batch=8)
     sizes = [(stage, len(batch)) for stage, batch in backend.batches]
     assert sizes == [(0, 3), (1, 2), (2, 2)]
 
 
 def test_a_row_that_is_answered_holds_nothing_of_its_batch() -> None:
-    rows = [Row(sure(0.95, 0.9, 0.9)), Row(sure(0.6, 0.6, 0.9))]
+    rows = [InferenceRequest(sure(0.95, 0.9, 0.9)), InferenceRequest(sure(0.6, 0.6, 0.9))]
     assert exits_of(serve(rows, max_batch=2)) == [0, 2]
     assert [row.state for row in rows] == [(), ()]
 
@@ -233,19 +246,22 @@ def test_a_row_that_is_answered_holds_nothing_of_its_batch() -> None:
 def test_rows_that_stay_together_are_gathered_as_one_part_of_their_batch() -> None:
     backend = FakeBackend()
     confidences = [(0.6, 0.6), (0.6, 0.95), (0.95, 0.6), (0.6, 0.6), (0.6, 0.6)]
-    serve([Row(sure(*each, 0.9)) for each in confidences], backend, max_batch=5)
+    serve([InferenceRequest(sure(*each, 0.9)) for each in confidences], backend, max_batch=5)
     assert backend.parts == [[1] * 5, [4], [3]]
 
 
 def test_no_batch_passes_the_bound() -> None:
     backend = FakeBackend()
-    serve([Row(sure(0.5, 0.5, 0.5)) for _ in range(20)], backend, max_batch=8)
+    serve([InferenceRequest(sure(0.5, 0.5, 0.5)) for _ in range(20)], backend, max_batch=8)
     assert max(len(batch) for _, batch in backend.batches) == 8
 
 
 def test_lower_priority_numbers_go_first() -> None:
     backend = FakeBackend()
-    rows = [Row(sure(0.91, 0.9, 0.9), priority=3), Row(sure(0.92, 0.9, 0.9), priority=0)]
+    rows = [
+        InferenceRequest(sure(0.91, 0.9, 0.9), priority=3),
+        InferenceRequest(sure(0.92, 0.9, 0.9), priority=0),
+    ]
     serve(rows, backend)
     assert [batch for _, batch in backend.batches] == [
         pytest.approx([0.92]),
@@ -270,42 +286,49 @@ def test_a_deadline_that_passed_in_the_queue_is_an_error_and_costs_no_compute() 
     clock = StepClock()
     clock.now = 5.0
     backend = FakeBackend(clock.step)
-    done = serve([Row(sure(0.95, 0.9, 0.9), deadline_s=4.0)], backend, clock=clock)
+    done = serve([InferenceRequest(sure(0.95, 0.9, 0.9), deadline_s=4.0)], backend, clock=clock)
     assert isinstance(done[0].outcome, DeadlineExceeded)
     assert not backend.stage_rows
 
 
 def test_a_deadline_that_passes_before_the_first_exit_is_an_error() -> None:
     clock = StepClock()
-    done = serve([Row(sure(0.95, 0.9, 0.9), deadline_s=0.5)], FakeBackend(clock.step), clock=clock)
+    done = serve(
+        [InferenceRequest(sure(0.95, 0.9, 0.9), deadline_s=0.5)],
+        FakeBackend(clock.step),
+        clock=clock,
+    )
     assert isinstance(done[0].outcome, DeadlineExceeded)
 
 
 def test_a_row_leaves_early_when_the_next_exit_would_come_too_late() -> None:
     # The first row teaches the engine that a stage takes a second.
     clock = StepClock()
-    rows = [Row(sure(0.5, 0.5, 0.5)), Row(sure(0.5, 0.5, 0.5), deadline_s=4.5)]
+    rows = [
+        InferenceRequest(sure(0.5, 0.5, 0.5)),
+        InferenceRequest(sure(0.5, 0.5, 0.5), deadline_s=4.5),
+    ]
     done = serve(rows, FakeBackend(clock.step), clock=clock)
     answer = done[1].outcome
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, Prediction)
     assert (answer.exit, answer.late) == (0, False)
 
 
 def test_before_any_batch_has_run_the_costs_say_when_the_next_exit_would_come() -> None:
     clock = StepClock()
-    row = Row(sure(0.5, 0.5, 0.5), deadline_s=1.5)
+    row = InferenceRequest(sure(0.5, 0.5, 0.5), deadline_s=1.5)
     costs = StageCosts((1,), np.full((3, 1), 1000.0))
     answer = serve([row], FakeBackend(clock.step), clock=clock, costs=costs)[0].outcome
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, Prediction)
     assert (answer.exit, answer.late) == (0, False)
 
 
 def test_a_late_answer_says_so() -> None:
     # Nothing is known of stage 1 yet, so the row goes on and the deadline passes there.
     clock = StepClock()
-    row = Row(sure(0.5, 0.5, 0.5), deadline_s=1.5)
+    row = InferenceRequest(sure(0.5, 0.5, 0.5), deadline_s=1.5)
     answer = serve([row], FakeBackend(clock.step), clock=clock)[0].outcome
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, Prediction)
     assert (answer.exit, answer.late) == (1, True)
 
 
@@ -319,7 +342,7 @@ def test_a_changed_parameter_applies_to_rows_already_on_their_way() -> None:
             engine.parameter = 1.0
 
     backend.on_stage = open_exits
-    engine.submit([Row(sure(0.95, 0.95, 0.95))])
+    engine.submit([InferenceRequest(sure(0.95, 0.95, 0.95))])
     run_out(engine)
     assert done[0].outcome.exit == 1  # type: ignore[union-attr]
 
@@ -327,12 +350,12 @@ def test_a_changed_parameter_applies_to_rows_already_on_their_way() -> None:
 def test_rows_that_are_in_keep_their_policy_and_its_last_parameter_when_another_comes() -> None:
     backend, done = FakeBackend(), list[Completion]()
     engine = engine_of(backend, done.extend)
-    before = [Row(sure(0.6, 0.85, 0.95)), Row(sure(0.6, 0.75, 0.95))]
-    after = [Row(sure(0.6, 0.85, 0.95))]
+    before = [InferenceRequest(sure(0.6, 0.85, 0.95)), InferenceRequest(sure(0.6, 0.75, 0.95))]
+    after = [InferenceRequest(sure(0.6, 0.85, 0.95))]
 
     def swap(stage: int) -> None:
         if stage == 1 and engine.policy.kind == "maxprob":
-            engine.in_force = InForce(PatiencePolicy(table(NEVER, 2.8)), 2.0)
+            engine.active_policy = ActivePolicy(PatiencePolicy(table(NEVER, 2.8)), 2.0)
             engine.submit(after)
             engine.parameter = 1.0  # of the new policy alone; 2.0 would let nothing go early
 
@@ -347,9 +370,9 @@ def test_rows_that_are_in_keep_their_policy_and_its_last_parameter_when_another_
 def test_a_row_made_for_a_policy_enters_under_it_though_another_has_come_since() -> None:
     done: list[Completion] = []
     engine = engine_of(FakeBackend(), done.extend)
-    row = Row(sure(0.95, 0.95, 0.95), parameter=1.0, under=engine.in_force)
-    engine.in_force = InForce(ConfidencePolicy(table(NEVER, NEVER), "maxprob"), 1.0)
-    engine.submit([row, Row(sure(0.95, 0.95, 0.95))])
+    row = InferenceRequest(sure(0.95, 0.95, 0.95), parameter=1.0, policy=engine.active_policy)
+    engine.active_policy = ActivePolicy(ConfidencePolicy(table(NEVER, NEVER), "maxprob"), 1.0)
+    engine.submit([row, InferenceRequest(sure(0.95, 0.95, 0.95))])
     run_out(engine)
     assert {completion.outcome.exit for completion in done if completion.row is row} == {0}  # type: ignore[union-attr]
     assert {completion.outcome.exit for completion in done if completion.row is not row} == {2}  # type: ignore[union-attr]
@@ -363,7 +386,10 @@ def noted(engine: Engine) -> list[tuple[int, list[float], float]]:
 def test_scores_are_noted_once_a_batch_with_the_parameter_they_met() -> None:
     engine = engine_of(FakeBackend(), max_batch=8)
     engine.submit(
-        [Row(sure(*each)) for each in [(0.95, 0.9, 0.9), (0.6, 0.7, 0.9), (0.7, 0.85, 0.9)]]
+        [
+            InferenceRequest(sure(*each))
+            for each in [(0.95, 0.9, 0.9), (0.6, 0.7, 0.9), (0.7, 0.85, 0.9)]
+        ]
     )
     run_out(engine)
     assert noted(engine) == [(0, [0.95, 0.6, 0.7], 1.0), (1, [0.7, 0.85], 1.0)]
@@ -375,12 +401,14 @@ def test_scores_of_rows_that_go_by_something_of_their_own_are_not_noted(
     wish: dict[str, Any],
 ) -> None:
     engine = engine_of(FakeBackend(), max_batch=8)
-    engine.submit([Row(sure(0.6, 0.7, 0.9)), Row(sure(0.65, 0.7, 0.9), **wish)])
-    engine.submit([Row(sure(0.66, 0.7, 0.9))])
+    engine.submit(
+        [InferenceRequest(sure(0.6, 0.7, 0.9)), InferenceRequest(sure(0.65, 0.7, 0.9), **wish)]
+    )
+    engine.submit([InferenceRequest(sure(0.66, 0.7, 0.9))])
     run_out(engine)
     assert noted(engine) == [(0, [0.6, 0.66], 1.0), (1, [0.7, 0.7], 1.0)]
     engine = engine_of(FakeBackend())
-    engine.submit([Row(sure(0.65, 0.7, 0.9), **wish)])
+    engine.submit([InferenceRequest(sure(0.65, 0.7, 0.9), **wish)])
     run_out(engine)
     assert noted(engine) == []
 
@@ -389,7 +417,10 @@ def test_scores_of_rows_with_a_hole_in_their_history_are_not_noted() -> None:
     done: list[Completion] = []
     backend = FakeBackend()
     engine = engine_of(backend, done.extend, by=remembering(), parameter=2.0, max_batch=1)
-    blind = [Row(sure(0.85, 0.95, 0.95)), Row(sure(0.85, 0.96, 0.95), traced=True)]
+    blind = [
+        InferenceRequest(sure(0.85, 0.95, 0.95)),
+        InferenceRequest(sure(0.85, 0.96, 0.95), traced=True),
+    ]
 
     def arrange(stage: int) -> None:
         if stage == 1:
@@ -407,10 +438,10 @@ def test_scores_by_a_policy_that_is_no_longer_the_engines_are_not_noted() -> Non
 
     def swap(stage: int) -> None:
         if stage == 1:
-            engine.in_force = InForce(policy(), 1.0)
+            engine.active_policy = ActivePolicy(policy(), 1.0)
 
     backend.on_stage = swap
-    engine.submit([Row(sure(0.6, 0.7, 0.9))])
+    engine.submit([InferenceRequest(sure(0.6, 0.7, 0.9))])
     run_out(engine)
     assert [exit for exit, _, _ in noted(engine)] == [0]
 
@@ -418,9 +449,9 @@ def test_scores_by_a_policy_that_is_no_longer_the_engines_are_not_noted() -> Non
 def test_rows_of_two_policies_never_share_a_batch() -> None:
     backend = FakeBackend()
     engine = engine_of(backend, max_batch=8)
-    engine.submit([Row(sure(0.6, 0.6, 0.91)) for _ in range(3)])
-    engine.in_force = InForce(ConfidencePolicy(table(0.95, 0.95), "maxprob"), 1.0)
-    engine.submit([Row(sure(0.6, 0.6, 0.92)) for _ in range(2)])
+    engine.submit([InferenceRequest(sure(0.6, 0.6, 0.91)) for _ in range(3)])
+    engine.active_policy = ActivePolicy(ConfidencePolicy(table(0.95, 0.95), "maxprob"), 1.0)
+    engine.submit([InferenceRequest(sure(0.6, 0.6, 0.92)) for _ in range(2)])
     run_out(engine)
     assert sorted((stage, len(shown)) for stage, shown in backend.batches) == [
         (stage, rows) for stage in range(3) for rows in (2, 3)
@@ -459,9 +490,12 @@ def test_every_row_leaves_by_the_policy_it_entered_with_however_often_others_com
     engine.start()
     expected = []
     for (by, least), confidences, pause in waves:
-        engine.in_force = InForce(by, 1.0)
+        engine.active_policy = ActivePolicy(by, 1.0)
         engine.submit(
-            [Row(sure(*each), tag=len(expected) + i) for i, each in enumerate(confidences)]
+            [
+                InferenceRequest(sure(*each), tag=len(expected) + i)
+                for i, each in enumerate(confidences)
+            ]
         )
         fires = [[shown >= bar for shown, bar in zip(each, (*least, 0.0), strict=True)]
                  for each in confidences]  # fmt: skip
@@ -485,7 +519,7 @@ def test_every_row_leaves_by_the_policy_it_entered_with_however_often_others_com
 def test_every_row_completes_once_at_the_exit_its_own_confidences_name(
     confidences: list[tuple[float, float, float]], max_batch: int, workers: int
 ) -> None:
-    rows = [Row(sure(*each)) for each in confidences]
+    rows = [InferenceRequest(sure(*each)) for each in confidences]
     done = serve(rows, max_batch=max_batch, workers=workers)
     assert len(done) == len(rows)
     for index, row in enumerate(confidences):
@@ -502,12 +536,12 @@ class Sample(NamedTuple):
     traced: bool = False
     poisoned: int | None = None  # the stage that fails on it
 
-    def row(self, name: int) -> Row:
+    def row(self, name: int) -> InferenceRequest:
         shown = [
             FakeBackend.POISON if stage == self.poisoned else sure
             for stage, sure in enumerate(self.confidences)
         ]
-        return Row(sure(*shown), tag=name, parameter=self.own, traced=self.traced)
+        return InferenceRequest(sure(*shown), tag=name, parameter=self.own, traced=self.traced)
 
     def outcomes(self, parameters: set[float]) -> set[int | None]:
         """The exits that it may take while these are in force; None: it fails."""
@@ -562,7 +596,7 @@ def test_no_row_is_lost_or_answered_twice_whatever_happens_while_it_runs(
         backend, done.extend, by=by, max_batch=max_batch, workers=workers, registry=registry
     )
     samples: list[Sample] = []
-    rows: list[Row] = []
+    rows: list[InferenceRequest] = []
     left: set[int] = set()
     parameters = {1.0}
     engine.start()
@@ -596,7 +630,7 @@ def test_no_row_is_lost_or_answered_twice_whatever_happens_while_it_runs(
             failed = True
             assert None in sample.outcomes(parameters)
             continue
-        assert isinstance(outcome, Answer)
+        assert isinstance(outcome, Prediction)
         assert outcome.exit in sample.outcomes(parameters)
         assert np.exp(outcome.said.log_probs[0]) == pytest.approx(sample.confidences[outcome.exit])
         assert len(outcome.trace or ()) == (outcome.exit + 1 if sample.traced else 0)
@@ -606,7 +640,9 @@ def test_no_row_is_lost_or_answered_twice_whatever_happens_while_it_runs(
 
 def test_heads_at_which_no_row_can_leave_are_left_out() -> None:
     backend = FakeBackend()
-    done = serve([Row(sure(0.95, 0.95, 0.95)) for _ in range(5)], backend, parameter=2.0)
+    done = serve(
+        [InferenceRequest(sure(0.95, 0.95, 0.95)) for _ in range(5)], backend, parameter=2.0
+    )
     assert exits_of(done) == [2] * 5
     assert set(backend.heads) == {2}
 
@@ -621,8 +657,8 @@ def test_heads_that_one_row_needs_are_computed_for_its_batch(
     by: ExitPolicy, wish: dict[str, Any], exit: int
 ) -> None:
     backend = FakeBackend()
-    rows = [Row(sure(0.6, 0.85, 0.95)) for _ in range(3)]
-    rows[1] = Row(sure(0.6, 0.85, 0.95), **wish)
+    rows = [InferenceRequest(sure(0.6, 0.85, 0.95)) for _ in range(3)]
+    rows[1] = InferenceRequest(sure(0.6, 0.85, 0.95), **wish)
     done = serve(rows, backend, by=by, parameter=2.0, max_batch=3)
     assert exits_of(done) == [2, exit, 2]
     assert backend.heads == [0, 1, 2]
@@ -630,7 +666,7 @@ def test_heads_that_one_row_needs_are_computed_for_its_batch(
 
 def test_rows_that_all_want_to_run_on_need_no_head_though_others_would() -> None:
     backend = FakeBackend()
-    serve([Row(sure(0.95, 0.95, 0.95), parameter=2.0)], backend, parameter=1.0)
+    serve([InferenceRequest(sure(0.95, 0.95, 0.95), parameter=2.0)], backend, parameter=1.0)
     assert backend.heads == [2]
 
 
@@ -646,7 +682,7 @@ def test_an_exit_that_never_fires_is_computed_only_for_what_later_ones_remember(
     by: ExitPolicy, heads: list[int]
 ) -> None:
     backend = FakeBackend()
-    done = serve([Row(sure(0.95, 0.95, 0.95)) for _ in range(2)], backend, by=by)
+    done = serve([InferenceRequest(sure(0.95, 0.95, 0.95)) for _ in range(2)], backend, by=by)
     assert exits_of(done) == [1, 1]
     assert sorted(backend.heads) == heads
 
@@ -674,7 +710,10 @@ def opened_late(backend: Any, by: ExitPolicy, closed: float, opened: float) -> l
 
     backend.on_stage = arrange
     engine = engine_of(backend, done.extend, by=by, parameter=closed, max_batch=1)
-    rows = [Row(sure(0.85, 0.94 + place / 100, 0.95), traced=place == 0) for place in range(3)]
+    rows = [
+        InferenceRequest(sure(0.85, 0.94 + place / 100, 0.95), traced=place == 0)
+        for place in range(3)
+    ]
     engine.submit(rows)
     run_out(engine)
     assert backend.stage_rows[0] == backend.stage_rows[1] == 3, "no batch is run twice"
@@ -691,7 +730,9 @@ def test_a_row_with_a_hole_in_its_history_runs_to_the_end_beside_others_without(
 
 
 def test_what_it_would_do_without_the_hole_does_not_matter(stopping: StoppingPolicy) -> None:
-    exits = opened_late(FakeBackend(), stopping, stopping.run_on, stopping.stop_at_once)
+    exits = opened_late(
+        FakeBackend(), stopping, stopping.never_exit_parameter, stopping.exit_at_first_parameter
+    )
     assert exits == [1, 2, 2]
 
 
@@ -704,11 +745,11 @@ def test_a_policy_without_memory_may_let_a_row_go_after_a_hole() -> None:
 def test_rows_that_a_device_adds_to_a_batch_change_no_answer(by: ExitPolicy, traced: bool) -> None:
     confidences = [(0.6, 0.6, 0.95), (0.95, 0.6, 0.6), (0.6, 0.85, 0.6), (0.6, 0.6, 0.6)] * 3
     backend = FakeBackend(multiple=4)
-    rows = [Row(sure(*each), traced=traced) for each in confidences[:11]]
+    rows = [InferenceRequest(sure(*each), traced=traced) for each in confidences[:11]]
     done = serve(rows, backend, by=by, max_batch=5)
     assert exits_of(done) == ([2, 0, 1, 2] * 3)[:11]
     for index, answer in enumerate(completion.outcome for completion in map(done.get, range(11))):
-        assert isinstance(answer, Answer)
+        assert isinstance(answer, Prediction)
         assert np.exp(answer.said.log_probs[0]) == pytest.approx(confidences[index][answer.exit])
         assert answer.said.log_probs.shape == answer.said.logits.shape == (2,)
     assert [len(shown) for stage, shown in backend.batches if stage == 0] == [8, 8, 4]
@@ -718,7 +759,7 @@ def test_rows_that_a_device_adds_to_a_batch_change_no_answer(by: ExitPolicy, tra
 def test_a_batch_that_is_too_large_for_memory_is_halved_and_so_are_those_after_it() -> None:
     backend = FakeBackend(memory=3)
     engine = engine_of(backend, parameter=1.0, max_batch=16)
-    engine.submit([Row(sure(0.6, 0.6, 0.95)) for _ in range(50)])
+    engine.submit([InferenceRequest(sure(0.6, 0.6, 0.95)) for _ in range(50)])
     run_out(engine)
     sizes = [len(shown) for _, shown in backend.batches]
     assert sizes[:3] == [16, 8, 4], "halved until it fits"
@@ -729,13 +770,18 @@ def test_a_batch_that_is_too_large_for_memory_is_halved_and_so_are_those_after_i
 
 def test_rows_go_straight_on_behind_an_exit_that_none_of_them_needs() -> None:
     backend = FakeBackend()
-    serve([Row(sure(0.95, 0.95, 0.95)) for _ in range(4)], backend, parameter=2.0, max_batch=2)
+    serve(
+        [InferenceRequest(sure(0.95, 0.95, 0.95)) for _ in range(4)],
+        backend,
+        parameter=2.0,
+        max_batch=2,
+    )
     assert [stage for stage, _ in backend.batches] == [0, 1, 2, 0, 1, 2]
     assert backend.heads == [2, 2]
 
 
 def test_only_the_row_that_is_too_large_by_itself_fails_for_lack_of_memory() -> None:
-    rows = [Row(sure(0.6, 0.95, 0.95)) for _ in range(7)]
+    rows = [InferenceRequest(sure(0.6, 0.95, 0.95)) for _ in range(7)]
     rows[4].state = sure(0.6, FakeBackend.HUGE, 0.95)
     done = serve(rows, max_batch=7)
     failed = [index for index in range(7) if isinstance(done[index].outcome, InferenceFailed)]
@@ -746,7 +792,7 @@ def test_larger_batches_may_be_allowed_while_it_runs() -> None:
     backend = FakeBackend()
     engine = engine_of(backend, max_batch=1)
     engine.max_batch = 8
-    engine.submit([Row(sure(0.95, 0.95, 0.95)) for _ in range(16)])
+    engine.submit([InferenceRequest(sure(0.95, 0.95, 0.95)) for _ in range(16)])
     run_out(engine)
     assert [len(shown) for _, shown in backend.batches] == [8, 8]
 
@@ -764,7 +810,7 @@ def test_a_row_that_cannot_be_scored_fails_alone_and_the_workers_live_on() -> No
     done: list[Completion] = []
     engine = engine_of(FakeBackend(), done.extend, by=Fragile(table(0.9, 0.8), "x"), max_batch=4)
     engine.start()
-    rows = [Row(sure(shown, 0.95, 0.95)) for shown in (0.95, 0.66, 0.6, 0.6)]
+    rows = [InferenceRequest(sure(shown, 0.95, 0.95)) for shown in (0.95, 0.66, 0.6, 0.6)]
     engine.submit(rows)
     while len(done) < 4:
         time.sleep(0.001)
@@ -779,9 +825,9 @@ def test_every_row_leaves_at_the_last_exit_even_if_the_network_says_nan(
     wish: dict[str, Any],
 ) -> None:
     engine = engine_of(FakeBackend(), (done := list[Completion]()).extend)
-    engine.submit([Row(sure(math.nan, math.nan, math.nan), **wish)])
+    engine.submit([InferenceRequest(sure(math.nan, math.nan, math.nan), **wish)])
     engine.start()
-    engine.submit([Row(sure(0.95, 0.95, 0.95))])
+    engine.submit([InferenceRequest(sure(0.95, 0.95, 0.95))])
     engine.stop()
     assert sorted(completion.outcome.exit for completion in done) == [0, 2]  # type: ignore[union-attr]
 
@@ -789,7 +835,7 @@ def test_every_row_leaves_at_the_last_exit_even_if_the_network_says_nan(
 def test_rows_that_wait_are_dropped_at_once_when_nobody_waits_for_them() -> None:
     backend, registry, done = FakeBackend(), CollectorRegistry(), list[Completion]()
     engine = engine_of(backend, done.extend, max_batch=4, registry=registry)
-    rows = [Row(sure(0.95, 0.95, 0.95)) for _ in range(3)]
+    rows = [InferenceRequest(sure(0.95, 0.95, 0.95)) for _ in range(3)]
     engine.submit(rows)
     engine.cancel(rows[:2])
     assert engine.queue_depths == [1, 0, 0] and cancelled(registry) == 2
@@ -804,7 +850,7 @@ def test_rows_that_wait_are_dropped_at_once_when_nobody_waits_for_them() -> None
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_rows_in_a_batch_are_dropped_at_its_end_when_nobody_waits_for_them(at: int) -> None:
     registry, done = CollectorRegistry(), list[Completion]()
-    rows = [Row(sure(0.6, 0.6, 0.95)) for _ in range(2)]
+    rows = [InferenceRequest(sure(0.6, 0.6, 0.95)) for _ in range(2)]
 
     def leave(stage: int) -> None:
         if stage == at:
@@ -825,7 +871,7 @@ def test_rows_in_a_batch_are_dropped_at_its_end_when_nobody_waits_for_them(at: i
 def test_a_row_that_is_cancelled_before_it_comes_never_runs() -> None:
     backend, registry = FakeBackend(), CollectorRegistry()
     engine = engine_of(backend, registry=registry)
-    row = Row(sure(0.95, 0.95, 0.95))
+    row = InferenceRequest(sure(0.95, 0.95, 0.95))
     engine.cancel([row])
     engine.submit([row])
     run_out(engine)
@@ -835,7 +881,7 @@ def test_a_row_that_is_cancelled_before_it_comes_never_runs() -> None:
 def test_workers_with_nothing_to_do_use_no_processor_time() -> None:
     engine = engine_of(FakeBackend(), workers=3)
     engine.start()
-    engine.submit([Row(sure(0.95, 0.95, 0.95))])
+    engine.submit([InferenceRequest(sure(0.95, 0.95, 0.95))])
     time.sleep(0.05)
     before = time.process_time()
     time.sleep(0.5)
@@ -863,7 +909,7 @@ def replayed(stopping: StoppingPolicy) -> dict[float, list[int]]:
     columns = CONFIDENCES.T
     log_probs = np.log(np.stack([columns, 1 - columns], -1))
     scored = replay(stopping, log_probs)
-    exits = {price: take_exits(stopping, scored, price).tolist() for price in PRICES}
+    exits = {price: exits_taken(stopping, scored, price).tolist() for price in PRICES}
     assert {exit for taken in exits.values() for exit in taken} == {0, 1, 2}
     return exits
 
@@ -874,25 +920,28 @@ def test_rows_that_stop_at_a_price_of_their_own_leave_where_replaying_says(
 ) -> None:
     prices = [PRICES[index % 4] for index in range(60)]
     rows = [
-        Row((each[None],), parameter=price) for each, price in zip(CONFIDENCES, prices, strict=True)
+        InferenceRequest((each[None],), parameter=price)
+        for each, price in zip(CONFIDENCES, prices, strict=True)
     ]
-    done = serve(rows, by=stopping, parameter=stopping.run_on, max_batch=max_batch)
+    done = serve(rows, by=stopping, parameter=stopping.never_exit_parameter, max_batch=max_batch)
     assert exits_of(done) == [replayed[price][index] for index, price in enumerate(prices)]
 
 
 def test_rows_without_a_price_stop_at_the_engines(
     stopping: StoppingPolicy, replayed: dict[float, list[int]]
 ) -> None:
-    rows = [Row((each[None],)) for each in CONFIDENCES]
+    rows = [InferenceRequest((each[None],)) for each in CONFIDENCES]
     done = serve(rows, by=stopping, parameter=0.03, max_batch=9)
     assert exits_of(done) == replayed[0.03]
 
 
-@pytest.mark.parametrize(("at", "exit"), [("stop_at_once", 0), ("run_on", 2)])
+@pytest.mark.parametrize(
+    ("at", "exit"), [("exit_at_first_parameter", 0), ("never_exit_parameter", 2)]
+)
 def test_at_the_extreme_prices_all_rows_leave_together(
     stopping: StoppingPolicy, at: str, exit: int
 ) -> None:
-    rows = [Row((each[None],)) for each in CONFIDENCES]
+    rows = [InferenceRequest((each[None],)) for each in CONFIDENCES]
     done = serve(rows, by=stopping, parameter=getattr(stopping, at), max_batch=9)
     assert set(exits_of(done)) == {exit}
 
@@ -900,12 +949,12 @@ def test_at_the_extreme_prices_all_rows_leave_together(
 def test_the_trace_of_a_stopping_row_has_its_own_continuation_values(
     stopping: StoppingPolicy,
 ) -> None:
-    rows = [Row((each[None],), traced=True) for each in CONFIDENCES]
+    rows = [InferenceRequest((each[None],), traced=True) for each in CONFIDENCES]
     done = serve(rows, by=stopping, parameter=0.03, max_batch=9)
     at_first = set()
     for index in range(60):
         answer = done[index].outcome
-        assert isinstance(answer, Answer) and answer.trace is not None
+        assert isinstance(answer, Prediction) and answer.trace is not None
         *passed, left = answer.trace
         assert all(entry.score < entry.threshold for entry in passed)
         assert left.score >= left.threshold
@@ -944,9 +993,9 @@ class TextBackend:
         return HeadOutput(log_probs, log_probs)
 
 
-def text_row(name: int, length: int, priority: int = 1) -> Row:
+def text_row(name: int, length: int, priority: int = 1) -> InferenceRequest:
     ids = np.arange(length)[None] + name
-    return Row((ids, np.zeros_like(ids)), tag=name, priority=priority)
+    return InferenceRequest((ids, np.zeros_like(ids)), tag=name, priority=priority)
 
 
 @settings(max_examples=40, deadline=None)
@@ -969,7 +1018,7 @@ def test_rows_of_any_shapes_complete_once_in_batches_of_one_shape(
     exits = []
     for index, expected in enumerate(alone):
         answer = done[index].outcome
-        assert isinstance(answer, Answer) and isinstance(expected, Answer)
+        assert isinstance(answer, Prediction) and isinstance(expected, Prediction)
         assert answer.exit == expected.exit
         assert np.array_equal(answer.said.log_probs, expected.said.log_probs)
         exits.append(answer.exit)
@@ -1033,7 +1082,7 @@ def test_texts_of_mixed_lengths_are_answered_as_alone(
     assert len(lengths) == 5 and max(lengths) == 40
     never = ThresholdTable(np.array([1.0]), np.array([[np.inf, -np.inf]]))
     by = ConfidencePolicy(never, "maxprob")
-    rows = [Row(state) for state in states]
+    rows = [InferenceRequest(state) for state in states]
     done = serve(rows, words.backend, by=by, max_batch=max_batch, workers=workers)  # type: ignore[arg-type]
     assert len(done) == len(rows)
     for index, (ids, mask) in enumerate(states):
@@ -1043,7 +1092,7 @@ def test_texts_of_mixed_lengths_are_answered_as_alone(
             unpadded = words.backend.run_stage(stage, unpadded)
         expected = words.backend.run_head(1, unpadded).log_probs[0]
         answer = done[index].outcome
-        assert isinstance(answer, Answer) and answer.exit == 1
+        assert isinstance(answer, Prediction) and answer.exit == 1
         assert np.exp(answer.said.log_probs) == pytest.approx(np.exp(expected), abs=1e-3)
 
 

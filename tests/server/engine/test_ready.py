@@ -11,9 +11,9 @@ from hypothesis.stateful import (
 )
 
 from models.stage_costs import StageCosts
-from profiling.simulation.disciplines import Urgency
-from server.engine.ready import NEAR, ReadyLists
-from server.engine.request import PRIORITIES, Row, Shape
+from profiling.simulation.disciplines import BatchPriority
+from server.engine.ready import DEADLINE_HORIZON_PASSES, StageQueues
+from server.engine.request import PRIORITIES, InferenceRequest, Shape
 
 STAGES = 3
 SHAPES: tuple[Shape, ...] = (((8,),), ((16,),))
@@ -31,19 +31,21 @@ def row(
     ready_s: float = 0.0,
     arrived_s: float | None = None,
     deadline_s: float | None = None,
-) -> Row:
-    made = Row((), priority=priority, shape=shape, blind=blind, deadline_s=deadline_s)
+) -> InferenceRequest:
+    made = InferenceRequest(
+        (), priority=priority, shape=shape, run_to_end=blind, deadline_s=deadline_s
+    )
     made.stage, made.ready_s = stage, ready_s
     made.arrived_s = ready_s if arrived_s is None else arrived_s
     return made
 
 
-def list_of(row: Row) -> List:
-    return row.priority, row.stage, row.shape, row.blind
+def list_of(row: InferenceRequest) -> List:
+    return row.priority, row.stage, row.shape, row.run_to_end
 
 
-def filled(*rows: Row, costs: StageCosts = GPU, max_batch: int = 16) -> ReadyLists:
-    lists = ReadyLists(Urgency(costs, max_batch))
+def filled(*rows: InferenceRequest, costs: StageCosts = GPU, max_batch: int = 16) -> StageQueues:
+    lists = StageQueues(BatchPriority(costs, max_batch))
     for each in rows:
         lists.push(each)
     return lists
@@ -52,8 +54,8 @@ def filled(*rows: Row, costs: StageCosts = GPU, max_batch: int = 16) -> ReadyLis
 class Lists(RuleBasedStateMachine):
     """The ready lists beside plain Python lists."""
 
-    waiting: dict[List, list[Row]]
-    gone: list[Row]
+    waiting: dict[List, list[InferenceRequest]]
+    gone: list[InferenceRequest]
     now_s = 0.0
 
     @initialize(
@@ -62,8 +64,8 @@ class Lists(RuleBasedStateMachine):
         patience=st.sampled_from([0.5, 8.0]),
     )
     def begin(self, costs: StageCosts, max_batch: int, patience: float) -> None:
-        self.urgency = Urgency(costs, max_batch, patience)
-        self.lists, self.max_batch = ReadyLists(self.urgency), max_batch
+        self.urgency = BatchPriority(costs, max_batch, patience)
+        self.lists, self.max_batch = StageQueues(self.urgency), max_batch
         self.waiting, self.gone = {}, []
         self.pressed = [False] * PRIORITIES
 
@@ -122,7 +124,7 @@ class Lists(RuleBasedStateMachine):
         """The lists that go first for their deadlines: those that bear answers never before."""
         came_s = min(self.waiting[each][0].arrived_s for each in rivals)
         impatient = (self.now_s - came_s) * 1e3 > self.urgency.patience_ms
-        until_s = self.now_s + NEAR * self.urgency.pass_ms / 1e3
+        until_s = self.now_s + DEADLINE_HORIZON_PASSES * self.urgency.pass_ms / 1e3
         near = [
             ((each[1] > 0, row.deadline_s), each)
             for each in rivals
@@ -139,7 +141,7 @@ class Lists(RuleBasedStateMachine):
 
         def urgency(each: List) -> tuple[float, int]:
             rows, age_ms = len(self.waiting[each]), (self.now_s - came_s[each]) * 1e3
-            return self.urgency.of(each[1], rows, age_ms), each[1]
+            return self.urgency.priority(each[1], rows, age_ms), each[1]
 
         most, first_s = max(map(urgency, rivals)), min(came_s.values())
         best = [each for each in rivals if urgency(each) == most]
@@ -147,13 +149,13 @@ class Lists(RuleBasedStateMachine):
             best += [each for each in rivals if came_s[each] == first_s]
         return best
 
-    def expected(self, first: List, most: int, *, by_deadline: bool) -> list[Row]:
+    def expected(self, first: List, most: int, *, by_deadline: bool) -> list[InferenceRequest]:
         """The first rows of a list, then of those of lower priority beside it."""
         beside = [(priority, *first[1:]) for priority in range(first[0], PRIORITIES)]
         rows = [row for each in beside for row in self.in_order(each, by_deadline)]
         return rows[:most]
 
-    def in_order(self, each: List, by_deadline: bool) -> list[Row]:
+    def in_order(self, each: List, by_deadline: bool) -> list[InferenceRequest]:
         rows = self.waiting.get(each, [])
         if not by_deadline:
             return rows
@@ -161,12 +163,12 @@ class Lists(RuleBasedStateMachine):
         rest = [row for row in rows if row.deadline_s is None]
         return sorted(due, key=lambda row: row.deadline_s or 0.0) + rest
 
-    def forget(self, expected: list[Row], batch: list[Row]) -> None:
+    def forget(self, expected: list[InferenceRequest], batch: list[InferenceRequest]) -> None:
         assert [id(each) for each in batch] == [id(each) for each in expected]
         for each in batch:
             self.drop(each)
 
-    def drop(self, row: Row) -> None:
+    def drop(self, row: InferenceRequest) -> None:
         self.gone.append(row)
         self.waiting[list_of(row)].remove(row)
         if not self.waiting[list_of(row)]:
@@ -238,7 +240,7 @@ def test_a_row_that_has_only_just_come_is_taken() -> None:
     assert filled(lone).take(16, 1.0) == [lone]
 
 
-def feed(lists: ReadyLists, stage: int, shape: Shape, at_s: float) -> None:
+def feed(lists: StageQueues, stage: int, shape: Shape, at_s: float) -> None:
     while lists.depths(STAGES)[stage] < 64:
         lists.push(row(stage, shape=shape, ready_s=at_s))
 
@@ -246,13 +248,13 @@ def feed(lists: ReadyLists, stage: int, shape: Shape, at_s: float) -> None:
 @pytest.mark.parametrize(
     ("stage", "busy_stage", "busy_shape"),
     [(1, 0, SHAPES[0]), (1, 2, SHAPES[0]), (2, 2, SHAPES[1]), (0, 0, SHAPES[1])],
-    ids=["behind the first", "behind the last", "of a rare shape", "of a rare shape, new"],
+    ids=["behind the first", "after the last", "of a rare shape", "of a rare shape, new"],
 )
 def test_a_row_has_its_turn_however_full_the_lists_of_others_are(
     stage: int, busy_stage: int, busy_shape: Shape
 ) -> None:
-    lone, now_s, overtook = row(stage), 0.0, list[Row]()
-    lists, patience_s = filled(lone), Urgency(GPU, 16).patience_ms / 1e3
+    lone, now_s, overtook = row(stage), 0.0, list[InferenceRequest]()
+    lists, patience_s = filled(lone), BatchPriority(GPU, 16).patience_ms / 1e3
     feed(lists, busy_stage, busy_shape, -0.01)
     while lone not in (batch := lists.take(16, now_s)):
         overtook += batch
@@ -263,7 +265,7 @@ def test_a_row_has_its_turn_however_full_the_lists_of_others_are(
 
 
 def test_no_row_is_overtaken_by_one_that_came_later_by_more_than_its_patience() -> None:
-    patience_s = Urgency(GPU, 16).patience_ms / 1e3
+    patience_s = BatchPriority(GPU, 16).patience_ms / 1e3
     for later_s, taken in ((0.9 * patience_s, 16), (1.1 * patience_s, 1)):
         crowd = [row(0, ready_s=later_s) for _ in range(64)]
         lists = filled(row(1), *crowd)
@@ -280,7 +282,7 @@ def test_rows_that_do_not_wait_are_not_removed() -> None:
 
 
 def test_rows_whose_deadlines_are_near_go_first_without_an_answer_before_with_one() -> None:
-    near_s = 1.0 + 0.9 * NEAR * 3e-3
+    near_s = 1.0 + 0.9 * DEADLINE_HORIZON_PASSES * 3e-3
     first, far = row(0), row(0, deadline_s=2.0)
     bears, none, sooner = row(1, deadline_s=1.0), row(0, deadline_s=near_s), row(0, deadline_s=1.1)
     sooner.deadline_s = near_s - 1e-4

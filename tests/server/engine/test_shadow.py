@@ -17,12 +17,12 @@ from models.backend import HeadOutput, State, gather_arrays
 from scheduler.baselines import ConfidencePolicy, PatiencePolicy
 from scheduler.policy import ExitPolicy
 from scheduler.thresholds import ThresholdTable
-from server.engine.active_policy import InForce
+from server.engine.active_policy import ActivePolicy
 from server.engine.engine import Engine
-from server.engine.request import AUDIT, Answer, Completion, Row
-from server.engine.shadow import Beyond, note_passed
-from server.engine.step import StageOutput
-from server.engine.trail import Audited, Trail
+from server.engine.request import AUDIT, Completion, InferenceRequest, Prediction
+from server.engine.shadow import ShadowRunner, record_exit
+from server.engine.step import StageResult
+from server.engine.trail import AuditResult, AuditTrace
 from server.errors import InferenceFailed
 from server.metrics import Metrics, ModelMetrics
 
@@ -67,14 +67,16 @@ class Backend:
         return [(number, names) for kind, number, names in self.ran if kind == "stage"]
 
 
-def row(*confidences: float, name: float = 0.5, trail: Trail | None = None, **wishes: Any) -> Row:
-    return Row((np.array([[*confidences, name]]),), trail=trail, **wishes)
+def row(
+    *confidences: float, name: float = 0.5, trail: AuditTrace | None = None, **wishes: Any
+) -> InferenceRequest:
+    return InferenceRequest((np.array([[*confidences, name]]),), audit=trail, **wishes)
 
 
 def engine_of(
     backend: Any,
     on_batch: Callable[[list[Completion]], None] = lambda completions: None,
-    on_audit: Callable[[Audited], None] = lambda audited: None,
+    on_audit: Callable[[AuditResult], None] = lambda audited: None,
     *,
     by: ExitPolicy = BY_CONFIDENCE,
     parameter: float = 1.0,
@@ -98,7 +100,7 @@ def run_to_the_end(engine: Engine, told: Sequence[Any], wanted: int) -> None:
     engine.stop()
 
 
-def shares(audited: Audited) -> list[float]:
+def shares(audited: AuditResult) -> list[float]:
     assert audited.log_probs is not None
     return pytest.approx(np.exp(audited.log_probs[:, 0]).tolist())
 
@@ -106,7 +108,7 @@ def shares(audited: Audited) -> list[float]:
 def test_a_row_is_answered_at_its_exit_and_only_then_goes_on() -> None:
     told: list[Any] = []
     backend = Backend(lambda stage, names: told.append(stage))
-    trail = Trail(7)
+    trail = AuditTrace(7)
     engine = engine_of(backend, told.extend, told.append)
     engine.submit([row(0.95, 0.6, 0.7, trail=trail)])
     run_to_the_end(engine, told, 5)
@@ -126,7 +128,9 @@ def test_exits_that_no_user_needs_are_asked_only_after_the_answer() -> None:
         heads_at_answer.extend(exit for kind, exit, _ in backend.ran if kind == "head")
 
     engine = engine_of(backend, on_batch, told.append, parameter=2.0, max_batch=4)
-    engine.submit([row(0.95, 0.6, 0.7, trail=Trail(0)), row(0.5, 0.5, 0.5), row(0.5, 0.5, 0.5)])
+    engine.submit(
+        [row(0.95, 0.6, 0.7, trail=AuditTrace(0)), row(0.5, 0.5, 0.5), row(0.5, 0.5, 0.5)]
+    )
     run_to_the_end(engine, told, 1)
     assert heads_at_answer == [2]
     assert [0.95, 0.6, 0.7] == shares(told[0])
@@ -138,7 +142,7 @@ def test_a_row_that_has_come_past_a_left_out_exit_is_asked_there_too() -> None:
     only_second = ThresholdTable(np.array([1.0]), np.array([[NEVER, 0.8, -NEVER]]))
     told: list[Any] = []
     engine = engine_of(Backend(), on_audit=told.append, by=ConfidencePolicy(only_second, "maxprob"))
-    engine.submit([row(0.6, 0.95, 0.7, trail=Trail(0))])
+    engine.submit([row(0.6, 0.95, 0.7, trail=AuditTrace(0))])
     run_to_the_end(engine, told, 1)
     assert told[0].trail.exit == 1
     assert [0.6, 0.95, 0.7] == shares(told[0])
@@ -147,7 +151,7 @@ def test_a_row_that_has_come_past_a_left_out_exit_is_asked_there_too() -> None:
 def test_a_row_that_left_under_its_own_parameter_says_so() -> None:
     told: list[Any] = []
     engine = engine_of(Backend(), on_audit=told.append, parameter=2.0)
-    engine.submit([row(0.95, 0.6, 0.7, trail=Trail(0), parameter=1.0)])
+    engine.submit([row(0.95, 0.6, 0.7, trail=AuditTrace(0), parameter=1.0)])
     run_to_the_end(engine, told, 1)
     assert (told[0].trail.exit, told[0].trail.parameter) == (0, 1.0)
 
@@ -156,7 +160,7 @@ def test_audits_run_when_no_row_of_users_waits_and_share_no_batch_with_them() ->
     told: list[Any] = []
     backend = Backend()
     engine = engine_of(backend, on_audit=told.append, max_batch=2)
-    audited = [row(0.95, 0.6, 0.7, name=0.1 + i / 100, trail=Trail(i)) for i in range(2)]
+    audited = [row(0.95, 0.6, 0.7, name=0.1 + i / 100, trail=AuditTrace(i)) for i in range(2)]
     users = [row(0.6, 0.6, 0.7, name=0.9, priority=3) for _ in range(6)]
     engine.submit([*audited, *users])
     run_to_the_end(engine, told, 2)
@@ -172,9 +176,9 @@ def test_audits_of_other_shapes_go_on_apart() -> None:
     engine = engine_of(backend, on_audit=told.append, max_batch=4)
     engine.submit(
         [
-            row(0.95, 0.6, 0.7, name=0.1, trail=Trail(0)),
-            row(0.95, 0.6, 0.7, 0.0, name=0.2, trail=Trail(1)),
-            row(0.95, 0.6, 0.7, name=0.3, trail=Trail(2)),
+            row(0.95, 0.6, 0.7, name=0.1, trail=AuditTrace(0)),
+            row(0.95, 0.6, 0.7, 0.0, name=0.2, trail=AuditTrace(1)),
+            row(0.95, 0.6, 0.7, name=0.3, trail=AuditTrace(2)),
         ]
     )
     run_to_the_end(engine, told, 3)
@@ -193,7 +197,7 @@ def test_a_user_waits_for_no_more_than_the_stage_that_an_audit_is_in() -> None:
             engine.submit([row(0.6, 0.85, 0.7, name=0.9)])
 
     backend.on_stage = come
-    engine.submit([row(0.95, 0.6, 0.7, name=0.1, trail=Trail(0))])
+    engine.submit([row(0.95, 0.6, 0.7, name=0.1, trail=AuditTrace(0))])
     run_to_the_end(engine, told, 1)
     assert backend.stages() == [(0, [0.1]), (1, [0.1]), (0, [0.9]), (1, [0.9]), (2, [0.1])]
 
@@ -205,12 +209,14 @@ def test_audits_that_wait_are_no_pressure_and_no_depth() -> None:
 
     def look(stage: int, names: list[float]) -> None:
         if names == [0.9]:
-            seen.append((engine.slack(), engine.queue_depths, engine.oldest_wait_s()))
+            seen.append((engine.idle(), engine.queue_depths, engine.oldest_wait_s()))
 
     backend.on_stage = look
     # The second comes when the first has been answered and waits to go on.
-    engine.submit([row(0.95, 0.6, 0.7, name=0.1, trail=Trail(0)), row(0.95, 0.6, 0.7, name=0.9)])
-    assert not engine.slack()
+    engine.submit(
+        [row(0.95, 0.6, 0.7, name=0.1, trail=AuditTrace(0)), row(0.95, 0.6, 0.7, name=0.9)]
+    )
+    assert not engine.idle()
     run_to_the_end(engine, seen, 2)
     assert seen[0] == (True, [0, 0, 0], 0.0)
     assert [0.95, 0.6, 0.7] == shares(seen[1])
@@ -220,9 +226,9 @@ def test_audit_work_is_in_no_metric_of_batches() -> None:
     told: list[Any] = []
     registry = CollectorRegistry()
     engine = engine_of(Backend(), on_audit=told.append, registry=registry)
-    engine.submit([row(0.95, 0.6, 0.7, trail=Trail(0)), row(0.6, 0.85, 0.7)])
+    engine.submit([row(0.95, 0.6, 0.7, trail=AuditTrace(0)), row(0.6, 0.85, 0.7)])
     run_to_the_end(engine, told, 1)
-    engine.metrics.count()
+    engine.metrics.flush()
     counts = [
         registry.get_sample_value(f"eenet_{name}_count", {"model": "fake", "stage": str(stage)})
         for name in ("stage_latency_seconds", "batch_size")
@@ -235,7 +241,9 @@ def test_an_audit_that_fails_is_told_as_lost_and_hurts_nobody() -> None:
     told: list[Any] = []
     done: list[Completion] = []
     engine = engine_of(Backend(), done.extend, told.append)
-    engine.submit([row(0.95, POISON, 0.7, trail=Trail(0)), row(0.95, 0.6, 0.7, trail=Trail(1))])
+    engine.submit(
+        [row(0.95, POISON, 0.7, trail=AuditTrace(0)), row(0.95, 0.6, 0.7, trail=AuditTrace(1))]
+    )
     run_to_the_end(engine, told, 2)
     assert [completion.outcome.exit for completion in done] == [0, 0]  # type: ignore[union-attr]
     lost = {audited.trail.key: audited.log_probs is None for audited in told}
@@ -247,31 +255,31 @@ def test_a_row_that_is_never_answered_is_not_told() -> None:
     told: list[Any] = []
     done: list[Completion] = []
     engine = engine_of(Backend(), done.extend, told.append)
-    gone = row(0.6, 0.6, 0.7, trail=Trail(1))
-    engine.submit([row(POISON, 0.6, 0.7, trail=Trail(0)), gone])
+    gone = row(0.6, 0.6, 0.7, trail=AuditTrace(1))
+    engine.submit([row(POISON, 0.6, 0.7, trail=AuditTrace(0)), gone])
     engine.cancel([gone])
     run_to_the_end(engine, done, 1)
     assert isinstance(done[0].outcome, InferenceFailed)
     assert not told and len(done) == 1
 
 
-def answered(trail: Trail, backend: Any) -> Completion:
+def answered(trail: AuditTrace, backend: Any) -> Completion:
     """A row that left at exit 0, as the engine leaves it."""
     left = row(0.95, 0.6, 0.7, trail=trail)
     state = left.state
-    note_passed(trail, left, 0, StageOutput(state, np.empty((1, 0)), False, 1.0, None))
+    record_exit(trail, left, 0, StageResult(state, np.empty((1, 0)), False, 1.0, None))
     said = HeadOutput(*[backend.run_head(0, state).logits[0]] * 2)
-    return Completion(left, Answer(0, said, 1.0, 0.0, False, None))
+    return Completion(left, Prediction(0, said, 1.0, 0.0, False, None))
 
 
 def test_once_it_is_over_rows_are_lost_wherever_they_are() -> None:
-    backend, waiting, told = Backend(), list[Row](), list[Audited]()
-    beyond = Beyond(backend, waiting.extend, told.append)
-    beyond.begin([answered(Trail(0), backend)])
+    backend, waiting, told = Backend(), list[InferenceRequest](), list[AuditResult]()
+    beyond = ShadowRunner(backend, waiting.extend, told.append)
+    beyond.start([answered(AuditTrace(0), backend)])
     assert [each.stage for each in waiting] == [1] and waiting[0].priority == AUDIT
     beyond.stop()
     beyond.advance(waiting)
-    beyond.begin([answered(Trail(1), backend)])
+    beyond.start([answered(AuditTrace(1), backend)])
     assert len(waiting) == 1 and not backend.stages()
     assert [(each.trail.key, each.log_probs) for each in told] == [(0, None), (1, None)]
 
@@ -301,10 +309,10 @@ def test_every_audited_row_that_was_answered_is_told_once_whatever_happens(
     steps: list[tuple[str, Any]], max_batch: int, workers: int
 ) -> None:
     done: list[Completion] = []
-    told: list[Audited] = []
+    told: list[AuditResult] = []
     backend = Backend(lambda stage, names: time.sleep(0.0001))
     engine = engine_of(backend, done.extend, told.append, workers=workers, max_batch=max_batch)
-    rows: list[Row] = []
+    rows: list[InferenceRequest] = []
     given_to: list[Any] = []
     engine.start()
     for kind, what in steps:
@@ -313,7 +321,7 @@ def test_every_audited_row_that_was_answered_is_told_once_whatever_happens(
             for confidences, poisoned, audited in what:
                 shown = [POISON if k == poisoned else sure for k, sure in enumerate(confidences)]
                 key = len(rows) + len(new)
-                new.append(row(*shown, tag=key, trail=Trail(key) if audited else None))
+                new.append(row(*shown, tag=key, trail=AuditTrace(key) if audited else None))
             rows += new
             given_to += what
             engine.submit(new)
@@ -322,7 +330,7 @@ def test_every_audited_row_that_was_answered_is_told_once_whatever_happens(
         elif kind == "flip":
             engine.parameter = what
         elif kind == "use":
-            engine.in_force = InForce(what, 1.0)
+            engine.active_policy = ActivePolicy(what, 1.0)
         elif kind == "pause":
             time.sleep(what)
     engine.stop()
@@ -332,7 +340,7 @@ def test_every_audited_row_that_was_answered_is_told_once_whatever_happens(
     wanted = {
         completion.row.tag: completion.outcome.exit
         for completion in done
-        if completion.row.trail is not None and isinstance(completion.outcome, Answer)
+        if completion.row.audit is not None and isinstance(completion.outcome, Prediction)
     }
     assert sorted(audited.trail.key for audited in told) == sorted(wanted)
     for trail, log_probs in told:
@@ -341,7 +349,7 @@ def test_every_audited_row_that_was_answered_is_told_once_whatever_happens(
         if log_probs is not None:
             assert poisoned is None
             assert np.exp(log_probs[:, 0]) == pytest.approx(confidences)
-    assert engine.queue_depths == [0, 0, 0] and engine.slack()
+    assert engine.queue_depths == [0, 0, 0] and engine.idle()
 
 
 @settings(max_examples=40, deadline=None)
@@ -361,14 +369,14 @@ def test_answers_and_the_work_for_them_are_those_without_an_audit(
 ) -> None:
     def exits(chosen: int) -> tuple[dict[Any, int], list[tuple[str, int, list[float]]]]:
         done: list[Completion] = []
-        told: list[Audited] = []
+        told: list[AuditResult] = []
         backend = Backend()
         options = {"by": by, "parameter": parameter, "max_batch": max_batch}
         engine = engine_of(backend, done.extend, told.append, **options)
         engine.submit(
             [
                 row(*each, name=place / 100, tag=place,
-                    trail=Trail(place) if chosen >> place & 1 else None)
+                    trail=AuditTrace(place) if chosen >> place & 1 else None)
                 for place, each in enumerate(confidences)
             ]
         )  # fmt: skip

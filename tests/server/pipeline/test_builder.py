@@ -22,7 +22,7 @@ from models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from models.runtime.onnx_backend import OnnxBackend
 from models.runtime.torch_backend import open_torch_backend
 from models.training.batches import ImageBatches, batches_for
-from models.training.run import RunConfig, TrainConfig, claim_folder
+from models.training.run import RunConfig, TrainConfig, create_run_dir
 from profiling.calibration import load_recorded
 from profiling.evaluation.evaluate import spread_budgets
 from scheduler.fitted import load_scheduler
@@ -30,7 +30,7 @@ from scheduler.frontier import Frontier
 from server.cli.main import main
 from server.pipeline.builder import (
     BuildOptions,
-    Built,
+    BuildResult,
     Run,
     build_bundle,
     default_budget_ms,
@@ -44,12 +44,12 @@ class Case(NamedTuple):
     run_folder: Path
     run: Run
     data: Dataset
-    built: Built
+    built: BuildResult
     said: list[str]
 
 
 def make_dataset(folder: Path, classes: tuple[str, ...] = ("ape", "bee", "cat")) -> Path:
-    """Ten training and eight test pictures of noise for each class, 8x8."""
+    """Ten training and eight test images of noise for each class, 8x8."""
     random = np.random.default_rng(0)
     for part, rows in (("train", 10), ("test", 8)):
         for name in classes:
@@ -73,7 +73,7 @@ def make_run(folder: Path, dataset: Path, *, exits: tuple[int, ...]) -> Path:
     )
     torch.manual_seed(0)
     model = Network("resnet8", settings).build()
-    claim_folder(folder, config)
+    create_run_dir(folder, config)
     halved = {k: v.half() if v.ndim > 1 else v for k, v in model.state_dict().items()}
     save_file(halved, folder / "best.safetensors")
     return folder
@@ -85,7 +85,7 @@ def data_of(dataset: Path) -> DataConfig:
 
 def build(
     run: Run, out: Path, say: Callable[[str], None] = lambda step: None, **changes: object
-) -> Built:
+) -> BuildResult:
     assert run.config.data is not None
     options = BuildOptions(name="pets", data=DataConfig(**run.config.data), policy="maxprob")
     return build_bundle(run, out, dataclasses.replace(options, **changes), say)
@@ -93,7 +93,7 @@ def build(
 
 @torch.inference_mode()
 def logits_of(model: MultiExitModel, images: np.ndarray) -> np.ndarray:
-    """What the network says of pictures (N, H, W, 3), (K, N, C)."""
+    """What the network says of images (N, H, W, 3), (K, N, C)."""
     batches = ImageBatches(IMAGENET_MEAN, IMAGENET_STD)
     logits: np.ndarray = model.eval()(batches.clean(images, np.arange(len(images)))).numpy()
     return logits
@@ -167,11 +167,11 @@ def test_recorded_predictions_are_those_of_the_network(case: Case) -> None:
     assert case.built.disagreement < 1e-4
 
 
-def test_the_bundles_graphs_answer_its_pictures_as_the_network_does(case: Case) -> None:
+def test_the_bundles_graphs_answer_its_images_as_the_network_does(case: Case) -> None:
     bundle, images = case.built.bundle, np.asarray(case.data.test.inputs[:1])
     backend = OnnxBackend(bundle.stage_files, bundle.head_files)
-    picture = Path(case.run.config.data["dataset"]) / "test/ape/0.png"
-    state = backend.run_stage(0, bundle.preprocessor(10_000)(picture.read_bytes()).state)
+    image = Path(case.run.config.data["dataset"]) / "test/ape/0.png"
+    state = backend.run_stage(0, bundle.preprocessor(10_000)(image.read_bytes()).state)
     expected = logits_of(case.run.model, images)[0]
     np.testing.assert_allclose(backend.run_head(0, state).logits, expected, atol=1e-4)
 
@@ -276,8 +276,8 @@ def test_the_folders_name_is_the_models_unless_told_otherwise(
         (["--prune-vocabulary"], "reads no texts; there is no vocabulary to prune"),
         (["--calibration-size", "9"], "there are 9 calibration rows; give a --calibration-size"),
         (["--calibration-size", "30"], "--calibration-size 30 would calibrate on rows that"),
-        (["--dataset", "nowhere"], "data set nowhere is neither a file or folder here nor"),
-        (["--dataset", "{reviews}"], "the data set is one of the task text, the run of image"),
+        (["--dataset", "nowhere"], "dataset nowhere is neither a file or folder here nor"),
+        (["--dataset", "{reviews}"], "the dataset is one of the task text, the run of image"),
         (["--image-size", "0"], "image_size is 0; it must be 1 or more"),
     ],
 )
@@ -297,7 +297,7 @@ def test_what_cannot_be_built_is_one_sentence(
 def test_a_data_set_of_another_class_count_is_refused(plain: Run, tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data", ("ape", "bee"))
     imported = plain._replace(config=dataclasses.replace(plain.config, classes=()))
-    with pytest.raises(ValueError, match="the data set has 2 classes, the network 3"):
+    with pytest.raises(ValueError, match="the dataset has 2 classes, the network 3"):
         build(imported, tmp_path / "bundle", data=data_of(dataset))
 
 

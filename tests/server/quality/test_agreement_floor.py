@@ -17,8 +17,8 @@ from models.stage_costs import StageCosts
 from profiling.calibration import load_recorded
 from scheduler.control.controller import BudgetController, ControllerConfig
 from server.app import create_app
-from server.loading import HostScheduler, on_host, read_scheduler
-from server.quality.agreement_floor import Floor, Promise, Quality
+from server.loading import CalibratedPolicy, calibrate_to_host, read_scheduler
+from server.quality.agreement_floor import AgreementGuard, AgreementTarget, Objective
 from server.quality.audit_log import AuditLog
 from server.settings import Settings
 
@@ -33,7 +33,7 @@ COSTS = [1.0, 2.0, 3.0]
 class Scene(NamedTuple):
     """A model's quality without a server: what is audited is up to the test."""
 
-    quality: Quality
+    quality: AgreementGuard
     controller: BudgetController
     log: AuditLog
 
@@ -42,13 +42,13 @@ class Scene(NamedTuple):
         for row in log_probs.swapaxes(0, 1):
             self.log.add(0, 0, 0.0, row.astype(np.float32))
         self.quality.read(self.log)
-        self.controller.hold(self.quality.hold(self.controller))
+        self.controller.set_floor(self.quality.minimum_parameter(self.controller))
 
 
 @pytest.fixture(scope="module")
-def host(shipped_bundle: Path) -> HostScheduler:
+def host(shipped_bundle: Path) -> CalibratedPolicy:
     bundle = load_bundle(shipped_bundle)
-    return on_host(bundle, read_scheduler(bundle), StageCosts.of_exits(COSTS))
+    return calibrate_to_host(bundle, read_scheduler(bundle), StageCosts.of_exits(COSTS))
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +59,14 @@ def seen(shipped_bundle: Path) -> np.ndarray:
 
 
 @pytest.fixture
-def scene(host: HostScheduler) -> Callable[..., Scene]:
-    def make(minimum: float | None, prefer: Promise = "agreement", budget_ms: float = 1.3) -> Scene:
+def scene(host: CalibratedPolicy) -> Callable[..., Scene]:
+    def make(
+        minimum: float | None, prefer: Objective = "agreement", budget_ms: float = 1.3
+    ) -> Scene:
         controller = BudgetController(host.frontier, budget_ms, ControllerConfig(window=100))
-        return Scene(Quality(host, Floor(minimum, prefer)), controller, AuditLog(3))
+        return Scene(
+            AgreementGuard(host, AgreementTarget(minimum, prefer)), controller, AuditLog(3)
+        )
 
     return make
 
@@ -76,9 +80,9 @@ def test_the_agreement_is_that_of_rows_that_would_leave_early(
     parameter = here.controller.parameter
     shown = here.quality.agreement(parameter)
     assert shown is not None and 0.8 < shown < 1
-    run_on = here.controller.frontier[-1].parameter
-    assert here.quality.agreement(run_on) is None  # none would leave early
-    assert parameter == here.controller.wished
+    never_exit_parameter = here.controller.frontier[-1].parameter
+    assert here.quality.agreement(never_exit_parameter) is None  # none would leave early
+    assert parameter == here.controller.unconstrained_parameter
 
 
 def test_rows_are_read_once_however_many_the_log_keeps(
@@ -94,8 +98,8 @@ def test_rows_are_read_once_however_many_the_log_keeps(
 def test_the_budget_yields_to_the_floor(scene: Callable[..., Scene], seen: np.ndarray) -> None:
     here = scene(0.98)
     here.audit(seen[:, :1000])
-    wished, held = here.controller.wished, here.controller.parameter
-    assert here.quality.yields(here.controller) == "budget"
+    wished, held = here.controller.unconstrained_parameter, here.controller.parameter
+    assert here.quality.violated_objective(here.controller) == "budget"
     assert not here.controller.feasible
     before, after = here.quality.agreement(wished), here.quality.agreement(held)
     assert before is not None and before < 0.98
@@ -110,8 +114,11 @@ def test_the_floor_yields_to_the_budget_if_that_is_preferred(
 ) -> None:
     here = scene(0.98, "budget")
     here.audit(seen[:, :1000])
-    assert here.quality.yields(here.controller) == "agreement"
-    assert here.controller.parameter == here.controller.wished and here.controller.feasible
+    assert here.quality.violated_objective(here.controller) == "agreement"
+    assert (
+        here.controller.parameter == here.controller.unconstrained_parameter
+        and here.controller.feasible
+    )
 
 
 def test_the_floor_lets_go_when_inputs_get_easier(
@@ -119,12 +126,12 @@ def test_the_floor_lets_go_when_inputs_get_easier(
 ) -> None:
     here = scene(0.98)
     here.audit(seen[:, :1000])
-    assert here.quality.yields(here.controller) == "budget"
+    assert here.quality.violated_objective(here.controller) == "budget"
     answers = seen.argmax(-1)
     alike = seen[:, (answers == answers[-1]).all(0)]
     here.audit(alike[:, :1000])
-    assert here.quality.yields(here.controller) is None
-    assert here.controller.parameter == here.controller.wished
+    assert here.quality.violated_objective(here.controller) is None
+    assert here.controller.parameter == here.controller.unconstrained_parameter
 
 
 def test_a_budget_that_is_kept_anyway_yields_nothing(
@@ -132,7 +139,7 @@ def test_a_budget_that_is_kept_anyway_yields_nothing(
 ) -> None:
     for here in (scene(0.5), scene(None), scene(0.98, budget_ms=100.0)):
         here.audit(seen[:, :1000])
-        assert here.quality.yields(here.controller) is None
+        assert here.quality.violated_objective(here.controller) is None
         assert here.controller.feasible
 
 
@@ -208,7 +215,7 @@ def test_feedback_shows_in_the_audit_and_goes_with_the_rows(
 
 @pytest.mark.parametrize("prefer", ["agreement", "budget"])
 def test_which_promise_gives_way_is_told(
-    shipped_bundle: Path, images: Images, prefer: Promise
+    shipped_bundle: Path, images: Images, prefer: Objective
 ) -> None:
     with served(shipped_bundle, min_agreement=1.0, prefer=prefer, budget_ms=1000) as client:
         shown = budget_of(client)

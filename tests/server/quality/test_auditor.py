@@ -12,7 +12,7 @@ from hypothesis.stateful import (
 )
 from prometheus_client import CollectorRegistry
 
-from server.engine.trail import Audited, Trail
+from server.engine.trail import AuditResult, AuditTrace
 from server.metrics import AuditFamilies, AuditMetrics
 from server.quality.audit_log import AuditLog
 from server.quality.auditor import MOST_IN_FLIGHT, Auditor
@@ -28,12 +28,12 @@ def auditor_of(
     return Auditor(AuditLog(2), metrics, share=share, rng=random.Random(seed))
 
 
-def left(trail: Trail, exit: int = 0) -> Audited:
+def left(trail: AuditTrace, exit: int = 0) -> AuditResult:
     trail.exit, trail.parameter = exit, 0.5
-    return Audited(trail, SAID)
+    return AuditResult(trail, SAID)
 
 
-def chosen(auditor: Auditor, slack: bool = True) -> Trail:
+def chosen(auditor: Auditor, slack: bool = True) -> AuditTrace:
     trail = auditor.choose("a", lambda: slack)
     assert trail is not None
     return trail
@@ -82,7 +82,7 @@ def test_a_sample_is_logged_under_its_request_and_exit() -> None:
     trail = auditor.choose("abc/1", lambda: True)
     assert trail is not None
     auditor.note(left(trail, exit=1))
-    auditor.count()
+    auditor.flush()
     assert [(row.request_key, row.exit) for row in auditor.log.rows] == [(key_of("abc/1"), 1)]
     samples = [
         registry.get_sample_value("eenet_audit_samples_total", {"model": "pets", "exit": exit})
@@ -97,7 +97,7 @@ def test_what_is_given_up_is_never_logged() -> None:
     auditor.give_up(trail)
     auditor.give_up(trail)
     auditor.note(left(trail))
-    auditor.count()
+    auditor.flush()
     assert not auditor.log.rows and (auditor.skipped, auditor.in_flight) == (1, 0)
 
 
@@ -113,7 +113,7 @@ def test_the_gauge_is_nan_before_any_and_then_the_agreement() -> None:
 
     assert np.isnan(shown())
     auditor.note(left(chosen(auditor)))
-    auditor.count()
+    auditor.flush()
     assert shown() == 0
     last = {"model": "pets", "exit": "1"}
     assert registry.get_sample_value("eenet_audit_agreement_ratio", last) is None
@@ -125,8 +125,8 @@ class Audits(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.auditor, self.drawn, self.logged = auditor_of(), 0, 0
-        self.trails: list[Trail] = []
-        self.policy: list[Trail] = []  # chosen under the present policy
+        self.trails: list[AuditTrace] = []
+        self.policy: list[AuditTrace] = []  # chosen under the present policy
 
     @rule(slack=st.booleans())
     def come(self, slack: bool) -> None:
@@ -142,7 +142,7 @@ class Audits(RuleBasedStateMachine):
     def end(self, data: st.DataObject, lost: bool) -> None:
         trail = data.draw(st.sampled_from(self.trails))
         trail.exit = 0
-        self.auditor.note(Audited(trail, None if lost else SAID))
+        self.auditor.note(AuditResult(trail, None if lost else SAID))
 
     @precondition(lambda self: self.trails)
     @rule(data=st.data())
@@ -152,7 +152,7 @@ class Audits(RuleBasedStateMachine):
     @rule()
     def count(self) -> None:
         before = len(self.auditor.log.rows)
-        self.auditor.count()
+        self.auditor.flush()
         self.logged += len(self.auditor.log.rows) - before
 
     @rule()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from server.app import create_app
-from server.quality.feedback import Answered, Answers, Feedback, Tally
+from server.quality.feedback import AccuracyCount, Feedback, LoggedPrediction, PredictionLog
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ noted = st.lists(st.tuples(ids, st.sampled_from("ab"), st.integers(0, 11), st.in
 def test_the_last_answers_are_remembered_and_no_others(
     capacity: int, answers: list[tuple[str, str, int, int]]
 ) -> None:
-    remembered, expected = Answers(capacity), deque[tuple[Any, ...]](maxlen=capacity)
+    remembered, expected = PredictionLog(capacity), deque[tuple[Any, ...]](maxlen=capacity)
     for answer in answers:
-        remembered.note(*answer)
+        remembered.record(*answer)
         expected.append(answer)
     latest = {answer[0]: answer for answer in expected}
     assert len(remembered) == len(latest)
@@ -51,7 +51,7 @@ def test_the_latest_labels_count_each_answer_once(
 ) -> None:
     feedback, expected = Feedback(3, window), dict[int, tuple[int, bool]]()
     for key, exit, right in given_labels:
-        new = feedback.add(Answered(key, "m", exit, class_id=3), 3 if right else 4)
+        new = feedback.add(LoggedPrediction(key, "m", exit, class_id=3), 3 if right else 4)
         assert new == (key not in expected)
         assert feedback.label_of(key) == (3 if right else 4)
         expected[key] = (exit, right)
@@ -59,7 +59,7 @@ def test_the_latest_labels_count_each_answer_once(
             del expected[next(iter(expected))]
         for k, tally in enumerate(feedback.tallies):
             at = [each for where, each in expected.values() if where == k]
-            assert tally == Tally(sum(at), len(at))
+            assert tally == AccuracyCount(sum(at), len(at))
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +151,9 @@ def test_an_answer_too_old_is_not_known_any_more(client: TestClient, images: Ima
     answers = client.app.state.service.answers  # type: ignore[attr-defined]
     assert answers.capacity == 100_000
     for index in range(answers.capacity - 1):
-        answers.note(f"another-{index}", IMAGES, 0, 0)
+        answers.record(f"another-{index}", IMAGES, 0, 0)
     give(client, old, 0)
-    answers.note("the last straw", IMAGES, 0, 0)
+    answers.record("the last straw", IMAGES, 0, 0)
     refused = client.post("/feedback", json={"request_id": old, "label": 0})
     assert refused.status_code == 404
     told = refused.json()

@@ -1,4 +1,4 @@
-"""Segmentations as pictures, and over HTTP."""
+"""Segmentations as images, and over HTTP."""
 
 import base64
 import io
@@ -71,21 +71,21 @@ class Reference:
         self.preprocess = preprocess
 
     @torch.inference_mode()
-    def logits(self, picture: Image.Image) -> torch.Tensor:
+    def logits(self, image: Image.Image) -> torch.Tensor:
         """Of every exit, (K, 1, H, W, C)."""
-        squeezed = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        squeezed = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         pixels = self.preprocess.normalise(np.asarray(squeezed)[None])
         logits: torch.Tensor = self.model(torch.from_numpy(pixels))
         return logits
 
-    def mask(self, picture: Image.Image, exit: int = -1) -> NDArray[np.uint8]:
-        """Class ids, of the picture's size."""
-        classes = self.logits(picture)[exit, 0].argmax(-1).numpy().astype(np.uint8)
-        return np.asarray(Image.fromarray(classes).resize(picture.size, Image.Resampling.NEAREST))
+    def mask(self, image: Image.Image, exit: int = -1) -> NDArray[np.uint8]:
+        """Class ids, of the image's size."""
+        classes = self.logits(image)[exit, 0].argmax(-1).numpy().astype(np.uint8)
+        return np.asarray(Image.fromarray(classes).resize(image.size, Image.Resampling.NEAREST))
 
-    def shares(self, picture: Image.Image, exit: int = -1) -> NDArray[np.float32]:
+    def shares(self, image: Image.Image, exit: int = -1) -> NDArray[np.float32]:
         """Of the classes, (C,)."""
-        shares: NDArray[np.float32] = coarse_grid(self.logits(picture)[exit]).exp()[0].mean(0)
+        shares: NDArray[np.float32] = coarse_grid(self.logits(image)[exit]).exp()[0].mean(0)
         return shares.numpy()
 
 
@@ -96,7 +96,7 @@ def reference(mask_run: Path, mask_bundle: Path) -> Reference:
     return Reference(load_run(mask_run).model, preprocess)
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def image(width: int, height: int, seed: int = 0) -> Image.Image:
     """Smooth enough to have areas."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
@@ -122,14 +122,14 @@ def mask_of(answer: dict[str, Any]) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize(("budget_ms", "exit"), [(1e-3, 0), (1e6, 1)])
 @pytest.mark.parametrize("size", [(16, 16), (40, 24), (24, 40), (7, 5), (1, 1), (1000, 100)])
-def test_the_mask_is_of_the_pictures_own_size_and_of_its_exit(
+def test_the_mask_is_of_the_images_own_size_and_of_its_exit(
     segmenting: TestClient,
     reference: Reference,
     size: tuple[int, int],
     budget_ms: float,
     exit: int,
 ) -> None:
-    given = picture(*size)
+    given = image(*size)
     answer = ask(segmenting, encoded(given), budget_ms=budget_ms)
     assert answer["exit"] == exit
     mask = mask_of(answer)
@@ -138,10 +138,10 @@ def test_the_mask_is_of_the_pictures_own_size_and_of_its_exit(
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_mask_lies_on_the_upright_picture(
+def test_the_mask_lies_on_the_upright_image(
     segmenting: TestClient, reference: Reference, orientation: int
 ) -> None:
-    given, exif = picture(40, 24), Image.Exif()
+    given, exif = image(40, 24), Image.Exif()
     exif[Base.Orientation] = orientation
     answer = ask(segmenting, encoded(given, exif=exif), budget_ms=1e-3)
     turns = {
@@ -160,10 +160,10 @@ def test_the_mask_lies_on_the_upright_picture(
     assert (mask == reference.mask(given, exit=0)).mean() > 0.98
 
 
-def test_the_label_and_the_ranking_are_shares_of_the_picture(
+def test_the_label_and_the_ranking_are_shares_of_the_image(
     segmenting: TestClient, reference: Reference
 ) -> None:
-    given = picture(16, 16, seed=3)
+    given = image(16, 16, seed=3)
     for exit, budget_ms in ((0, 1e-3), (1, 1e6)):
         answer = ask(segmenting, encoded(given), budget_ms=budget_ms)
         shares = reference.shares(given, exit)
@@ -179,7 +179,7 @@ def test_the_label_and_the_ranking_are_shares_of_the_picture(
 
 
 def test_the_trace_shows_shares_too(segmenting: TestClient, reference: Reference) -> None:
-    given = picture(16, 16, seed=4)
+    given = image(16, 16, seed=4)
     trace = ask(segmenting, encoded(given), budget_ms=1e6, trace=True)["trace"]
     assert [entry["exit"] for entry in trace] == [0, 1]
     for exit, entry in enumerate(trace):
@@ -189,13 +189,13 @@ def test_the_trace_shows_shares_too(segmenting: TestClient, reference: Reference
         assert 0 < entry["score"] <= 1
 
 
-def test_a_list_has_a_mask_for_every_picture_and_a_bad_item_hurts_no_other(
+def test_a_list_has_a_mask_for_every_image_and_a_bad_item_hurts_no_other(
     segmenting: TestClient, reference: Reference
 ) -> None:
     sizes = [(16, 16), (30, 20), (5, 9), (64, 64), (33, 1)]
-    given = [picture(*size, seed=seed) for seed, size in enumerate(sizes)]
+    given = [image(*size, seed=seed) for seed, size in enumerate(sizes)]
     items = [base64.b64encode(encoded(each)).decode() for each in given]
-    items.insert(2, base64.b64encode(b"no picture").decode())
+    items.insert(2, base64.b64encode(b"no image").decode())
     given.insert(2, given[0])
     body = {"images": items, "budget_ms": 1e-3}
     answers = segmenting.post("/predict", json=body).json()["predictions"]
@@ -206,8 +206,8 @@ def test_a_list_has_a_mask_for_every_picture_and_a_bad_item_hurts_no_other(
         assert (mask == reference.mask(given[index], exit=0)).mean() > 0.95
 
 
-def test_the_other_ways_of_sending_a_picture_have_masks_too(segmenting: TestClient) -> None:
-    data = encoded(picture(20, 10))
+def test_the_other_ways_of_sending_an_image_have_masks_too(segmenting: TestClient) -> None:
+    data = encoded(image(20, 10))
     answers = [
         segmenting.post("/predict?budget_ms=0.001", files={"file": ("a.png", data, "image/png")}),
         segmenting.post(
@@ -220,8 +220,8 @@ def test_the_other_ways_of_sending_a_picture_have_masks_too(segmenting: TestClie
         assert np.array_equal(mask_of(answer.json()), first)
 
 
-def test_what_is_no_picture_is_422(segmenting: TestClient) -> None:
-    answer = segmenting.post("/predict", content=b"no picture", headers=PNG)
+def test_what_is_no_image_is_422(segmenting: TestClient) -> None:
+    answer = segmenting.post("/predict", content=b"no image", headers=PNG)
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_content")
     text = segmenting.post("/predict", json={"text": "circle"})
     assert (text.status_code, text.json()["code"]) == (404, "unknown_model")
@@ -230,7 +230,7 @@ def test_what_is_no_picture_is_422(segmenting: TestClient) -> None:
 def test_a_model_of_masks_beside_one_of_labels_must_be_named(
     mask_bundle: Path, shipped_bundle: Path
 ) -> None:
-    data = encoded(picture(12, 10))
+    data = encoded(image(12, 10))
     with TestClient(create_app(Settings(bundle=(mask_bundle, shipped_bundle)))) as client:
         answer = client.post("/predict", content=data, headers=PNG)
         assert answer.status_code == 422
