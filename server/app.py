@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server import __version__
 from server.bodies import sentence_of
 from server.errors import (
     INTERNAL_DETAIL,
@@ -33,7 +34,6 @@ from server.watch import ClientWatch
 
 log = logging.getLogger(__name__)
 
-VERSION = "0.1.0"
 SMALL_BODY_BYTES = 64 * 1024  # for routes that take no pictures
 CLIENT_LEFT = 499
 PROBLEM_TYPE = "application/problem+json"
@@ -50,12 +50,12 @@ def create_app(settings: Settings) -> FastAPI:
     """
     app = _App(
         title="EENet Serve",
-        version=VERSION,
+        version=__version__,
         summary="Multi-exit networks under a latency budget",
         lifespan=lifespan,
     )
     app.state.settings = settings
-    app.state.metrics = Metrics(CollectorRegistry(), VERSION)
+    app.state.metrics = Metrics(CollectorRegistry(), __version__)
     app.include_router(predict.router)
     app.include_router(budget.router)
     app.include_router(audit.router)
