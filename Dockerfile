@@ -6,7 +6,7 @@ FROM python:${PYTHON}-slim AS build
 ARG RUNTIME=cpu
 WORKDIR /app
 RUN python -m venv /app/.venv
-COPY constraints.txt pyproject.toml README.md ./
+COPY constraints.txt pyproject.toml README.md LICENSE NOTICE ./
 COPY models models
 COPY profiling profiling
 COPY scheduler scheduler

@@ -1,49 +1,65 @@
-# The two commands of the README are `make serve` and `make test`.
+# The two commands of the README are `make serve` and `make test`; `make` lists them all.
 PYTHON ?= python3
 RUNTIME ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 PIP = .venv/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: install serve test lint bars control control-http soak bench bench-peers simulation
+.PHONY: help install serve test lint bars control control-http soak bench bench-peers simulation
 
+## List the targets.
+help:
+	@awk -F: '/^## / {text = substr($$0, 4)} /^[a-z-]+:/ {printf "make %-13s %s\n", $$1, text; text = ""}' Makefile
+
+## Create .venv and install everything that training and development need.
 install: .venv/.dev
 
+## Install the runtime and serve the shipped networks on port 8000.
 serve: .venv/.serve-$(RUNTIME)
 	.venv/bin/eenet serve
 
+## Run the tests; ARGS go to pytest, as in ARGS="tests/server/engine -k cancel".
 test: .venv/.dev
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest $(ARGS)
 
+## Check the exit policies against their accuracy bars.
 bars: .venv/.dev
 	mkdir -p build
 	for seed in 0 1 2; do .venv/bin/python -m benchmarks.predictions digits --seed $$seed --out build/digits$$seed.npz; done
 	.venv/bin/python -m benchmarks.policy_bars models/zoo/cifar10-resnet56 digits:1,2,3.3,5 build/digits0.npz build/digits1.npz build/digits2.npz
 
+## Check in simulation that latency budgets are held.
 control: .venv/.dev
 	for inputs in image text; do .venv/bin/python -m benchmarks.control.simulated $$inputs --policies stopping --laws frozen --seeds 2; done
 	.venv/bin/python -m benchmarks.control.report build/control/image-stopping.npz build/control/text-stopping.npz --goals
 
+## Measure on the real server how budgets are held.
 control-http: .venv/.dev
 	.venv/bin/python -m benchmarks.control.over_http
 	.venv/bin/python -m benchmarks.control.report build/control/real.npz
 
+## Load the server fully for two minutes and look for leaks.
 soak: .venv/.dev
 	.venv/bin/python -m benchmarks.soak
 
+## Measure policies, quality, growth and the engine.
 bench: .venv/.dev
 	.venv/bin/python -m benchmarks.policies
 	.venv/bin/python -m benchmarks.quality.run
 	.venv/bin/python -m benchmarks.growth
 	.venv/bin/python -m benchmarks.engine
 
+## Measure this server against its peers.
 bench-peers: .venv/.dev
 	.venv/bin/python -m benchmarks.peers.run
 
+## Measure what refilling batches wins, and validate the simulator.
 simulation: .venv/.dev
 	.venv/bin/python -m benchmarks.refill
 	.venv/bin/python -m benchmarks.validate_simulation
 
+## Run every linter; .pre-commit-config.yaml calls the same.
 lint: .venv/.dev
-	.venv/bin/ruff check . && .venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/hadolint Dockerfile

@@ -7,6 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from server import __version__
 from server.errors import ServeError
 from server.lifespan import lifespan
 from server.metrics import Metrics
@@ -14,8 +15,6 @@ from server.middleware import RequestMiddleware
 from server.problems import answer_http_error, answer_known_error, answer_validation_error
 from server.routes import audit, budget, feedback, health, predict, scheduler
 from server.settings import Settings
-
-VERSION = "0.1.0"
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -26,12 +25,12 @@ def create_app(settings: Settings) -> FastAPI:
     """
     app = _App(
         title="EENet Serve",
-        version=VERSION,
+        version=__version__,
         summary="Multi-exit networks under a latency budget",
         lifespan=lifespan,
     )
     app.state.settings = settings
-    app.state.metrics = Metrics(CollectorRegistry(), VERSION)
+    app.state.metrics = Metrics(CollectorRegistry(), __version__)
     app.include_router(predict.router)
     app.include_router(budget.router)
     app.include_router(audit.router)

@@ -12,7 +12,8 @@ import uvicorn
 from pydantic import ValidationError
 
 from models.bundle import load_bundle
-from server.app import VERSION, create_app
+from server import __version__
+from server.app import create_app
 from server.cli.loadtest import add_loadtest
 from server.cli.options import command, log_to_stderr
 from server.cli.policy_commands import add_evaluate, add_fit
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"eenet {VERSION}")
+    parser.add_argument("--version", action="version", version=f"eenet {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands)
     add_train(commands)
