@@ -1,6 +1,6 @@
-"""How an error becomes an HTTP answer, and what is wrong with a body in one sentence."""
+"""HTTP answers to errors, and validation errors as one sentence."""
 
-from collections.abc import Mapping
+import re
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from server.errors import InvalidContent, MalformedRequest, ServeError
+from server.spelling import did_you_mean
 
 PROBLEM_TYPE = "application/problem+json"
 HTTP_CODES = {400: "malformed", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
@@ -24,31 +25,32 @@ def parse_json(model: type[Body], body: bytes) -> Body:
 
     Raises:
         MalformedRequest: If it is not JSON.
-        InvalidContent: If it is not what the model takes.
+        InvalidContent: If a field is unknown, missing or has a bad value.
     """
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            raise MalformedRequest(
-                f"the body is not JSON: {format_validation_error(first)}"
-            ) from error
-        raise InvalidContent(format_validation_error(first)) from error
+        detail = format_validation_error(error)
+        if error.errors()[0]["type"] == "json_invalid":
+            raise MalformedRequest(f"the body is not JSON: {detail}") from error
+        raise InvalidContent(detail) from error
 
 
-def first_error(error: ValidationError) -> str:
-    """The first thing pydantic found, as one sentence."""
-    return format_validation_error(error.errors()[0])
-
-
-def format_validation_error(first: Mapping[str, Any]) -> str:
-    """One entry of pydantic's errors, as one sentence."""
+def format_validation_error(error: ValidationError | RequestValidationError) -> str:
+    """The first thing that pydantic found, as one sentence."""
+    first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if not where or not isinstance(first["input"], str | int | float | None):
         return f"{where}: {message}" if where else message
-    return f"{where}: {message}, got {str(first['input'])[:80]!r}"
+    given = str(first["input"])
+    hint = ""
+    if first["type"] == "literal_error":
+        hint = did_you_mean(given, re.findall("'([^']*)'", first["ctx"]["expected"]))
+    return f"{where}: {message}, got {given[:80]!r}{hint}"
+
+
+first_error = format_validation_error
 
 
 def problem(status: int, code: str, detail: str, request_id: str) -> dict[str, Any]:
@@ -67,13 +69,13 @@ def problem(status: int, code: str, detail: str, request_id: str) -> dict[str, A
 def problem_response(
     status: int, code: str, detail: str, request_id: str, headers: dict[str, str] | None = None
 ) -> Response:
-    """Make the answer to a request that failed (RFC 9457)."""
+    """The answer to a request that failed (RFC 9457)."""
     content = pydantic_core.to_json(problem(status, code, detail, request_id))
     return Response(content, status, headers, media_type=PROBLEM_TYPE)
 
 
 async def answer_known_error(request: Request, error: Exception) -> Response:
-    """Answer an error of the family, which knows its status and its sentence."""
+    """Answer a known error with its own status and sentence."""
     assert isinstance(error, ServeError), "registered for this class alone"
     if request.url.path == "/predict" and error.code in ("queue_full", "not_ready"):
         request.app.state.metrics.rejected.labels(error.code).inc()
@@ -83,11 +85,9 @@ async def answer_known_error(request: Request, error: Exception) -> Response:
 
 
 async def answer_validation_error(request: Request, error: Exception) -> Response:
-    """Answer what FastAPI's own validation found in a query."""
+    """Answer a query that FastAPI refused."""
     assert isinstance(error, RequestValidationError), "registered for this class alone"
-    return await answer_known_error(
-        request, InvalidContent(format_validation_error(error.errors()[0]))
-    )
+    return await answer_known_error(request, InvalidContent(format_validation_error(error)))
 
 
 async def answer_http_error(request: Request, error: Exception) -> Response:

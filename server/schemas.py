@@ -1,15 +1,17 @@
-"""Requests and answers as pydantic models; the OpenAPI page is made from them."""
+"""Requests and responses as pydantic models, which also make the OpenAPI page."""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from server.spelling import did_you_mean
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Items = Annotated[list[str], Field(min_length=1, max_length=4096, fail_fast=True)]
 
 
 class _KnownFields(BaseModel):
-    """Refuses the first unknown field, rather than listing all of a hostile body."""
+    """Refuses an unknown field by the first one; a hostile body may hold thousands."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -19,27 +21,30 @@ class _KnownFields(BaseModel):
         if isinstance(given, dict):
             for name in given:
                 if name not in cls.model_fields:
-                    raise ValueError(f"{name!r:.80} is no field here; mend its name")
+                    hint = did_you_mean(str(name), cls.model_fields)
+                    raise ValueError(f"unknown field {name!r:.80}{hint}")
         return given
 
 
 class Options(_KnownFields):
-    """What a prediction request may ask for, in the query or beside the input."""
+    """Options of a prediction request, in the query, the form or the JSON body."""
 
     model: str | None = Field(
-        None, description="name of a loaded model; needed only when several could answer"
+        None, description="name of a loaded model; needed only if several read this input"
     )
-    budget_ms: Positive | None = Field(None, description="this request's own mean-latency wish")
+    budget_ms: Positive | None = Field(
+        None, description="mean-latency budget of this request alone"
+    )
     deadline_ms: Positive | None = Field(
         None, description="hard limit, counted from the request's headers"
     )
     top_k: int = Field(5, ge=1, le=1000, description="classes to list")
-    trace: bool = Field(False, description="tell what each exit said")
+    trace: bool = Field(False, description="include the output of every exit that was run")
     priority: int = Field(1, ge=0, le=3, description="0 goes first")
 
 
 class PredictBody(Options):
-    """A JSON request: one image in base64 or one text, or a list of either."""
+    """A prediction request in JSON: one image in base64 or one text, or a list of either."""
 
     model_config = ConfigDict(strict=True)
 
@@ -67,7 +72,7 @@ class PredictBody(Options):
 
 
 class ClassProbability(BaseModel):
-    """One line of the ranking."""
+    """A class of the ranking and its probability."""
 
     label: str
     class_id: int
@@ -75,7 +80,7 @@ class ClassProbability(BaseModel):
 
 
 class LatencyMs(BaseModel):
-    """Where the time went: total is headers received to answer ready."""
+    """Latency by phase; `total` runs from headers received to response ready."""
 
     total: float
     queue: float
@@ -84,7 +89,7 @@ class LatencyMs(BaseModel):
 
 
 class TraceStep(BaseModel):
-    """What the sample showed at one exit; `threshold` is null where none applies."""
+    """Output of one exit; `threshold` is null where none applies."""
 
     exit: int
     label: str
@@ -95,10 +100,10 @@ class TraceStep(BaseModel):
 
 
 class Prediction(BaseModel):
-    """One sample's answer; the fields after `request_id` appear where they apply.
+    """Prediction of one sample; the fields after `request_id` appear where they apply.
 
-    Of a segmentation, probabilities are the classes' shares of the image and `mask` is a PNG of
-    its size in base64, its pixel values class ids.
+    For a segmentation, probabilities are the classes' shares of the image, and `mask` is a PNG of
+    the image's size in base64 whose pixel values are class ids.
     """
 
     model: str
@@ -130,47 +135,47 @@ class Problem(BaseModel):
 
 
 class ItemError(BaseModel):
-    """A list item that failed; the others are answered all the same."""
+    """A list item that failed; the other items still get predictions."""
 
     error: Problem
 
 
 class Predictions(BaseModel):
-    """Answers in the order of the items."""
+    """Predictions in the order of the items."""
 
     predictions: list[Prediction | ItemError]
 
 
 class BudgetChange(_KnownFields):
-    """What an operator sets: either field or both."""
+    """A change of the budget: either field or both."""
 
     model_config = ConfigDict(strict=True)
 
     budget_ms: Positive | None = Field(None, description="mean latency per sample, in milliseconds")
     measure: Literal["compute", "end_to_end"] | None = Field(
-        None, description="the latency that the budget is about"
+        None, description="latency that the budget applies to"
     )
 
     @model_validator(mode="after")
     def _something(self) -> "BudgetChange":
         if not self.model_fields_set:
-            raise ValueError("give budget_ms, measure or both; an empty change means nothing")
+            raise ValueError("give budget_ms, measure or both; the change is empty")
         if "measure" in self.model_fields_set and self.measure is None:
             raise ValueError("measure is null; give compute or end_to_end")
         return self
 
 
 class FeedbackGiven(_KnownFields):
-    """The true label of an earlier answer."""
+    """The true label of an earlier prediction."""
 
     model_config = ConfigDict(strict=True)
 
-    request_id: str = Field(description="of the answer; of a list's item ID/0, ID/1 ...")
+    request_id: str = Field(description="id of the prediction; of an item of a list ID/0, ID/1 ...")
     label: str | int = Field(description="name or id of the class")
 
 
 class FeedbackTaken(BaseModel):
-    """What became of a label."""
+    """Result of a feedback."""
 
     model: str
     exit: int
@@ -178,13 +183,13 @@ class FeedbackTaken(BaseModel):
 
 
 class ModelQuery(_KnownFields):
-    """The query of routes about models."""
+    """Query of the routes that concern models."""
 
     model: str | None = Field(None, description="name of a loaded model")
 
 
 class BudgetState(BaseModel):
-    """The budget of one model and what became of it; see the contract in docs/http.md."""
+    """Budget of one model and how it is kept; docs/http.md describes the fields."""
 
     model: str
     policy: str
@@ -209,13 +214,13 @@ class BudgetState(BaseModel):
 
 
 class Budgets(BaseModel):
-    """All budgets asked for."""
+    """Budgets of the selected models."""
 
     models: list[BudgetState]
 
 
 class Reloaded(BaseModel):
-    """A model's scheduler after a reload; `sha256` is of its `scheduler.npz`."""
+    """A model's scheduler after a reload; `sha256` is the hash of its `scheduler.npz`."""
 
     model: str
     policy: str
@@ -223,13 +228,13 @@ class Reloaded(BaseModel):
 
 
 class Reloads(BaseModel):
-    """All schedulers asked for."""
+    """Schedulers of the selected models."""
 
     models: list[Reloaded]
 
 
 class AuditExit(BaseModel):
-    """What is known of one exit's answers; null where nothing is."""
+    """Quality of one exit's predictions; null where it is unknown."""
 
     exit: int
     samples: int
@@ -242,7 +247,7 @@ class AuditExit(BaseModel):
 
 
 class AuditState(BaseModel):
-    """How far early exits of one model agree with its last; see docs/http.md."""
+    """Agreement of a model's early exits with its last; docs/http.md describes the fields."""
 
     model: str
     policy: str
@@ -255,13 +260,13 @@ class AuditState(BaseModel):
 
 
 class Audits(BaseModel):
-    """All audits asked for."""
+    """Audits of the selected models."""
 
     models: list[AuditState]
 
 
 class FrontierEntry(BaseModel):
-    """What a budget buys, in this host's milliseconds."""
+    """A budget and the results to expect under it, in this host's milliseconds."""
 
     budget_ms: float
     parameter: float

@@ -1,4 +1,4 @@
-"""The server's configuration: flags > environment > TOML file > defaults."""
+"""Settings of the server: flags, then environment, then TOML file, then defaults."""
 
 import os
 import tomllib
@@ -9,7 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from server.spelling import did_you_mean
+
 ENV_PREFIX = "EENET_"
+SEE_HELP = "; see `eenet serve --help`"
 ZOO = Path(__file__).resolve().parent.parent / "models" / "zoo"
 SHIPPED_BUNDLES = (ZOO / "cifar10-resnet56", ZOO / "ag-news-minilm")
 
@@ -29,8 +32,8 @@ class Settings(BaseSettings):
     )
     backend: Literal["onnx", "torch", "replay"] = Field(
         "onnx",
-        description="what runs the network; replay: nothing does, recorded answers come after the "
-        "time that stages take",
+        description="inference backend; replay: no network, recorded predictions after simulated "
+        "stage time",
     )
     device: str = Field(
         "auto",
@@ -42,31 +45,31 @@ class Settings(BaseSettings):
     )
     replay_costs: Path | None = Field(
         None,
-        description="table of costs of the replay backend; default: the bundle's profile",
+        description="cost table of the replay backend; default: the bundle's profile",
     )
     budget_ms: float | None = Field(
         None, gt=0, description="mean latency per sample; default: the bundle's own"
     )
     measure: Literal["compute", "end_to_end"] = Field(
-        "compute", description="the latency that the budget is about"
+        "compute", description="latency that the budget applies to"
     )
     min_agreement: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="least share of early answers that are the last exit's, by the audit",
+        description="least share of early predictions that agree with the last exit, by the audit",
     )
     prefer: Literal["budget", "agreement"] = Field(
         "agreement",
-        description="which is kept where a budget and --min-agreement cannot both be",
+        description="which one is kept if a budget and --min-agreement cannot both be",
     )
     window: int = Field(1000, ge=10, le=1_000_000, description="samples in the rolling mean")
     audit_share: float = Field(
         0.01,
         ge=0,
         le=1,
-        description="share of the samples that run on to the last exit after their answer, when "
-        "nobody waits, to see how far the exits agree",
+        description="share of the requests that continue to the last exit after their response "
+        "is sent, while no other request waits, to measure how far the exits agree",
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
@@ -74,23 +77,20 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=256,
-        description="threads that run the network; default: one a core, on other devices one",
+        description="threads that run the network; default: one per core, on other devices one",
     )
     max_batch: int | None = Field(
         None,
         ge=1,
         le=1024,
-        description="most rows of one batch; default: as many as the start finds worth their wait, "
-        "1 on most CPUs",
+        description="largest batch; default: chosen by a measurement at start, 1 on most CPUs",
     )
-    max_queue: int = Field(512, ge=1, description="most samples in flight; more are answered 429")
+    max_queue: int = Field(512, ge=1, description="most samples in flight; others get status 429")
     max_body_mib: int = Field(32, ge=1, le=1024, description="largest request body")
-    max_pixels: int = Field(
-        50_000_000, ge=1, le=89_000_000, description="largest image, judged by its header"
-    )
+    max_pixels: int = Field(50_000_000, ge=1, le=89_000_000, description="most pixels of an image")
     max_items: int = Field(256, ge=1, description="most items of one list request")
     decode_workers: int = Field(2, ge=1, le=64, description="threads that decode images")
-    drain_s: int = Field(6, ge=0, description="longest wait for open requests at shutdown")
+    drain_s: int = Field(6, ge=0, description="seconds that shutdown waits for open requests")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe line logged"
     )
@@ -109,11 +109,11 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags and file arrive merged in `init`; the environment comes between them."""
+        """Read flags and file from `init`, where they arrive merged, then the environment."""
         return (init_settings, env_settings)
 
     def workers_on(self, device: str) -> int:
-        """Engine threads: those asked for, else one for each core that this process may use.
+        """Number of engine threads: the setting, else one per core that this process may use.
 
         Other devices than CPUs run one batch at a time, so one thread feeds them.
         """
@@ -127,7 +127,7 @@ def load_settings(
     """Merge flags, environment and file.
 
     Args:
-        flags: Those given on the command line, by field name.
+        flags: Values given on the command line, by field name.
         config: A TOML file of field names, or None.
         environ: The environment.
 
@@ -138,18 +138,14 @@ def load_settings(
     known = Settings.model_fields.keys()
     for name in environ:
         if name.startswith(ENV_PREFIX) and name.removeprefix(ENV_PREFIX).lower() not in known:
-            raise ValueError(
-                f"environment variable {name} is no setting of `eenet serve`; see `eenet serve "
-                f"--help`"
-            )
+            variables = [f"{ENV_PREFIX}{each.upper()}" for each in known]
+            hint = did_you_mean(name, variables) or SEE_HELP
+            raise ValueError(f"unknown setting {name!r} in the environment{hint}")
     from_file = _read_toml(config) if config else {}
     for name in from_file.keys() - known:
-        raise ValueError(
-            f"{config} sets {name!r}, which is no setting of `eenet serve`; see `eenet serve "
-            f"--help`"
-        )
-    # What the environment sets must win over the file, so the file only fills what is set nowhere
-    # else.
+        hint = did_you_mean(name, known) or SEE_HELP
+        raise ValueError(f"unknown setting {name!r} in {config}{hint}")
+    # Arguments of `Settings` win over the environment, which wins over the file.
     in_environ = {name.upper().removeprefix(ENV_PREFIX).lower() for name in environ}
     return Settings(**{**{k: v for k, v in from_file.items() if k not in in_environ}, **flags})
 

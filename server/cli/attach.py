@@ -1,43 +1,84 @@
-"""`eenet attach`: exits onto a pretrained network."""
+"""`eenet attach`: puts exits onto a pretrained network and trains them."""
+
+from __future__ import annotations
 
 import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from tokenizers import Tokenizer
-from transformers.utils.logging import disable_progress_bar
-
-from models.data.load import load_dataset
-from models.networks import attach as attaching
-from models.networks.families import Network
-from models.networks.imagenet_resnet import BLOCKS, load_torchvision_weights
-from models.networks.multi_exit import MultiExitModel, State
-from models.training.exit_placement import layer_latencies, suggest_exits
 from models.training.run import RUN_FILE, RunConfig, read_run
-from models.training.trainer import EpochReport
-from server.cli.progress import ENCODER, device_of, run_training, train_config
-from server.cli.run_data import data_of
-from server.cli.run_inputs import (
+from server.cli.options import (
     IMAGENET_SIZE,
-    TORCHVISION,
+    add_data,
+    add_training,
     check_vocabulary,
-    images,
+    data_of,
+    imagenet_input,
     max_tokens_of,
     parse_exits,
+    prepare_training,
+    torchvision_resnets,
 )
+from server.cli.train import ENCODER, device_of, resume_sentence, run_training, train_config
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from models.data.dataset import DataConfig, Dataset
+    from models.networks.families import Network
+    from models.networks.multi_exit import MultiExitModel, State
+    from models.training.trainer import EpochReport
 
 log = logging.getLogger(__name__)
 
-TYPICAL_TOKENS = 48  # of a text whose latency is measured to choose exits
-FINE_TUNING = {"peak_lr": 0.02, "epochs": 10, "batch_size": 64}  # of a pretrained ResNet
+EXAMPLE = "eenet attach --backbone my-bert --exits 3,6,9,12 --dataset reviews.csv --out runs/bert"
+TYPICAL_TOKENS = 48  # length of the text whose latency is measured to choose exits
+FINE_TUNING = {"peak_lr": 0.02, "epochs": 10, "batch_size": 64}  # pretrained ResNets
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "--backbone",
+        required=True,
+        help="folder or hub name of a transformers encoder (BERT, RoBERTa, DistilBERT, ELECTRA, "
+        "ViT, DeiT ...), or a torchvision ResNet's state dict (.pth, .safetensors) with --arch",
+    )
+    parser.add_argument("--arch", help="network of a state dict: resnet18, 34, 50, 101 or 152")
+    parser.add_argument(
+        "--exits",
+        help="layers (for a ResNet: blocks), counted from 1, with an exit after them; the end "
+        "always has one (default: chosen for --budget-ms)",
+    )
+    parser.add_argument(
+        "--budget-ms", type=float, help="mean latency to choose exits for, on this machine's CPU"
+    )
+    parser.add_argument(
+        "--num-exits", type=int, default=4, help="number of exits to choose (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--heads-only", action="store_true", help="do not train the backbone's weights"
+    )
+    add_data(parser, required=False)
+    add_training(parser, required=False)
+
+
+def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Choose exits or train; return the reports of all epochs."""
+    prepare_training()
+    return [report._asdict() for report in attach(args)]
+
+
+def interrupted(args: argparse.Namespace) -> str:
+    """Sentence after Ctrl-C."""
+    return resume_sentence(args.out)
 
 
 class _Start(NamedTuple):
-    """A network with exits that starts from a backbone, and how it reads its input."""
+    """A network with exits on a backbone, its preprocessing settings and tokenizer."""
 
     network: Network
     model: MultiExitModel
@@ -46,28 +87,23 @@ class _Start(NamedTuple):
 
 
 def attach(args: argparse.Namespace) -> list[EpochReport]:
-    """Choose exits where none are given, then train, or go on with, the run in `args.out`.
+    """Choose exits if none are given, then train the run in `args.out`, or resume it.
 
-    Without a dataset only the choice is made and told.
+    Without a dataset it only chooses and prints the exits.
     """
-    # Of transformers, over some milliseconds of reading weights.
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from models.data.load import load_dataset
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # reading weights takes milliseconds
     is_resnet = Path(args.backbone).is_file()
-    if is_resnet and args.arch not in TORCHVISION:
-        raise ValueError(
-            f"{args.backbone} is a file; of which network are its weights? give --arch "
-            f"{', '.join(TORCHVISION)}"
-        )
-    if args.exits is None and args.budget_ms is None:
-        raise ValueError("give --exits, or --budget-ms to have them chosen from a latency profile")
-    if (args.dataset is None) != (args.out is None) or (args.exits and args.dataset is None):
-        raise ValueError("give both --dataset and --out to train")
-    device_of(args.device)
+    _check_flags(args, is_resnet)
     exits = _exits(args, is_resnet)
     if args.dataset is None:
         return []
     training = train_config(args, FINE_TUNING if is_resnet else ENCODER)
-    with torch.device("meta"):  # exits that cannot be are told before data are read
+    with torch.device("meta"):  # reports impossible exits before it reads data
         _network(args, exits, 2).build()
     size = IMAGENET_SIZE if is_resnet else _image_size(args.backbone)
     if size is not None and not is_resnet and args.image_size not in (None, size):
@@ -79,11 +115,7 @@ def attach(args: argparse.Namespace) -> list[EpochReport]:
     torch.manual_seed(training.seed)
     start = (_from_resnet if is_resnet else _from_encoder)(args, exits, len(dataset.classes))
     _align_classes(start, dataset.classes)
-    task = start.network.family.task
-    if dataset.task != task:
-        raise ValueError(
-            f"{args.backbone} reads {task}s, {data.dataset} is a dataset of the task {dataset.task}"
-        )
+    _check_task(args, start, data, dataset)
     config = RunConfig(
         arch=start.network.arch,
         settings=dict(start.network.settings),
@@ -95,8 +127,32 @@ def attach(args: argparse.Namespace) -> list[EpochReport]:
     return run_training(args, config, data, dataset, start.model, start.tokenizer)
 
 
+def _check_flags(args: argparse.Namespace, is_resnet: bool) -> None:
+    resnets = torchvision_resnets()
+    if is_resnet and args.arch not in resnets:
+        raise ValueError(
+            f"{args.backbone} is a file; of which network are its weights? give --arch "
+            f"{', '.join(resnets)}"
+        )
+    if args.exits is None and args.budget_ms is None:
+        raise ValueError("give --exits, or --budget-ms to have them chosen from a latency profile")
+    if (args.dataset is None) != (args.out is None) or (args.exits and args.dataset is None):
+        raise ValueError("give both --dataset and --out to train")
+    device_of(args.device)
+
+
+def _check_task(
+    args: argparse.Namespace, start: _Start, data: DataConfig, dataset: Dataset
+) -> None:
+    task = start.network.family.task
+    if dataset.task != task:
+        raise ValueError(
+            f"{args.backbone} reads {task}s, {data.dataset} is a dataset of the task {dataset.task}"
+        )
+
+
 def _exits(args: argparse.Namespace, is_resnet: bool) -> Sequence[int]:
-    """The exits that are asked for, those of the run that goes on, or a choice of our own."""
+    """The exits that --exits gives, those of the run to resume, or a choice by latency."""
     if args.exits is not None:
         return parse_exits(args.exits)
     if args.out is not None and (args.out / RUN_FILE).exists():
@@ -108,9 +164,12 @@ def _exits(args: argparse.Namespace, is_resnet: bool) -> Sequence[int]:
 
 
 def _network(args: argparse.Namespace, exits: Sequence[int], num_classes: int) -> Network:
-    """The network that backbone and exits make, without its weights."""
+    """The network of a backbone and exits, without its weights."""
+    from models.networks import attach as attaching
+    from models.networks.families import Network
+
     if Path(args.backbone).is_file():
-        last = sum(BLOCKS[TORCHVISION[args.arch]])  # the end of a ResNet is an exit unnamed
+        last = torchvision_resnets()[args.arch]  # a ResNet's last exit is implied
         early = [block for block in exits if block != last]
         return Network(args.arch, {"num_classes": num_classes, "exits": early})
     described = attaching.describe(args.backbone)
@@ -122,13 +181,17 @@ def _network(args: argparse.Namespace, exits: Sequence[int], num_classes: int) -
 
 
 def _from_resnet(args: argparse.Namespace, exits: Sequence[int], num_classes: int) -> _Start:
+    from models.networks.imagenet_resnet import load_torchvision_weights
+
     network = _network(args, exits, num_classes)
     model = network.build()
     load_torchvision_weights(model, Path(args.backbone))
-    return _Start(network, model, images(), None)
+    return _Start(network, model, imagenet_input(), None)
 
 
 def _from_encoder(args: argparse.Namespace, exits: Sequence[int], num_classes: int) -> _Start:
+    from models.networks import attach as attaching
+
     network = _network(args, exits, num_classes)
     ends = network.settings["exits_after_layer"]
     most = attaching.max_tokens(attaching.AttachedConfig(**network.settings))
@@ -144,7 +207,9 @@ def _from_encoder(args: argparse.Namespace, exits: Sequence[int], num_classes: i
 
 
 def _align_classes(start: _Start, classes: Sequence[str]) -> None:
-    """Bring the last exit of a backbone that was fine-tuned on these classes into their order."""
+    """Reorder the last exit of a backbone that was fine-tuned on the same classes."""
+    import torch
+
     named = start.network.settings.get("backbone", {}).get("id2label") or {}
     before = [name for _, name in sorted(named.items(), key=lambda entry: int(entry[0]))]
     if before == list(classes) or sorted(before) != sorted(classes):
@@ -158,10 +223,12 @@ def _align_classes(start: _Start, classes: Sequence[str]) -> None:
 
 
 def _chosen_exits(args: argparse.Namespace, is_resnet: bool) -> list[int]:
-    """Exits for --budget-ms from the latency of each layer on this machine, told on the way."""
+    """Choose exits for --budget-ms by the latency of each layer on this machine; print both."""
+    from models.networks import attach as attaching
+    from models.training.exit_placement import layer_latencies, suggest_exits
+
     if is_resnet:
-        blocks = sum(BLOCKS[TORCHVISION[args.arch]])
-        start = _from_resnet(args, range(1, blocks), 2)
+        start = _from_resnet(args, range(1, torchvision_resnets()[args.arch]), 2)
     else:
         (layers,) = attaching.describe(args.backbone).exits_after_layer
         start = _from_encoder(args, range(1, layers), 2)
@@ -175,12 +242,14 @@ def _chosen_exits(args: argparse.Namespace, is_resnet: bool) -> list[int]:
 
 
 def _typical(start: _Start, backbone: str) -> State:
-    """One row of a usual size."""
+    """An input row of typical size."""
+    import torch
+
     if start.tokenizer is not None:
         ids = torch.ones((1, min(TYPICAL_TOKENS, start.input["max_tokens"])), dtype=torch.int64)
         return ids, torch.ones_like(ids)
     size = IMAGENET_SIZE if Path(backbone).is_file() else _image_size(backbone)
-    assert size is not None, "what reads no text reads images"
+    assert size is not None, "networks without a tokenizer read images"
     return torch.zeros((1, 3, size, size))
 
 
@@ -188,24 +257,28 @@ def _image_size(backbone: str) -> int | None:
     """Side of the images that an encoder reads, None for texts.
 
     Raises:
-        ValueError: If the images are no squares, which is what datasets are brought to.
+        ValueError: If the images are not square, as those of datasets are.
     """
+    from models.networks import attach as attaching
+
     size = attaching.image_input(attaching.describe(backbone))
     if size is not None and size[0] != size[1]:
-        raise ValueError(f"{backbone} reads images of {size[1]}x{size[0]}; only squares will do")
+        raise ValueError(
+            f"{backbone} reads images of {size[1]}x{size[0]}; only square images are supported"
+        )
     return None if size is None else size[0]
 
 
 def read_pretrained_tokenizer(backbone: str) -> str:
-    """The `tokenizer.json` of a pretrained encoder, made from its vocabulary where it has none.
+    """The `tokenizer.json` of a pretrained encoder, or one made from its vocabulary.
 
     Raises:
-        ValueError: If the backbone comes without a tokenizer.
+        ValueError: If the backbone has no tokenizer.
     """
     from transformers import AutoTokenizer
 
     sentence = (
-        f"{backbone} comes without a tokenizer that can be read; save it there with "
+        f"{backbone} has no tokenizer that can be read; save one there with "
         f"tokenizer.save_pretrained"
     )
     try:
@@ -213,26 +286,27 @@ def read_pretrained_tokenizer(backbone: str) -> str:
         own: Tokenizer = tokenizer.backend_tokenizer
     except Exception as error:  # transformers raises many types
         raise ValueError(sentence) from error
-    # Where there is none, transformers makes one up that has special tokens alone.
+    # Without one, transformers makes up a tokenizer that has special tokens only.
     if own.get_vocab_size() <= len(tokenizer.all_special_tokens):
         raise ValueError(sentence)
     return own.to_str()
 
 
 def _read_normalisation(backbone: str) -> dict[str, Any]:
-    """Mean and standard deviation that the backbone was trained with, ImageNet's if unknown."""
+    """Normalisation that the backbone was trained with; ImageNet's if it is unknown."""
     from transformers.image_processing_utils import BaseImageProcessor
 
     try:
         described, _ = BaseImageProcessor.get_image_processor_dict(backbone)
     except OSError:
         log.warning(
-            "%s comes without preprocessor_config.json: images are normalised as ImageNet's",
+            "%s has no preprocessor_config.json: images are normalised as for ImageNet",
             backbone,
         )
-        return images()
+        return imagenet_input()
     if described.get("do_normalize") is False:
         return {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     return {
-        name: tuple(described.get(f"image_{name}") or default) for name, default in images().items()
+        name: tuple(described.get(f"image_{name}") or default)
+        for name, default in imagenet_input().items()
     }

@@ -1,33 +1,131 @@
 """`eenet evaluate`: policies side by side on a bundle's predictions or on a file's."""
 
+from __future__ import annotations
+
+import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import load_bundle
 from models.data.dataset import DataConfig
-from models.data.load import load_dataset
 from profiling.calibration import Recorded, load_predictions, load_recorded
-from profiling.evaluation.evaluate import EVALUATED, Comparison, compare, spread_budgets
 from scheduler.fitted import Scheduler, load_scheduler
-from scheduler.fitting.fit import check_costs
+from server.cli.options import add_costs, add_seed, number_array, require_training_extra
+from server.cli.progress import StepLog
+from server.spelling import did_you_mean
 
+if TYPE_CHECKING:
+    from profiling.evaluation.evaluate import Comparison
+
+EXAMPLE = "eenet evaluate --predictions mine.npz --costs 1,2,3.3,5 --report report"
 SAME_LABELS = 0.999
 
 
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("folder", metavar="BUNDLE", type=Path, nargs="?", help="a bundle, or")
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FILE.npz",
+        help="calibration_probs (K, N, C), calibration_labels (N,), test_probs (K, M, C), "
+        "test_labels (M,)",
+    )
+    add_costs(parser, "those the bundle's scheduler was fitted for")
+    parser.add_argument(
+        "--budgets",
+        type=number_array,
+        help="mean costs, 1.5,2,3 (default: seven spread over the range)",
+    )
+    parser.add_argument(
+        "--policies",
+        type=lambda text: list(dict.fromkeys(text.split(","))),
+        help="names separated by commas (default: all, with eenet-per-budget and oracle)",
+    )
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures to this file")
+    parser.add_argument(
+        "--exits", type=Path, metavar="OUT.npz", help="write the exit of every test sample"
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="write an HTML page with figures"
+    )
+    parser.add_argument(
+        "--dataset",
+        type=Path,
+        help="with --report and a bundle: the images it was built from, to show examples",
+    )
+    add_seed(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compare the policies, print a table and write the files asked for."""
+    require_training_extra()
+    from profiling.evaluation.evaluate import EVALUATED
+
+    policies = EVALUATED if args.policies is None else tuple(args.policies)
+    _check_policies(policies, EVALUATED)
+    _check_outputs(args.json, args.exits, args.report)
+    subject = subject_of(args.folder, args.predictions, args.costs)
+    images = None if args.dataset is None else test_images(args.dataset, subject)
+    comparison = run_evaluation(
+        subject,
+        budgets=None if args.budgets is None else list(dict.fromkeys(args.budgets.tolist())),
+        policies=policies,
+        seed=args.seed,
+        log_step=StepLog(len(policies), similar=True),
+    )
+    print("\n".join(table_of(comparison)))
+    if args.json is not None:
+        write_json(comparison, args.json)
+    if args.exits is not None:
+        write_exits(comparison, args.exits)
+    if args.report is not None:
+        from profiling.evaluation.report import write_report
+
+        page = write_report(
+            args.report, subject.name, subject.recorded, comparison, subject.classes, images
+        )
+        print(f"report: {page}")
+
+
+def interrupted(args: argparse.Namespace) -> str:
+    """Sentence after Ctrl-C."""
+    return "stopped; an unfinished comparison is not kept; run the same command again"
+
+
+def _check_policies(policies: Sequence[str], known: Sequence[str]) -> None:
+    for name in policies:
+        if name not in known:
+            hint = did_you_mean(name, known) or f"; choose from {', '.join(known)}"
+            raise ValueError(f"unknown policy {name!r}{hint}")
+
+
+def _check_outputs(json_file: Path | None, exits_file: Path | None, report: Path | None) -> None:
+    """Check before any long work that the results can be written."""
+    for out in (json_file, exits_file, report):
+        if out is not None and not out.absolute().parent.is_dir():
+            raise ValueError(f"the folder {out.absolute().parent} does not exist; make it first")
+    for out in (json_file, exits_file):
+        if out is not None and out.is_dir():
+            raise ValueError(f"{out} is a folder; give the name of a file")
+    if report is not None and report.is_file():
+        raise ValueError(f"{report} is a file; give a folder")
+
+
 class Subject(NamedTuple):
-    """What is evaluated.
+    """Predictions and costs to evaluate policies on.
 
     Attributes:
-        name: For titles.
-        recorded: Predictions.
-        costs_ms: (K,).
+        name: Title of the report.
+        recorded: Calibration and test predictions.
+        costs_ms: Latency until each exit, (K,).
         classes: Names of the C classes.
-        fitted: The bundle's own scheduler; None for a file, or where other costs were given.
+        fitted: The bundle's own scheduler; None for a file, or if other costs were given.
     """
 
     name: str
@@ -43,7 +141,7 @@ def subject_of(
     """Read a bundle or a file of predictions.
 
     Raises:
-        ValueError: If neither or both are given, or what is given makes no sense.
+        ValueError: If neither or both are given, or if they do not fit together.
     """
     if (bundle is None) == (predictions is None):
         raise ValueError("give either a bundle or --predictions FILE.npz")
@@ -59,6 +157,8 @@ def subject_of(
         raise ValueError("--predictions needs --costs, the latency until each exit: 1,2,3.3,5")
     recorded = load_predictions(predictions)
     num_exits, _, num_classes = recorded.test.log_probs.shape
+    from scheduler.fitting.fit import check_costs
+
     check_costs(costs_ms, num_exits)
     classes = tuple(f"class {index}" for index in range(num_classes))
     return Subject(predictions.stem, recorded, costs_ms, classes, None)
@@ -68,24 +168,26 @@ def run_evaluation(
     subject: Subject,
     *,
     budgets: Sequence[float] | None,
-    policies: Sequence[str] | None,
+    policies: Sequence[str],
     seed: int,
-    say: Callable[[str], None],
+    log_step: Callable[[str], None],
 ) -> Comparison:
-    """Compare; `None` stands for seven budgets over the range and for all policies."""
+    """Compare policies; without budgets, at seven spread over the range."""
+    from profiling.evaluation.evaluate import compare, spread_budgets
+
     return compare(
         subject.recorded,
         subject.costs_ms,
         budgets=budgets or list(dict.fromkeys(spread_budgets(subject.costs_ms))),
-        policies=EVALUATED if policies is None else policies,
+        policies=policies,
         fitted=subject.fitted,
         seed=seed,
-        say=say,
+        say=log_step,
     )
 
 
 def table_of(comparison: Comparison) -> list[str]:
-    """Lines for a terminal: test accuracy in %, and the test cost beneath the budget."""
+    """Lines of a table: test accuracy in % and test cost of each policy at each budget."""
     costs = ", ".join(f"{cost:.4g}" for cost in comparison.costs_ms)
     accuracy = ", ".join(f"{100 * share:.2f}" for share in comparison.exit_accuracy)
     lines = [
@@ -105,7 +207,7 @@ def table_of(comparison: Comparison) -> list[str]:
 
 
 def write_json(comparison: Comparison, path: Path) -> None:
-    """Write the figures."""
+    """Write the figures as JSON."""
     path.write_text(json.dumps(comparison.to_json(), indent=1) + "\n")
 
 
@@ -126,20 +228,22 @@ def test_images(dataset: Path, subject: Subject) -> NDArray[np.uint8]:
         ValueError: If the dataset holds no images or its test labels are not those of the
             predictions.
     """
+    from models.data.load import load_dataset
+
     held_out = len(subject.recorded.calibration.labels)
     task, _, _, _, test = load_dataset(DataConfig(str(dataset), calibration_size=held_out))
     if task == "text":
-        raise ValueError(f"{dataset} holds texts; the report shows examples of images alone")
+        raise ValueError(f"{dataset} holds texts; the report shows examples of images only")
     labels = test.labels
     if task == "segmentation":
-        from models.networks.fcn import coarse_labels  # torch, which nothing else here needs
+        from models.networks.fcn import coarse_labels
 
         labels = coarse_labels(labels)
     expected = subject.recorded.test.labels
-    # A pixel on the edge of a drawn shape may be another on another processor.
+    # Another processor may draw a pixel on the edge of a shape differently.
     if labels.shape != expected.shape or (labels == expected).mean() < SAME_LABELS:
         raise ValueError(
-            f"{dataset} has other test labels than the predictions; give the dataset that the "
-            f"bundle was built from"
+            f"{dataset} does not have the test labels of the predictions; give the dataset that "
+            f"the bundle was built from"
         )
     return np.asarray(test.inputs[:])

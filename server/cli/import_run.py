@@ -1,24 +1,69 @@
-"""`eenet import`: a checkpoint of the published EENet code becomes a run."""
+"""`eenet import`: turns a checkpoint of the published EENet code into a run."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import save_file
 
 from models.bundle import TOKENIZER
-from models.networks.msdnet import CLASSES
-from models.published import load_published, network_of
 from models.training.run import BEST, RunConfig, create_run_dir
-from server.cli.run_inputs import images, input_of, read_settings, read_tokenizer
+from server.cli.options import (
+    imagenet_input,
+    prepare_training,
+    read_settings,
+    read_tokenizer,
+    text_input,
+)
 
-# How the published code normalises CIFAR-10 and CIFAR-100; by the number of classes.
+EXAMPLE = "eenet import model_best.pth.tar --arch resnet56_3 --classes 10 --out runs/published"
+# Normalisation of CIFAR-10 and CIFAR-100 in the published code, by the number of classes.
 PUBLISHED_IMAGES = {
     10: {"mean": (0.4914, 0.4824, 0.4467), "std": (0.2471, 0.2435, 0.2616)},
     100: {"mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761)},
 }
-PUBLISHED_NAMES = {"bert_4": "bert"}  # where `load_published` has another
+PUBLISHED_NAMES = {"bert_4": "bert"}  # that `load_published` knows by another name
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("checkpoint", type=Path, help=".tar, .pth or .safetensors")
+    parser.add_argument("--arch", required=True, help="resnet56_3, densenet121_4, msdnet or bert_4")
+    parser.add_argument("--classes", required=True, type=int, help="number of classes")
+    parser.add_argument(
+        "--class-names",
+        help="their names in the checkpoint's order, NAME,NAME,... (default: the dataset's order)",
+    )
+    parser.add_argument(
+        "--settings", type=Path, help="JSON of the network's settings (msdnet and bert_4)"
+    )
+    parser.add_argument(
+        "--latencies",
+        type=Path,
+        help="CSV of the seconds until each exit, to fit to instead of this machine's",
+    )
+    parser.add_argument("--tokenizer", type=Path, help="for bert_4: a tokenizer.json or its folder")
+    parser.add_argument(
+        "--max-tokens", type=int, help="for bert_4: most tokens of a text; the rest is cut"
+    )
+    for name in ("mean", "std"):
+        parser.add_argument(
+            f"--{name}",
+            help=f"{name} of the images, R,G,B (10 and 100 classes: CIFAR's, else ImageNet's)",
+        )
+    parser.add_argument("--out", required=True, type=Path, help="folder of the run")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Import the checkpoint."""
+    prepare_training()
+    import_published(args)
+    print(f"{args.out}: a run of {args.arch}; build it with eenet build {args.out} --dataset ...")
+
+
+def interrupted(args: argparse.Namespace) -> str:
+    """Sentence after Ctrl-C."""
+    return f"stopped; {args.out} is not complete; run the same command again"
 
 
 def import_published(args: argparse.Namespace) -> None:
@@ -27,6 +72,10 @@ def import_published(args: argparse.Namespace) -> None:
     Raises:
         ValueError: If settings, checkpoint or latencies cannot be read or do not fit together.
     """
+    from safetensors.torch import save_file
+
+    from models.published import load_published, network_of
+
     arch = PUBLISHED_NAMES.get(args.arch, args.arch)
     network = network_of(arch, _settings(args))
     is_text = network.family.task == "text"
@@ -37,7 +86,7 @@ def import_published(args: argparse.Namespace) -> None:
         arch=network.arch,
         settings=dict(network.settings),
         classes=_class_names(args),
-        input=_images(args) if tokenizer is None else input_of(args, network, tokenizer),
+        input=_images(args) if tokenizer is None else text_input(args, network, tokenizer),
         start=str(args.checkpoint),
         costs_ms=costs_ms,
     )
@@ -48,7 +97,9 @@ def import_published(args: argparse.Namespace) -> None:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The network's settings, with as many classes as --classes says."""
+    """The network's settings, with the number of classes of --classes."""
+    from models.networks.msdnet import CLASSES
+
     given = {} if args.settings is None else read_settings(args.settings)
     if args.arch == "msdnet" and not given:
         raise ValueError("msdnet needs --settings, the JSON of its parameters (base, step, ...)")
@@ -57,7 +108,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     key = "num_labels" if args.arch == "bert_4" else "num_classes"
     held = given.get(key, CLASSES.get(str(given.get("data")), args.classes))
     if held != args.classes:
-        raise ValueError(f"{args.settings} is of {held} classes, --classes says {args.classes}")
+        raise ValueError(f"{args.settings} has {held} classes, but --classes is {args.classes}")
     return {**given, key: args.classes}
 
 
@@ -66,7 +117,7 @@ def _read_latencies(path: Path, num_exits: int) -> tuple[float, ...]:
     try:
         seconds = np.array(path.read_text().replace(",", " ").split(), np.float64)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} holds no plain numbers: {error}") from error
+        raise ValueError(f"{path} does not hold plain numbers only: {error}") from error
     rising = np.isfinite(seconds).all() and (np.diff(seconds, prepend=0.0) > 0).all()
     if len(seconds) != num_exits or not rising:
         raise ValueError(
@@ -92,14 +143,14 @@ def _images(args: argparse.Namespace) -> dict[str, Any]:
         sound = len(values) == 3 and np.isfinite(values).all()
         if not sound or (name == "std" and min(values) <= 0):
             raise ValueError(f"--{name} is {given[name]}; give three numbers, R,G,B")
-    return {**PUBLISHED_IMAGES.get(args.classes, images()), **numbers}
+    return {**PUBLISHED_IMAGES.get(args.classes, imagenet_input()), **numbers}
 
 
 def _class_names(args: argparse.Namespace) -> tuple[str, ...]:
-    """The classes in the checkpoint's order; none where they are not given."""
+    """Names of the classes in the checkpoint's order; none if they are not given."""
     if args.class_names is None:
         return ()
     names = tuple(name.strip() for name in args.class_names.split(","))
     if len(names) != args.classes:
-        raise ValueError(f"--class-names holds {len(names)} names, --classes says {args.classes}")
+        raise ValueError(f"--class-names holds {len(names)} names, but --classes is {args.classes}")
     return names

@@ -1,4 +1,4 @@
-"""`eenet loadtest`: real inputs to a running server, and what came of them."""
+"""`eenet loadtest`: sends real inputs to a running server and reports its predictions."""
 
 import argparse
 import json
@@ -22,7 +22,8 @@ from profiling.loadtest.plan import (
     read_plan,
     send,
 )
-from server.cli.options import command
+from server.cli.options import add_json, add_seed
+from server.cli.progress import time_passes
 
 ASK_TIMEOUT_S = 10.0
 EXAMPLE = """eenet loadtest http://127.0.0.1:8000 --rate 200 --seconds 30
@@ -30,34 +31,23 @@ EXAMPLE = """eenet loadtest http://127.0.0.1:8000 --rate 200 --seconds 30
     --budgets 0:2.0,30:1.4 --phases 0:clean,40:noise-3 --poll-s 0.25 --log load.npz"""
 
 
-def add_loadtest(commands: Any) -> None:
-    """`eenet loadtest`."""
-    parser = command(
-        commands,
-        "loadtest",
-        "Load a running server with real inputs: rate, latency, exits, accuracy, budget.",
-        EXAMPLE,
-        _loadtest,
-    )
-    parser.add_argument("url", metavar="URL", help="of the server, http://127.0.0.1:8000")
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("url", metavar="URL", help="the server's, such as http://127.0.0.1:8000")
     _add_inputs(parser)
     _add_load(parser)
     _add_requests(parser)
     parser.add_argument(
-        "--poll-s", type=float, metavar="X", help="look at GET /budget so often, for --log"
+        "--poll-s", type=float, metavar="X", help="seconds between reads of GET /budget, for --log"
     )
     parser.add_argument(
         "--log",
         type=Path,
         metavar="OUT.npz",
-        help="write what became of every request, change of the budget and look at it",
+        help="write every request, every change of the budget and every read of it",
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of all that is random (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print the results as one JSON document last"
-    )
+    add_seed(parser)
+    add_json(parser, "the results")
 
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
@@ -67,20 +57,20 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE.npz|FOLDER",
         help="encoded images as blob, off and y, or image files, labelled by their folders "
-        "(default: 300 test images of CIFAR-10, where the repository is)",
+        "(default: 300 test images of CIFAR-10, in a checkout of the repository)",
     )
     inputs.add_argument("--texts", type=Path, metavar="FILE.tsv", help="a table of labelled texts")
     for name, default in COLUMNS._asdict().items():
         parser.add_argument(
             f"--{name}-column",
             default=default,
-            help=f"of --texts: header of the {name}s, or their number from 0 (default: {default})",
+            help=f"column of {name}s in --texts: a header, or a number from 0 (default: {default})",
         )
     parser.add_argument(
         "--classes",
         metavar="A,B|S:A+B,...",
-        help="send only inputs of these true classes: 3,5 or cat,dog as labels are; with times, "
-        "those of these or all from second S on: 0:all,20:3+5",
+        help="send only inputs of these true classes, as the labels name them: 3,5 or cat,dog; "
+        "with times, these classes or all from second S on: 0:all,20:3+5",
     )
     parser.add_argument(
         "--phases",
@@ -95,7 +85,7 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--connections",
         type=int,
-        help=f"open at a time (default: {CLOSED_CONNECTIONS}; with --rate at most "
+        help=f"connections open at a time (default: {CLOSED_CONNECTIONS}; with --rate at most "
         f"{OPEN_CONNECTIONS})",
     )
     parser.add_argument(
@@ -106,30 +96,34 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         "(default: each connection sends its next request when its answer has arrived)",
     )
     parser.add_argument(
-        "--seconds", type=float, default=10.0, help="how long (default: %(default)g)"
+        "--seconds", type=float, default=10.0, help="duration of the load (default: %(default)g)"
     )
 
 
 def _add_requests(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", help="who shall answer, and whose budget is set")
+    parser.add_argument("--model", help="model that answers and whose budget is set")
     parser.add_argument(
-        "--budget-ms", type=float, help="each request's own wish (default: the server's budget)"
+        "--budget-ms", type=float, help="budget of each request (default: the server's budget)"
     )
-    parser.add_argument("--deadline-ms", type=float, help="each request's deadline (default: none)")
+    parser.add_argument(
+        "--deadline-ms", type=float, help="deadline of each request (default: none)"
+    )
     parser.add_argument(
         "--budgets",
         metavar="S:MS,...",
-        help="set the server's budget to MS, or take it off with off, at second S",
+        help="at second S set the server's budget to MS, or remove it with off",
     )
 
 
-def _loadtest(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Send the load and print a report."""
     _check(args)
     columns = Columns(args.text_column, args.label_column)
     inputs = read_inputs(args.images, args.texts, columns)
     plan = read_plan(args, inputs)
-    before = ask_budgets(args.url, args.model)  # whether there is a server at all, too
-    result = send(args.url, plan)
+    before = ask_budgets(args.url, args.model)  # fails at once where there is no server
+    with time_passes("loading", plan.seconds):
+        result = send(args.url, plan)
     log, models = read_log(
         result, plan.inputs, plan.forms, inputs.labels, before, plan.budgets.values
     )
@@ -138,8 +132,13 @@ def _loadtest(args: argparse.Namespace) -> None:
     states = [each for each in ask_budgets(args.url, args.model) if each.get("model") in models]
     report = _report(args, plan, result, log, models, states)
     print("\n".join(_lines(report)))
-    if args.json:
-        print(json.dumps(report))
+    return report
+
+
+def interrupted(args: argparse.Namespace) -> str:
+    """Sentence after Ctrl-C."""
+    kept = "" if args.budgets is None else "; the server keeps the budget that was set last"
+    return f"stopped; nothing was written{kept}; run the same command again"
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -158,7 +157,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def ask_budgets(url: str, model: str | None) -> list[State]:
-    """GET /budget, of one model or of all.
+    """Read the budget of one model or of all.
 
     Raises:
         ValueError: If the server does not answer, or does not know the model.
@@ -175,7 +174,9 @@ def ask_budgets(url: str, model: str | None) -> list[State]:
     try:
         models: list[State] = json.loads(asked.bodies[0])["models"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{url} is no server of eenet serve: GET /budget is not its") from error
+        raise ValueError(
+            f"{url} is not a server of eenet serve: its GET /budget answers something else"
+        ) from error
     return models
 
 
@@ -213,7 +214,7 @@ def _report(
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
-    """For a terminal."""
+    """Lines of the report for people."""
     outcomes = ", ".join(f"{outcome} {count}" for outcome, count in report["outcomes"].items())
     latency = ", ".join(f"{name} {ms:.3f}" for name, ms in report["latency_ms"].items())
     late = f", {report['late']} after their deadline" if report["late"] else ""

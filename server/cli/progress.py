@@ -1,151 +1,157 @@
-"""A training told on a terminal or in plain lines, into the folder of a run."""
+"""Progress of long work on standard error, with elapsed and remaining time."""
 
-import argparse
+import math
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
+from typing import TextIO
 
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from models.bundle import TOKENIZER
-from models.data.dataset import DataConfig, Dataset
-from models.networks.multi_exit import MultiExitModel
-from models.training.batches import batches_for
-from models.training.run import RUN_FILE, RunConfig, TrainConfig, create_run_dir
-from models.training.trainer import EpochReport, Trainer
-
-PLAIN_STEPS = 100  # between two plain lines
-ADAMW = {"optimizer": "adamw", "peak_lr": 5e-5, "weight_decay": 0.01}  # where adamw is asked for
-ENCODER = {**ADAMW, "epochs": 3, "batch_size": 32}  # of pretrained transformers
-NEW_ENCODER = {**ADAMW, "peak_lr": 5e-4, "batch_size": 32}  # of one that knows nothing yet
+BAR_WIDTH = 24
+BAR_EVERY_S = 0.1
+LINE_EVERY_S = 5.0  # where standard error is a file or a pipe
+SHOWN_AFTER_S = 1.0  # elapsed time next to a step
 
 
-def train_config(args: argparse.Namespace, defaults: Mapping[str, Any]) -> TrainConfig:
-    """How to train, from the flags; what they leave open is as in `defaults`."""
-    names = set(TrainConfig.__dataclass_fields__) & set(vars(args))
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if given.get("optimizer") == "adamw":
-        defaults = {**defaults, **ADAMW}
-    return TrainConfig(**{**defaults, **given})
+def format_seconds(seconds: float) -> str:
+    """A duration as minutes and seconds, or hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def run_training(
-    args: argparse.Namespace,
-    config: RunConfig,
-    data: DataConfig,
-    dataset: Dataset,
-    model: MultiExitModel,
-    tokenizer: str | None = None,
-) -> list[EpochReport]:
-    """Train, or go on with, the run in `args.out`.
+class Progress:
+    """Shows how much of some work is done: a bar on a terminal, else a line now and then.
 
     Args:
-        args: Flags of a command that trains.
-        config: The run, its data left out.
-        data: Its dataset.
-        dataset: The same, loaded.
-        model: To start from.
-        tokenizer: Content of `tokenizer.json`, of a run that reads texts.
-
-    Raises:
-        ValueError: If the folder holds a run of other settings or another tokenizer, or the device
-            is not available.
+        label: Names the work.
+        total: Amount of work.
+        done: Amount done before this run, which takes no time now.
+        stream: Where to write; standard error by default.
+        clock: Seconds, monotonic.
     """
-    assert config.training is not None, "imported runs are not trained"
-    run = replace(config, data=asdict(data))
-    args.out.mkdir(parents=True, exist_ok=True)
-    if tokenizer is not None:
-        _write_tokenizer(args.out, tokenizer)
-    trainer = Trainer(
-        config.training,
-        dataset,
-        batches_for(dataset.task, config.input, args.out / TOKENIZER),
-        args.out,
-        model,
-        device=device_of(args.device),
-        compiled=args.compile,
-    )
-    create_run_dir(args.out, run)  # last: settings that fail claim nothing
-    with _progress(config.training.epochs * trainer.steps_per_epoch) as show:
-        return trainer.run(show.step, show.epoch)
 
+    def __init__(
+        self,
+        label: str,
+        total: float,
+        *,
+        done: float = 0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._label = label
+        self._total = total
+        self._before = done
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._started_s = self._shown_s = clock()
+        self._is_terminal = self._stream.isatty()
+        self._has_bar = False
 
-def _write_tokenizer(folder: Path, tokenizer: str) -> None:
-    path = folder / TOKENIZER
-    same = path.exists() and path.read_text() == tokenizer
-    if (folder / RUN_FILE).exists() and not same:
-        raise ValueError(
-            f"{folder} holds a run with another tokenizer; give another --out, or the same "
-            f"tokenizer to go on with it"
-        )
-    part = path.with_suffix(".part")
-    part.write_text(tokenizer)
-    part.replace(path)
-
-
-def device_of(name: str) -> str:
-    """The device of torch that a flag means; auto: a GPU where there is one.
-
-    Raises:
-        ValueError: If it is not available.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} is not available: torch finds no GPU here; use cpu")
-    try:
-        return str(torch.device(name))
-    except RuntimeError as error:
-        raise ValueError(f"device {name!r} is unknown; use auto, cpu or cuda") from error
-
-
-class ProgressReporter:
-    """Tells of steps and epochs; a bar on a terminal, plain lines elsewhere."""
-
-    def __init__(self, bar: Progress | None, total: int) -> None:
-        self.bar = bar
-        self.total = total
-        self.task = bar.add_task("training", total=total, loss="") if bar else None
-
-    def step(self, step: int, loss: float) -> None:
-        """Show the loss of a step."""
-        if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, completed=step, loss=f"loss {loss:.3f}")
-        elif step % PLAIN_STEPS == 0:
-            print(f"step {step}/{self.total} loss {loss:.3f}", file=sys.stderr, flush=True)
-
-    def epoch(self, report: EpochReport) -> None:
-        """Print the accuracies of an epoch."""
-        test, calibration = (
-            " ".join(f"{100 * share:.2f}" for share in accuracy)
-            for accuracy in (report.test_accuracy, report.calibration_accuracy)
-        )
-        line = (
-            f"epoch {report.epoch}: loss {report.train_loss:.3f}, accuracy per exit: "
-            f"test {test} %, calibration {calibration} % ({report.seconds:.0f} s)"
-        )
-        if self.bar is not None:
-            self.bar.console.print(line)
+    def update(self, done: float, note: str = "") -> None:
+        """Show the amount done, unless something was shown a moment ago."""
+        now_s = self._clock()
+        if now_s - self._shown_s < (BAR_EVERY_S if self._is_terminal else LINE_EVERY_S):
+            return
+        self._shown_s = now_s
+        text = self._line(done, now_s - self._started_s, note)
+        if self._is_terminal:
+            filled = round(BAR_WIDTH * min(done / self._total, 1)) if self._total else BAR_WIDTH
+            self._write(f"\r\x1b[K[{'#' * filled:{BAR_WIDTH}}] {text}")
+            self._has_bar = True
         else:
-            print(line, file=sys.stderr, flush=True)
+            self._write(f"{text}\n")
+
+    def log(self, line: str) -> None:
+        """Print a line that stays; the bar goes on below it."""
+        self._write(f"{self._clear()}{line}\n")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._write(self._clear())
+
+    def _line(self, done: float, elapsed_s: float, note: str) -> str:
+        parts = [f"{format_seconds(elapsed_s)} elapsed"]
+        if done > self._before and self._total > done:
+            left_s = elapsed_s / (done - self._before) * (self._total - done)
+            parts.append(f"about {format_seconds(left_s)} left")
+        counts = f"{self._label} {done:.0f}/{self._total:.0f}"
+        return f"{counts} {note}".rstrip() + f" ({', '.join(parts)})"
+
+    def _clear(self) -> str:
+        cleared, self._has_bar = "\r\x1b[K" if self._has_bar else "", False
+        return cleared
+
+    def _write(self, text: str) -> None:
+        if text:
+            self._stream.write(text)
+            self._stream.flush()
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[ProgressReporter]:
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield ProgressReporter(None, total)
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-    )
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-        yield ProgressReporter(bar, total)
+def progress(label: str, total: float, *, done: float = 0) -> Iterator[Progress]:
+    """Show progress on standard error; the bar is gone at the end, however it comes."""
+    shown = Progress(label, total, done=done)
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+@contextmanager
+def time_passes(label: str, total_s: float) -> Iterator[None]:
+    """Show progress of work that is known to take `total_s` seconds."""
+    ended = threading.Event()
+    with progress(label, math.ceil(total_s)) as shown:
+        started_s = time.monotonic()
+
+        def tick() -> None:
+            while not ended.wait(BAR_EVERY_S):
+                shown.update(min(time.monotonic() - started_s, total_s), "s")
+
+        ticker = threading.Thread(target=tick, daemon=True)
+        ticker.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            ticker.join()
+
+
+class StepLog:
+    """Prints the steps of long work: their number, the elapsed time, the time left.
+
+    Args:
+        total: Number of steps, if it is known.
+        similar: Whether steps take about equally long, so that the rest can be estimated.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        total: int | None = None,
+        *,
+        similar: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total = total
+        self._similar = similar
+        self._clock = clock
+        self._started_s = clock()
+        self._begun = 0
+
+    def __call__(self, step: str) -> None:
+        """Print a step that begins."""
+        elapsed_s = self._clock() - self._started_s
+        times = []
+        if elapsed_s >= SHOWN_AFTER_S:
+            times.append(f"{format_seconds(elapsed_s)} elapsed")
+            if self._similar and self._total is not None and self._begun:
+                left_s = elapsed_s / self._begun * (self._total - self._begun)
+                times.append(f"about {format_seconds(left_s)} left")
+        self._begun += 1
+        number = "" if self._total is None else f"[{self._begun}/{self._total}] "
+        shown = f" ({', '.join(times)})" if times else ""
+        print(f"{number}{step}{shown} ...", file=sys.stderr, flush=True)

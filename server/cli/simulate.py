@@ -1,7 +1,6 @@
-"""`eenet simulate`: what the engine would do on a device of another cost table."""
+"""`eenet simulate`: simulates the engine on a device of another cost table."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,36 +16,32 @@ from profiling.simulation.disciplines import DEFAULT_DISCIPLINE, DISCIPLINES
 from profiling.simulation.simulator import MODES, PERCENTILES, Device, Simulated, Traffic, simulate
 from scheduler.fitted import load_scheduler
 from scheduler.policy import exits_taken, replay
-from server.cli.options import command, numbers
+from server.cli.options import add_json, numbers
+from server.cli.progress import progress
 
+EXAMPLE = "eenet simulate my-bundle --costs 2.3,4.1,4.9 --free-rows 16 --budget-ms 3 --rate 2000"
 DEFAULT_SAMPLES = 20_000
 SUM_TOLERANCE = 0.01
 
 
-def add_simulate(commands: Any) -> None:
-    """Add the command."""
-    parser = command(
-        commands,
-        "simulate",
-        "What the engine would do on a device of another cost table, under made-up or recorded "
-        "traffic, with and without batches that refill between stages.",
-        "eenet simulate my-bundle --costs 2.3,4.1,4.9 --free-rows 16 --budget-ms 3 --rate 2000",
-        run_simulation,
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "folder", metavar="BUNDLE", type=Path, nargs="?", help="bundle whose exits are simulated"
     )
-    parser.add_argument("folder", metavar="BUNDLE", type=Path, nargs="?", help="for its exits")
     _add_device(parser)
     exits = parser.add_mutually_exclusive_group()
     exits.add_argument(
         "--budget-ms",
         type=float,
-        help="of the bundle's scheduler, which decides over its test predictions (default: the "
-        "trade of the bundle's own default budget)",
+        help="budget of the bundle's scheduler, which decides on its test predictions (default: "
+        "the trade-off of the bundle's default budget)",
     )
     exits.add_argument(
         "--exit-rates", type=numbers, metavar="P,P,...", help="share of samples at each exit"
     )
     _add_traffic(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON document last")
+    add_json(parser, "the results")
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
@@ -68,13 +63,16 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
         "--free-rows",
         type=int,
         metavar="N",
-        help="with --costs: a batch of up to N rows costs what one does (default: 1, a CPU)",
+        help="with --costs: a batch of up to N rows costs as much as one row (default: 1, a CPU)",
     )
     parser.add_argument(
-        "--workers", type=int, default=1, help="cores; 1 for an accelerator (default: %(default)s)"
+        "--workers",
+        type=int,
+        default=1,
+        help="cores, or 1 for an accelerator (default: %(default)s)",
     )
     parser.add_argument(
-        "--max-batch", type=int, default=16, help="most rows of a batch (default: %(default)s)"
+        "--max-batch", type=int, default=16, help="largest batch (default: %(default)s)"
     )
     parser.add_argument(
         "--discipline",
@@ -91,45 +89,55 @@ def _add_traffic(parser: argparse.ArgumentParser) -> None:
         "--saturated", action="store_true", help="all samples wait from the start (default)"
     )
     arrivals.add_argument(
-        "--trace", type=Path, metavar="FILE", help="recorded arrivals, a time in seconds a line"
+        "--trace", type=Path, metavar="FILE", help="recorded arrivals, one time in seconds per line"
     )
     parser.add_argument(
         "--bursts",
         type=float,
         metavar="FACTOR",
-        help="with --rate: a tenth of every second has so many times the mean rate",
+        help="with --rate: a tenth of every second has FACTOR times the mean rate",
     )
     parser.add_argument(
-        "--samples", type=int, help=f"how many (default: {DEFAULT_SAMPLES}, or all of the trace)"
+        "--samples",
+        type=int,
+        help=f"number of samples (default: {DEFAULT_SAMPLES}, or all of the trace)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of arrivals and exits (default: %(default)s)"
+        "--seed", type=int, default=0, help="seed of arrivals and exits (default: %(default)s)"
     )
 
 
-def run_simulation(args: argparse.Namespace) -> None:
-    """Run the command on its parsed flags."""
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Simulate all modes and print a table."""
     costs = _costs(args)
     device = Device(costs, args.workers, args.max_batch)
     arrivals_s = _arrivals(args)
     exits = _exits(args, costs, len(arrivals_s))
     traffic = Traffic(arrivals_s, exits)
-    results = {mode: simulate(traffic, device, mode, args.discipline) for mode in MODES}
+    results = {}
+    with progress("mode", len(MODES)) as shown:
+        for number, mode in enumerate(MODES, start=1):
+            results[mode] = simulate(traffic, device, mode, args.discipline)
+            shown.update(number)
     rates = np.bincount(exits, minlength=costs.num_exits) / len(exits)
     print(
         f"{len(exits)} samples, exit rates {' '.join(f'{rate:.3f}' for rate in rates)}; full "
         f"batches would do {device.capacity_per_s(exits):.1f} samples/s"
     )
     print("\n".join(_table(results)))
-    if args.json:
-        print(json.dumps(_document(args, device, exits, rates, results)))
+    return _document(args, device, exits, rates, results)
+
+
+def interrupted(args: argparse.Namespace) -> str:
+    """Sentence after Ctrl-C."""
+    return "stopped; nothing was written; run the same command again"
 
 
 def _costs(args: argparse.Namespace) -> StageCosts:
     if args.costs is not None:
         return StageCosts.of_exits(args.costs, 1 if args.free_rows is None else args.free_rows)
     if args.free_rows is not None:
-        raise ValueError("--free-rows goes with --costs; a table says itself what batches cost")
+        raise ValueError("--free-rows goes with --costs; a table has its own costs of batches")
     if args.cost_table is not None:
         return read_stage_costs(args.cost_table)
     if args.folder is None:
@@ -143,7 +151,7 @@ def _costs(args: argparse.Namespace) -> StageCosts:
 
 
 def _arrivals(args: argparse.Namespace) -> NDArray[np.float64]:
-    """When the samples come, (N,) in seconds."""
+    """Arrival times of the samples in seconds, (N,)."""
     samples = DEFAULT_SAMPLES if args.samples is None else args.samples
     if samples < 1:
         raise ValueError(f"--samples is {samples}; give 1 or more")
@@ -160,12 +168,12 @@ def _arrivals(args: argparse.Namespace) -> NDArray[np.float64]:
 
 def _exits(args: argparse.Namespace, costs: StageCosts, samples: int) -> NDArray[np.intp]:
     """The exit of each sample, (N,), drawn with the seed."""
-    rng = np.random.default_rng([args.seed, 1])  # apart from the arrivals
+    rng = np.random.default_rng([args.seed, 1])  # independent of the arrivals
     if args.exit_rates is not None:
         rates = _checked_rates(args.exit_rates, costs.num_exits)
         return rng.choice(costs.num_exits, samples, p=rates)
     if args.folder is None:
-        raise ValueError("give a bundle, whose scheduler decides over exits, or --exit-rates")
+        raise ValueError("give a bundle, whose scheduler chooses exits, or --exit-rates")
     return rng.choice(bundle_exits(args.folder, costs, args.budget_ms), samples)
 
 
@@ -176,9 +184,12 @@ def bundle_exits(
 
     Args:
         folder: The bundle.
-        costs: Of its stages on the device in question.
+        costs: Costs of its stages on the simulated device.
         budget_ms: Mean cost of a sample alone on that device; None: the bundle's default budget on
             the machine it was fitted for.
+
+    Raises:
+        ValueError: If the costs are of another number of exits.
     """
     manifest = load_bundle(folder).manifest
     policy, frontier = load_scheduler(folder)
@@ -202,8 +213,8 @@ def _checked_rates(rates: Sequence[float], num_exits: int) -> NDArray[np.float64
     shares = np.asarray(rates, float)
     if len(shares) != num_exits or not (shares >= 0).all():
         raise ValueError(
-            f"--exit-rates are {list(rates)}; give {num_exits} of them, 0 or more, one for each "
-            f"exit that has a cost"
+            f"--exit-rates are {list(rates)}; give {num_exits} of them, 0 or more, one for "
+            f"each exit"
         )
     if abs(shares.sum() - 1) > SUM_TOLERANCE:
         raise ValueError(f"--exit-rates sum to {shares.sum():g}; give shares of 1")
@@ -213,7 +224,7 @@ def _checked_rates(rates: Sequence[float], num_exits: int) -> NDArray[np.float64
 
 def _table(results: dict[str, Simulated]) -> list[str]:
     head = "                     samples/s    p50 ms    p90 ms    p99 ms  busy %  in flight"
-    lines = [f"{head}   rows a batch, by stage"]
+    lines = [f"{head}   rows per batch, by stage"]
     for mode, result in results.items():
         percentiles = " ".join(f"{ms:9.3f}" for ms in result.percentiles_ms)
         rows = " ".join(f"{rows:.1f}" for rows in result.batch_rows)

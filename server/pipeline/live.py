@@ -124,7 +124,7 @@ class LabelledRows(NamedTuple):
     """Live rows as a calibration set, and where their labels are from."""
 
     predictions: Predictions
-    told: int
+    with_feedback: int
     temperature: float
 
 

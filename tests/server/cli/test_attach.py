@@ -539,7 +539,7 @@ def test_an_encoder_of_oblong_images_is_refused(
     config = json.loads((vit / "config.json").read_text())
     (vit / "config.json").write_text(json.dumps({**config, "image_size": [8, 16]}))
     said = sentence(*command(vit, image_folder, tmp_path / "run"))
-    assert f"{vit} reads images of 16x8; only squares will do" in said
+    assert f"{vit} reads images of 16x8; only squares are supported" in said
 
 
 def test_chosen_exits_stay_when_the_run_goes_on(
@@ -551,7 +551,7 @@ def test_chosen_exits_stay_when_the_run_goes_on(
     def measured_again(*given: object) -> None:
         raise AssertionError("a run that goes on has its exits")
 
-    monkeypatch.setattr("server.cli.attach.layer_latencies", measured_again)
+    monkeypatch.setattr("models.training.exit_placement.layer_latencies", measured_again)
     assert main(run) == 0
 
 

@@ -1,4 +1,3 @@
-import argparse
 import http.server
 import itertools
 import json
@@ -12,7 +11,8 @@ import numpy as np
 import pytest
 
 from profiling.loadtest.log import load_log
-from server.cli.loadtest import add_loadtest
+from server.cli.loadtest import run as run_loadtest
+from server.cli.main import build_parser, main
 
 STATE = {
     "model": "pets",
@@ -109,10 +109,7 @@ def archive(tmp_path: Path) -> Path:
 
 
 def loadtest(*arguments: object) -> None:
-    parser = argparse.ArgumentParser()
-    add_loadtest(parser.add_subparsers(required=True))
-    args = parser.parse_args(["loadtest", *map(str, arguments)])
-    args.run(args)
+    run_loadtest(build_parser().parse_args(["loadtest", *map(str, arguments)]))
 
 
 @pytest.fixture
@@ -120,8 +117,9 @@ def report(server: Server, capsys: pytest.CaptureFixture[str]) -> Callable[..., 
     """Runs the command against the server and gives its JSON."""
 
     def run(*arguments: object) -> dict[str, Any]:
-        loadtest(server.url, *arguments, "--seconds", 0.2, "--json")
-        report: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        given = map(str, (server.url, *arguments, "--seconds", 0.2, "--json"))
+        assert main(["loadtest", *given]) == 0
+        report: dict[str, Any] = json.loads(capsys.readouterr().out)
         return report
 
     return run

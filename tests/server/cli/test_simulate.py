@@ -9,22 +9,20 @@ import pytest
 from models.stage_costs import StageCosts
 from profiling.simulation.simulator import MODES
 from scheduler.fitted import load_scheduler
-from server.cli.simulate import add_simulate, bundle_exits
+from server.cli.main import build_parser, main
+from server.cli.simulate import bundle_exits, run
 
 RATES = ["--costs", "1,2,3", "--exit-rates", "0.5,0.25,0.25", "--samples", "4000"]
 
 
 def parsed(*flags: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_simulate(parser.add_subparsers())
-    return parser.parse_args(["simulate", *flags])
+    return build_parser().parse_args(["simulate", *flags])
 
 
 def figures(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
     """What the command prints as JSON."""
-    args = parsed(*flags, "--json")
-    args.run(args)
-    found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert main(["simulate", *flags, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
 
 
@@ -42,7 +40,7 @@ def test_without_a_bundle_exit_rates_and_costs_tell_all(
 
 def test_a_line_for_each_mode_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     args = parsed(*RATES, "--rate", "300")
-    args.run(args)
+    run(args)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("4000 samples, exit rates 0.4")
     assert [line.split()[0] for line in lines[2:]] == list(MODES)
@@ -116,20 +114,20 @@ def test_a_trace_is_played_again(capsys: pytest.CaptureFixture[str], tmp_path: P
 def test_flags_that_make_no_sense_are_named(flags: list[str], sentence: str) -> None:
     args = parsed(*flags)
     with pytest.raises(ValueError, match=sentence):
-        args.run(args)
+        run(args)
 
 
 def test_a_bundle_of_other_exits_is_refused(shipped_bundle: Path) -> None:
     args = parsed(str(shipped_bundle), "--costs", "1,2")
     with pytest.raises(ValueError, match="has 3 exits, the costs have 2"):
-        args.run(args)
+        run(args)
 
 
 def test_a_profile_without_a_table_says_which_command_writes_it(tmp_path: Path) -> None:
     (tmp_path / "profile.json").write_text('{"costs_ms": [1.0, 2.0]}')
     args = parsed(str(tmp_path))
     with pytest.raises(ValueError, match=r"lacks 'batch_sizes'.*`eenet profile .*` writes it"):
-        args.run(args)
+        run(args)
 
 
 def test_no_list_of_numbers_is_refused_by_its_flag(capsys: pytest.CaptureFixture[str]) -> None:

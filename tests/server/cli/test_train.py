@@ -20,8 +20,8 @@ from models.networks.heads import Conv
 from models.networks.resnet import cifar_resnet
 from models.training.run import read_run
 from models.training.trainer import Trainer
-from server.cli.main import _parser, main
-from server.cli.run_inputs import parse_exits
+from server.cli.main import build_parser, main
+from server.cli.options import parse_exits
 from server.cli.train import settings_of
 
 CLASSES = ("bright", "dark")
@@ -216,7 +216,7 @@ def test_a_plain_network_that_lacks_weights_is_named(
 
 def settings(*flags: str) -> dict[str, Any]:
     command = ["train", "--arch", "resnet20", "--dataset", "d", "--out", "run", *flags]
-    return settings_of(_parser().parse_args(command))
+    return settings_of(build_parser().parse_args(command))
 
 
 def test_the_command_line_becomes_the_networks_settings(tmp_path: Path) -> None:

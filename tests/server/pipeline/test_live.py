@@ -141,10 +141,11 @@ def test_it_says_what_it_was_fitted_to_and_that_the_server_goes_on(
 ) -> None:
     capsys.readouterr()
     assert main(["fit", str(bundle), "--from-live", url, "--json"]) == 0
-    *shown, last = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    shown = printed.err.splitlines()
     assert "600 live rows, 200 with feedback" in "\n".join(shown)
-    assert shown[-1] == f"{url} goes on with it"
-    told = json.loads(last)["live"]
+    assert shown[-1] == f"{url} now uses it"
+    told = json.loads(printed.out)["live"]
     assert (told["rows"], told["feedback"], told["swapped"]) == (600, 200, True)
 
 

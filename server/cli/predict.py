@@ -1,0 +1,393 @@
+"""`eenet predict`: predictions without a server, as JSON lines."""
+
+import argparse
+import base64
+import json
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from models.bundle import Bundle, load_bundle
+from models.postprocess import mask_png, probabilities
+from models.preprocess import ModelInput
+from scheduler.control.controller import BudgetController, ControllerConfig
+from server.cli.options import add_backend, backend_settings
+from server.cli.progress import Progress
+from server.engine.engine import Engine
+from server.engine.request import Completion, ExitTrace, InferenceRequest, Prediction
+from server.engine.warmup import default_budget_ms, measure_costs
+from server.loading import open_backend, read_scheduler
+from server.metrics import Metrics, ModelMetrics
+from server.routes.budget import shown_threshold
+from server.settings import Settings
+
+EXAMPLE = """eenet predict my-bundle photo.jpg folder-of-images --budget-ms 1.5 --top-k 3
+  cat texts.txt | eenet predict my-text-bundle -"""
+STDIN = "-"
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+IN_FLIGHT = 64  # inputs between reading and printing
+SOME_FAILED = 1  # exit status
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("folder", metavar="BUNDLE", type=Path, help="folder of `eenet build`")
+    parser.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="images or folders of images; for a model that reads texts, files with one text per "
+        "line, or - for standard input",
+    )
+    parser.add_argument(
+        "--budget-ms",
+        type=float,
+        help="mean-latency budget on this machine (default: the bundle's own)",
+    )
+    parser.add_argument(
+        "--parameter", type=float, help="parameter of the policy, in place of a budget"
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=5, help="number of classes to list (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--trace", action="store_true", help="include the output of every exit that was run"
+    )
+    add_backend(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print one JSON line per input, in order; exit status 1 if an input failed."""
+    _check(args)
+    bundle = load_bundle(args.folder)
+    reads_text = bundle.manifest.task == "text"
+    items, total = read_items(args.files, sys.stdin, reads_text=reads_text)
+    settings = backend_settings(args)
+    with OfflineModel(bundle, settings, args.budget_ms, args.parameter, trace=args.trace) as model:
+        printer = _Printer(lambda pending: _line(bundle, pending, args.top_k), total)
+        try:
+            for item in items:
+                printer.put(model.submit(item))
+                if printer.error is not None:
+                    break
+        finally:
+            printer.close()
+    if printer.error is not None:
+        raise printer.error
+    if printer.failed:
+        raise SystemExit(SOME_FAILED)
+
+
+def interrupted(args: argparse.Namespace) -> str:
+    """Sentence after Ctrl-C."""
+    return "stopped; inputs without a printed line have no prediction"
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.budget_ms is not None and args.parameter is not None:
+        raise ValueError("--budget-ms and --parameter both choose where inputs exit; give one")
+    if args.budget_ms is not None and not 0 < args.budget_ms < float("inf"):
+        raise ValueError(f"--budget-ms is {args.budget_ms:g}; give a number above 0")
+    if args.top_k < 1:
+        raise ValueError(f"--top-k is {args.top_k}; give 1 or more")
+
+
+class Item(NamedTuple):
+    """An input and its origin.
+
+    Attributes:
+        origin: First fields of the JSON line: file, line, text.
+        content: An image's bytes or a text; None if it cannot be read.
+        error: Reason why it cannot be read.
+    """
+
+    origin: dict[str, Any]
+    content: bytes | str | None
+    error: str | None = None
+
+
+def read_items(
+    files: Sequence[str], stdin: TextIO, *, reads_text: bool
+) -> tuple[Iterator[Item], int | None]:
+    """Read the inputs of the command, each when its turn comes.
+
+    Args:
+        files: Paths, or - for standard input.
+        stdin: Standard input.
+        reads_text: Whether the model reads texts.
+
+    Returns:
+        The inputs and, if it is known beforehand, their number.
+
+    Raises:
+        ValueError: If images are to come from standard input.
+    """
+    if not reads_text:
+        if STDIN in files:
+            raise ValueError("standard input holds texts, but this model reads images")
+        paths = [path for file in files for path in _image_paths(Path(file))]
+        return map(_image, paths), len(paths)
+    return (item for file in files for item in _texts(file, stdin)), None
+
+
+def _image_paths(path: Path) -> list[Path]:
+    """The images of a folder and its subfolders; a file as it is, as is a folder without any."""
+    found = sorted(each for each in path.rglob("*") if each.suffix.lower() in IMAGE_SUFFIXES)
+    return found or [path]
+
+
+def _image(path: Path) -> Item:
+    origin = {"file": str(path)}
+    if path.is_dir():
+        return Item(origin, None, "the folder holds no images")
+    try:
+        return Item(origin, path.read_bytes())
+    except OSError as error:
+        return Item(origin, None, f"cannot be read: {error.strerror or error}")
+
+
+def _texts(file: str, stdin: TextIO) -> Iterator[Item]:
+    """The texts of a file, one per line; empty lines are left out."""
+    if file == STDIN:
+        yield from _lines(file, stdin)
+        return
+    try:
+        with Path(file).open(encoding="utf-8") as lines:
+            yield from _lines(file, lines)
+    except OSError as error:
+        yield Item({"file": file}, None, f"cannot be read: {error.strerror or error}")
+    except UnicodeDecodeError as error:
+        yield Item({"file": file}, None, f"is not UTF-8 text: {error}")
+
+
+def _lines(file: str, lines: Iterable[str]) -> Iterator[Item]:
+    for number, line in enumerate(lines, start=1):
+        text = line.rstrip("\r\n")
+        if text:
+            yield Item({"file": file, "line": number, "text": text}, text)
+
+
+@dataclass(eq=False)
+class Pending:
+    """An input on its way to its prediction.
+
+    Attributes:
+        item: The input.
+        prediction: Set once the engine, or a failure on the way there, has decided.
+        begun_s: When it was read.
+        done_s: When its prediction was ready.
+        model_input: Set once it is decoded.
+        decode_ms: Time that took.
+    """
+
+    item: Item
+    begun_s: float
+    prediction: Future[Prediction] = field(default_factory=Future)
+    done_s: float = 0.0
+    model_input: ModelInput | None = None
+    decode_ms: float = 0.0
+
+
+class OfflineModel:
+    """A bundle's network under its policy in this process: the engine of the server, no HTTP.
+
+    Args:
+        bundle: A verified bundle.
+        settings: Backend and device.
+        budget_ms: Mean latency on this machine; None: the bundle's default budget.
+        parameter: Parameter of the policy in place of a budget, or None.
+        trace: Whether predictions have the output of every exit.
+        clock: Seconds, monotonic.
+
+    Raises:
+        ValueError: If a graph or the scheduler cannot be read, or they do not fit together.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        settings: Settings,
+        budget_ms: float | None = None,
+        parameter: float | None = None,
+        *,
+        trace: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._trace, self._clock = trace, clock
+        self._preprocess: Any = bundle.preprocessor(settings.max_pixels)
+        backend = open_backend(bundle, settings)
+        policy, built_on = read_scheduler(bundle)
+        costs = measure_costs(backend, policy, self._preprocess.example, settings.max_batch)
+        frontier = built_on.with_costs(costs.costs_ms)
+        if budget_ms is None and bundle.manifest.default_budget_ms is not None:
+            budget_ms = default_budget_ms(bundle.manifest.default_budget_ms, built_on, frontier)
+        if parameter is None and budget_ms is None:
+            parameter = policy.never_exit_parameter
+        elif parameter is None and budget_ms is not None:
+            # The server's choice for a request with a budget of its own.
+            parameter = BudgetController(frontier, None, ControllerConfig()).parameter_for(
+                budget_ms
+            )
+        assert parameter is not None, "one of the two branches above has set it"
+        self.parameter = parameter
+        self.engine = Engine(
+            backend,
+            policy,
+            parameter,
+            workers=settings.workers_on(backend.device),
+            max_batch=settings.max_batch or costs.worthwhile_rows(),
+            metrics=ModelMetrics(
+                Metrics(CollectorRegistry(), ""), bundle.manifest.name, backend.num_exits
+            ),
+            on_batch=self._deliver,
+            costs=costs,
+            clock=clock,
+        )
+        self._decode_pool = ThreadPoolExecutor(settings.decode_workers)
+
+    def __enter__(self) -> "OfflineModel":
+        self.engine.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._decode_pool.shutdown(cancel_futures=True)
+        self.engine.stop()
+
+    def submit(self, item: Item) -> Pending:
+        """Start the prediction of an input."""
+        pending = Pending(item, self._clock())
+        self._decode_pool.submit(self._decode, pending)
+        return pending
+
+    def _decode(self, pending: Pending) -> None:
+        """Decode thread: turn the input into a request of the engine."""
+        try:
+            if pending.item.error is not None:
+                raise ValueError(pending.item.error)
+            started_s = self._clock()
+            pending.model_input = self._preprocess(pending.item.content)
+            pending.decode_ms = (self._clock() - started_s) * 1e3
+            request = InferenceRequest(pending.model_input.state, pending, traced=self._trace)
+            self.engine.submit([request])
+        except Exception as error:  # a bug must not leave the printer waiting
+            pending.prediction.set_exception(error)
+
+    def _deliver(self, completions: list[Completion]) -> None:
+        """Worker thread: hand predictions to the printer."""
+        for request, outcome in completions:
+            pending = request.tag
+            assert isinstance(pending, Pending), "all requests come from submit"
+            pending.done_s = self._clock()
+            if isinstance(outcome, Prediction):
+                pending.prediction.set_result(outcome)
+            else:
+                pending.prediction.set_exception(outcome)
+
+
+class _Printer:
+    """Prints predictions in the order of their inputs, while further inputs are read.
+
+    Args:
+        line: Makes the JSON object of an input.
+        total: Number of inputs, if it is known.
+
+    Attributes:
+        failed: Number of inputs without a prediction.
+        error: Set if standard output cannot be written to.
+    """
+
+    def __init__(self, line: Callable[[Pending], dict[str, Any]], total: int | None) -> None:
+        self.failed = 0
+        self.error: OSError | None = None
+        self._line = line
+        self._queue: queue.Queue[Pending | None] = queue.Queue(IN_FLIGHT)
+        # On a terminal the lines themselves are the progress.
+        is_shown = total is not None and not sys.stdout.isatty()
+        self._progress = Progress("input", total or 0) if is_shown else None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def put(self, pending: Pending) -> None:
+        """Print an input once its prediction is ready; waits while too many are in flight."""
+        self._queue.put(pending)
+
+    def close(self) -> None:
+        """Print the inputs that are in flight, then end."""
+        self._queue.put(None)
+        self._thread.join()
+        if self._progress is not None:
+            self._progress.close()
+
+    def _run(self) -> None:
+        printed = 0
+        while (pending := self._queue.get()) is not None:
+            line = self._line(pending)
+            self.failed += "error" in line
+            try:
+                if self.error is None:
+                    print(json.dumps(line, ensure_ascii=False), flush=True)
+            except OSError as error:
+                self.error = error  # the rest is taken from the queue, so that nobody waits
+            printed += 1
+            if self._progress is not None:
+                self._progress.update(printed)
+
+
+def _line(bundle: Bundle, pending: Pending, top_k: int) -> dict[str, Any]:
+    try:
+        prediction = pending.prediction.result()
+    except Exception as error:
+        return {**pending.item.origin, "error": str(error)}
+    classes = bundle.manifest.classes
+    probs = probabilities(prediction.said.log_probs)
+    ranking = np.argsort(-probs, kind="stable")[:top_k].tolist()
+    assert pending.model_input is not None, "only decoded inputs have predictions"
+    line: dict[str, Any] = {
+        **pending.item.origin,
+        "label": classes[ranking[0]],
+        "class_id": ranking[0],
+        "confidence": float(probs[ranking[0]]),
+        "exit": prediction.exit,
+        "num_exits": bundle.manifest.num_exits,
+        "top_k": [
+            {"label": classes[each], "class_id": each, "probability": float(probs[each])}
+            for each in ranking
+        ],
+        "latency_ms": {
+            "total": round((pending.done_s - pending.begun_s) * 1e3, 3),
+            "queue": round(prediction.queue_ms, 3),
+            "decode": round(pending.decode_ms, 3),
+            "compute": round(prediction.compute_ms, 3),
+        },
+    }
+    if prediction.trace is not None:
+        line["trace"] = [_trace_entry(bundle, entry) for entry in prediction.trace]
+    if bundle.manifest.task == "segmentation" and pending.model_input.size is not None:
+        mask = mask_png(prediction.said.logits, pending.model_input.size)
+        line["mask"] = base64.b64encode(mask).decode()
+    if pending.model_input.truncated:
+        line["truncated"] = True
+    return line
+
+
+def _trace_entry(bundle: Bundle, entry: ExitTrace) -> dict[str, Any]:
+    probs = probabilities(entry.log_probs)
+    best = int(probs.argmax())
+    is_last = entry.exit == bundle.manifest.num_exits - 1
+    return {
+        "exit": entry.exit,
+        "label": bundle.manifest.classes[best],
+        "confidence": float(probs[best]),
+        "score": entry.score,
+        "threshold": shown_threshold(entry.threshold, last=is_last),
+        "elapsed_ms": round(entry.elapsed_ms, 3),
+    }

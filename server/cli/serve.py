@@ -1,0 +1,104 @@
+"""`eenet serve`: the HTTP server."""
+
+import argparse
+import errno
+import logging
+import os
+import socket
+from pathlib import Path
+
+import uvicorn
+
+from models.bundle import load_bundle
+from server.app import create_app
+from server.cli.options import log_to_stderr
+from server.lifespan import DrainingServer
+from server.settings import ENV_PREFIX, Settings, load_settings
+
+EXAMPLE = "eenet serve --budget-ms 1.2 --window 500"
+START_FAILED = 3  # exit status; the log has said why
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for every setting, and --config."""
+    for name, field in Settings.model_fields.items():
+        default = "the shipped ones" if name == "bundle" else field.default
+        shown = "" if default is None else f" (default: {default})"
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            action="append" if name == "bundle" else "store",
+            default=argparse.SUPPRESS,
+            metavar=name.rpartition("_")[2].upper(),
+            help=f"{field.description}{shown}; ${ENV_PREFIX}{name.upper()}",
+        )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        help="TOML file of the same settings, named with underscores",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serve until a signal ends the process."""
+    flags = {name: value for name, value in vars(args).items() if name in Settings.model_fields}
+    if "bundle" in flags:
+        flags["bundle"] = tuple(flags["bundle"])
+    settings = load_settings(flags, args.config, os.environ)
+    check_address(settings.host, settings.port)
+    log_to_stderr(settings.log_level)
+    logging.getLogger("eenet").info("settings %s", settings.model_dump_json())
+    for folder in settings.bundle:
+        load_bundle(folder)  # report a damaged bundle before anything is started
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=settings.drain_s,
+    )
+    server = DrainingServer(config)
+    server.run()
+    if not server.started:
+        raise SystemExit(START_FAILED)
+
+
+def interrupted(args: argparse.Namespace) -> str:
+    """Sentence after Ctrl-C."""
+    return "the server has stopped"
+
+
+def check_address(host: str, port: int) -> None:
+    """Check that the server can listen there, before models load.
+
+    Raises:
+        ValueError: If it cannot; the message gives the reason.
+    """
+    try:
+        found = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        raise ValueError(f"host {host!r} is unknown ({error}); give another --host") from error
+    for family, kind, protocol, _, address in dict.fromkeys(found):
+        with socket.socket(family, kind, protocol) as probe:
+            # As the server itself will: a port in TIME_WAIT is free, and IPv6 is IPv6 alone.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                raise ValueError(_reason(host, port, error)) from error
+
+
+def _reason(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"port {port} on {host} is taken by another process; stop that one, or give another "
+            f"--port"
+        )
+    if error.errno == errno.EACCES:
+        return f"port {port} needs privileges; give a --port of 1024 or more"
+    return f"cannot listen on {host}, port {port} ({error.strerror}); give another --host"
