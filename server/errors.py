@@ -1,4 +1,4 @@
-"""What can go wrong with a request: each class knows its status and a code to script against."""
+"""Errors of requests; each class has its HTTP status and a code for scripts."""
 
 from http import HTTPStatus
 from typing import ClassVar
@@ -34,31 +34,31 @@ class UnknownModel(ServeError):
 
 
 class UnknownAnswer(ServeError):
-    """No answer is remembered under the id."""
+    """No prediction is stored under the id."""
 
     status, code = HTTPStatus.NOT_FOUND, "unknown_answer"
 
 
 class BodyTooLarge(ServeError):
-    """The body passes the limit."""
+    """The body exceeds the limit."""
 
     status, code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large"
 
 
 class UnsupportedMedia(ServeError):
-    """The body's content type is none that the route takes."""
+    """The route does not accept the body's content type."""
 
     status, code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"
 
 
 class InvalidContent(ServeError):
-    """The body was read but means nothing: an undecodable image, a bad option."""
+    """The body was read but is invalid: an undecodable image, a bad option."""
 
     status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_content"
 
 
 class QueueFull(ServeError):
-    """More samples are waiting than the server takes."""
+    """Too many samples are in flight."""
 
     status, code = HTTPStatus.TOO_MANY_REQUESTS, "queue_full"
 

@@ -18,6 +18,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     if len(name) > LONGEST_NAME:
         return ""
-    by_lower = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
+    by_word = {_word(each): each for each in known}
+    close = difflib.get_close_matches(_word(name), by_word, n=1)
+    return f"; did you mean {by_word[close[0]]!r}?" if close else ""
+
+
+def _word(name: str) -> str:
+    """The part that tells names apart: all options begin with the same dashes."""
+    return name.lower().removeprefix("--")

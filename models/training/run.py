@@ -1,4 +1,4 @@
-"""A run: the folder in which a network is trained, or into which one is imported."""
+"""A run: the folder of a trained or imported network."""
 
 import json
 import os
@@ -12,19 +12,19 @@ RUN_FILE, BEST, LAST = "run.json", "best.safetensors", "last.safetensors"
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a network is trained; a resumed run must have the same.
+    """Settings of a training; a resumed run must have the same.
 
     Attributes:
         epochs: Passes over the training set.
         batch_size: Rows per step.
         optimizer: `sgd` (Nesterov momentum 0.9) or `adamw`.
         peak_lr: Highest learning rate of the one-cycle schedule.
-        weight_decay: Of the optimizer; AdamW's spares norms and biases.
-        distill_weight: alpha_KL, the weight of the last exit's teaching.
-        distill_temperature: tau.
+        weight_decay: Weight decay; AdamW's leaves out norms and biases.
+        distill_weight: Weight of distillation from the last exit, alpha_KL.
+        distill_temperature: Temperature of distillation, tau.
         distill_from: Share of the training after which distillation starts.
-        heads_only: Leave the backbone as it is.
-        seed: Of initialisation, order and augmentation.
+        heads_only: Do not train the backbone.
+        seed: Seed of initialisation, order and augmentation.
     """
 
     epochs: int = 20
@@ -48,18 +48,18 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What `run.json` holds.
+    """Content of `run.json`.
 
     Attributes:
         arch: Name of the network's family.
-        settings: The family's settings, plain.
-        classes: Names of the C classes; none where a checkpoint was imported.
-        data: The fields of `DataConfig`, None where a checkpoint was imported.
-        training: None likewise.
-        start: Where the weights came from before training, None if they were random.
-        input: What the preprocessing needs to know: `mean` and `std` of images, `max_tokens` and
-            `pad_id` of texts.
-        costs_ms: Latency until each exit as somebody else measured it, (K,), or None.
+        settings: Settings of the family, as plain JSON values.
+        classes: Names of the C classes; none for an imported checkpoint.
+        data: The fields of `DataConfig`; None for an imported checkpoint.
+        training: Settings of the training; None for an imported checkpoint.
+        start: Origin of the weights before training, None if they were random.
+        input: Settings of the preprocessing: `mean` and `std` for images, `max_tokens` and
+            `pad_id` for texts.
+        costs_ms: Latency until each exit, measured elsewhere, (K,), or None.
     """
 
     arch: str
@@ -72,7 +72,7 @@ class RunConfig:
     costs_ms: tuple[float, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The content as plain JSON values."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return {"format_version": RUN_FORMAT_VERSION, **plain}
 
@@ -81,7 +81,7 @@ def read_run(folder: Path) -> RunConfig:
     """Read `run.json`.
 
     Raises:
-        ValueError: If the folder holds none, a damaged one or one of another version.
+        ValueError: If the file is missing, damaged or of another version.
     """
     path = folder / RUN_FILE
     if not path.is_file():
@@ -111,10 +111,10 @@ def read_run(folder: Path) -> RunConfig:
 
 
 def create_run_dir(folder: Path, config: RunConfig) -> None:
-    """Write `run.json`, or check that the run already there is this one.
+    """Write `run.json`, or check that the folder already holds this run.
 
     Raises:
-        ValueError: If the folder holds a run of other settings.
+        ValueError: If the folder holds a run with other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     values = config.to_json()
@@ -128,19 +128,19 @@ def _compare(folder: Path, before: dict[str, Any], values: dict[str, Any]) -> No
         if before.get(name) != values.get(name):
             raise ValueError(
                 f"{folder} holds a run with {name} = {before.get(name)!r}, not "
-                f"{values.get(name)!r}; give another --out, or the same settings to go on with it"
+                f"{values.get(name)!r}; give another --out, or the same settings to resume it"
             )
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings by name, whatever part they belong to."""
+    """The settings by name, without their grouping into parts."""
     parts = {name: value for name, value in values.items() if isinstance(value, dict)}
     own = {name: value for name, value in values.items() if name not in parts}
     return {name: value for part in parts.values() for name, value in part.items()} | own
 
 
 def write_json(value: Any, path: Path) -> None:
-    """Write JSON so that a kill leaves the old file or the new one, never half of it."""
+    """Write JSON atomically: a kill leaves the old file or the new one, never half of it."""
     part = path.with_suffix(".part")
     part.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(part, path)

@@ -1,4 +1,4 @@
-"""From a run to a bundle: export, record, profile, fit."""
+"""Turns a run into a bundle: export, record, profile, fit."""
 
 import math
 import shutil
@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from models.backend import State, join_states
+from models.backend import StageBackend, State, join_states
 from models.bundle import (
     MANIFEST,
     TOKENIZER,
@@ -45,11 +45,11 @@ from scheduler.frontier import Frontier
 PARITY_ROWS = 64
 PARITY_LIMIT = 1e-4
 LENGTH_STEP = 8
-ACCURACY_GIVEN_UP = 0.005  # by the default budget
+ACCURACY_GIVEN_UP = 0.005  # in accuracy, by the default budget
 
 
 class Run(NamedTuple):
-    """A trained or imported network and the folder that it lies in."""
+    """A trained or imported network and its folder."""
 
     folder: Path
     config: RunConfig
@@ -58,15 +58,15 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What a builder chooses.
+    """Options of a build.
 
     Attributes:
         name: The model's name in requests.
-        data: Where calibration and test set are.
-        policy: Which policy to fit, one of `scheduler.fitting.fit.POLICIES`.
-        weights: How the graphs store weights.
+        data: Dataset with the calibration and the test set.
+        policy: Policy to fit, one of `scheduler.fitted.POLICIES`.
+        weights: Number format in which graphs store weights.
         prune_vocabulary: Keep only the tokens that the training texts use.
-        torch: Store the network beside its graphs, for the torch backend.
+        torch: Also store the network itself, for the torch backend.
     """
 
     name: str
@@ -81,13 +81,13 @@ class BuildOptions:
             TypeAdapter(Name).validate_python(self.name)
         except ValidationError as error:
             raise ValueError(
-                f"{self.name!r} is no name for a model; give a --name of at most 64 letters, "
-                f"digits, '.', '_' and '-'"
+                f"{self.name!r} is not a valid name of a model; give a --name of at most 64 "
+                f"letters, digits, '.', '_' and '-'"
             ) from error
 
 
 class BuildResult(NamedTuple):
-    """A new bundle and what its scheduler makes of the test predictions."""
+    """A new bundle and its scheduler's results on the test predictions."""
 
     bundle: Bundle
     disagreement: float
@@ -96,10 +96,10 @@ class BuildResult(NamedTuple):
 
 
 def load_run(folder: Path) -> Run:
-    """Read the folder of a run.
+    """Read a run from its folder.
 
     Raises:
-        ValueError: If it holds no run or no evaluated epoch yet.
+        ValueError: If the folder holds no run, or no epoch of it is finished.
     """
     config = read_run(folder)
     if not (folder / BEST).is_file():
@@ -110,33 +110,36 @@ def load_run(folder: Path) -> Run:
 
 
 def build_bundle(
-    run: Run, out: Path, options: BuildOptions, say: Callable[[str], None]
+    run: Run, out: Path, options: BuildOptions, log_step: Callable[[str], None]
 ) -> BuildResult:
-    """Build a bundle; an older one at `out` is replaced only by a finished one.
+    """Build a bundle; an older one at `out` stays until the new one is complete.
 
     Args:
         run: The network; pruning its vocabulary changes it.
         out: The bundle's folder.
-        options: What to put into it.
-        say: Told each step.
+        options: Options of the build.
+        log_step: Called with each step as it begins.
 
     Raises:
-        ValueError: If `out` holds something else, the dataset does not fit, or the graphs differ
-            from the network.
+        ValueError: If `out` holds anything but a bundle, the dataset does not fit, or the graphs
+            differ from the network.
     """
     out = out.resolve()
     if out.is_file() or (out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
-        raise ValueError(f"{out} is something else than a bundle; give an empty or new folder")
+        raise ValueError(f"{out} is not a bundle; give an empty or new folder")
     if options.prune_vocabulary and not (run.folder / TOKENIZER).is_file():
-        raise ValueError(f"{run.folder} reads no texts; there is no vocabulary to prune")
-    say("reading the dataset")
+        raise ValueError(
+            f"{run.folder} reads no texts, so there is no vocabulary to prune; leave out "
+            f"--prune-vocabulary"
+        )
+    log_step("reading the dataset")
     data = in_order(load_dataset(options.data), run.config.classes)
     _check_data(run, data)
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        built = _fill(run, part, data, options, say)
+        built = _fill(run, part, data, options, log_step)
         shutil.rmtree(out, ignore_errors=True)
         part.rename(out)
     finally:
@@ -145,7 +148,7 @@ def build_bundle(
 
 
 def in_order(data: Dataset, classes: tuple[str, ...]) -> Dataset:
-    """The dataset with its classes, if they are the same, numbered as the network numbers them."""
+    """The dataset with labels in the network's order of classes, if the classes are the same."""
     if data.classes == classes or sorted(data.classes) != sorted(classes):
         return data
     places = np.array([classes.index(name) for name in data.classes])
@@ -156,10 +159,10 @@ def in_order(data: Dataset, classes: tuple[str, ...]) -> Dataset:
 def _check_data(run: Run, data: Dataset) -> None:
     task = Network(run.config.arch).family.task
     if data.task != task:
-        raise ValueError(f"the dataset is one of the task {data.task}, the run of {task}")
+        raise ValueError(f"the dataset is of the task {data.task}, but the run is of {task}")
     if run.config.classes and data.classes != run.config.classes:
         raise ValueError(
-            f"the dataset has the classes {data.classes}, the run {run.config.classes}; give "
+            f"the dataset has the classes {data.classes}, but the run {run.config.classes}; give "
             f"the same dataset"
         )
     classes = Network(run.config.arch).family.classes
@@ -176,44 +179,23 @@ def _check_data(run: Run, data: Dataset) -> None:
 
 
 def _fill(
-    run: Run, folder: Path, data: Dataset, options: BuildOptions, say: Callable[[str], None]
+    run: Run, folder: Path, data: Dataset, options: BuildOptions, log_step: Callable[[str], None]
 ) -> BuildResult:
     if data.task == "text":
         _write_tokenizer(run, folder, data, options)
     preprocess = _preprocessor(run, folder, data)
     if data.task == "segmentation":
         data = data._replace(calibration=_on_grid(data.calibration), test=_on_grid(data.test))
-
-    say("exporting one graph per stage and head")
-    graphs = export_graphs(run.model, *_two_sizes(preprocess.example))
-    backend = write_graphs(graphs, folder)
-    few = first_rows(preprocess, data.test, PARITY_ROWS)
-    disagreement = largest_disagreement(run.model, backend, few)
-    if disagreement > PARITY_LIMIT:
-        raise ValueError(
-            f"the exported graphs differ from the network by {disagreement:.2g} on real inputs, "
-            f"over {PARITY_LIMIT}"
-        )
-
-    say(f"recording predictions of {len(data.test.labels)} test rows")
-    test = record_split(backend, preprocess, data.test)
-    say("profiling this machine")
-    profile = measure_latency(backend, preprocess.example)
-    measured: dict[Weights, Measured] = {"float32": _measured(test, profile)}
-    if options.weights != "float32":
-        say(f"storing weights as {options.weights}, recording and profiling again")
-        backend = write_graphs(graphs, folder, options.weights)
-        test = record_split(backend, preprocess, data.test)
-        profile = measure_latency(backend, preprocess.example)
-        measured[options.weights] = _measured(test, profile)
-    say(f"recording predictions of {len(data.calibration.labels)} calibration rows")
-    calibration = record_split(backend, preprocess, data.calibration)
-    recorded = Recorded(calibration, test)
+    exported = _export(run, folder, data, preprocess, options, log_step)
+    log_step(f"recording predictions of {len(data.calibration.labels)} calibration rows")
+    calibration = record_split(exported.backend, preprocess, data.calibration)
+    recorded = Recorded(calibration, exported.test)
     save_recorded(recorded, folder / "calibration.npz")
-    save_profile(profile, folder / "profile.json")
+    save_profile(exported.profile, folder / "profile.json")
 
-    say(f"fitting {options.policy}")
-    costs_ms = profile.costs_ms if run.config.costs_ms is None else np.array(run.config.costs_ms)
+    log_step(f"fitting {options.policy}")
+    config = run.config
+    costs_ms = exported.profile.costs_ms if config.costs_ms is None else np.array(config.costs_ms)
     scheduler = fit_scheduler(
         options.policy,
         calibration.log_probs,
@@ -223,31 +205,77 @@ def _fill(
     )
     save_scheduler(scheduler, folder)
     pad_id = preprocess.pad_id if isinstance(preprocess, TextPreprocessor) else None
-    network = store_network(run.model, run.config, folder, pad_id) if options.torch else None
     bundle = write_manifest(
         folder,
         name=options.name,
         version="1",
         task=data.task,
         classes=data.classes,
-        num_exits=backend.num_exits,
+        num_exits=exported.backend.num_exits,
         preprocessing=_described(preprocess),
         default_budget_ms=default_budget_ms(scheduler.frontier),
         weights=options.weights,
-        measured=measured,
-        network=network,
-        training=_training(run.config, options.data, calibration, test),
+        measured=exported.measured,
+        network=store_network(run.model, config, folder, pad_id) if options.torch else None,
+        training=_training(config, options.data, calibration, exported.test),
     )
     return BuildResult(
         bundle,
-        disagreement,
-        test.correct.mean(0).tolist(),
+        exported.disagreement,
+        exported.test.correct.mean(0).tolist(),
         evaluate(scheduler, recorded, spread_budgets(costs_ms)),
     )
 
 
+class _Exported(NamedTuple):
+    """The graphs as they will be served, and their results on the test set."""
+
+    backend: StageBackend
+    disagreement: float
+    test: Predictions
+    profile: LatencyProfile
+    measured: dict[Weights, Measured]
+
+
+def _export(
+    run: Run,
+    folder: Path,
+    data: Dataset,
+    preprocess: ImagePreprocessor | TextPreprocessor,
+    options: BuildOptions,
+    log_step: Callable[[str], None],
+) -> _Exported:
+    """Export the graphs, compare them with the network, record and profile them.
+
+    Raises:
+        ValueError: If the graphs differ from the network.
+    """
+    log_step("exporting one graph per stage and head")
+    graphs = export_graphs(run.model, *_two_sizes(preprocess.example))
+    backend = write_graphs(graphs, folder)
+    few = first_rows(preprocess, data.test, PARITY_ROWS)
+    disagreement = largest_disagreement(run.model, backend, few)
+    if disagreement > PARITY_LIMIT:
+        raise ValueError(
+            f"the exported graphs differ from the network by {disagreement:.2g} on real inputs, "
+            f"over {PARITY_LIMIT}"
+        )
+    log_step(f"recording predictions of {len(data.test.labels)} test rows")
+    test = record_split(backend, preprocess, data.test)
+    log_step("profiling this machine")
+    profile = measure_latency(backend, preprocess.example)
+    measured: dict[Weights, Measured] = {"float32": _measured(test, profile)}
+    if options.weights != "float32":
+        log_step(f"storing weights as {options.weights}, recording and profiling again")
+        backend = write_graphs(graphs, folder, options.weights)
+        test = record_split(backend, preprocess, data.test)
+        profile = measure_latency(backend, preprocess.example)
+        measured[options.weights] = _measured(test, profile)
+    return _Exported(backend, disagreement, test, profile, measured)
+
+
 def default_budget_ms(frontier: Frontier) -> float:
-    """The smallest budget that gives up at most half a point, rounded up to 0.01 ms."""
+    """The smallest budget that loses at most half a point of accuracy, rounded up to 0.01 ms."""
     good = frontier.expected_accuracy >= frontier.expected_accuracy.max() - ACCURACY_GIVEN_UP
     rounded = math.ceil(float(frontier.expected_costs_ms[good].min()) * 100) / 100
     return min(rounded, round(float(frontier.costs_ms[-1]), 4))
@@ -265,18 +293,20 @@ def _write_tokenizer(run: Run, folder: Path, data: Dataset, options: BuildOption
 
 
 def _pad_id(run: Run, tokenizer: Path) -> int:
-    """The id of the run's padding in a tokenizer whose vocabulary may be pruned."""
+    """The id of the padding token in a tokenizer whose vocabulary may be pruned."""
     before = Tokenizer.from_file(str(run.folder / TOKENIZER))
     token = before.id_to_token(run.config.input["pad_id"])
     after = Tokenizer.from_file(str(tokenizer))
     pad_id = None if token is None else after.token_to_id(token)
     if pad_id is None:
-        raise ValueError(f"pruning dropped the padding {token!r}; build without it")
+        raise ValueError(
+            f"pruning dropped the padding token {token!r}; build without --prune-vocabulary"
+        )
     return pad_id
 
 
 def _preprocessor(run: Run, folder: Path, data: Dataset) -> ImagePreprocessor | TextPreprocessor:
-    """What serving will use; of texts the typical length is the median of the calibration set."""
+    """The preprocessing of the bundle; a text's typical length is the calibration set's median."""
     settings = run.config.input
     if data.task != "text":
         height, width = np.asarray(data.test.inputs[:1]).shape[1:3]
@@ -294,12 +324,12 @@ def _preprocessor(run: Run, folder: Path, data: Dataset) -> ImagePreprocessor | 
 
 
 def _on_grid(split: Split) -> Split:
-    """Masks on the grid that policies read."""
+    """The split with its masks on the grid that policies read."""
     return Split(split.inputs, coarse_labels(split.labels))
 
 
 def _two_sizes(example: State) -> tuple[State, State]:
-    """Inputs of two and three rows, and where there is a length, of lengths that differ."""
+    """Inputs of two and three rows; those of texts have different lengths too."""
     has_length = len(example) > 1
     shorter = tuple(array[:, :-1] for array in example) if has_length else example
     return join_states([shorter] * 2), join_states([example] * 3)
@@ -313,7 +343,7 @@ def _measured(test: Predictions, profile: LatencyProfile) -> Measured:
 
 
 def _described(preprocess: ImagePreprocessor | TextPreprocessor) -> dict[str, Any]:
-    """The preprocessing as the manifest holds it."""
+    """The preprocessing as fields of the manifest."""
     names = (
         TextInput.model_fields
         if isinstance(preprocess, TextPreprocessor)
@@ -323,14 +353,14 @@ def _described(preprocess: ImagePreprocessor | TextPreprocessor) -> dict[str, An
 
 
 def _place_free(start: str) -> str:
-    """A hub's name as it is, of a file or folder the last part: a bundle travels."""
+    """A hub's name, or the last part of a path: a bundle must not name folders of this machine."""
     return Path(start).name if Path(start).exists() else start
 
 
 def _training(
     config: RunConfig, data: DataConfig, calibration: Predictions, test: Predictions
 ) -> dict[str, Any]:
-    """Where the network comes from and what it reached; for people."""
+    """Origin and accuracy of the network, for people."""
     return {
         "arch": config.arch,
         "settings": config.settings,

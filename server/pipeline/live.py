@@ -1,4 +1,4 @@
-"""What a running server saw, as a calibration set: fetched over HTTP and labelled."""
+"""Audited traffic of a running server as a calibration set: fetched over HTTP and labelled."""
 
 import io
 import json
@@ -22,11 +22,11 @@ UNLABELLED = -1
 
 
 class LiveRows(NamedTuple):
-    """Audited samples.
+    """Audited samples of a server.
 
     Attributes:
-        log_probs: Of every exit, (K, N, C).
-        labels: True ones, -1 where none came, (N,).
+        log_probs: Log-probabilities of every exit, (K, N, C).
+        labels: True labels, -1 without feedback, (N,).
     """
 
     log_probs: NDArray[np.floating]
@@ -34,32 +34,32 @@ class LiveRows(NamedTuple):
 
 
 class LiveServer:
-    """A server that runs, and one of its models.
+    """One model of a running server.
 
     Args:
-        url: Its root, such as http://localhost:8000.
+        url: Root of the server, such as http://localhost:8000.
         model: Name of the model there.
 
     Raises:
-        ValueError: If the URL is not one of a server.
+        ValueError: If the URL is not an HTTP one.
     """
 
     def __init__(self, url: str, model: str) -> None:
         if urlsplit(url).scheme not in ("http", "https"):
             raise ValueError(
-                f"--from-live {url!r} is no URL of a server; give one such as http://localhost:8000"
+                f"--from-live {url!r} is not the URL of a server; give one such as http://localhost:8000"
             )
         self.url = url.rstrip("/")
         self.model = model
 
     def rows(self, manifest: Manifest) -> LiveRows:
-        """The model's audited samples.
+        """Fetch the model's audited samples.
 
         Args:
-            manifest: Of the bundle that they are for.
+            manifest: The manifest of the bundle to fit.
 
         Raises:
-            ValueError: If the server does not answer, the rows are too few, or not of such a model.
+            ValueError: If the server does not answer, or the rows are too few or of another model.
         """
         content = self._ask("GET", "/audit/rows")
         try:
@@ -67,25 +67,29 @@ class LiveServer:
                 rows = LiveRows(arrays["log_probs"], arrays["labels"].astype(np.int64))
         except Exception as error:  # numpy and zipfile raise a dozen types on a damaged archive
             raise ValueError(
-                f"{self.url}/audit/rows answers no rows: {error}; is it a server of `eenet serve`?"
+                f"{self.url}/audit/rows answers no rows: {error}; check that it is a server of "
+                f"`eenet serve`"
             ) from error
         self._check(rows, manifest)
         return rows
 
     def reload(self) -> str:
-        """Let it read its scheduler again; the SHA-256 of the scheduler.npz that it runs then.
+        """Let the server reload its scheduler.
+
+        Returns:
+            The SHA-256 of the scheduler.npz that it runs then.
 
         Raises:
-            ValueError: If it does not answer, or refuses.
+            ValueError: If the server does not answer, or refuses.
         """
         content = self._ask("POST", "/scheduler/reload")
         try:
-            (told,) = json.loads(content)["models"]
-            sha256: str = told["sha256"]
+            (reloaded,) = json.loads(content)["models"]
+            sha256: str = reloaded["sha256"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{self.url}/scheduler/reload does not tell what it runs; is it a server of `eenet "
-                f"serve`?"
+                f"{self.url}/scheduler/reload does not name its scheduler; check that it is a "
+                f"server of `eenet serve`"
             ) from error
         return sha256
 
@@ -115,13 +119,21 @@ class LiveServer:
             with error:
                 reason = _detail(error.read()) or error.reason
             raise ValueError(f"{method} {url} was answered {error.code}: {reason}") from error
-        except (OSError, HTTPException) as error:  # the latter also of a port that is none
-            raise ValueError(f"{method} {url} failed: {error}; is the server up?") from error
+        except (OSError, HTTPException) as error:  # the latter also for a bad port
+            raise ValueError(
+                f"{method} {url} failed: {error}; check that the server is running"
+            ) from error
         return content
 
 
 class LabelledRows(NamedTuple):
-    """Live rows as a calibration set, and where their labels are from."""
+    """Live rows as a calibration set.
+
+    Attributes:
+        predictions: The rows with their labels.
+        with_feedback: Number of labels that came from feedback.
+        temperature: Temperature at which the others were drawn.
+    """
 
     predictions: Predictions
     with_feedback: int
@@ -131,14 +143,15 @@ class LabelledRows(NamedTuple):
 def labelled(rows: LiveRows, calibration: Predictions, seed: int) -> LabelledRows:
     """Give every row a label.
 
-    It is the true one where it came. Others are drawn from what the last exit says, at the
-    temperature at which it is as sure as it is right on the calibration set: so it is not taken for
-    infallible, and an exit that disagrees is not always wrong.
+    Rows with feedback get their true label. For the others it is drawn from the last exit's
+    probabilities, at the temperature at which its confidence on the calibration set equals its
+    accuracy. So the last exit is not taken to be always right, nor an exit that disagrees with it
+    to be always wrong.
 
     Args:
-        rows: As fetched.
-        calibration: Of the bundle, as it was.
-        seed: Of the draws.
+        rows: Rows as fetched.
+        calibration: The bundle's calibration set.
+        seed: Seed of the draws.
     """
     temperature = fit_temperature(calibration.log_probs[-1], calibration.labels)
     drawn = draw_labels(rows.log_probs[-1], temperature, np.random.default_rng(seed))
@@ -149,7 +162,7 @@ def labelled(rows: LiveRows, calibration: Predictions, seed: int) -> LabelledRow
 
 
 def _detail(content: bytes) -> str | None:
-    """The sentence of a problem answer."""
+    """The error message in a problem response."""
     try:
         problem: Any = json.loads(content)
         detail: str | None = problem.get("detail")

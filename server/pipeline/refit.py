@@ -1,4 +1,4 @@
-"""`eenet fit`: another policy, other costs, published weights or live rows for a bundle."""
+"""Fits a bundle's scheduler again: another policy, other costs, published weights, live rows."""
 
 import json
 import tempfile
@@ -21,9 +21,9 @@ CALIBRATION = "calibration.npz"
 
 
 class RefitResult(NamedTuple):
-    """A bundle with a new scheduler and what that makes of the bundle's recorded predictions.
+    """A bundle with a new scheduler, and the scheduler's results on the recorded predictions.
 
-    `live` is what it was fitted to, where that is not the bundle's own calibration set.
+    `live` holds the rows it was fitted to, or None for the bundle's own calibration set.
     """
 
     bundle: Bundle
@@ -45,14 +45,14 @@ def refit(
 
     Args:
         folder: The bundle.
-        policy: One of `scheduler.fitting.fit.POLICIES`.
+        policy: One of `scheduler.fitted.POLICIES`.
         costs_ms: Latency from the start until each exit, (K,); None: the bundle's own profile.
         weights: npz of a published fitted EENet scheduler to take scores and assignment from.
-        live: Rows that a server saw, to become the bundle's calibration set; the test set stays.
-        seed: Of folds, of networks that are trained, and of labels that are drawn.
+        live: Audited rows of a server that replace the calibration set; the test set stays.
+        seed: Seed of folds, of networks that are trained, and of labels that are drawn.
 
     Raises:
-        ValueError: If bundle, costs or weights make no sense; the bundle is as it was.
+        ValueError: If bundle, costs or weights do not fit together; the bundle is as it was.
     """
     bundle = load_bundle(folder)
     recorded, seen = load_recorded(folder / CALIBRATION), None
@@ -83,7 +83,7 @@ def refit(
 
 
 def profiled_costs(folder: Path) -> NDArray[np.float64]:
-    """The costs (K,) in a bundle's `profile.json`."""
+    """Latency until each exit in a bundle's `profile.json`, (K,)."""
     costs: NDArray[np.float64] = np.array(
         json.loads((folder / "profile.json").read_text())["costs_ms"], np.float64
     )

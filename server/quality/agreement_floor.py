@@ -1,4 +1,4 @@
-"""What one model's samples tell of its exits under the scheduler in force, and the floor kept."""
+"""Agreement of a model's early exits with its last one, and the floor under it."""
 
 from itertools import islice
 from typing import Literal, NamedTuple
@@ -14,11 +14,11 @@ Objective = Literal["budget", "agreement"]
 
 
 class AgreementTarget(NamedTuple):
-    """What an operator asked for.
+    """The operator's settings.
 
     Attributes:
-        minimum: Least agreement of early exits with the last, or None.
-        prefer: Which of the two promises is kept where both cannot be.
+        minimum: Least agreement of early exits with the last one, or None.
+        prefer: Objective that is kept if both cannot be.
     """
 
     minimum: float | None
@@ -26,41 +26,41 @@ class AgreementTarget(NamedTuple):
 
 
 class AgreementGuard:
-    """Score drift, agreement and its floor; the event loop's thread.
+    """Tracks score drift and agreement, and keeps the floor; for the event loop's thread.
 
     Args:
-        scheduler: In force.
-        asked: By the operator.
+        scheduler: The active scheduler.
+        target: The operator's settings.
     """
 
-    def __init__(self, scheduler: CalibratedPolicy, asked: AgreementTarget) -> None:
+    def __init__(self, scheduler: CalibratedPolicy, target: AgreementTarget) -> None:
         self.drift = scheduler.drift
-        self.target = asked
+        self.target = target
         self._curve = AgreementCurve(scheduler.policy, scheduler.frontier)
-        self._floor = None if asked.minimum is None else AgreementFloor(asked.minimum)
-        self._read = 0  # rows of the log
+        self._floor = None if target.minimum is None else AgreementFloor(target.minimum)
+        self._read = 0  # rows of the log that were read
 
     def read(self, log: AuditLog) -> None:
-        """Take in what was logged under this scheduler since the last time."""
+        """Read the rows logged since the last call."""
         fresh = list(islice(reversed(log.rows), log.added - self._read))
         self._read = log.added
         if fresh:
             self._curve.add(np.stack([row.log_probs for row in reversed(fresh)], 1))
 
     def minimum_parameter(self, controller: BudgetController) -> float | None:
-        """The parameter to hold now, for all controllers; None: the budget has its way."""
+        """The parameter to hold now, for all controllers; None: the budget alone decides."""
         if self._floor is None:
             return None
-        held = self._floor.judge(self._curve, controller.unconstrained_parameter)
-        return held if self.target.prefer == "agreement" else None
+        minimum = self._floor.judge(self._curve, controller.unconstrained_parameter)
+        return minimum if self.target.prefer == "agreement" else None
 
     def agreement(self, parameter: float) -> float | None:
-        """Of audited samples that would leave early at a parameter; None if none would."""
+        """Agreement of audited samples that would exit early at a parameter; None without any."""
         agreed = self._curve.at(parameter)
         return agreed.share if agreed.early else None
 
     def violated_objective(self, controller: BudgetController) -> Objective | None:
-        """Which of the two promises gives way to the other at present."""
+        """The objective that is given up for the other at present, or None."""
         if self._floor is None or self._floor.held is None:
             return None
         if self.target.prefer == "budget":

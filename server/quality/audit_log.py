@@ -1,4 +1,4 @@
-"""The audit's log: what all exits said of a sample of the traffic, and how far they agree."""
+"""Log of the audit: outputs of all exits for a share of the traffic, and their agreement."""
 
 from collections import deque
 from typing import NamedTuple
@@ -13,13 +13,13 @@ MOST_BYTES = 32 * 2**20
 
 
 class AuditedRow(NamedTuple):
-    """A sample that every exit was asked about.
+    """A sample with the outputs of every exit.
 
     Attributes:
-        request_key: The 64-bit hash of its request's id.
-        exit: Where it was answered.
-        parameter: The policy's, that it left under.
-        log_probs: (K, C); of a segmentation (K, P, C).
+        request_key: 64-bit hash of its request's id.
+        exit: Exit of its prediction.
+        parameter: Parameter of the policy that it exited under.
+        log_probs: (K, C); for a segmentation (K, P, C).
     """
 
     request_key: int
@@ -29,14 +29,14 @@ class AuditedRow(NamedTuple):
 
 
 class AgreementCount(NamedTuple):
-    """How many of some samples had the last exit's answer where they left."""
+    """Number of samples, and of those whose prediction agrees with the last exit."""
 
     samples: int
     agreeing: int
 
     @property
     def ratio(self) -> float | None:
-        """None of no samples."""
+        """Share that agrees; None without samples."""
         return self.agreeing / self.samples if self.samples else None
 
 
@@ -45,8 +45,8 @@ class AuditLog:
 
     Args:
         num_exits: K.
-        most_rows: Kept at most, fewer where they would pass `most_bytes`.
-        most_bytes: Of log-probabilities.
+        most_rows: Most rows kept; fewer if they would exceed `most_bytes`.
+        most_bytes: Most bytes of log-probabilities.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class AuditLog:
         self.clear()
 
     def clear(self) -> None:
-        """Forget all: another policy leaves elsewhere."""
+        """Remove all rows: another policy exits elsewhere."""
         self.rows: deque[AuditedRow] = deque()
         self.added = 0
         self._labels: dict[int, int | None] = {}
@@ -68,9 +68,9 @@ class AuditLog:
     def add(
         self, request_key: int, exit: int, parameter: float, log_probs: NDArray[np.float32]
     ) -> None:
-        """Take in a row; the oldest make room.
+        """Add a row and drop the oldest ones beyond the limits.
 
-        Answers are compared before they are rounded: at half precision classes may tie.
+        Predictions are compared before rounding: at half precision classes may tie.
         """
         row = AuditedRow(request_key, exit, parameter, log_probs.astype(np.float16))
         answered, last = (int(probabilities(log_probs[k]).argmax()) for k in (exit, -1))
@@ -87,21 +87,21 @@ class AuditLog:
             self._count(oldest, self._agrees.popleft(), -1)
 
     def label(self, request_key: int, class_id: int) -> None:
-        """Keep the true label of a sample beside its row, if it has one."""
+        """Store the true label of a sample, if the log has its row."""
         if request_key in self._labels:
             self._labels[request_key] = class_id
 
     def label_of(self, request_key: int) -> int | None:
-        """The true label kept of a sample."""
+        """The true label stored for a sample, or None."""
         return self._labels.get(request_key)
 
     def at(self, exit: int) -> AgreementCount:
-        """Of the rows that left at an exit."""
+        """Agreement of the rows that left at an exit."""
         return AgreementCount(self._samples[exit], self._agreeing[exit])
 
     @property
     def early(self) -> AgreementCount:
-        """Of the rows that left before the last exit."""
+        """Agreement of the rows that left before the last exit."""
         return AgreementCount(sum(self._samples[:-1]), sum(self._agreeing[:-1]))
 
     def _count(self, row: AuditedRow, agrees: bool, step: int) -> None:

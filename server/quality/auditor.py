@@ -1,4 +1,4 @@
-"""Which samples are audited, and what becomes of them."""
+"""Chooses the samples to audit and logs their outcome."""
 
 import random
 from collections import deque
@@ -13,16 +13,16 @@ MOST_IN_FLIGHT = 8
 
 
 class Auditor:
-    """Chooses a share of one model's samples, and logs what all exits say of them.
+    """Chooses a share of one model's samples, and logs the outputs of all exits for them.
 
-    A sample is chosen as it comes, whatever exit it will take, so that the log is of the traffic as
-    it is. All but `note` belong to the event loop's thread.
+    A sample is chosen on arrival, before its exit is known, so that the log represents the whole
+    traffic. All methods but `note` belong to the event loop's thread.
 
     Args:
-        log: Of what is audited.
-        metrics: Told of every sample.
-        share: Of the samples that are chosen, 0 to 1.
-        rng: Draws them.
+        log: Log of audited samples.
+        metrics: Counters of audited and skipped samples.
+        share: Share of the samples that are chosen, 0 to 1.
+        rng: Random draws.
     """
 
     def __init__(
@@ -38,15 +38,15 @@ class Auditor:
 
     @property
     def in_flight(self) -> int:
-        """Samples chosen that have neither been logged nor given up."""
+        """Number of chosen samples that are neither logged nor given up."""
         return len(self._in_flight)
 
     def choose(self, request_id: str, slack: Callable[[], bool]) -> AuditTrace | None:
-        """Draw whether a sample that comes is audited.
+        """Draw whether an arriving sample is audited.
 
         Args:
-            request_id: Of its request, and of its place in a list.
-            slack: Whether the engine has time to spare.
+            request_id: Id of its request, with its place in a list.
+            slack: Returns whether no request waits in the engine.
         """
         if self._rng.random() >= self.share:
             return None
@@ -60,17 +60,17 @@ class Auditor:
         return trail
 
     def give_up(self, trail: AuditTrace) -> None:
-        """The sample has not been answered, or cannot be followed any more."""
+        """Give up a sample that got no prediction or was lost."""
         if trail in self._in_flight:
             self._in_flight.remove(trail)
             self._skip()
 
     def note(self, audited: AuditResult) -> None:
-        """A sample has been at the last exit or is lost; any thread may say so."""
+        """Accept the result of an audit; any thread may call this."""
         self._ended.append(audited)
 
     def flush(self) -> None:
-        """Log what was noted since the last time."""
+        """Log the results noted since the last call."""
         while self._ended:
             trail, log_probs = self._ended.popleft()
             if log_probs is None or trail.exit is None:
@@ -81,7 +81,7 @@ class Auditor:
                 self._metrics.samples[trail.exit].inc()
 
     def restart(self) -> None:
-        """Another policy is in force: what is known and what is on its way tells nothing of it."""
+        """Start over for another policy: results so far say nothing about it."""
         self.flush()
         for trail in list(self._in_flight):
             self.give_up(trail)

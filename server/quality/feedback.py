@@ -1,4 +1,4 @@
-"""Answers that are remembered for a while, and the true labels that come for some of them."""
+"""Recent predictions, and the true labels that feedback gives for some of them."""
 
 from array import array
 from collections import OrderedDict
@@ -10,13 +10,13 @@ CLASS_BITS, EXIT_BITS = 32, 8
 
 
 class LoggedPrediction(NamedTuple):
-    """What was answered under a request's id.
+    """A prediction that feedback may refer to.
 
     Attributes:
-        key: Stands for the id wherever it is remembered.
+        key: Hash of the request's id.
         model: Name of the model.
-        exit: Where the sample left.
-        class_id: The label given.
+        exit: Exit of the prediction.
+        class_id: Predicted class.
     """
 
     key: int
@@ -26,13 +26,13 @@ class LoggedPrediction(NamedTuple):
 
 
 class PredictionLog:
-    """The last answers by request id, in a ring of places; the loop's thread.
+    """Ring buffer of the last predictions by request id; for the event loop's thread.
 
-    An id is kept as a hash of 64 bits, salted by the process: that two of a hundred thousand meet
-    happens once in four billion such sets. The item i of a list has the id `ID/i`.
+    An id is stored as a hash of 64 bits, salted by the process: a collision among a hundred
+    thousand ids happens once in four billion such sets. The item i of a list has the id `ID/i`.
 
     Args:
-        capacity: Answers remembered; the oldest are forgotten.
+        capacity: Number of predictions kept; the oldest are dropped.
     """
 
     def __init__(self, capacity: int = REMEMBERED) -> None:
@@ -44,7 +44,7 @@ class PredictionLog:
         self._noted = 0
 
     def record(self, request_id: str, model: str, exit: int, class_id: int) -> None:
-        """Remember an answer; of two under one id it is the later."""
+        """Store a prediction; a later one under the same id replaces it."""
         if model not in self._models:
             self._models.append(model)
         place, key = self._noted % self.capacity, key_of(request_id)
@@ -57,7 +57,7 @@ class PredictionLog:
         self._noted += 1
 
     def find(self, request_id: str) -> LoggedPrediction | None:
-        """The answer under an id; None where there was none, or it is too old."""
+        """The prediction under an id; None if there was none, or it was dropped."""
         key = key_of(request_id)
         place = self._places.get(key)
         if place is None:
@@ -71,19 +71,19 @@ class PredictionLog:
 
 
 def key_of(request_id: str) -> int:
-    """What stands for a request's id in memory."""
+    """The hash under which a request's id is stored."""
     return hash(request_id)
 
 
 class AccuracyCount(NamedTuple):
-    """Labels that came, and answers that were right by them."""
+    """Number of labels, and of correct predictions among them."""
 
     right: int
     labels: int
 
     @property
     def accuracy(self) -> float | None:
-        """None of no labels."""
+        """Share of correct predictions; None without labels."""
         return self.right / self.labels if self.labels else None
 
 
@@ -94,11 +94,11 @@ class _Label(NamedTuple):
 
 
 class Feedback:
-    """The latest true labels of one model's answers, counted by exit.
+    """The latest true labels for one model's predictions, counted by exit.
 
     Args:
         num_exits: K.
-        window: Labels that count; the oldest are dropped.
+        window: Number of labels that count; the oldest are dropped.
     """
 
     def __init__(self, num_exits: int, window: int = WINDOW) -> None:
@@ -108,10 +108,10 @@ class Feedback:
         self._right = [0] * num_exits
 
     def add(self, answered: LoggedPrediction, class_id: int) -> bool:
-        """Take in the true label of an answer; one that came before is replaced where it stands.
+        """Add the true label of a prediction; it replaces an earlier label of the same prediction.
 
         Returns:
-            Whether it is the first label of the answer, as far as the window tells.
+            Whether the window held no label of the prediction before.
         """
         label = _Label(class_id, answered.exit, class_id == answered.class_id)
         before = self._given.get(answered.key)
@@ -124,13 +124,13 @@ class Feedback:
         return before is None
 
     def label_of(self, key: int) -> int | None:
-        """The label that came for an answer; None where none did, or too long ago."""
+        """The label given for a prediction; None without one in the window."""
         label = self._given.get(key)
         return None if label is None else label.class_id
 
     @property
     def tallies(self) -> list[AccuracyCount]:
-        """Of each exit, (K,)."""
+        """Accuracy of each exit, (K,)."""
         return [
             AccuracyCount(right, labels)
             for right, labels in zip(self._right, self._labels, strict=True)

@@ -22,7 +22,7 @@ UNKNOWN = -1  # a label
 
 @router.get("/audit")
 async def get_audit(request: Request, query: Named) -> Audits:
-    """How far early exits agree with the last, by a sample of the traffic that ran on to it."""
+    """Agreement of early exits with the last one, measured on a share of the traffic."""
     meant = server_state(request).select_models(query.model)
     return Audits(models=[audit_state(model) for model in meant])
 
@@ -33,7 +33,7 @@ async def get_audit(request: Request, query: Named) -> Audits:
     responses={200: {"content": {"application/octet-stream": {}}}},
 )
 async def get_rows(request: Request, query: Named) -> Response:
-    """What all exits said of the audited samples of one model, as npz; no input is ever kept."""
+    """Outputs of all exits for the audited samples of one model, as npz; inputs are never kept."""
     model = server_state(request).get_model(query.model)
     model.flush_samples()
     rows = list(model.auditor.log.rows)
@@ -44,7 +44,7 @@ async def get_rows(request: Request, query: Named) -> Response:
 
 
 def _label(model: ServedModel, key: int) -> int:
-    """The true label of an audited sample, whether it came before its row was logged or after."""
+    """The true label of an audited sample, which may have come before its row was logged."""
     for label in (model.auditor.log.label_of(key), model.feedback.label_of(key)):
         if label is not None:
             return label
@@ -52,7 +52,7 @@ def _label(model: ServedModel, key: int) -> int:
 
 
 def audit_state(model: ServedModel) -> AuditState:
-    """How far the exits of a model agree with its last, and what else is known of them."""
+    """Agreement, drift and accuracy of a model's exits."""
     model.flush_samples()
     auditor, last = model.auditor, model.num_exits - 1
     log = auditor.log
@@ -86,8 +86,8 @@ def rows_npz(rows: Sequence[AuditedRow], labels: Sequence[int], empty: tuple[int
 
     Args:
         rows: N of them.
-        labels: The true class of each, -1 where it is not known, (N,).
-        empty: K and C, to say so of no rows.
+        labels: True class of each, -1 if unknown, (N,).
+        empty: K and C, for the shape of no rows.
     """
     exits, classes = empty
     log_probs = np.empty((exits, 0, classes), np.float16)
@@ -106,5 +106,5 @@ def rows_npz(rows: Sequence[AuditedRow], labels: Sequence[int], empty: tuple[int
 
 
 def _interval(samples: int, hits: int) -> tuple[float, float] | None:
-    """Within which the share lies with a confidence of 95 %; None of no samples."""
+    """The 95 % confidence interval of a share; None without samples."""
     return wilson(hits, samples) if samples else None

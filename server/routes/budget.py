@@ -17,7 +17,7 @@ Named = Annotated[ModelQuery, Query()]
 
 @router.get("/budget")
 async def get_budget(request: Request, query: Named) -> Budgets:
-    """The budget of all models or of one, and what became of it."""
+    """Budget of all models or of one, and how it is kept."""
     meant = server_state(request).select_models(query.model)
     return Budgets(models=[budget_state(each) for each in meant])
 
@@ -32,7 +32,7 @@ async def get_budget(request: Request, query: Named) -> Budgets:
     },
 )
 async def put_budget(request: Request, query: Named) -> Budgets:
-    """Change the budget of all models or of one; in force from every sample's next exit on."""
+    """Change the budget of all models or of one; it applies from every sample's next exit on."""
     meant = server_state(request).select_models(query.model)
     change = parse_json(BudgetChange, await request.body())
     given = {name: getattr(change, name) for name in change.model_fields_set}
@@ -45,12 +45,12 @@ async def put_budget(request: Request, query: Named) -> Budgets:
 
 @router.get("/frontier")
 async def get_frontier(request: Request, query: Named) -> list[FrontierEntry]:
-    """What each budget buys, in this host's present milliseconds."""
+    """Accuracy and exit rates to expect at each budget, in this host's present milliseconds."""
     return frontier_entries(server_state(request).get_model(query.model))
 
 
 def budget_state(model: ServedModel) -> BudgetState:
-    """The budget of a model, how it is kept and what it buys."""
+    """Budget of a model, how it is kept, and the results to expect."""
     model.flush_samples()
     control = model.controller
     control.expire(model.clock())
@@ -80,7 +80,7 @@ def budget_state(model: ServedModel) -> BudgetState:
 
 
 def frontier_entries(model: ServedModel) -> list[FrontierEntry]:
-    """What each budget buys on this host at present."""
+    """Points of a model's frontier at this host's present costs."""
     frontier, present_ms = model.controller.frontier, model.controller.present_ms
     return [
         FrontierEntry(
@@ -95,7 +95,7 @@ def frontier_entries(model: ServedModel) -> list[FrontierEntry]:
 
 
 def shown_threshold(value: float, *, last: bool) -> float | None:
-    """A threshold for people: None where it never fires or is the last, 0 where it always does."""
+    """A threshold in JSON: None if it never fires or is the last, 0 if it always fires."""
     if last or value == math.inf:
         return None
     return 0.0 if value == -math.inf else value
@@ -112,21 +112,21 @@ def _thresholds(model: ServedModel) -> list[float | None]:
 
 
 def _reason(model: ServedModel) -> str | None:
-    control, asked = model.controller, model.quality.target
+    control, target = model.controller, model.quality.target
     yields = model.quality.violated_objective(control)
     if yields == "budget":
         return (
             f"the budget of {control.budget_ms:g} ms yields to the agreement floor of "
-            f"{asked.minimum:g}, which early exits do not reach at the points that keep it"
+            f"{target.minimum:g}: early exits do not reach it at any point within the budget"
         )
     if yields == "agreement":
         return (
-            f"the agreement floor of {asked.minimum:g} yields to the budget of "
-            f"{control.budget_ms:g} ms: fewer of the early answers are the last exit's"
+            f"the agreement floor of {target.minimum:g} yields to the budget of "
+            f"{control.budget_ms:g} ms: fewer early predictions agree with the last exit"
         )
     if control.feasible:
         return None
     return (
-        f"the budget of {control.budget_ms:g} ms is below {control.floor_ms:.3g} ms, what leaving "
-        "at exit 0 costs now; every sample leaves there"
+        f"the budget of {control.budget_ms:g} ms is below {control.floor_ms:.3g} ms, the present "
+        "cost of exit 0; every sample leaves there"
     )

@@ -1,4 +1,4 @@
-"""POST /feedback: the true label of an earlier answer."""
+"""POST /feedback: the true label of an earlier prediction."""
 
 from fastapi import APIRouter, Request
 
@@ -7,6 +7,7 @@ from server.lifespan import server_state
 from server.model import ServedModel
 from server.problems import parse_json
 from server.schemas import FeedbackGiven, FeedbackTaken, Problem
+from server.spelling import did_you_mean
 
 router = APIRouter(tags=["quality"])
 
@@ -22,14 +23,14 @@ router = APIRouter(tags=["quality"])
     },
 )
 async def feedback(request: Request) -> FeedbackTaken:
-    """Take in a true label that came late; one that came before for the answer is replaced."""
+    """Add the true label of an earlier prediction; it replaces an earlier label of the same one."""
     service = server_state(request)
     given = parse_json(FeedbackGiven, await request.body())
     answered = service.answers.find(given.request_id)
     if answered is None:
         raise UnknownAnswer(
-            f"no answer is remembered under request_id {given.request_id!r:.140}; give an id of "
-            f"the last {service.answers.capacity} answers, of a list's item ID/0, ID/1 ..."
+            f"no prediction is stored under request_id {given.request_id!r:.140}; give the id of "
+            f"one of the last {service.answers.capacity}, for an item of a list ID/0, ID/1 ..."
         )
     model = service.models[answered.model]
     class_id = _class_id(model, given.label)
@@ -39,19 +40,18 @@ async def feedback(request: Request) -> FeedbackTaken:
 
 
 def _class_id(model: ServedModel, label: str | int) -> int:
-    """The class that a label means.
+    """The class of a label.
 
     Raises:
-        InvalidContent: If it means none, or the model's answers are masks.
+        InvalidContent: If there is no such class, or the model predicts masks.
     """
     if model.task == "segmentation":
-        raise InvalidContent(f"{model.name} answers masks; feedback is for labels of whole samples")
+        raise InvalidContent(f"{model.name} predicts masks; feedback takes labels of whole samples")
     if isinstance(label, str):
         if label in model.classes:
             return model.classes.index(label)
-        raise InvalidContent(
-            f"label: {model.name} has no class {label!r:.80}; give a name or an id"
-        )
+        hint = did_you_mean(label, model.classes) or "; give a name or an id"
+        raise InvalidContent(f"label: {model.name} has no class {label!r:.80}{hint}")
     if 0 <= label < len(model.classes):
         return label
     raise InvalidContent(

@@ -12,7 +12,7 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/livez")
 async def livez(request: Request) -> dict[str, str]:
-    """200 while the event loop and the engines beat."""
+    """200 while the event loop and the engines make progress."""
     if reason := server_state(request).unhealthy_reason:
         raise NotReady(reason)
     return {"status": "live"}
@@ -23,7 +23,7 @@ async def livez(request: Request) -> dict[str, str]:
 @router.get("/healthz", include_in_schema=False)
 @router.get("/ping", include_in_schema=False)
 async def readyz(request: Request) -> dict[str, str]:
-    """200 when requests are taken: models loaded and warm, not draining, not broken."""
+    """200 when the server accepts requests: models loaded and warm, not draining, not broken."""
     service = server_state(request)
     if reason := service.not_ready_reason or service.unhealthy_reason:
         raise NotReady(reason)
@@ -32,7 +32,7 @@ async def readyz(request: Request) -> dict[str, str]:
 
 @router.get("/metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
-    """Prometheus text, OpenMetrics when the scraper asks for it."""
+    """Metrics as Prometheus text, or as OpenMetrics if the scraper accepts that."""
     service = server_state(request)
     for model in service.models.values():
         model.refresh()

@@ -85,7 +85,7 @@ def test_it_goes_on_with_what_was_fitted_to_its_own_samples(
         with Traffic(client, images.files) as traffic, fitting_quickly():
             assert main(["fit", str(bundle), "--from-live", url, "--policy", "entropy"]) == 0
         assert set(traffic.statuses) == {200}
-        assert "goes on with it" in capsys.readouterr().out
+        assert "now uses it" in capsys.readouterr().out
 
         assert audit()["policy"] == "entropy" and audit()["samples"] < before["samples"]
         scheduler = hashlib.sha256((bundle / FILES[1]).read_bytes()).hexdigest()

@@ -61,3 +61,16 @@ def test_an_unreadable_file_is_an_error_that_names_it(tmp_path: Path, text: str 
 def test_bad_values_are_refused(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=name):
         load_settings({name: value}, None, {})
+
+
+def test_a_key_of_the_file_that_was_meant_is_suggested(tmp_path: Path) -> None:
+    (tmp_path / "eenet.toml").write_text("budgetms = 1.5\n")
+    with pytest.raises(
+        ValueError, match=r"unknown setting 'budgetms' in .*eenet\.toml; did you mean 'budget_ms'\?"
+    ):
+        load_settings({}, tmp_path / "eenet.toml", {})
+
+
+def test_a_variable_that_was_meant_is_suggested() -> None:
+    with pytest.raises(ValueError, match=r"'EENET_WINDO' .*; did you mean 'EENET_WINDOW'\?"):
+        load_settings({}, None, {"EENET_WINDO": "100"})

@@ -284,7 +284,7 @@ def test_a_server_that_does_not_answer_as_ours_is_one_sentence(
     for budgets, said in (
         ((404, {"error": "no model of that name"}), "404: no model of that name"),
         ((404, "nothing"), "with 404"),
-        ((200, "nothing"), "no server of eenet serve"),
+        ((200, "nothing"), "is not a server of eenet serve"),
     ):
         server.budgets = budgets
         with pytest.raises(ValueError, match=said):

@@ -218,3 +218,69 @@ def test_build_names_what_a_folder_lacks(
     (tmp_path / "run.json").write_text(json.dumps(config.to_json()))
     assert main(["build", str(tmp_path), "--out", str(tmp_path / "b")]) == 2
     assert "best.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["serv"], "unknown command 'serv'; did you mean 'serve'?"),
+        (["zap"], "unknown command 'zap'; choose from serve, predict, info, train, attach"),
+        (["serve", "--budgetms", "1"], "unknown option '--budgetms'; did you mean '--budget-ms'?"),
+        (["serve", "--budget_ms=1"], "unknown option '--budget_ms'; did you mean '--budget-ms'?"),
+        (["train", "--arh", "x"], "unknown option '--arh'; did you mean '--arch'?"),
+        (["train", "--colour", "1"], "unknown option '--colour'; see eenet train --help"),
+        (["--vresion"], "unknown option '--vresion'; did you mean '--version'?"),
+        (["fit", "b", "--policy", "eennet"], "unknown choice 'eennet'; did you mean 'eenet'?"),
+    ],
+)
+def test_what_was_meant_is_suggested(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert sentence in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--backend", "onxx"], "got 'onxx'; did you mean 'onnx'?"),
+        (["--measure", "end-to-end"], "did you mean 'end_to_end'?"),
+    ],
+)
+def test_the_value_of_a_setting_that_was_meant_is_suggested(
+    flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", *flags]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_values_that_look_like_options_are_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "nowhere", "--", "--file.jpg"]) == 2
+    assert "bundle.json does not exist" in capsys.readouterr().err
+
+
+def test_a_policy_that_was_meant_is_suggested(
+    shipped_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(shipped_bundle), "--policies", "stoping"]) == 2
+    assert "unknown policy 'stoping'; did you mean 'stopping'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["attach"], ["build"], ["import"]])
+def test_help_imports_no_torch(command: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from server.cli.main import main\n"
+        f"try: main([*{command!r}, '--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'onnx', 'sklearn'} & set(sys.modules)))\n"
+        "print('numpy' in sys.modules)"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    heavy, numpy = printed.stdout.splitlines()[-2:]
+    assert heavy == "[]"
+    assert command or numpy == "False"  # `eenet --help` imports next to nothing

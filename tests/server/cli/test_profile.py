@@ -123,7 +123,7 @@ def test_sizes_that_are_none_are_refused(
         main(["profile", str(tmp_path), f"--batch-sizes={sizes}"])
     assert ended.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert f"'{sizes}' is no list of sizes such as 1,4,16; 1 is needed" in last
+    assert f"'{sizes}' is not a list of batch sizes such as 1,4,16; it must contain 1" in last
 
 
 def test_a_folder_that_is_no_bundle_is_named(

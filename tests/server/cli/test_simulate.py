@@ -98,7 +98,7 @@ def test_a_trace_is_played_again(capsys: pytest.CaptureFixture[str], tmp_path: P
     ("flags", "sentence"),
     [
         ([], "give a bundle, --costs or --cost-table"),
-        (["--costs", "1,2"], "give a bundle, whose scheduler decides"),
+        (["--costs", "1,2"], "give a bundle, whose scheduler chooses"),
         (["--costs", "2,1", "--exit-rates", "1,0"], "give rising milliseconds"),
         (["--costs", "1,2", "--exit-rates", "0.5,0.2"], "sum to 0.7"),
         (["--costs", "1,2", "--exit-rates", "1"], "give 2 of them"),

@@ -207,7 +207,7 @@ def test_the_default_budget_gives_up_half_a_point(given_up: float, budget_ms: fl
 def test_a_folder_with_other_files_is_refused_and_left_alone(case: Case, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="is something else than a bundle"):
+    with pytest.raises(ValueError, match="is not a bundle"):
         build(case.run, tmp_path / "out")
     assert contents(tmp_path) == {"out/thesis.tex": b"years of work"}
 
@@ -273,7 +273,7 @@ def test_the_folders_name_is_the_models_unless_told_otherwise(
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--prune-vocabulary"], "reads no texts; there is no vocabulary to prune"),
+        (["--prune-vocabulary"], "reads no texts, so there is no vocabulary to prune"),
         (["--calibration-size", "9"], "there are 9 calibration rows; give a --calibration-size"),
         (["--calibration-size", "30"], "--calibration-size 30 would calibrate on rows that"),
         (["--dataset", "nowhere"], "dataset nowhere is neither a file or folder here nor"),

@@ -211,7 +211,7 @@ def test_answers_that_are_no_rows_are_told(
 
 @pytest.mark.parametrize("given", ["http://127.0.0.1:1", "http://127.0.0.1:port"])
 def test_no_server_is_told(bundle: Path, capsys: pytest.CaptureFixture[str], given: str) -> None:
-    assert "is the server up?" in complaint(bundle, capsys, "--from-live", given)
+    assert "check that the server is running" in complaint(bundle, capsys, "--from-live", given)
 
 
 @pytest.mark.parametrize("given", ["localhost:8000", "file:///etc/passwd", ""])
@@ -238,7 +238,7 @@ def test_drawn_labels_are_the_last_exits_answer_as_often_as_it_is_right(
     live = predictions(make_probs, 4000, seed=5)
     rows = LiveRows(live.log_probs, np.full(4000, UNLABELLED))
     given = labelled(rows, calibration, seed=0)
-    assert given.told == 0
+    assert given.with_feedback == 0
     agreed = (live.log_probs[-1].argmax(-1) == given.predictions.labels).mean()
     assert agreed == pytest.approx(live.correct[:, -1].mean(), abs=0.02)
     assert agreed < 0.95

@@ -1,0 +1,87 @@
+"""With a bare --json, standard output holds one JSON document and nothing else."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.cli.main import COMMANDS, main
+
+TRAIN = ("--epochs", "1", "--batch-size", "8")
+# The load test needs a server: its own tests parse all of its standard output.
+TESTED = ("train", "attach", "build", "profile", "fit", "simulate", "info", "loadtest")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_with_a_bare_json_flag_has_a_test(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    is_bare = re.search(r"--json +print", " ".join(capsys.readouterr().out.split())) is not None
+    assert is_bare == (command in TESTED)
+
+
+def document(capfd: pytest.CaptureFixture[str], *arguments: object) -> Any:
+    """Runs a command and parses all that its process wrote to standard output."""
+    capfd.readouterr()
+    assert main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capfd.readouterr().out)
+
+
+def test_train(capfd: pytest.CaptureFixture[str], image_folder: Path, tmp_path: Path) -> None:
+    flags = ("--arch", "resnet8", "--exits", "1", "--heads", "4/2", *TRAIN)
+    (report,) = document(capfd, "train", "--dataset", image_folder, "--out", tmp_path, *flags)
+    assert report["epoch"] == 1
+
+
+def test_attach(
+    capfd: pytest.CaptureFixture[str], backbone: Path, reviews: Path, tmp_path: Path
+) -> None:
+    flags = ("--backbone", backbone, "--dataset", reviews, "--out", tmp_path, *TRAIN)
+    # The choice of exits is printed too.
+    (report,) = document(capfd, "attach", "--budget-ms", 1000, "--num-exits", 2, *flags)
+    assert report["epoch"] == 1
+
+
+def test_build(
+    capfd: pytest.CaptureFixture[str], text_run: Path, tmp_path: Path, quick_builds: None
+) -> None:
+    flags = ("--out", tmp_path / "bundle", "--policy", "maxprob")
+    assert "exit_accuracy" in document(capfd, "build", text_run, *flags)
+
+
+def test_fit_profile_and_info(
+    capfd: pytest.CaptureFixture[str], shipped_bundle: Path, tmp_path: Path, quick_fits: None
+) -> None:
+    folder = shutil.copytree(shipped_bundle, tmp_path / "bundle")
+    assert "evaluations" in document(capfd, "fit", folder, "--policy", "maxprob")
+    few = ("--batch-sizes", "1", "--repeats", "1")
+    assert "costs_ms" in document(capfd, "profile", folder, *few)
+    assert "exits" in document(capfd, "info", folder)
+
+
+def test_simulate(capfd: pytest.CaptureFixture[str]) -> None:
+    flags = ("--costs", "1,2", "--exit-rates", "0.5,0.5", "--samples", 100)
+    assert "modes" in document(capfd, "simulate", *flags)
+
+
+def test_what_libraries_print_goes_to_standard_error(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, shipped_bundle: Path
+) -> None:
+    from server.cli import info
+
+    plain = info.describe
+
+    def chatty(bundle: object) -> object:
+        print("a word from a library")
+        return plain(bundle)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(info, "describe", chatty)
+    assert main(["info", str(shipped_bundle), "--json"]) == 0
+    printed = capfd.readouterr()
+    assert json.loads(printed.out)["task"] == "image"
+    assert "a word from a library" in printed.err
