@@ -30,7 +30,7 @@ from models.runtime.replay_backend import ReplayBackend
 from models.stage_costs import StageCosts
 from profiling.calibration import load_recorded
 from profiling.latency import machine_name
-from profiling.loadtest.http_client import LaneConfig
+from profiling.loadtest.http_client import ConnectionConfig
 from profiling.loadtest.load import Call, LoadResult, closed_loop, open_loop, poisson
 from scheduler.fitted import load_scheduler
 from scheduler.policy import ExitPolicy
@@ -153,17 +153,17 @@ def served(seconds: float, load: float) -> Figures:
     calls = [Call("/predict", file, "image/jpeg") for file in files]
     with serving("--bundle", str(BUNDLE)) as server:
         put_budget(server.url, 1e-3)
-        unloaded = closed_loop(server.url, calls, LaneConfig(1), seconds=seconds, warm_up_s=1)
+        unloaded = closed_loop(server.url, calls, ConnectionConfig(1), seconds=seconds, warm_up_s=1)
         floor_ms, ceiling_ms = budget_range(server.url)
         put_budget(server.url, (floor_ms + ceiling_ms) / 2)
-        closed_loop(server.url, calls, LaneConfig(CONNECTIONS), seconds=2)
+        closed_loop(server.url, calls, ConnectionConfig(CONNECTIONS), seconds=2)
 
         def run(share: float, deadline_ms: float) -> tuple[Mix, Seen]:
-            full = closed_loop(server.url, calls, LaneConfig(CONNECTIONS), seconds=seconds / 3)
+            full = closed_loop(server.url, calls, ConnectionConfig(CONNECTIONS), seconds=seconds / 3)
             arrivals_s = poisson(load * full.rate, seconds, 0)
             mix = Mix.drawn(len(arrivals_s), share, deadline_ms, (floor_ms, ceiling_ms))
             given = calls_of(files, mix)
-            result = open_loop(server.url, given, arrivals_s, LaneConfig(256, keep_bodies=True))
+            result = open_loop(server.url, given, arrivals_s, ConnectionConfig(256, keep_bodies=True))
             return mix, seen_over_http(result)
 
         return each_case(float(np.percentile(unloaded.latency_ms, 99)), run)

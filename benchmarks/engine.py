@@ -35,7 +35,7 @@ from models.runtime.onnx_backend import OnnxBackend
 from models.stage_costs import StageCosts
 from profiling.calibration import load_recorded
 from profiling.latency import machine_name
-from profiling.loadtest.http_client import LaneConfig
+from profiling.loadtest.http_client import ConnectionConfig
 from profiling.loadtest.load import Call, closed_loop
 from scheduler.fitted import load_scheduler
 from scheduler.policy import ExitPolicy
@@ -359,7 +359,7 @@ def served(seconds: float) -> Figures:
     with serving("--bundle", str(bundle)) as server:
         put_budget(server.url, None)
         one = closed_loop(
-            server.url, calls, LaneConfig(1, keep_bodies=True), seconds=seconds, warm_up_s=1
+            server.url, calls, ConnectionConfig(1, keep_bodies=True), seconds=seconds, warm_up_s=1
         )
         parts = [json.loads(body)["latency_ms"] for body in one.bodies or ()]
         own = one.latency_ms - [part["compute"] + part["decode"] for part in parts]
@@ -373,7 +373,7 @@ def served(seconds: float) -> Figures:
         rates, alone = [], []
         for _ in range(3):
             rates.append(
-                closed_loop(server.url, calls, LaneConfig(32), seconds=seconds, warm_up_s=1).rate
+                closed_loop(server.url, calls, ConnectionConfig(32), seconds=seconds, warm_up_s=1).rate
             )
             os.kill(server.pid, 19)  # stopped while the engine is measured alone
             alone.append(engine_alone())
@@ -412,9 +412,9 @@ def cpu_per_request(calls: list[Call], files: list[bytes], seconds: float) -> Fi
         ) as server:
             found = {}
             for connections in (32, 1):
-                closed_loop(server.url, calls, LaneConfig(connections), seconds=1)
+                closed_loop(server.url, calls, ConnectionConfig(connections), seconds=1)
                 before = server.cpu_s()
-                load = closed_loop(server.url, calls, LaneConfig(connections), seconds=seconds)
+                load = closed_loop(server.url, calls, ConnectionConfig(connections), seconds=seconds)
                 whole_us = (server.cpu_s() - before) / len(load.call) * 1e6
                 found[f"CPU a request, no model nor decoding, {connections} connections, us"] = (
                     whole_us - decode_us

@@ -19,7 +19,7 @@ from benchmarks.engine import ZOO, image_files, run_engine, serving
 from models.backend import HeadOutput, State, gather_arrays
 from models.stage_costs import StageCosts
 from profiling.latency import machine_name
-from profiling.loadtest.http_client import LaneConfig
+from profiling.loadtest.http_client import ConnectionConfig
 from profiling.loadtest.load import Call, closed_loop
 from scheduler.stopping import NUM_FEATURES, StoppingPolicy
 from server.engine.request import InferenceRequest
@@ -92,7 +92,7 @@ def connections_us(seconds: float) -> Curve:
         with serving("--bundle", bundle, *options) as server:
             for connections in CONNECTIONS:
                 before = server.cpu_s()
-                load = closed_loop(server.url, calls, LaneConfig(connections), seconds=seconds)
+                load = closed_loop(server.url, calls, ConnectionConfig(connections), seconds=seconds)
                 assert not load.num_errors, load.outcomes
                 found[connections] = (server.cpu_s() - before) / len(load.call) * 1e6
     return found

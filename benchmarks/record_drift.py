@@ -28,8 +28,8 @@ from models.preprocess import ImagePreprocessor
 from models.runtime.onnx_backend import OnnxBackend
 from profiling.latency import machine_name
 from profiling.loadtest.corruption import CORRUPTIONS
-from profiling.loadtest.forms import read_form
 from profiling.loadtest.inputs import Inputs, read_inputs
+from profiling.loadtest.variants import read_variant
 
 REPO = Path(__file__).resolve().parent.parent
 BUNDLES = {
@@ -83,7 +83,7 @@ def record(modality: str, inputs: Inputs, names: Sequence[str], seed: int) -> Dr
     backend = OnnxBackend(bundle.stage_files, bundle.head_files)
     preprocess = bundle.preprocessor(MAX_PIXELS)
     labels = numbered(inputs, bundle.manifest.classes)
-    forms = [read_form(name, inputs.modality) for name in names]
+    forms = [read_variant(name, inputs.modality) for name in names]
     if isinstance(preprocess, ImagePreprocessor):
         return record_images(backend, preprocess, inputs.files, labels, forms, seed)
     drift = record_texts(backend, preprocess, inputs.texts, labels, forms, seed)

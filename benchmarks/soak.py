@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.engine import REPO, ZOO, Served, image_files, put_budget, serving
 from profiling.latency import machine_name
-from profiling.loadtest.http_client import LaneConfig
+from profiling.loadtest.http_client import ConnectionConfig
 from profiling.loadtest.load import Call, closed_loop
 
 GROWTH = 0.02
@@ -43,10 +43,10 @@ def main() -> int:
             threading.Thread(target=watch, args=(server, resident_mib, over)),
             threading.Thread(target=lambda: asyncio.run(leave(server.url, over))),
         ]
-        closed_loop(server.url, calls(), LaneConfig(32), seconds=5)  # caches fill
+        closed_loop(server.url, calls(), ConnectionConfig(32), seconds=5)  # caches fill
         for thread in aside:
             thread.start()
-        load = closed_loop(server.url, calls(), LaneConfig(32), seconds=args.seconds)
+        load = closed_loop(server.url, calls(), ConnectionConfig(32), seconds=args.seconds)
         over.set()
         for thread in aside:
             thread.join()

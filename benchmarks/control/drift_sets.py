@@ -12,7 +12,7 @@ from models.data.dataset import Split
 from models.preprocess import ImagePreprocessor, TextPreprocessor
 from profiling.calibration import Predictions
 from profiling.latency import measure_latency
-from profiling.loadtest.forms import InputVariant
+from profiling.loadtest.variants import InputVariant
 from profiling.recording import record_split
 from scheduler.npz import read_arrays
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.control.fitted import PolicyReplay
+from benchmarks.control.policy_replay import PolicyReplay
 from scheduler.control.controller import BudgetController, ControllerConfig, Sample
 from scheduler.control.estimates import CostEstimate
 from scheduler.stopping import StoppingPolicy

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.control.fitted import PolicyReplay
 from benchmarks.control.from_loadtest import log_of_load, static_curves
 from benchmarks.control.log import ControlLog, save_logs
+from benchmarks.control.policy_replay import PolicyReplay
 from benchmarks.control.scenarios import MANY_PER_S, WINDOW, Scenario, scenarios
 from benchmarks.engine import REPO, ZOO, Served, serving
 from models.bundle import load_bundle

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from benchmarks.control.figures import rolling_of
 from benchmarks.control.log import ControlLog
+from benchmarks.control.metrics import rolling_of
 from profiling.evaluation.figures import STYLE
 
 Array = NDArray[np.float64]

@@ -4,7 +4,7 @@
     .venv/bin/python -m benchmarks.control.report benchmarks/control/data/real.npz \
         --images docs/images
 
-Figures as in the class `Held` of benchmarks/control/figures.py, in % but for samples and ms; of
+Figures as in the class `Held` of benchmarks/control/metrics.py, in % but for samples and ms; of
 several seeds the worst time to settle and overshoot, the mean of the rest. JSON on the last line.
 """
 
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.control.figures import ControlMetrics, measure_control
 from benchmarks.control.log import ControlLog, load_logs
+from benchmarks.control.metrics import ControlMetrics, measure_control
 from benchmarks.control.plots import control_figure
 
 HEAD = (

@@ -25,7 +25,7 @@ class Phase:
         samples: About how many come.
         rate_per_s: How many a second, at random times.
         budget: Where it lies on the way from floor to ceiling, as of the scenario's begin.
-        inputs: The form in which samples come (`profiling.loadtest.forms`).
+        inputs: The form in which samples come (`profiling.loadtest.variants`).
         classes: Only samples of these classes come; None: of all.
         slowdown: The host takes so many times as long.
     """

@@ -17,12 +17,12 @@ import time
 from pathlib import Path
 
 from benchmarks.control.drift_sets import load_drift_set
-from benchmarks.control.fitted import PolicyReplay
 from benchmarks.control.laws import LAWS, Controlled
 from benchmarks.control.log import ControlLog, save_logs
-from benchmarks.control.plant import ControlPolicy, Host, Reference, run
-from benchmarks.control.rows import RecordedSamples
+from benchmarks.control.policy_replay import PolicyReplay
+from benchmarks.control.recorded_samples import RecordedSamples
 from benchmarks.control.scenarios import WINDOW, scenarios
+from benchmarks.control.simulated_server import ControlPolicy, Host, Reference, run
 from models.stage_costs import read_stage_costs
 from profiling.calibration import load_recorded
 from scheduler.control.controller import ControllerConfig

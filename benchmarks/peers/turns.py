@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.peers.running import CannotRun
 from benchmarks.peers.tasks import Judge
-from profiling.loadtest.http_client import LaneConfig
+from profiling.loadtest.http_client import ConnectionConfig
 from profiling.loadtest.load import Call, LoadResult, closed_loop, open_loop, poisson
 
 States = list[dict[str, Any]]
@@ -28,9 +28,9 @@ class Load(NamedTuple):
     rate: float | None = None
 
     @property
-    def config(self) -> LaneConfig:
+    def config(self) -> ConnectionConfig:
         """Of its connections."""
-        return LaneConfig(self.connections, keep_bodies=True, ramp_s=RAMP_S)
+        return ConnectionConfig(self.connections, keep_bodies=True, ramp_s=RAMP_S)
 
     def run(self, url: str, calls: Sequence[Call], seconds: float, seed: int) -> LoadResult:
         """Send for so long, after a warm-up that does not count."""
@@ -126,7 +126,7 @@ class Turns:
             with contender.watch(url) as states:
                 result = load.run(url, calls, self._seconds, seed=number + 1)
             self._note(contender, load.name, result, contender.describe(result, states))
-        config = LaneConfig(CHECK_CONNECTIONS, keep_bodies=True)
+        config = ConnectionConfig(CHECK_CONNECTIONS, keep_bodies=True)
         every = closed_loop(url, calls, config, count=len(calls))
         self._note(contender, "every input once", every, {})
 
@@ -191,7 +191,7 @@ def summarise(rounds: Sequence[Figures]) -> dict[str, float]:
 
 def answers(url: str, call: Call) -> bool:
     """Whether a server answers a call."""
-    config = LaneConfig(1, timeout_s=ANSWER_S)
+    config = ConnectionConfig(1, timeout_s=ANSWER_S)
     return bool(closed_loop(url, [call], config, count=1).ok.all())
 
 

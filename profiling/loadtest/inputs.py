@@ -10,7 +10,7 @@ import numpy as np
 
 from models.data.image_folder import SUFFIXES
 from models.data.text_table import Columns, read_texts
-from profiling.loadtest.forms import InputVariant, Modality
+from profiling.loadtest.variants import InputVariant, Modality
 from scheduler.npz import read_arrays
 
 IMAGES = Path(__file__).resolve().parents[2] / "tests/data/cifar10_test_300.npz"

@@ -10,8 +10,7 @@ from urllib.parse import urlencode
 import numpy as np
 from numpy.typing import NDArray
 
-from profiling.loadtest.forms import InputVariant, read_form
-from profiling.loadtest.http_client import LaneConfig
+from profiling.loadtest.http_client import ConnectionConfig
 from profiling.loadtest.inputs import Inputs
 from profiling.loadtest.load import (
     Call,
@@ -21,7 +20,8 @@ from profiling.loadtest.load import (
     open_loop,
     poisson_steps,
 )
-from profiling.loadtest.steps import Schedule, read_steps
+from profiling.loadtest.schedule import Schedule, read_schedule
+from profiling.loadtest.variants import InputVariant, read_variant
 
 CLOSED_CONNECTIONS, OPEN_CONNECTIONS = 32, 256
 WARM_UP_S = 1.0
@@ -83,7 +83,7 @@ def read_plan(args: argparse.Namespace, inputs: Inputs) -> LoadPlan:
     Raises:
         ValueError: If a flag makes no sense; one sentence that names it.
     """
-    steps = _from_start("--phases", args, lambda name: read_form(name, inputs.modality))
+    steps = _from_start("--phases", args, lambda name: read_variant(name, inputs.modality))
     forms = list(dict.fromkeys(steps.values))
     classes = _classes(args)
     meant = [inputs.rows_of(each) for each in classes.values]
@@ -120,7 +120,7 @@ def send(url: str, plan: LoadPlan) -> LoadResult:
     ]
     look = Call(path, method="GET", headers=NEW_CONNECTION)
     beside = [SideCalls(puts, plan.budgets.times()), SideCalls([look], plan.looks_s)]
-    config = LaneConfig(plan.connections, keep_bodies=True)
+    config = ConnectionConfig(plan.connections, keep_bodies=True)
     if plan.rates is not None:
         arrivals_s = poisson_steps(plan.rates, plan.seconds, plan.seed)
         return open_loop(url, plan.calls, arrivals_s, config, pick=plan.pick, beside=beside)
@@ -181,7 +181,7 @@ def _steps(flag: str, args: argparse.Namespace, read: Callable[[str], T]) -> Sch
     """
     text = getattr(args, flag.removeprefix("--"))
     try:
-        steps = read_steps(text, read)
+        steps = read_schedule(text, read)
     except ValueError as error:
         raise ValueError(f"{flag} is {text!r}: {error}") from error
     if steps.begins_s[-1] >= args.seconds:

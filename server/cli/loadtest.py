@@ -10,7 +10,7 @@ import numpy as np
 
 from models.data.text_table import Columns
 from profiling.loadtest.answers import State, read_log, said
-from profiling.loadtest.http_client import LaneConfig
+from profiling.loadtest.http_client import ConnectionConfig
 from profiling.loadtest.inputs import COLUMNS, read_inputs
 from profiling.loadtest.load import OK, Call, LoadResult, closed_loop
 from profiling.loadtest.log import LoadLog, phases, save_log
@@ -164,7 +164,7 @@ def ask_budgets(url: str, model: str | None) -> list[State]:
         ValueError: If the server does not answer, or does not know the model.
     """
     path = budget_path(model)
-    config = LaneConfig(1, timeout_s=ASK_TIMEOUT_S, keep_bodies=True)
+    config = ConnectionConfig(1, timeout_s=ASK_TIMEOUT_S, keep_bodies=True)
     asked = closed_loop(url, [Call(path, method="GET")], config, count=1)
     if asked.bodies is None or not asked.outcome[0].isdigit():
         raise ValueError(

@@ -17,7 +17,7 @@ from benchmarks.control.drift_sets import (
 )
 from models.backend import HeadOutput, State, gather_arrays
 from models.preprocess import ImagePreprocessor, TextPreprocessor
-from profiling.loadtest.forms import InputVariant
+from profiling.loadtest.variants import InputVariant
 
 CLEAN = InputVariant("clean", 0)
 

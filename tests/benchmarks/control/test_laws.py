@@ -1,17 +1,17 @@
 import numpy as np
 import pytest
 
-from benchmarks.control.figures import measure_control
-from benchmarks.control.fitted import PolicyReplay
 from benchmarks.control.laws import LAWS, Controlled
-from benchmarks.control.plant import ControlPolicy, Host, run
-from benchmarks.control.rows import RecordedSamples
+from benchmarks.control.metrics import measure_control
+from benchmarks.control.policy_replay import PolicyReplay
+from benchmarks.control.recorded_samples import RecordedSamples
 from benchmarks.control.scenarios import Phase, Scenario
+from benchmarks.control.simulated_server import ControlPolicy, Host, run
 from scheduler.baselines import ConfidencePolicy
 from scheduler.control.controller import ControllerConfig
 from scheduler.fitting.fit import fit_scheduler
 from scheduler.thresholds import ThresholdTable
-from tests.benchmarks.control.test_plant import COSTS_MS, make_drift
+from tests.benchmarks.control.test_simulated_server import COSTS_MS, make_drift
 
 STEADY = Scenario("steady", (Phase(6000, 200.0, 0.5),))
 

@@ -1,7 +1,7 @@
 import pytest
 
 from benchmarks.control.scenarios import Phase, Scenario, scenarios
-from profiling.loadtest.forms import read_form
+from profiling.loadtest.variants import read_variant
 
 
 @pytest.mark.parametrize(("texts", "modality"), [(False, "image"), (True, "text")])
@@ -9,7 +9,7 @@ def test_every_form_of_inputs_is_one_that_exists(texts: bool, modality: str) -> 
     found = scenarios(100.0, 4, texts=texts)
     forms = {phase.inputs for each in found for phase in each.phases}
     assert len(forms) > 3
-    assert all(read_form(form, modality) for form in forms)  # type: ignore[arg-type]
+    assert all(read_variant(form, modality) for form in forms)  # type: ignore[arg-type]
     assert len({each.name for each in found}) == len(found)
 
 

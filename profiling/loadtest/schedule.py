@@ -39,7 +39,7 @@ class Schedule(NamedTuple, Generic[T]):
         return np.array(self.begins_s)
 
 
-def read_steps(text: str, read: Callable[[str], T]) -> Schedule[T]:
+def read_schedule(text: str, read: Callable[[str], T]) -> Schedule[T]:
     """Take SECONDS:VALUE,SECONDS:VALUE apart; a value alone is in force from 0 s on.
 
     Args:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from benchmarks.control.from_loadtest import static_curve
 from benchmarks.control.log import ControlLog
-from benchmarks.control.rows import RecordedSamples
+from benchmarks.control.recorded_samples import RecordedSamples
 from benchmarks.control.scenarios import Phase, Scenario
 from scheduler.control.controller import Sample
 from scheduler.frontier import Frontier

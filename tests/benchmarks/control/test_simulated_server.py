@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from benchmarks.control.drift_sets import DriftSet, LengthCosts
-from benchmarks.control.plant import Host, Reference, run
-from benchmarks.control.rows import RecordedSamples
+from benchmarks.control.recorded_samples import RecordedSamples
 from benchmarks.control.scenarios import Phase, Scenario
+from benchmarks.control.simulated_server import Host, Reference, run
 from scheduler.control.controller import Sample
 from scheduler.frontier import Frontier
 

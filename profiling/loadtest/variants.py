@@ -15,7 +15,7 @@ from profiling.loadtest.corruption import (
 )
 
 CLEAN = "clean"
-TEXT_FORMS = {"shorter": "words", "longer": "texts in one", "misspelt": "per cent of the words"}
+TEXT_VARIANTS = {"shorter": "words", "longer": "texts in one", "misspelt": "per cent of the words"}
 Modality = Literal["image", "text"]
 
 
@@ -51,7 +51,7 @@ class InputVariant(NamedTuple):
                 return list(texts)
 
 
-def read_form(name: str, modality: Modality) -> InputVariant:
+def read_variant(name: str, modality: Modality) -> InputVariant:
     """Take a form's name apart.
 
     Raises:
@@ -60,7 +60,7 @@ def read_form(name: str, modality: Modality) -> InputVariant:
     if name == CLEAN:
         return InputVariant(CLEAN, 0)
     kind, _, strength = name.partition("-")
-    known = tuple(CORRUPTIONS) if modality == "image" else tuple(TEXT_FORMS)
+    known = tuple(CORRUPTIONS) if modality == "image" else tuple(TEXT_VARIANTS)
     most = {"misspelt": 100, **dict.fromkeys(CORRUPTIONS, SEVERITIES[-1])}.get(kind)
     number = int(strength) if strength.isdecimal() else 0
     if kind not in known or number < 1 or (most is not None and number > most):
@@ -72,5 +72,5 @@ def _said(modality: Modality) -> str:
     if modality == "image":
         kinds = ", ".join(f"{kind}-1" for kind in CORRUPTIONS)
         return f"give {CLEAN} or one of {kinds}, up to severity {SEVERITIES[-1]}"
-    kinds = ", ".join(f"{kind}-N (N {unit})" for kind, unit in TEXT_FORMS.items())
+    kinds = ", ".join(f"{kind}-N (N {unit})" for kind, unit in TEXT_VARIANTS.items())
     return f"give {CLEAN} or one of {kinds}"
