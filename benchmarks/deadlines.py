@@ -159,11 +159,15 @@ def served(seconds: float, load: float) -> Figures:
         closed_loop(server.url, calls, ConnectionConfig(CONNECTIONS), seconds=2)
 
         def run(share: float, deadline_ms: float) -> tuple[Mix, Seen]:
-            full = closed_loop(server.url, calls, ConnectionConfig(CONNECTIONS), seconds=seconds / 3)
+            full = closed_loop(
+                server.url, calls, ConnectionConfig(CONNECTIONS), seconds=seconds / 3
+            )
             arrivals_s = poisson(load * full.rate, seconds, 0)
             mix = Mix.drawn(len(arrivals_s), share, deadline_ms, (floor_ms, ceiling_ms))
             given = calls_of(files, mix)
-            result = open_loop(server.url, given, arrivals_s, ConnectionConfig(256, keep_bodies=True))
+            result = open_loop(
+                server.url, given, arrivals_s, ConnectionConfig(256, keep_bodies=True)
+            )
             return mix, seen_over_http(result)
 
         return each_case(float(np.percentile(unloaded.latency_ms, 99)), run)

@@ -319,7 +319,9 @@ def served(sizes: Sizes) -> Figures:
 def one_connection(server: RunningServer, sizes: Sizes) -> Figures:
     """Latency at one connection, with and without model and decoding."""
     config = ConnectionConfig(1, keep_bodies=True)
-    one = closed_loop(server.url, image_calls(), config, seconds=sizes.seconds, warm_up_s=sizes.warm_up_s)
+    one = closed_loop(
+        server.url, image_calls(), config, seconds=sizes.seconds, warm_up_s=sizes.warm_up_s
+    )
     parts = [json.loads(body)["latency_ms"] for body in one.bodies or ()]
     own = one.latency_ms - [part["compute"] + part["decode"] for part in parts]
     return {
@@ -342,7 +344,9 @@ def served_against_engine(server: RunningServer, sizes: Sizes) -> Figures:
     inputs = image_states(sizes.images) * 4
     rates, alone = [], []
     for _ in range(sizes.turns[0]):
-        load = closed_loop(server.url, calls, config, seconds=sizes.seconds, warm_up_s=sizes.warm_up_s)
+        load = closed_loop(
+            server.url, calls, config, seconds=sizes.seconds, warm_up_s=sizes.warm_up_s
+        )
         rates.append(load.rate)
         os.kill(server.pid, signal.SIGSTOP)  # while the engine is measured alone
         alone.append(through_engine(backend, policy, frontier[-1].parameter, inputs).rate)

@@ -118,9 +118,7 @@ def measure(sizes: Sizes) -> dict[str, dict[str, Curve]]:
         label = f"batches of {rows}"
         curves["exits"][label] = {k: engine_us(k, 10, count, rows, turns) for k in sizes.exits}
         curves["classes"][label] = {c: engine_us(3, c, count, rows, turns) for c in sizes.classes}
-        curves["waiting rows"][label] = {
-            n: engine_us(3, 10, n, rows, turns) for n in sizes.waiting
-        }
+        curves["waiting rows"][label] = {n: engine_us(3, 10, n, rows, turns) for n in sizes.waiting}
     curves["connections"] = {"CPU of the server": connections_us(sizes)}
     return curves
 

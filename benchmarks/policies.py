@@ -17,7 +17,7 @@ from scheduler.policy import ExitPolicy
 
 KINDS = ("stopping", "eenet", "maxprob")
 SIZES = ((4, 5000, 10), (4, 2000, 1000))  # exits, rows, classes
-LARGE, SMOKE = ((5, 25000, 1000),), ((3, 300, 5),)
+LARGE, SMOKE = ((5, 25000, 1000),), ((2, 120, 3),)
 REPEATS, ROUNDS = 300, 7
 
 

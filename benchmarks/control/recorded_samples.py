@@ -32,7 +32,7 @@ class RecordedSamples(NamedTuple):
     @classmethod
     def of_drift(cls, drift: DriftSet) -> "RecordedSamples":
         """Those of a recording; texts take as long as their length makes them."""
-        forms, count = len(drift.forms), len(drift.labels)
+        forms, count = len(drift.variants), len(drift.labels)
         log_probs = np.concatenate(list(drift.log_probs), axis=1)
         labels = np.tile(drift.labels, forms)
         stretch = np.ones(forms * count)
@@ -45,7 +45,7 @@ class RecordedSamples(NamedTuple):
             (log_probs.argmax(-1) == labels).T,
             labels,
             stretch,
-            {form: slice(v * count, (v + 1) * count) for v, form in enumerate(drift.forms)},
+            {form: slice(v * count, (v + 1) * count) for v, form in enumerate(drift.variants)},
         )
 
     def of(self, phase: Phase) -> NDArray[np.intp]:

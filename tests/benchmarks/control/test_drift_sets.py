@@ -66,7 +66,7 @@ def test_images_keep_their_rows_in_every_form() -> None:
     preprocess = ImagePreprocessor(8, 8, mean=(0.5, 0.5, 0.5), std=(1, 1, 1))
     forms = [CLEAN, InputVariant("noise", 5)]
     drift = record_images(SumBackend(), preprocess, files, labels, forms, seed=0)
-    assert drift.forms == ("clean", "noise-5") and drift.tokens is None
+    assert drift.variants == ("clean", "noise-5") and drift.tokens is None
     assert drift.log_probs.shape == (2, 2, 3, 2) and drift.log_probs.dtype == np.float16
     assert drift.accuracy.tolist() == [[1, 0], [1, 0]]
     assert (drift.log_probs[0] != drift.log_probs[1]).any()
