@@ -120,7 +120,7 @@ def make_engine(
     workers: int,
     max_batch: int,
     on_done: Callable[[list[Completion]], None],
-    on_step: Callable[[float], None] | None = None,
+    on_step: Callable[[int, int, float], None] | None = None,
     costs: StageCosts | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Engine:
@@ -133,23 +133,28 @@ def make_engine(
         workers: Threads.
         max_batch: Most requests in a batch.
         on_done: Called once per batch that completed requests.
-        on_step: Called by the worker after each batch of a stage, with the seconds it took.
+        on_step: Called by the worker after each batch with its stage, requests and milliseconds.
         costs: Costs of batches, to predict deadlines from.
         clock: Returns seconds.
     """
-    metrics = ModelMetrics(Metrics(CollectorRegistry(), ""), "benchmark", backend.num_exits)
-    if on_step is not None:
-        observer: Any = _StepObserver(on_step)  # stands in for a histogram
-        metrics.stage_latency = [observer] * backend.num_exits
+    metrics = _StepMetrics(backend.num_exits, on_step)
     return Engine(
         backend, policy, parameter, workers=workers, max_batch=max_batch, metrics=metrics,
         on_batch=on_done, costs=costs, clock=clock,
     )  # fmt: skip
 
 
-class _StepObserver:
-    def __init__(self, on_step: Callable[[float], None]) -> None:
-        self.observe = on_step
+class _StepMetrics(ModelMetrics):
+    """Metrics of a registry that nobody reads; passes batches on."""
+
+    def __init__(self, num_exits: int, on_step: Callable[[int, int, float], None] | None) -> None:
+        super().__init__(Metrics(CollectorRegistry(), ""), "benchmark", num_exits)
+        self._on_step = on_step
+
+    def note_batch(self, stage: int, rows: int, elapsed_ms: float) -> None:
+        super().note_batch(stage, rows, elapsed_ms)
+        if self._on_step is not None:
+            self._on_step(stage, rows, elapsed_ms)
 
 
 class EngineRun(NamedTuple):

@@ -36,9 +36,9 @@ WORST_LOSS, EENET_LOSS = 0.003, 0.2  # the bars: a share at one budget, points o
 
 
 class Outcome(NamedTuple):
-    """One file: whether each test row was right (B, M), accuracies (B,), budgets that were missed."""
+    """One file: whether each test row was right (B, M), accuracies (B,), missed budgets."""
 
-    right: dict[str, NDArray[np.bool_]]
+    right: dict[str, NDArray[np.float64]]
     accuracy: dict[str, NDArray[np.float64]]
     misses: list[str]
 
@@ -47,9 +47,9 @@ def judge(subject: Subject) -> Outcome:
     """Fit and replay every policy; note every budget that is not kept."""
     budgets = spread_budgets(subject.costs_ms, NUM_BUDGETS)
     comparison = compare(subject.recorded, subject.costs_ms, budgets=budgets, policies=POLICIES)
-    correct = subject.recorded.test.correct > 0.5
+    correct = subject.recorded.test.correct
     rows = np.arange(len(correct))
-    right: dict[str, list[NDArray[np.bool_]]] = {policy: [] for policy in POLICIES}
+    right: dict[str, list[NDArray[np.float64]]] = {policy: [] for policy in POLICIES}
     misses = []
     for (policy, budget, *_), exits in comparison.judged:
         right[policy].append(correct[rows, exits])
@@ -129,7 +129,8 @@ def read_groups(arguments: Sequence[str]) -> dict[str, list[Subject]]:
 
 def write_made_up(folder: Path) -> Path:
     """Write a small file of made-up predictions for a smoke run."""
-    path, arrays = folder / "made-up.npz", {}
+    path = folder / "made-up.npz"
+    arrays: dict[str, Any] = {}
     for seed, split in enumerate(("calibration", "test")):
         log_probs, labels = make_problem(2, 120, 3, seed)
         arrays |= {f"{split}_probs": np.exp(log_probs), f"{split}_labels": labels}
