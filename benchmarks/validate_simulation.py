@@ -138,7 +138,9 @@ def main() -> None:
     parser.add_argument("--only", default="cpu,device")
     parser.add_argument("--discipline", choices=DISCIPLINES, default=ENGINE_DISCIPLINE)
     args = parser.parse_args()
-    sizes = Sizes(1, 0.5, 0.2, 50, ("saturated",)) if args.smoke else Sizes(args.rounds, args.seconds)
+    sizes = (
+        Sizes(1, 0.5, 0.2, 50, ("saturated",)) if args.smoke else Sizes(args.rounds, args.seconds)
+    )
     scheduler = load_scheduler(IMAGE_BUNDLE)
     makers = {"cpu": cpu_case, "device": device_case}
     report: Figures = {}
