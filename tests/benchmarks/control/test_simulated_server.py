@@ -66,7 +66,7 @@ def test_samples_take_the_costs_until_their_exit(exit: int, rows: RecordedSample
     assert set(log.exit.tolist()) == {exit}
     assert len(law.samples) == len(log) > 200
     assert log.correct.mean() == pytest.approx(
-        rows.correct[rows.forms["clean"], exit].mean(), abs=0.1
+        rows.correct[rows.variants["clean"], exit].mean(), abs=0.1
     )
     assert law.budgets_ms == [STILL.budget_ms(0.55)] == [pytest.approx(2.65)]
 
@@ -101,7 +101,7 @@ def test_only_what_a_phase_asks_for_comes(rows: RecordedSamples) -> None:
     run(one(Phase(200, 50.0, inputs="noise-3", classes=(2,))), rows, STILL, law, {"window": 100})
     asked = np.array(law.asked)
     assert set(rows.labels[asked].tolist()) == {2}
-    assert asked.min() >= rows.forms["noise-3"].start
+    assert asked.min() >= rows.variants["noise-3"].start
 
 
 @pytest.mark.parametrize(
