@@ -101,7 +101,7 @@ def test_what_is_written_is_read(reader: TextPreprocessor, tmp_path: Path) -> No
         whole: DriftSet = drift._replace(length_costs=costs)
         save_drift_set(whole, tmp_path / "drift.npz")
         read = load_drift_set(tmp_path / "drift.npz")
-        assert read.forms == ("clean",) and (read.log_probs == drift.log_probs).all()
+        assert read.variants == ("clean",) and (read.log_probs == drift.log_probs).all()
         assert read.labels.tolist() == [1, 0]
         assert read.tokens is not None and read.tokens.tolist() == [[4, 4]]
         assert (read.length_costs is None) == (costs is None)

@@ -107,8 +107,8 @@ def test_only_what_a_phase_asks_for_comes(rows: RecordedSamples) -> None:
 @pytest.mark.parametrize(
     ("phase", "sentence"),
     [
-        (Phase(10, 1.0, inputs="blur-1"), "no predictions are recorded of inputs 'blur-1'"),
-        (Phase(10, 1.0, classes=(9,)), "no row of the classes"),
+        (Phase(10, 1.0, inputs="blur-1"), "no predictions are recorded for inputs 'blur-1'"),
+        (Phase(10, 1.0, classes=(9,)), "no sample of the classes"),
     ],
 )
 def test_what_is_not_recorded_is_refused(

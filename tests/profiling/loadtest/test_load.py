@@ -292,5 +292,5 @@ def test_what_makes_no_sense_is_refused_before_anything_is_sent() -> None:
         open_loop(url, CALLS, np.array([1.0, 0.5]), one)
     with pytest.raises(ValueError, match="one arrival"):
         open_loop(url, CALLS, np.array([]), one)
-    with pytest.raises(ValueError, match="rise"):
+    with pytest.raises(ValueError, match="do not fall"):
         closed_loop(url, CALLS, one, count=1, beside=[SideCalls(CALLS, np.array([1.0, 0.0]))])
