@@ -18,10 +18,10 @@ def make_drift(rows: int = 1500, seed: int = 0) -> DriftSet:
     labels = rng.integers(0, 4, rows)
     ease = rng.normal(2.0, 1.5, rows)
     forms = []
-    for spoilt in (0.0, 1.5):
+    for strength in (0.0, 1.5):
         logits = rng.normal(0, 1, (3, rows, 4))
         for exit, gain in enumerate((0.7, 1.0, 1.4)):
-            logits[exit, np.arange(rows), labels] += gain * (ease - spoilt)
+            logits[exit, np.arange(rows), labels] += gain * (ease - strength)
         forms.append(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
     return DriftSet(("clean", "noise-3"), np.stack(forms).astype(np.float16), labels)
 

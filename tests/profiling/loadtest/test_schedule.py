@@ -13,7 +13,7 @@ def test_times_and_values_are_taken_apart() -> None:
 
 @pytest.mark.parametrize("text", ["0:1,0:2", "5:1,2:2", "-1:1", "x:1", "0:1,2", "nan:1", "inf:1"])
 def test_times_that_do_not_rise_are_one_sentence(text: str) -> None:
-    with pytest.raises(ValueError, match="is no SECONDS:VALUE"):
+    with pytest.raises(ValueError, match="is not a SECONDS:VALUE"):
         read_schedule(text, float)
 
 

@@ -45,8 +45,8 @@ def test_clean_inputs_stay_as_they_are() -> None:
 def test_images_and_texts_take_their_forms() -> None:
     rng, file = np.random.default_rng(0), io.BytesIO()
     Image.new("RGB", (8, 8), "grey").save(file, "PNG")
-    spoilt = read_variant("noise-5", "image").of_images([file.getvalue()] * 2, rng)
-    assert len({*spoilt, file.getvalue()}) == 3  # each has noise of its own
+    corrupted = read_variant("noise-5", "image").of_images([file.getvalue()] * 2, rng)
+    assert len({*corrupted, file.getvalue()}) == 3  # each has noise of its own
     texts = ["several simple words", "another sentence here"]
     assert read_variant("shorter-1", "text").of_texts(texts, [0, 1], rng) == ["several", "another"]
     doubled = read_variant("longer-2", "text").of_texts(texts, [0, 0], rng)
