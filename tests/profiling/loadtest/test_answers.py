@@ -34,7 +34,7 @@ def log_of(load: LoadResult, **changes: Any) -> Any:
     count = len(load.call)
     given: dict[str, Any] = {
         "inputs": np.arange(count),
-        "forms": np.array(["clean"] * count),
+        "variants": np.array(["clean"] * count),
         "labels": None,
         "before": [{"model": "other", "budget_ms": 9.0}, {"model": "pets", "budget_ms": None}],
         "budgets_ms": (),
