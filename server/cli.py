@@ -15,6 +15,7 @@ from models.bundle import load_bundle
 from server.app import VERSION, create_app
 from server.bodies import first_error
 from server.commands import command, log_to_stderr
+from server.http_protocol import HttpProtocol
 from server.lifecycle import DrainingServer
 from server.loadtest_command import add_loadtest
 from server.policy_commands import add_evaluate, add_fit
@@ -119,6 +120,8 @@ def _serve(args: argparse.Namespace) -> None:
         create_app(settings),
         host=settings.host,
         port=settings.port,
+        http=HttpProtocol,
+        ws="none",
         log_config=None,
         access_log=False,
         proxy_headers=False,
