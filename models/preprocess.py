@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,12 @@ UPRIGHT = dict(
 )  # what undoes each EXIF orientation
 # A large JPEG is decoded at a fraction of its size, but at least at this multiple of ours.
 DRAFT_FACTOR = 4
+# A decoder walks over all blocks of a JPEG for each scan, though that may hold next to nothing.
+# Encoders make 10 scans, those that try hard some 20.
+MAX_SCANS = 32
+MAX_SEGMENTS = 1000  # looked at to tell the scans of a picture from bytes that only look like them
+JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+JPEG_SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 SMALL_BYTES, SMALL_PIXELS, SMALL_CHARACTERS = 8192, 64 * 64, 512  # about 0.2 ms of decoding
 CHARACTERS_A_TOKEN = 64  # of a text longer than that many a token the rest is not even tokenised
 
@@ -180,6 +187,11 @@ class ImagePreprocessor:
     def _open(self, data: bytes) -> Image.Image:
         if not data:
             raise Unreadable("the image is empty; send the bytes of a picture file")
+        if has_too_many_scans(data):
+            raise Unreadable(
+                f"the JPEG has more than {MAX_SCANS} scans, the limit here; save it again with "
+                f"fewer, or as a baseline JPEG"
+            )
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -279,6 +291,27 @@ class TextPreprocessor:
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
         return ids, mask
+
+
+def has_too_many_scans(data: bytes) -> bool:
+    """Whether a file is a JPEG of more scans than are decoded.
+
+    A count of the marker's two bytes settles most files. Embedded pictures, and films behind the
+    picture, hold them too, so beyond the limit the segments are followed as a decoder does.
+    """
+    if not data.startswith(JPEG_START) or data.count(JPEG_SCAN) <= MAX_SCANS:
+        return False
+    position = scans = 0
+    for _ in range(MAX_SEGMENTS):
+        segment = JPEG_SEGMENT.search(data, position)
+        if segment is None or segment[0] == JPEG_END:
+            return False
+        scans += segment[0] == JPEG_SCAN
+        if scans > MAX_SCANS:
+            return True
+        at = segment.end()
+        position = at + max(int.from_bytes(data[at : at + 2], "big"), 2)
+    return True
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
