@@ -47,7 +47,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._began_behind = False  # this request, behind another among the same bytes
         self._offered = False
         self._refusal: ServeError | None = None
-        self._lingered: int | None = None  # bytes thrown away since the refusal was sent
+        self._discarded = 0  # bytes since the refusal
 
     # From the transport
 
@@ -57,14 +57,17 @@ class HttpProtocol(HttpToolsProtocol):
             self._discard(len(data))
             return
         self._unset_keepalive_if_required()
-        if len(data) <= MAX_HEAD_BYTES:
+        if self._overhead + len(data) <= MAX_HEAD_BYTES:
             self._take(data)
             return
         view, start = memoryview(data), 0
         while start < len(data) and self._refusal is None and not self.transport.is_closing():
             end = self._end_of_piece(data, start)
-            self._take(view[start:end])
-            start = end
+            if start == end:
+                self._refuse(self._too_large())
+            else:
+                self._take(view[start:end])
+                start = end
 
     def _end_of_piece(self, data: bytes, start: int) -> int:
         """Where to stop and count: in a body of known length not before its end.
@@ -72,8 +75,9 @@ class HttpProtocol(HttpToolsProtocol):
         A head is taken alone, so that the body behind it, too, is taken in one piece.
         """
         if self._in_head:
-            end = data.find(b"\r\n\r\n", start, start + MAX_HEAD_BYTES)
-            return end + 4 if end >= 0 else start + MAX_HEAD_BYTES
+            limit = start + MAX_HEAD_BYTES - self._overhead
+            end = data.find(b"\r\n\r\n", start, limit)
+            return end + 4 if end >= 0 else limit
         has_length = any(name == b"content-length" for name, _ in self.headers)
         return len(data) if has_length else start + MAX_HEAD_BYTES
 
@@ -203,9 +207,7 @@ class HttpProtocol(HttpToolsProtocol):
                 busy = False
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
-        if busy:
-            self.flow.pause_reading()
-        else:
+        if not busy:
             self._send_refusal(refusal)
 
     def _send_refusal(self, refusal: ServeError) -> None:
@@ -219,15 +221,13 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.write(self._answer(refusal))
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._lingered = 0
         self.flow.resume_reading()
         self.loop.call_later(LINGER_S, self.transport.close)
 
     def _discard(self, size: int) -> None:
-        if self._lingered is not None:
-            self._lingered += size
-            if self._lingered > LINGER_BYTES:
-                self.transport.abort()
+        self._discarded += size
+        if self._discarded > LINGER_BYTES:
+            self.transport.abort()
 
     def _answer(self, refusal: ServeError) -> bytes:
         request_id = os.urandom(16).hex()
