@@ -21,6 +21,7 @@ from models.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     MAX_SCANS,
+    SMALL_BYTES,
     ImagePreprocessor,
     TextPreprocessor,
     Unreadable,
@@ -96,13 +97,15 @@ def with_scans(scans: int, side: int = 16) -> bytes:
     return b"\xff\xd8" + tables + means + bands * (scans - 1) + b"\xff\xd9"
 
 
-@pytest.mark.parametrize("scans", [MAX_SCANS + 1, 2000])
+@pytest.mark.parametrize("scans", [MAX_SCANS + 1, MAX_SCANS + 2, 2000])
 def test_a_jpeg_of_too_many_scans_is_refused(scans: int) -> None:
     data = with_scans(scans)
     sentence = refusal(data)
     assert "more than 32 scans" in sentence and "baseline" in sentence
     with pytest.raises(Unreadable, match="scans"):
         preprocess.quickly(data[:8000])
+    for size in (2 * SMALL_BYTES, 2 * SMALL_BYTES + 1):  # at even places and at odd ones
+        assert has_too_many_scans(data[:2] + segment(0xFE, bytes(size)) + data[2:])
     # Fill bytes before a marker, and a segment full of markers, change nothing.
     assert has_too_many_scans(data.replace(b"\xff\xda", b"\xff\xff\xff\xda"))
     assert has_too_many_scans(data[:2] + segment(0xFE, b"\xff\xd9" * 9) + data[2:])
