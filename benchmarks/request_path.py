@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import uvicorn
 
 from server.app import create_app
+from server.http_protocol import HttpProtocol
 from server.settings import Settings, load_settings
 
 REPO = Path(__file__).resolve().parent.parent
@@ -110,7 +111,14 @@ def trace_requests(settings: Settings, image: bytes) -> RequestPath:
 
 def _server(settings: Settings) -> uvicorn.Server:
     return uvicorn.Server(
-        uvicorn.Config(create_app(settings), port=0, log_config=None, access_log=False)
+        uvicorn.Config(
+            create_app(settings),
+            port=0,
+            http=HttpProtocol,
+            ws="none",
+            log_config=None,
+            access_log=False,
+        )
     )
 
 

@@ -17,9 +17,8 @@ from server.admission import Admission
 from server.decode_pool import DecodePool
 from server.errors import InvalidContent, UnknownModel
 from server.metrics import Metrics
-from server.model import ServedModel
-from server.quality.feedback import PredictionLog
-from server.sample import Modality
+from server.model import Modality, ServedModel
+from server.quality.feedback import LoggedPrediction, PredictionLog
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,9 @@ class ServerState:
         self.draining = False
         self.models: dict[str, ServedModel] = {}
         for folder in settings.bundle:
-            model = ServedModel(load_bundle(folder), settings, metrics, self.decode_pool, clock)
+            model = ServedModel(
+                load_bundle(folder), settings, metrics, self.decode_pool, self.answers, clock
+            )
             if model.name in self.models:
                 raise ValueError(
                     f"two bundles are named {model.name!r}; rename one in its bundle.json"
@@ -109,6 +110,12 @@ class ServerState:
             UnknownModel: If none is loaded under the name.
         """
         return list(self.models.values()) if name is None else [self.get_model(name)]
+
+    def find_prediction(self, request_id: str) -> LoggedPrediction | None:
+        """Return the answer given under a request's id; None if there was none or it is too old."""
+        for model in self.models.values():
+            model.flush_samples()  # also the answers of a moment ago
+        return self.answers.find(request_id)
 
     @property
     def not_ready_reason(self) -> str | None:

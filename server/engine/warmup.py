@@ -4,15 +4,13 @@ import logging
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry
 
 from models.backend import OutOfMemory, StageBackend, State
 from models.stage_costs import StageCosts
 from scheduler.frontier import Frontier
 from scheduler.policy import ExitPolicy
 from server.engine.engine import Engine
-from server.engine.request import Completion, InferenceRequest, Prediction
-from server.metrics import Metrics, ModelMetrics
+from server.engine.request import InferenceRequest, Prediction
 
 log = logging.getLogger(__name__)
 
@@ -86,20 +84,13 @@ def _batches_ms(
     """Milliseconds of every stage of some batches of a size, (rounds, K)."""
     elapsed: list[list[float]] = []
 
-    def keep(completions: list[Completion]) -> None:
-        for _, outcome in completions[:1]:  # the others of the batch took the same
-            if isinstance(outcome, Prediction):
-                elapsed.append([entry.elapsed_ms for entry in outcome.trace or ()])
+    def keep(finished: list[InferenceRequest]) -> None:
+        for request in finished[:1]:  # the others of the batch took the same time
+            if isinstance(request.result, Prediction):
+                elapsed.append([entry.elapsed_ms for entry in request.result.trace or ()])
 
-    metrics = ModelMetrics(Metrics(CollectorRegistry(), ""), "warm-up", backend.num_exits)
     engine = Engine(
-        backend,
-        policy,
-        policy.never_exit_parameter,
-        workers=1,
-        max_batch=rows,
-        metrics=metrics,
-        on_batch=keep,
+        backend, policy, policy.never_exit_parameter, workers=1, max_batch=rows, on_done=keep
     )
     engine.submit([InferenceRequest(example, traced=True) for _ in range(rows * rounds)])
     engine.start()
