@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 from prometheus_client import Counter
@@ -45,7 +45,7 @@ class Entrance:
     def __init__(
         self,
         decode: Decoder,
-        decode_pool: ThreadPoolExecutor,
+        decode_pool: Executor,
         engine: Engine,
         auditor: Auditor,
         cancelled: Counter,

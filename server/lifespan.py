@@ -6,7 +6,6 @@ import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 import uvicorn
@@ -15,6 +14,7 @@ from starlette.requests import Request
 
 from models.bundle import load_bundle
 from server.admission import Admission
+from server.decode_pool import DecodePool
 from server.errors import InvalidContent, UnknownModel
 from server.metrics import Metrics
 from server.model import ServedModel
@@ -47,7 +47,7 @@ class ServerState:
         self.settings = settings
         self.metrics = metrics
         self.clock = clock
-        self.decode_pool = ThreadPoolExecutor(settings.decode_workers, thread_name_prefix="decode")
+        self.decode_pool = DecodePool(settings.decode_workers)
         self.admission = Admission(settings.max_queue, metrics.inflight, clock)
         self.answers = PredictionLog()
         self.draining = False
@@ -145,11 +145,15 @@ class ServerState:
             model.start(loop)
 
     async def stop(self) -> None:
-        """Turn new requests away, answer those that are in, then end all threads."""
+        """Turn new requests away, answer those that are in, then end all threads.
+
+        By now the drain time is over, or nobody waits for an answer any more. So a picture that is
+        still being decoded is not waited for.
+        """
         self.admission.not_ready = DRAINING
         for model in self.models.values():
             await asyncio.to_thread(model.stop)
-        self.decode_pool.shutdown()
+        await asyncio.to_thread(self.decode_pool.shutdown)
 
 
 class DrainingServer(uvicorn.Server):

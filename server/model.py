@@ -5,7 +5,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import Literal
 
 from models.bundle import Bundle
@@ -57,7 +57,7 @@ class ServedModel:
         bundle: Bundle,
         settings: Settings,
         metrics: Metrics,
-        decode_pool: ThreadPoolExecutor,
+        decode_pool: Executor,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         manifest = bundle.manifest

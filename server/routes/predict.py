@@ -16,10 +16,10 @@ from starlette.datastructures import UploadFile
 from models.postprocess import probabilities
 from server.errors import (
     InvalidContent,
-    MalformedRequest,
     ServeError,
     UnsupportedMedia,
 )
+from server.forms import read_form, require_utf_8
 from server.lifespan import ServerState, server_state
 from server.model import ServedModel
 from server.problems import first_error, parse_json, problem
@@ -131,6 +131,7 @@ async def _read(request: Request, service: ServerState) -> _Input:
 
 
 async def _read_json(request: Request, service: ServerState) -> _Input:
+    require_utf_8(request.headers["content-type"])
     body = await request.body()
     if len(body) <= SMALL_INPUT:
         parsed = parse_json(PredictBody, body)
@@ -154,24 +155,25 @@ async def _read_json(request: Request, service: ServerState) -> _Input:
 
 async def _read_form(request: Request, service: ServerState) -> _Input:
     most_bytes = service.settings.max_body_mib * 2**20  # of the whole body, so of a text too
+    form = await read_form(request, most_bytes)
     try:
-        async with request.form(max_part_size=most_bytes) as form:
-            parts = form.multi_items()
-            fields = {name: value for name, value in parts if not isinstance(value, UploadFile)}
-            bodies = [
-                await value.read()
-                for name, value in parts
-                if name in ("file", "image") and isinstance(value, UploadFile)
-            ]
-    except UnicodeError as error:  # some charsets that a client may name fail their own way
-        raise MalformedRequest(f"the form cannot be read: {error}") from error
+        parts = form.multi_items()
+        fields = {name: value for name, value in parts if not isinstance(value, UploadFile)}
+        bodies = [
+            await value.read()
+            for name, value in parts
+            if name in ("file", "image") and isinstance(value, UploadFile)
+        ]
+    finally:
+        await form.close()
     texts = [value for name, value in parts if name == "text" and isinstance(value, str)]
     if len(bodies) + len(texts) != 1:
         raise InvalidContent(
             f"the form holds {len(bodies)} files named file or image and {len(texts)} texts; send "
             f"one of either"
         )
-    fields.pop("text", None)
+    for name in ("text", "_charset_"):
+        fields.pop(name, None)
     options = _options({**request.query_params, **fields})
     if texts:
         return _Input("text", [_text_loader(texts[0])], False, options)
