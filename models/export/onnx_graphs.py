@@ -16,7 +16,7 @@ from models.export.weights import with_stored_weights
 from models.networks import multi_exit
 from models.networks.multi_exit import MultiExitModel
 from models.runtime.onnx_backend import OnnxBackend
-from models.runtime.served_head import ServedHead
+from models.runtime.torch_backend import ServedHead
 
 
 class Graphs(NamedTuple):
