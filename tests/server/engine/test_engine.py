@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
 
 from models.backend import HeadOutput, OutOfMemory, Part, State, gather_arrays, join_states
 from models.bundle import load_bundle
@@ -24,9 +23,9 @@ from scheduler.stopping import StoppingPolicy
 from scheduler.thresholds import ThresholdTable
 from server.engine.active_policy import ActivePolicy
 from server.engine.engine import Engine
-from server.engine.request import Completion, InferenceRequest, Prediction
+from server.engine.request import InferenceRequest, Prediction
 from server.errors import DeadlineExceeded, InferenceFailed
-from server.metrics import Metrics, ModelMetrics
+from tests.fakes import RecordingObserver
 
 NEVER = math.inf
 
@@ -111,13 +110,12 @@ def remembering() -> PatiencePolicy:
 
 def engine_of(
     backend: Any,
-    on_batch: Callable[[list[Completion]], None] = lambda completions: None,
+    on_batch: Callable[[list[InferenceRequest]], None] = lambda completions: None,
     *,
     by: ExitPolicy | None = None,
     parameter: float = 1.0,
     max_batch: int = 1,
     workers: int = 1,
-    registry: CollectorRegistry | None = None,
     **options: Any,
 ) -> Engine:
     """An engine that has not been started."""
@@ -127,8 +125,7 @@ def engine_of(
         parameter,
         workers=workers,
         max_batch=max_batch,
-        metrics=ModelMetrics(Metrics(registry or CollectorRegistry(), "test"), "fake", 3),
-        on_batch=on_batch,
+        on_done=on_batch,
         **options,
     )
 
@@ -139,31 +136,27 @@ def run_out(engine: Engine) -> None:
     engine.stop()
 
 
-def cancelled(registry: CollectorRegistry) -> float | None:
-    return registry.get_sample_value("eenet_cancelled_total", {"model": "fake"})
-
-
 def serve(
     rows: list[InferenceRequest], backend: Any = None, **options: Any
-) -> dict[int, Completion]:
+) -> dict[int, InferenceRequest]:
     """Run rows to completion; completions by the row's place in the list."""
-    done: list[Completion] = []
+    done: list[InferenceRequest] = []
     lock = threading.Lock()
 
-    def on_batch(completions: list[Completion]) -> None:
+    def on_batch(completions: list[InferenceRequest]) -> None:
         with lock:
             done.extend(completions)
 
     engine = engine_of(backend or FakeBackend(), on_batch, **options)
     engine.submit(rows)
     run_out(engine)
-    assert len({id(completion.row) for completion in done}) == len(done)
-    return {rows.index(completion.row): completion for completion in done}
+    assert len({id(completion) for completion in done}) == len(done)
+    return {rows.index(completion): completion for completion in done}
 
 
-def exits_of(done: dict[int, Completion]) -> list[int]:
+def exits_of(done: dict[int, InferenceRequest]) -> list[int]:
     """The exits of rows that were all answered, in their order."""
-    outcomes = [done[index].outcome for index in range(len(done))]
+    outcomes = [done[index].result for index in range(len(done))]
     assert all(isinstance(outcome, Prediction) for outcome in outcomes), outcomes
     return [outcome.exit for outcome in outcomes]  # type: ignore[union-attr]
 
@@ -181,9 +174,9 @@ def test_a_row_leaves_at_the_first_exit_that_fires_and_later_stages_never_run_it
 
 
 def test_the_answer_is_that_of_the_exit_taken() -> None:
-    answer = serve([InferenceRequest(sure(0.6, 0.85, 0.99))])[0].outcome
+    answer = serve([InferenceRequest(sure(0.6, 0.85, 0.99))])[0].result
     assert isinstance(answer, Prediction)
-    assert np.exp(answer.said.log_probs) == pytest.approx([0.85, 0.15])
+    assert np.exp(answer.output.log_probs) == pytest.approx([0.85, 0.15])
     assert answer.trace is None
 
 
@@ -202,7 +195,7 @@ def test_an_infinite_parameter_runs_everything_to_the_end() -> None:
 
 
 def test_the_trace_has_an_entry_for_every_exit_passed() -> None:
-    answer = serve([InferenceRequest(sure(0.6, 0.85, 0.99), traced=True)])[0].outcome
+    answer = serve([InferenceRequest(sure(0.6, 0.85, 0.99), traced=True)])[0].result
     assert isinstance(answer, Prediction) and answer.trace is not None
     shown = [(e.exit, pytest.approx(e.score), e.threshold) for e in answer.trace]
     assert shown == [(0, 0.6, 0.9), (1, 0.85, 0.8)]
@@ -213,7 +206,7 @@ def test_only_the_bad_row_of_a_batch_fails() -> None:
     rows = [InferenceRequest(sure(0.95, 0.9, 0.9)) for _ in range(7)]
     rows[4].state = sure(FakeBackend.POISON, 0.9, 0.9)
     done = serve(rows, max_batch=7)
-    failed = [index for index in range(7) if isinstance(done[index].outcome, InferenceFailed)]
+    failed = [index for index in range(7) if isinstance(done[index].result, InferenceFailed)]
     assert failed == [4]
 
 
@@ -287,7 +280,7 @@ def test_a_deadline_that_passed_in_the_queue_is_an_error_and_costs_no_compute() 
     clock.now = 5.0
     backend = FakeBackend(clock.step)
     done = serve([InferenceRequest(sure(0.95, 0.9, 0.9), deadline_s=4.0)], backend, clock=clock)
-    assert isinstance(done[0].outcome, DeadlineExceeded)
+    assert isinstance(done[0].result, DeadlineExceeded)
     assert not backend.stage_rows
 
 
@@ -298,7 +291,7 @@ def test_a_deadline_that_passes_before_the_first_exit_is_an_error() -> None:
         FakeBackend(clock.step),
         clock=clock,
     )
-    assert isinstance(done[0].outcome, DeadlineExceeded)
+    assert isinstance(done[0].result, DeadlineExceeded)
 
 
 def test_a_row_leaves_early_when_the_next_exit_would_come_too_late() -> None:
@@ -309,7 +302,7 @@ def test_a_row_leaves_early_when_the_next_exit_would_come_too_late() -> None:
         InferenceRequest(sure(0.5, 0.5, 0.5), deadline_s=4.5),
     ]
     done = serve(rows, FakeBackend(clock.step), clock=clock)
-    answer = done[1].outcome
+    answer = done[1].result
     assert isinstance(answer, Prediction)
     assert (answer.exit, answer.late) == (0, False)
 
@@ -318,7 +311,7 @@ def test_before_any_batch_has_run_the_costs_say_when_the_next_exit_would_come() 
     clock = StepClock()
     row = InferenceRequest(sure(0.5, 0.5, 0.5), deadline_s=1.5)
     costs = StageCosts((1,), np.full((3, 1), 1000.0))
-    answer = serve([row], FakeBackend(clock.step), clock=clock, costs=costs)[0].outcome
+    answer = serve([row], FakeBackend(clock.step), clock=clock, costs=costs)[0].result
     assert isinstance(answer, Prediction)
     assert (answer.exit, answer.late) == (0, False)
 
@@ -327,13 +320,13 @@ def test_a_late_answer_says_so() -> None:
     # Nothing is known of stage 1 yet, so the row goes on and the deadline passes there.
     clock = StepClock()
     row = InferenceRequest(sure(0.5, 0.5, 0.5), deadline_s=1.5)
-    answer = serve([row], FakeBackend(clock.step), clock=clock)[0].outcome
+    answer = serve([row], FakeBackend(clock.step), clock=clock)[0].result
     assert isinstance(answer, Prediction)
     assert (answer.exit, answer.late) == (1, True)
 
 
 def test_a_changed_parameter_applies_to_rows_already_on_their_way() -> None:
-    done: list[Completion] = []
+    done: list[InferenceRequest] = []
     backend = FakeBackend()
     engine = engine_of(backend, done.extend, parameter=2.0)
 
@@ -344,11 +337,11 @@ def test_a_changed_parameter_applies_to_rows_already_on_their_way() -> None:
     backend.on_stage = open_exits
     engine.submit([InferenceRequest(sure(0.95, 0.95, 0.95))])
     run_out(engine)
-    assert done[0].outcome.exit == 1  # type: ignore[union-attr]
+    assert done[0].result.exit == 1  # type: ignore[union-attr]
 
 
 def test_rows_that_are_in_keep_their_policy_and_its_last_parameter_when_another_comes() -> None:
-    backend, done = FakeBackend(), list[Completion]()
+    backend, done = FakeBackend(), list[InferenceRequest]()
     engine = engine_of(backend, done.extend)
     before = [InferenceRequest(sure(0.6, 0.85, 0.95)), InferenceRequest(sure(0.6, 0.75, 0.95))]
     after = [InferenceRequest(sure(0.6, 0.85, 0.95))]
@@ -362,29 +355,24 @@ def test_rows_that_are_in_keep_their_policy_and_its_last_parameter_when_another_
     backend.on_stage = swap
     engine.submit(before)
     run_out(engine)
-    exits = {id(row): outcome.exit for row, outcome in done}  # type: ignore[union-attr]
+    exits = {id(row): outcome.exit for row, outcome in ((each, each.result) for each in done)}  # type: ignore[union-attr]
     assert [exits[id(row)] for row in (*before, *after)] == [1, 2, 1]
     assert engine.parameter == 1.0 and engine.policy.kind == "patience"
 
 
 def test_a_row_made_for_a_policy_enters_under_it_though_another_has_come_since() -> None:
-    done: list[Completion] = []
+    done: list[InferenceRequest] = []
     engine = engine_of(FakeBackend(), done.extend)
     row = InferenceRequest(sure(0.95, 0.95, 0.95), parameter=1.0, policy=engine.active_policy)
     engine.active_policy = ActivePolicy(ConfidencePolicy(table(NEVER, NEVER), "maxprob"), 1.0)
     engine.submit([row, InferenceRequest(sure(0.95, 0.95, 0.95))])
     run_out(engine)
-    assert {completion.outcome.exit for completion in done if completion.row is row} == {0}  # type: ignore[union-attr]
-    assert {completion.outcome.exit for completion in done if completion.row is not row} == {2}  # type: ignore[union-attr]
-
-
-def noted(engine: Engine) -> list[tuple[int, list[float], float]]:
-    return [(note.exit, np.round(note.scores, 6).tolist(), note.parameter)
-            for note in engine.metrics.take_scores()]  # fmt: skip
+    assert {completion.result.exit for completion in done if completion is row} == {0}  # type: ignore[union-attr]
+    assert {completion.result.exit for completion in done if completion is not row} == {2}  # type: ignore[union-attr]
 
 
 def test_scores_are_noted_once_a_batch_with_the_parameter_they_met() -> None:
-    engine = engine_of(FakeBackend(), max_batch=8)
+    engine = engine_of(FakeBackend(), max_batch=8, observer=(observer := RecordingObserver()))
     engine.submit(
         [
             InferenceRequest(sure(*each))
@@ -392,31 +380,38 @@ def test_scores_are_noted_once_a_batch_with_the_parameter_they_met() -> None:
         ]
     )
     run_out(engine)
-    assert noted(engine) == [(0, [0.95, 0.6, 0.7], 1.0), (1, [0.7, 0.85], 1.0)]
-    assert noted(engine) == [], "what is taken is gone"
+    assert observer.take_scores() == [(0, [0.95, 0.6, 0.7], 1.0), (1, [0.7, 0.85], 1.0)]
+    assert observer.take_scores() == [], "what is taken is gone"
 
 
 @pytest.mark.parametrize("wish", [{"parameter": 1.0}, {"deadline_s": 1e12}])
 def test_scores_of_rows_that_go_by_something_of_their_own_are_not_noted(
     wish: dict[str, Any],
 ) -> None:
-    engine = engine_of(FakeBackend(), max_batch=8)
+    engine = engine_of(FakeBackend(), max_batch=8, observer=(observer := RecordingObserver()))
     engine.submit(
         [InferenceRequest(sure(0.6, 0.7, 0.9)), InferenceRequest(sure(0.65, 0.7, 0.9), **wish)]
     )
     engine.submit([InferenceRequest(sure(0.66, 0.7, 0.9))])
     run_out(engine)
-    assert noted(engine) == [(0, [0.6, 0.66], 1.0), (1, [0.7, 0.7], 1.0)]
-    engine = engine_of(FakeBackend())
+    assert observer.take_scores() == [(0, [0.6, 0.66], 1.0), (1, [0.7, 0.7], 1.0)]
+    engine = engine_of(FakeBackend(), observer=(observer := RecordingObserver()))
     engine.submit([InferenceRequest(sure(0.65, 0.7, 0.9), **wish)])
     run_out(engine)
-    assert noted(engine) == []
+    assert observer.take_scores() == []
 
 
 def test_scores_of_rows_with_a_hole_in_their_history_are_not_noted() -> None:
-    done: list[Completion] = []
+    done: list[InferenceRequest] = []
     backend = FakeBackend()
-    engine = engine_of(backend, done.extend, by=remembering(), parameter=2.0, max_batch=1)
+    engine = engine_of(
+        backend,
+        done.extend,
+        by=remembering(),
+        parameter=2.0,
+        max_batch=1,
+        observer=(observer := RecordingObserver()),
+    )
     blind = [
         InferenceRequest(sure(0.85, 0.95, 0.95)),
         InferenceRequest(sure(0.85, 0.96, 0.95), traced=True),
@@ -429,12 +424,12 @@ def test_scores_of_rows_with_a_hole_in_their_history_are_not_noted() -> None:
     backend.on_stage = arrange
     engine.submit(blind)
     run_out(engine)
-    assert [exit for exit, _, _ in noted(engine)] == [0, 1], "the traced row has no hole"
+    assert [exit for exit, _, _ in observer.take_scores()] == [0, 1], "the traced row has no hole"
 
 
 def test_scores_by_a_policy_that_is_no_longer_the_engines_are_not_noted() -> None:
     backend = FakeBackend()
-    engine = engine_of(backend)
+    engine = engine_of(backend, observer=(observer := RecordingObserver()))
 
     def swap(stage: int) -> None:
         if stage == 1:
@@ -443,7 +438,7 @@ def test_scores_by_a_policy_that_is_no_longer_the_engines_are_not_noted() -> Non
     backend.on_stage = swap
     engine.submit([InferenceRequest(sure(0.6, 0.7, 0.9))])
     run_out(engine)
-    assert [exit for exit, _, _ in noted(engine)] == [0]
+    assert [exit for exit, _, _ in observer.take_scores()] == [0]
 
 
 def test_rows_of_two_policies_never_share_a_batch() -> None:
@@ -484,7 +479,7 @@ def test_every_row_leaves_by_the_policy_it_entered_with_however_often_others_com
     max_batch: int,
     workers: int,
 ) -> None:
-    done: list[Completion] = []
+    done: list[InferenceRequest] = []
     backend = FakeBackend(lambda stage: time.sleep(0.0001))
     engine = engine_of(backend, done.extend, max_batch=max_batch, workers=workers)
     engine.start()
@@ -493,7 +488,7 @@ def test_every_row_leaves_by_the_policy_it_entered_with_however_often_others_com
         engine.active_policy = ActivePolicy(by, 1.0)
         engine.submit(
             [
-                InferenceRequest(sure(*each), tag=len(expected) + i)
+                InferenceRequest(sure(*each), request_id=len(expected) + i)
                 for i, each in enumerate(confidences)
             ]
         )
@@ -502,7 +497,9 @@ def test_every_row_leaves_by_the_policy_it_entered_with_however_often_others_com
         expected += [each.index(True) for each in fires]
         time.sleep(pause)
     engine.stop()
-    exits = {row.tag: outcome.exit for row, outcome in done}  # type: ignore[union-attr]
+    exits = {
+        row.request_id: outcome.exit for row, outcome in ((each, each.result) for each in done)
+    }  # type: ignore[union-attr]
     assert exits == dict(enumerate(expected))
 
 
@@ -525,7 +522,7 @@ def test_every_row_completes_once_at_the_exit_its_own_confidences_name(
     for index, row in enumerate(confidences):
         seen = np.exp(np.log(np.float32(row)).astype(np.float64))
         expected = 0 if seen[0] >= 0.9 else 1 if seen[1] >= 0.8 else 2
-        assert done[index].outcome.exit == expected  # type: ignore[union-attr]
+        assert done[index].result.exit == expected  # type: ignore[union-attr]
 
 
 class Sample(NamedTuple):
@@ -541,7 +538,9 @@ class Sample(NamedTuple):
             FakeBackend.POISON if stage == self.poisoned else sure
             for stage, sure in enumerate(self.confidences)
         ]
-        return InferenceRequest(sure(*shown), tag=name, parameter=self.own, traced=self.traced)
+        return InferenceRequest(
+            sure(*shown), request_id=name, parameter=self.own, traced=self.traced
+        )
 
     def outcomes(self, parameters: set[float]) -> set[int | None]:
         """The exits that it may take while these are in force; None: it fails."""
@@ -589,11 +588,11 @@ def test_no_row_is_lost_or_answered_twice_whatever_happens_while_it_runs(
     multiple: int,
     memory: int,
 ) -> None:
-    done: list[Completion] = []
-    registry = CollectorRegistry()
+    done: list[InferenceRequest] = []
+    observer = RecordingObserver()
     backend = FakeBackend(lambda stage: time.sleep(0.0002), memory, multiple)
     engine = engine_of(
-        backend, done.extend, by=by, max_batch=max_batch, workers=workers, registry=registry
+        backend, done.extend, by=by, max_batch=max_batch, workers=workers, observer=observer
     )
     samples: list[Sample] = []
     rows: list[InferenceRequest] = []
@@ -617,22 +616,24 @@ def test_no_row_is_lost_or_answered_twice_whatever_happens_while_it_runs(
             time.sleep(what)
     engine.stop()
 
-    names = [completion.row.tag for completion in done]
+    names = [completion.request_id for completion in done]
     assert len(set(names)) == len(names), "nobody is answered twice"
     assert set(range(len(rows))) - set(names) <= left, "nobody is lost who has not left"
-    assert cancelled(registry) == len(rows) - len(names)
+    assert observer.cancelled == len(rows) - len(names)
     assert engine.queue_depths == [0, 0, 0] and engine.oldest_wait_s() == 0
     failed = False
-    for row, outcome in done:
-        assert isinstance(row.tag, int)
-        sample = samples[row.tag]
+    for row, outcome in ((each, each.result) for each in done):
+        assert isinstance(row.request_id, int)
+        sample = samples[row.request_id]
         if isinstance(outcome, InferenceFailed):
             failed = True
             assert None in sample.outcomes(parameters)
             continue
         assert isinstance(outcome, Prediction)
         assert outcome.exit in sample.outcomes(parameters)
-        assert np.exp(outcome.said.log_probs[0]) == pytest.approx(sample.confidences[outcome.exit])
+        assert np.exp(outcome.output.log_probs[0]) == pytest.approx(
+            sample.confidences[outcome.exit]
+        )
         assert len(outcome.trace or ()) == (outcome.exit + 1 if sample.traced else 0)
     assert engine.failed == failed
     assert all(len(shown) <= max_batch + multiple - 1 for _, shown in backend.batches)
@@ -701,7 +702,7 @@ def opened_late(backend: Any, by: ExitPolicy, closed: float, opened: float) -> l
 
     All batches are then of two rows: the second and third fill one before the first comes further.
     """
-    done: list[Completion] = []
+    done: list[InferenceRequest] = []
 
     def arrange(stage: int) -> None:
         engine.max_batch = 2
@@ -717,7 +718,7 @@ def opened_late(backend: Any, by: ExitPolicy, closed: float, opened: float) -> l
     engine.submit(rows)
     run_out(engine)
     assert backend.stage_rows[0] == backend.stage_rows[1] == 3, "no batch is run twice"
-    return exits_of({rows.index(completion.row): completion for completion in done})
+    return exits_of({rows.index(completion): completion for completion in done})
 
 
 @pytest.mark.parametrize("kind", [FakeBackend, PixelBackend], ids=["row", "pixels"])
@@ -748,10 +749,10 @@ def test_rows_that_a_device_adds_to_a_batch_change_no_answer(by: ExitPolicy, tra
     rows = [InferenceRequest(sure(*each), traced=traced) for each in confidences[:11]]
     done = serve(rows, backend, by=by, max_batch=5)
     assert exits_of(done) == ([2, 0, 1, 2] * 3)[:11]
-    for index, answer in enumerate(completion.outcome for completion in map(done.get, range(11))):
+    for index, answer in enumerate(completion.result for completion in map(done.get, range(11))):
         assert isinstance(answer, Prediction)
-        assert np.exp(answer.said.log_probs[0]) == pytest.approx(confidences[index][answer.exit])
-        assert answer.said.log_probs.shape == answer.said.logits.shape == (2,)
+        assert np.exp(answer.output.log_probs[0]) == pytest.approx(confidences[index][answer.exit])
+        assert answer.output.log_probs.shape == answer.output.logits.shape == (2,)
     assert [len(shown) for stage, shown in backend.batches if stage == 0] == [8, 8, 4]
     assert all(len(shown) % 4 == 0 for _, shown in backend.batches)
 
@@ -784,7 +785,7 @@ def test_only_the_row_that_is_too_large_by_itself_fails_for_lack_of_memory() -> 
     rows = [InferenceRequest(sure(0.6, 0.95, 0.95)) for _ in range(7)]
     rows[4].state = sure(0.6, FakeBackend.HUGE, 0.95)
     done = serve(rows, max_batch=7)
-    failed = [index for index in range(7) if isinstance(done[index].outcome, InferenceFailed)]
+    failed = [index for index in range(7) if isinstance(done[index].result, InferenceFailed)]
     assert failed == [4] and len(done) == 7
 
 
@@ -807,7 +808,7 @@ class Fragile(ConfidencePolicy):
 
 
 def test_a_row_that_cannot_be_scored_fails_alone_and_the_workers_live_on() -> None:
-    done: list[Completion] = []
+    done: list[InferenceRequest] = []
     engine = engine_of(FakeBackend(), done.extend, by=Fragile(table(0.9, 0.8), "x"), max_batch=4)
     engine.start()
     rows = [InferenceRequest(sure(shown, 0.95, 0.95)) for shown in (0.95, 0.66, 0.6, 0.6)]
@@ -816,7 +817,7 @@ def test_a_row_that_cannot_be_scored_fails_alone_and_the_workers_live_on() -> No
         time.sleep(0.001)
     assert engine.alive
     engine.stop()
-    by_row = {rows.index(completion.row): completion.outcome for completion in done}
+    by_row = {rows.index(completion): completion.result for completion in done}
     assert [getattr(by_row[place], "exit", None) for place in range(4)] == [0, None, 1, 1]
 
 
@@ -824,58 +825,58 @@ def test_a_row_that_cannot_be_scored_fails_alone_and_the_workers_live_on() -> No
 def test_every_row_leaves_at_the_last_exit_even_if_the_network_says_nan(
     wish: dict[str, Any],
 ) -> None:
-    engine = engine_of(FakeBackend(), (done := list[Completion]()).extend)
+    engine = engine_of(FakeBackend(), (done := list[InferenceRequest]()).extend)
     engine.submit([InferenceRequest(sure(math.nan, math.nan, math.nan), **wish)])
     engine.start()
     engine.submit([InferenceRequest(sure(0.95, 0.95, 0.95))])
     engine.stop()
-    assert sorted(completion.outcome.exit for completion in done) == [0, 2]  # type: ignore[union-attr]
+    assert sorted(completion.result.exit for completion in done) == [0, 2]  # type: ignore[union-attr]
 
 
 def test_rows_that_wait_are_dropped_at_once_when_nobody_waits_for_them() -> None:
-    backend, registry, done = FakeBackend(), CollectorRegistry(), list[Completion]()
-    engine = engine_of(backend, done.extend, max_batch=4, registry=registry)
+    backend, observer, done = FakeBackend(), RecordingObserver(), list[InferenceRequest]()
+    engine = engine_of(backend, done.extend, max_batch=4, observer=observer)
     rows = [InferenceRequest(sure(0.95, 0.95, 0.95)) for _ in range(3)]
     engine.submit(rows)
     engine.cancel(rows[:2])
-    assert engine.queue_depths == [1, 0, 0] and cancelled(registry) == 2
+    assert engine.queue_depths == [1, 0, 0] and observer.cancelled == 2
     engine.cancel(rows[:2])
     run_out(engine)
-    assert [completion.row for completion in done] == [rows[2]]
-    assert backend.stage_rows == {0: 1} and cancelled(registry) == 2
+    assert [completion for completion in done] == [rows[2]]
+    assert backend.stage_rows == {0: 1} and observer.cancelled == 2
     engine.cancel(rows)
-    assert cancelled(registry) == 2, "who was answered is not dropped"
+    assert observer.cancelled == 2, "who was answered is not dropped"
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_rows_in_a_batch_are_dropped_at_its_end_when_nobody_waits_for_them(at: int) -> None:
-    registry, done = CollectorRegistry(), list[Completion]()
+    observer, done = RecordingObserver(), list[InferenceRequest]()
     rows = [InferenceRequest(sure(0.6, 0.6, 0.95)) for _ in range(2)]
 
     def leave(stage: int) -> None:
         if stage == at:
             engine.cancel([rows[0]])
-            assert cancelled(registry) == 0
+            assert observer.cancelled == 0
 
     backend = FakeBackend(leave)
-    engine = engine_of(backend, done.extend, max_batch=2, registry=registry)
+    engine = engine_of(backend, done.extend, max_batch=2, observer=observer)
     engine.submit(rows)
     run_out(engine)
-    assert [completion.row for completion in done] == [rows[1]]
+    assert [completion for completion in done] == [rows[1]]
     assert [backend.stage_rows[stage] for stage in range(3)] == [
         2 if stage <= at else 1 for stage in range(3)
     ]
-    assert cancelled(registry) == 1
+    assert observer.cancelled == 1
 
 
 def test_a_row_that_is_cancelled_before_it_comes_never_runs() -> None:
-    backend, registry = FakeBackend(), CollectorRegistry()
-    engine = engine_of(backend, registry=registry)
+    backend, observer = FakeBackend(), RecordingObserver()
+    engine = engine_of(backend, observer=observer)
     row = InferenceRequest(sure(0.95, 0.95, 0.95))
     engine.cancel([row])
     engine.submit([row])
     run_out(engine)
-    assert not backend.batches and cancelled(registry) == 1
+    assert not backend.batches and observer.cancelled == 1
 
 
 def test_workers_with_nothing_to_do_use_no_processor_time() -> None:
@@ -953,7 +954,7 @@ def test_the_trace_of_a_stopping_row_has_its_own_continuation_values(
     done = serve(rows, by=stopping, parameter=0.03, max_batch=9)
     at_first = set()
     for index in range(60):
-        answer = done[index].outcome
+        answer = done[index].result
         assert isinstance(answer, Prediction) and answer.trace is not None
         *passed, left = answer.trace
         assert all(entry.score < entry.threshold for entry in passed)
@@ -995,7 +996,7 @@ class TextBackend:
 
 def text_row(name: int, length: int, priority: int = 1) -> InferenceRequest:
     ids = np.arange(length)[None] + name
-    return InferenceRequest((ids, np.zeros_like(ids)), tag=name, priority=priority)
+    return InferenceRequest((ids, np.zeros_like(ids)), request_id=name, priority=priority)
 
 
 @settings(max_examples=40, deadline=None)
@@ -1011,16 +1012,16 @@ def test_rows_of_any_shapes_complete_once_in_batches_of_one_shape(
     rows = [
         text_row(1000 * name, 8 * length, priority) for name, (length, priority) in enumerate(sizes)
     ]
-    alone = [serve([text_row(1000 * name, 8 * length)], TextBackend())[0].outcome
+    alone = [serve([text_row(1000 * name, 8 * length)], TextBackend())[0].result
              for name, (length, _) in enumerate(sizes)]  # fmt: skip
     done = serve(rows, backend, max_batch=max_batch, workers=workers)
     assert sorted(done) == list(range(len(rows)))
     exits = []
     for index, expected in enumerate(alone):
-        answer = done[index].outcome
+        answer = done[index].result
         assert isinstance(answer, Prediction) and isinstance(expected, Prediction)
         assert answer.exit == expected.exit
-        assert np.array_equal(answer.said.log_probs, expected.said.log_probs)
+        assert np.array_equal(answer.output.log_probs, expected.output.log_probs)
         exits.append(answer.exit)
     lengths = {1000 * name: 8 * length for name, (length, _) in enumerate(sizes)}
     ran: Counter[int] = Counter()
@@ -1034,7 +1035,7 @@ def test_rows_of_any_shapes_complete_once_in_batches_of_one_shape(
 
 
 def test_queue_depths_count_rows_of_all_shapes() -> None:
-    done: list[Completion] = []
+    done: list[InferenceRequest] = []
     engine = engine_of(TextBackend(), done.extend, parameter=2.0, max_batch=8)
     assert engine.queue_depths == [0, 0, 0] and engine.oldest_wait_s() == 0
     engine.submit([text_row(name, length) for name, length in enumerate((8, 16, 8, 24, 8))])
@@ -1091,9 +1092,9 @@ def test_texts_of_mixed_lengths_are_answered_as_alone(
         for stage in range(2):
             unpadded = words.backend.run_stage(stage, unpadded)
         expected = words.backend.run_head(1, unpadded).log_probs[0]
-        answer = done[index].outcome
+        answer = done[index].result
         assert isinstance(answer, Prediction) and answer.exit == 1
-        assert np.exp(answer.said.log_probs) == pytest.approx(np.exp(expected), abs=1e-3)
+        assert np.exp(answer.output.log_probs) == pytest.approx(np.exp(expected), abs=1e-3)
 
 
 def test_rows_of_different_shapes_cannot_be_joined(words: Words) -> None:
