@@ -92,7 +92,7 @@ class StageCosts:
         return float(times[-1]) + max(slope, 0.0) * (rows - sizes[-1])
 
     def table_ms(self, max_batch: int) -> Array:
-        """Milliseconds of a batch of 0 to `max_batch` rows at each stage, (K, max_batch + 1)."""
+        """Tabulate the time of 0 to `max_batch` rows at each stage, (K, max_batch + 1)."""
         sizes = range(1, max_batch + 1)
         rows = [
             [0.0, *(self.batch_ms(stage, size) for size in sizes)]

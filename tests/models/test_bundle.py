@@ -111,7 +111,7 @@ def test_a_changed_tokenizer_is_damage(tmp_path: Path, tokenizer: Path) -> None:
 def test_a_bundle_whose_tokenizer_is_none_says_so(tmp_path: Path, tokenizer: Path) -> None:
     (tmp_path / "words.json").write_text("{}")
     bundle = load_bundle(make_text_bundle(tmp_path / "bundle", tmp_path / "words.json"))
-    with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer: "):
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer: "):
         bundle.preprocessor(max_pixels=77)
 
 
