@@ -26,7 +26,6 @@ from benchmarks.harness import (
     Figures,
     ask,
     image_calls,
-    make_engine,
     make_parser,
     print_report,
     put_budget,
@@ -40,7 +39,8 @@ from profiling.loadtest.http_client import ConnectionConfig
 from profiling.loadtest.load import Call, LoadResult, closed_loop, open_loop, poisson
 from scheduler.fitted import load_scheduler
 from scheduler.policy import ExitPolicy
-from server.engine.request import Completion, InferenceRequest, Prediction
+from server.engine.engine import Engine
+from server.engine.request import InferenceRequest, Prediction
 
 SHARES = (0.2, 0.5, 1.0)  # of the requests have a deadline
 MULTIPLES = (2, 3, 5)
@@ -298,7 +298,7 @@ def alone(device: Fake, sizes: Sizes) -> Figures:
 def draw_requests(count: int, recorded: int) -> list[InferenceRequest]:
     """Draw requests of recorded rows."""
     rows = np.random.default_rng(0).integers(0, recorded, count)
-    return [InferenceRequest((rows[place : place + 1],), tag=place) for place in range(count)]
+    return [InferenceRequest((rows[place : place + 1],)) for place in range(count)]
 
 
 def replay(
@@ -311,27 +311,33 @@ def replay(
 ) -> list[Finished]:
     """Run requests that arrive at these times through the engine, in virtual time."""
     time, rng = VirtualTime(), np.random.default_rng(0)
-    finished: dict[object, Finished] = {}
+    finished: dict[InferenceRequest, Finished] = {}
 
     def sleep(seconds: float) -> None:
         time.sleep(seconds * float(np.exp(device.jitter * rng.standard_normal())))
 
-    def keep(completions: list[Completion]) -> None:
-        for request, outcome in completions:
-            prediction = outcome if isinstance(outcome, Prediction) else None
+    def keep(done: list[InferenceRequest]) -> None:
+        for request in done:
+            prediction = request.result if isinstance(request.result, Prediction) else None
             latency_ms = 1e3 * (time.clock() - request.arrived_s)
-            finished[request.tag] = Finished(prediction, latency_ms)
+            finished[request] = Finished(prediction, latency_ms)
 
-    engine = make_engine(
-        ReplayBackend(log_probs, device.costs, sleep, clock=lambda: 0.0), policy, parameter,
-        workers=0, max_batch=device.max_batch, on_done=keep, costs=device.costs, clock=time.clock,
-    )  # fmt: skip
+    engine = Engine(
+        ReplayBackend(log_probs, device.costs, sleep, clock=lambda: 0.0),
+        policy,
+        parameter,
+        workers=0,
+        max_batch=device.max_batch,
+        on_done=keep,
+        costs=device.costs,
+        clock=time.clock,
+    )
     engine.stop()  # from now on `run` returns when no request waits
     for request, arrival_s in zip(requests, arrivals_s.tolist(), strict=True):
         time.at(arrival_s, partial(engine.submit, [request]))
     while time.skip():
         engine.run()
-    return [finished[request.tag] for request in requests]
+    return [finished[request] for request in requests]
 
 
 def outcomes_of(finished: list[Finished]) -> Outcomes:

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry
 
 from models.backend import StageBackend, State
 from models.bundle import load_bundle
@@ -31,8 +30,7 @@ from profiling.latency import machine_name
 from profiling.loadtest.load import Call
 from scheduler.policy import ExitPolicy
 from server.engine.engine import Engine
-from server.engine.request import Completion, InferenceRequest, Prediction
-from server.metrics import Metrics, ModelMetrics
+from server.engine.request import InferenceRequest, Prediction
 
 REPO = Path(__file__).resolve().parent.parent
 ZOO = REPO / "models/zoo"
@@ -112,51 +110,6 @@ def onnx_backend(folder: Path) -> OnnxBackend:
     return OnnxBackend(bundle.stage_files, bundle.head_files)
 
 
-def make_engine(
-    backend: StageBackend,
-    policy: ExitPolicy,
-    parameter: float,
-    *,
-    workers: int,
-    max_batch: int,
-    on_done: Callable[[list[Completion]], None],
-    on_step: Callable[[int, int, float], None] | None = None,
-    costs: StageCosts | None = None,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Engine:
-    """Make an engine without a server.
-
-    Args:
-        backend: Runs stages and heads.
-        policy: Scores and decides.
-        parameter: Parameter of the policy.
-        workers: Threads.
-        max_batch: Most requests in a batch.
-        on_done: Called once per batch that completed requests.
-        on_step: Called by the worker after each batch with its stage, requests and milliseconds.
-        costs: Costs of batches, to predict deadlines from.
-        clock: Returns seconds.
-    """
-    metrics = _StepMetrics(backend.num_exits, on_step)
-    return Engine(
-        backend, policy, parameter, workers=workers, max_batch=max_batch, metrics=metrics,
-        on_batch=on_done, costs=costs, clock=clock,
-    )  # fmt: skip
-
-
-class _StepMetrics(ModelMetrics):
-    """Metrics of a registry that nobody reads; passes batches on."""
-
-    def __init__(self, num_exits: int, on_step: Callable[[int, int, float], None] | None) -> None:
-        super().__init__(Metrics(CollectorRegistry(), ""), "benchmark", num_exits)
-        self._on_step = on_step
-
-    def note_batch(self, stage: int, rows: int, elapsed_ms: float) -> None:
-        super().note_batch(stage, rows, elapsed_ms)
-        if self._on_step is not None:
-            self._on_step(stage, rows, elapsed_ms)
-
-
 class EngineRun(NamedTuple):
     """Requests that went through the engine: the exit of each, in order, and the time for all."""
 
@@ -179,16 +132,9 @@ def run_engine(
     max_batch: int,
 ) -> EngineRun:
     """Submit all inputs, run the engine until it is idle, and time it."""
-    exits: dict[object, int] = {}
-
-    def keep(completions: list[Completion]) -> None:
-        for request, outcome in completions:
-            assert isinstance(outcome, Prediction), "no request fails here"
-            exits[request.tag] = outcome.exit
-
-    requests = [InferenceRequest(state, tag=tag) for tag, state in enumerate(states)]
-    engine = make_engine(
-        backend, policy, parameter, workers=workers, max_batch=max_batch, on_done=keep
+    requests = [InferenceRequest(state) for state in states]
+    engine = Engine(
+        backend, policy, parameter, workers=workers, max_batch=max_batch, on_done=lambda _: None
     )
     started = time.perf_counter()
     for first in range(0, len(requests), max_batch):
@@ -196,7 +142,13 @@ def run_engine(
     engine.start()
     engine.stop()
     seconds = time.perf_counter() - started
-    return EngineRun([exits[request.tag] for request in requests], seconds)
+    return EngineRun([prediction_of(request).exit for request in requests], seconds)
+
+
+def prediction_of(request: InferenceRequest) -> Prediction:
+    """The prediction of a request that cannot fail."""
+    assert isinstance(request.result, Prediction), f"no request fails here: {request.result}"
+    return request.result
 
 
 def lower_quartiles(ways: Sequence[Callable[[], object]], rounds: int) -> NDArray[np.float64]:

@@ -34,6 +34,7 @@ BENCHMARKS = (  # the longest first, so that both cores stay busy
     "refill",
     "networks",
     "growth",
+    "request_path",
     "record_drift",
     "control.report",
 )

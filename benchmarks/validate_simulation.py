@@ -25,9 +25,9 @@ from benchmarks.harness import (
     IMAGE_BUNDLE,
     Figures,
     image_states,
-    make_engine,
     make_parser,
     onnx_backend,
+    prediction_of,
     print_report,
 )
 from models.backend import StageBackend, State
@@ -39,7 +39,8 @@ from profiling.simulation.disciplines import DISCIPLINES
 from profiling.simulation.simulator import Device, Traffic, simulate
 from scheduler.fitted import Scheduler, load_scheduler
 from server.engine.engine import Engine
-from server.engine.request import Completion, InferenceRequest, Prediction
+from server.engine.observer import NullObserver
+from server.engine.request import InferenceRequest
 
 DEVICE_COSTS = StageCosts.of_exits([4.0, 8.0, 12.0], free_rows=16)
 DEVICE_SIZES = (1, 4, 8, 16)
@@ -124,10 +125,21 @@ class Stopwatch:
         self.batches[threading.get_ident()].append(Batch(stage, len(state[0]), begin_s, begin_s))
         return self._backend.run_stage(stage, state)
 
-    def note_end(self, stage: int, rows: int, elapsed_ms: float) -> None:
+    def note_end(self) -> None:
         """Record the end of the thread's batch."""
         batches = self.batches[threading.get_ident()]
         batches[-1] = batches[-1]._replace(end_s=time.perf_counter())
+
+
+class StepObserver(NullObserver):
+    """Stops the watch when the engine reports the end of a batch."""
+
+    def __init__(self, watch: Stopwatch) -> None:
+        self._watch = watch
+
+    def on_step(self, stage: int, rows: int, elapsed_ms: float) -> None:
+        """Record the end of the thread's batch."""
+        self._watch.note_end()
 
 
 def main() -> None:
@@ -189,19 +201,26 @@ def run_traffic(
     count, watch = len(arrivals_s), Stopwatch(case.backend)
     submitted_s, answered_s, exits = np.zeros(count), np.zeros(count), np.zeros(count, np.intp)
 
-    def keep(completions: list[Completion]) -> None:
-        now_s = time.perf_counter()
-        for request, outcome in completions:
-            assert isinstance(outcome, Prediction), "no request fails here"
-            assert isinstance(request.tag, int), "the tag is the request's place"
-            answered_s[request.tag], exits[request.tag] = now_s, outcome.exit
+    places: dict[InferenceRequest, int] = {}
 
-    engine = make_engine(
-        watch, scheduler.policy, parameter, workers=case.workers, max_batch=max_batch,
-        on_done=keep, on_step=watch.note_end,
-    )  # fmt: skip
+    def keep(done: list[InferenceRequest]) -> None:
+        now_s = time.perf_counter()
+        for request in done:
+            place = places[request]
+            answered_s[place], exits[place] = now_s, prediction_of(request).exit
+
+    engine = Engine(
+        watch,
+        scheduler.policy,
+        parameter,
+        workers=case.workers,
+        max_batch=max_batch,
+        on_done=keep,
+        observer=StepObserver(watch),
+    )
     chosen = np.random.default_rng(seed).integers(0, len(case.inputs), count)
-    requests = [InferenceRequest(case.inputs[each], tag=tag) for tag, each in enumerate(chosen)]
+    requests = [InferenceRequest(case.inputs[each]) for each in chosen]
+    places.update((request, place) for place, request in enumerate(requests))
     if arrivals_s[-1] == 0:
         engine.submit(requests)
         submitted_s[:] = time.perf_counter()
