@@ -26,8 +26,9 @@ from benchmarks.control.scenarios import WINDOW, scenarios
 from models.stage_costs import read_stage_costs
 from profiling.calibration import load_recorded
 from scheduler.control.controller import ControllerConfig
-from scheduler.fitted import DEFAULT_POLICY, POLICIES, load_scheduler
+from scheduler.fitted import load_scheduler
 from scheduler.fitting.fit import fit_scheduler
+from scheduler.policies import DEFAULT_POLICY, POLICIES
 
 REPO = Path(__file__).resolve().parents[2]
 BUNDLES = {

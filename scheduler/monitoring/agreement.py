@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from scheduler.frontier import Frontier
 from scheduler.monitoring.wilson import wilson
-from scheduler.policy import ExitPolicy, Scored, replay
+from scheduler.policy import ExitPolicy, ExitScores, replay
 
 WINDOW = 1000
 MOST_POINTS = 64  # of the frontier
@@ -143,9 +143,9 @@ def _answers(log_probs: NDArray[np.floating]) -> NDArray[np.intp]:
     return answers
 
 
-def _repeated(scored: Scored, times: int) -> Scored:
+def _repeated(scored: ExitScores, times: int) -> ExitScores:
     """Each row so many times in a row."""
-    return Scored(
+    return ExitScores(
         scored.scores.repeat(times),
         np.empty((0, 0)),
         scored.continuation_values.repeat(times, axis=0),

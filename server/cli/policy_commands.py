@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.fitted import DEFAULT_POLICY, FILES, POLICIES, load_scheduler
+from scheduler.fitted import FILES, load_scheduler
+from scheduler.policies import DEFAULT_POLICY, POLICIES
 from server.cli.options import command, log_step, numbers, print_evaluations, require_training_extra
 
 if TYPE_CHECKING:

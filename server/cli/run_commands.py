@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from models.bundle import Weights
 from models.training.run import TrainConfig
-from scheduler.fitted import DEFAULT_POLICY, POLICIES
+from scheduler.policies import DEFAULT_POLICY, POLICIES
 from server.cli.options import (
     command,
     log_step,

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from scheduler.fitted import POLICIES
 from scheduler.fitting.fit import fit_scheduler
 from scheduler.frontier import Frontier
 from scheduler.monitoring.agreement import Agreed, AgreementCurve, AgreementFloor
-from scheduler.policy import Scored, exits_taken, replay
+from scheduler.policies import POLICIES
+from scheduler.policy import ExitScores, exits_taken, replay
 from scheduler.thresholds import ThresholdPolicy, ThresholdTable
 
 Array = NDArray[np.float64]
@@ -29,9 +29,9 @@ class ByTheFirst(ThresholdPolicy):
     def start(self, rows: int) -> Array:
         return np.empty((rows, 0))
 
-    def score(self, exit: int, log_probs: NDArray[np.floating], history: Array) -> Scored:
+    def score(self, exit: int, log_probs: NDArray[np.floating], history: Array) -> ExitScores:
         chances = np.exp(log_probs[..., 0], dtype=np.float64)
-        return Scored(chances.reshape(len(chances), -1).mean(1), history, history)
+        return ExitScores(chances.reshape(len(chances), -1).mean(1), history, history)
 
 
 def toy() -> tuple[ByTheFirst, Frontier]:

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from scheduler.fitted import POLICIES, Scheduler
+from scheduler.fitted import Scheduler
 from scheduler.fitting.fit import fit_scheduler
 from scheduler.frontier import Frontier
 from scheduler.monitoring import drift
 from scheduler.monitoring.drift import ScoreDrift
-from scheduler.policy import Scored
+from scheduler.policies import POLICIES
+from scheduler.policy import ExitScores
 from scheduler.thresholds import ThresholdPolicy, ThresholdTable
 
 COSTS = np.array([1.0, 1.4, 2.0])
@@ -33,8 +34,8 @@ class ScorePolicy(ThresholdPolicy):
 
     def score(
         self, exit: int, log_probs: NDArray[np.floating], history: NDArray[np.float64]
-    ) -> Scored:
-        return Scored(log_probs[:, 0].astype(np.float64), history, history)
+    ) -> ExitScores:
+        return ExitScores(log_probs[:, 0].astype(np.float64), history, history)
 
 
 def predictions(rows: int, seed: int, strength: float = 1.0) -> tuple[Array, NDArray[np.int64]]:

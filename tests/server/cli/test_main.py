@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from models.training.run import RunConfig
-from scheduler.fitted import POLICIES
+from scheduler.policies import POLICIES
 from server.cli.main import main
 
 

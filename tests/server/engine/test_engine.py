@@ -19,7 +19,7 @@ from models.runtime.onnx_backend import OnnxBackend
 from models.stage_costs import StageCosts
 from scheduler.baselines import ConfidencePolicy, PatiencePolicy
 from scheduler.fitting.stopping import fit_stopping
-from scheduler.policy import ExitPolicy, Scored, exits_taken, replay
+from scheduler.policy import ExitPolicy, ExitScores, exits_taken, replay
 from scheduler.stopping import StoppingPolicy
 from scheduler.thresholds import ThresholdTable
 from server.engine.active_policy import ActivePolicy
@@ -800,7 +800,7 @@ def test_larger_batches_may_be_allowed_while_it_runs() -> None:
 class Fragile(ConfidencePolicy):
     """Cannot score a confidence of 0.66."""
 
-    def score(self, exit: int, log_probs: Any, history: Any) -> Scored:
+    def score(self, exit: int, log_probs: Any, history: Any) -> ExitScores:
         if np.isclose(np.exp(log_probs[:, 0]), 0.66).any():
             raise FloatingPointError("no score")
         return super().score(exit, log_probs, history)
