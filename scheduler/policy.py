@@ -125,7 +125,7 @@ class CalibrationSet(NamedTuple):
         return CalibrationSet(self.log_probs[:, chosen], self.labels[chosen], self.costs_ms)
 
 
-P = TypeVar("P", bound=ExitPolicy)
+P = TypeVar("P")  # the class of the policy
 
 
 @dataclass(frozen=True)

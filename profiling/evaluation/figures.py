@@ -193,7 +193,7 @@ def scores_figure(scheduler: Scheduler, test: Predictions, budget: float) -> Fig
 
 def _plot_histograms(axes: Axes, scores: Array, right: Array) -> None:
     """Plot the scores of right and of wrong rows; a mask counts for both, by its share."""
-    bins = np.linspace(scores.min(), max(scores.max(), scores.min() + 1e-6), 31)
+    bins = np.linspace(scores.min(), max(scores.max(), scores.min() + 1e-6), 31).tolist()
     for share, colour in ((right, RIGHT), (1 - right, WRONG)):
         style: dict[str, Any] = {"weights": share, "color": colour, "log": True}
         axes.hist(scores, bins, histtype="stepfilled", alpha=0.35, **style)
