@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.frontier import Frontier
-from scheduler.monitoring.wilson import wilson
 from scheduler.policy import ExitPolicy, ExitScores, replay
 
 WINDOW = 1000
