@@ -86,7 +86,7 @@ class ExitScorer:
         return self.score_features(exit, *self.features(exit, log_probs, history))
 
     def score_features(self, exit: int, inputs: Array, history: Array) -> ExitScores:
-        """Do the same from the result of `features`, whose history is changed in place."""
+        """Score the result of `features`, whose history is changed in place."""
         # No matrix product: its rounding depends on the batch, and thresholds equal scores of rows.
         scores = (inputs * self.weights[exit]).sum(1)
         kept = scores.clip(0, 1) if self.clamp_history else scores

@@ -22,7 +22,7 @@ from benchmarks.quality.subjects import BUNDLES, SPOILT, Row, Subject, halves
 from profiling.calibration import Predictions
 from profiling.latency import machine_name
 from scheduler.frontier import FrontierPoint
-from scheduler.monitoring.agreement import Agreed, AgreementCurve, AgreementFloor
+from scheduler.monitoring.agreement import AgreementCount, AgreementCurve, AgreementFloor
 from scheduler.monitoring.drift import ScoreDrift
 from scheduler.policy import exits_taken, replay
 from server.quality.feedback import REMEMBERED, PredictionLog
@@ -142,7 +142,7 @@ def floor_rows(subject: Subject, streams: int) -> Iterator[Row]:
         }
 
 
-def clean_agreement(subject: Subject, share: float) -> tuple[FrontierPoint, Agreed]:
+def clean_agreement(subject: Subject, share: float) -> tuple[FrontierPoint, AgreementCount]:
     """The point of a budget, and the agreement of all clean rows there."""
     clean = subject.drift.predictions("clean").log_probs
     curve = AgreementCurve(*subject.scheduler, window=clean.shape[1])

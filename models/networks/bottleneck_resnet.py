@@ -32,7 +32,7 @@ class Bottleneck(nn.Module):
             self.shortcut.append(nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, 4 width, H / stride, W / stride)."""
+        """Map (N, C_in, H, W) to (N, 4 width, H / stride, W / stride)."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))

@@ -27,7 +27,7 @@ class DenseLayer(nn.Module):
         self.conv2 = nn.Conv2d(inner, growth, 3, 1, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, growth + C_in, H, W)."""
+        """Map (N, C_in, H, W) to (N, growth + C_in, H, W)."""
         new = self.conv1(F.relu(self.bn1(x)))
         new = self.conv2(F.relu(self.bn2(new)))
         return torch.cat([new, x], 1)
@@ -42,7 +42,7 @@ class Transition(nn.Module):
         self.conv = nn.Conv2d(in_channels, in_channels // 2, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_in / 2, H / 2, W / 2)."""
+        """Map (N, C_in, H, W) to (N, C_in / 2, H / 2, W / 2)."""
         return F.avg_pool2d(self.conv(F.relu(self.bn(x))), 2)
 
 

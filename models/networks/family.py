@@ -13,7 +13,7 @@ MAX_NAMED = 5  # keys of one sort that an error message names
 
 
 class Family(NamedTuple):
-    """How to build a network from plain settings.
+    """The recipe that builds a network from plain settings.
 
     Attributes:
         task: The task of the exits, which also decides the input: an image or a text.

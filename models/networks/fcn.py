@@ -70,7 +70,7 @@ class DilatedBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_out, H, W)."""
+        """Map (N, C_in, H, W) to (N, C_out, H, W)."""
         return F.relu(self.convs(x) + self.shortcut(x))
 
 

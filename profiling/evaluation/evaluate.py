@@ -175,7 +175,7 @@ def ranking_quality(scheduler: Scheduler, test: Predictions) -> list[float | Non
 
 
 class _Evaluator:
-    """Replays policies on both sets at the same budgets.
+    """Replay policies on both sets at the same budgets.
 
     Args:
         recorded: Calibration and test predictions.

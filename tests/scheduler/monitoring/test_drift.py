@@ -176,12 +176,12 @@ def test_memory_is_bounded_by_points_and_rows() -> None:
     prices = np.random.default_rng(0).uniform(-3, 3, 3000)
     for price in prices.tolist():
         watched.add(0, np.array([0.5]), price)
-    assert len(watched._references) <= drift.MOST_POINTS
-    many = np.zeros((2, drift.MOST_ROWS + 500, 2))
+    assert len(watched._references) <= drift.MAX_POINTS
+    many = np.zeros((2, drift.MAX_ROWS + 500, 2))
     policy = ScorePolicy(ThresholdTable.closed(2))
     frontier = Frontier(np.zeros(1), np.array([[0.0, 1.0]]), np.ones(1), np.array([1.0, 2.0]))
     large = ScoreDrift(policy, frontier, many, np.random.default_rng(0))
-    assert len(large._replayed[0].scores) == drift.MOST_ROWS
+    assert len(large._replayed[0].scores) == drift.MAX_ROWS
 
 
 @settings(max_examples=60, deadline=None)
