@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,13 @@ UPRIGHT = dict(
 )  # what undoes each EXIF orientation
 # A large JPEG is decoded at a fraction of its size, but at least at this multiple of ours.
 DRAFT_FACTOR = 4
+# A decoder walks over all blocks of a JPEG for each scan, though that may hold next to nothing.
+# Encoders make 10 scans, those that try hard some 20.
+MAX_SCANS = 32
+MAX_SEGMENTS = 1000  # looked at to tell the scans of a picture from bytes that only look like them
+JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+JPEG_SCAN_MARK = re.compile(JPEG_SCAN)
+JPEG_SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 SMALL_BYTES, SMALL_PIXELS, SMALL_CHARACTERS = 8192, 64 * 64, 512  # about 0.2 ms of decoding
 CHARACTERS_A_TOKEN = 64  # of a text longer than that many a token the rest is not even tokenised
 
@@ -88,7 +96,7 @@ class ImagePreprocessor:
         """Bytes to network input, (1, 3, H, W).
 
         Raises:
-            Unreadable: If they are no image, a damaged one, or one of too many pixels.
+            InvalidInput: If they are no image, a damaged one, or one of too many pixels.
         """
         return self._prepared(self._open(data))
 
@@ -96,7 +104,7 @@ class ImagePreprocessor:
         """The same for small images; None where it might take longer than a few 0.1 ms.
 
         Raises:
-            Unreadable: As above.
+            InvalidInput: As above.
         """
         if len(data) > SMALL_BYTES:
             return None
@@ -117,7 +125,7 @@ class ImagePreprocessor:
         Transparency becomes white.
 
         Raises:
-            Unreadable: If they are no image, a damaged one, or one of too many pixels.
+            InvalidInput: If they are no image, a damaged one, or one of too many pixels.
         """
         return self._decoded(self._open(data))[0]
 
@@ -179,7 +187,12 @@ class ImagePreprocessor:
 
     def _open(self, data: bytes) -> Image.Image:
         if not data:
-            raise InvalidInput("the image is empty; send the bytes of an image file")
+            raise InvalidInput("the image is empty; send the bytes of a image file")
+        if has_too_many_scans(data):
+            raise InvalidInput(
+                f"the JPEG has more than {MAX_SCANS} scans, the limit here; save it again with "
+                f"fewer, or as a baseline JPEG"
+            )
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -235,7 +248,7 @@ class TextPreprocessor:
         """Text to token ids and mask, (1, L) int64 each.
 
         Raises:
-            Unreadable: If the text is empty or no Unicode.
+            InvalidInput: If the text is empty or no Unicode.
         """
         most = CHARACTERS_A_TOKEN * self.max_tokens
         if not text[:most].strip():
@@ -257,7 +270,7 @@ class TextPreprocessor:
         """The same for short texts; None where it might take longer than a few 0.1 ms.
 
         Raises:
-            Unreadable: As above.
+            InvalidInput: As above.
         """
         return self(text) if len(text) <= SMALL_CHARACTERS else None
 
@@ -281,6 +294,36 @@ class TextPreprocessor:
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
         return ids, mask
+
+
+def has_too_many_scans(data: bytes) -> bool:
+    """Whether a file is a JPEG of more scans than are decoded.
+
+    A count of the marker's two bytes settles most files. Embedded previews, and films after the
+    image, hold them too, so beyond the limit the segments are followed as a decoder does.
+    """
+    if not data.startswith(JPEG_START) or _scan_marks(data) <= MAX_SCANS:
+        return False
+    position = scans = 0
+    for _ in range(MAX_SEGMENTS):
+        segment = JPEG_SEGMENT.search(data, position)
+        if segment is None or segment[0] == JPEG_END:
+            return False
+        scans += segment[0] == JPEG_SCAN
+        if scans > MAX_SCANS:
+            return True
+        at = segment.end()
+        position = at + max(int.from_bytes(data[at : at + 2], "big"), 2)
+    return True
+
+
+def _scan_marks(data: bytes) -> int:
+    """How often the two bytes of the marker occur; ten times as fast as `bytes.count`."""
+    if len(data) <= SMALL_BYTES:
+        return len(JPEG_SCAN_MARK.findall(data))
+    mark = int.from_bytes(JPEG_SCAN, "little")
+    pairs = [np.frombuffer(data, "<u2", (len(data) - at) // 2, at) for at in (0, 1)]
+    return sum(int(np.count_nonzero(each == mark)) for each in pairs)
 
 
 def oriented_size(image: Image.Image) -> tuple[int, int]:

@@ -84,6 +84,15 @@ class StageCosts:
         slope = (float(times[-1]) - before[1]) / (sizes[-1] - before[0])
         return float(times[-1]) + max(slope, 0.0) * (rows - sizes[-1])
 
+    def table_ms(self, max_batch: int) -> Array:
+        """Milliseconds of a batch of 0 to `max_batch` rows at each stage, (K, max_batch + 1)."""
+        sizes = range(1, max_batch + 1)
+        rows = [
+            [0.0, *(self.batch_ms(stage, size) for size in sizes)]
+            for stage in range(self.num_exits)
+        ]
+        return np.array(rows)
+
     def line(self) -> CostLine:
         """The least-squares lines through each stage's times."""
         if len(self.batch_sizes) == 1:

@@ -21,3 +21,8 @@ POLICIES: Mapping[str, PolicyKind[Any]] = {
     )
 }
 DEFAULT_POLICY = STOPPING.name
+
+
+def describe_policies() -> str:
+    """List the policies and when a row leaves under each, for `--help`."""
+    return "; ".join(f"{kind.name}: {kind.summary}" for kind in POLICIES.values())

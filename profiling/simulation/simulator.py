@@ -47,21 +47,12 @@ class Device:
                 f"workers is {self.workers}, max_batch {self.max_batch}; give 1 or more of both"
             )
 
-    def table_ms(self) -> list[list[float]]:
-        """What a batch of 0 to `max_batch` rows costs at each stage, (K, max_batch + 1)."""
-        sizes = range(1, self.max_batch + 1)
-        return [
-            [0.0, *(self.costs.batch_ms(stage, rows) for rows in sizes)]
-            for stage in range(self.costs.num_exits)
-        ]
-
     def capacity_per_s(self, exits: NDArray[np.intp]) -> float:
         """The samples that can be done if every batch of every stage is full."""
-        table_ms = self.table_ms()
-        reach = [float((exits >= stage).mean()) for stage in range(len(table_ms))]
+        full_ms = [self.costs.batch_ms(k, self.max_batch) for k in range(self.costs.num_exits)]
+        reach = [float((exits >= stage).mean()) for stage in range(self.costs.num_exits)]
         sample_ms = sum(
-            share * times[self.max_batch] / self.max_batch
-            for share, times in zip(reach, table_ms, strict=True)
+            share * times / self.max_batch for share, times in zip(reach, full_ms, strict=True)
         )
         return 1e3 * self.workers / sample_ms
 
@@ -212,7 +203,7 @@ class _ReadyLists:
 
 def run_refill(traffic: Traffic, device: Device, choose: BatchingPolicy) -> Simulated:
     """Rows that stay wait at the next stage; a free worker runs the stage that `choose` says."""
-    costs_ms, limit = device.table_ms(), device.max_batch
+    costs_ms, limit = device.costs.table_ms(device.max_batch).tolist(), device.max_batch
     book = _Recorder(traffic, len(costs_ms))
     ready = _ReadyLists(book.arrivals_ms, len(costs_ms))
     running: list[tuple[float, int, int, list[int]]] = []  # end, order, stage, rows
@@ -239,7 +230,7 @@ def run_refill(traffic: Traffic, device: Device, choose: BatchingPolicy) -> Simu
 
 def run_together(traffic: Traffic, device: Device, *, compact: bool) -> Simulated:
     """A batch stays together until its last row leaves; rows are answered as they leave."""
-    costs_ms = device.table_ms()
+    costs_ms = device.costs.table_ms(device.max_batch).tolist()
     book = _Recorder(traffic, len(costs_ms))
     arrivals_ms, factors = book.arrivals_ms, itertools.cycle(device.jitter)
     free_ms, first = [-NEVER] * device.workers, 0

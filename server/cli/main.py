@@ -20,6 +20,7 @@ from server.cli.policy_commands import add_evaluate, add_fit
 from server.cli.profile import add_profile
 from server.cli.run_commands import add_attach, add_build, add_import, add_train
 from server.cli.simulate import add_simulate
+from server.http_protocol import HttpProtocol
 from server.lifespan import DrainingServer
 from server.problems import first_error
 from server.settings import ENV_PREFIX, Settings, load_settings
@@ -120,6 +121,8 @@ def _serve(args: argparse.Namespace) -> None:
         create_app(settings),
         host=settings.host,
         port=settings.port,
+        http=HttpProtocol,
+        ws="none",
         log_config=None,
         access_log=False,
         proxy_headers=False,

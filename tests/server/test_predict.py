@@ -360,10 +360,3 @@ def test_a_hostile_body_gets_one_short_sentence(client: TestClient, body: bytes)
     answer = client.post("/predict", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 422
     assert len(answer.content) < 1000
-
-
-def test_a_form_of_a_charset_that_fails_is_400(client: TestClient) -> None:
-    body = b'--B\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--B--\r\n'
-    kind = "multipart/form-data; boundary=B; charset=undefined"
-    answer = client.post("/predict", content=body, headers={"content-type": kind})
-    assert (answer.status_code, answer.json()["code"]) == (400, "malformed")

@@ -11,8 +11,8 @@ from hypothesis.stateful import (
 )
 
 from models.stage_costs import StageCosts
-from profiling.simulation.disciplines import BatchPriority
-from server.engine.ready import DEADLINE_HORIZON_PASSES, StageQueues
+from scheduler.batching import BatchPriority
+from server.engine.queue import DEADLINE_HORIZON_PASSES, StageQueues
 from server.engine.request import PRIORITIES, InferenceRequest, Shape
 
 STAGES = 3
@@ -45,7 +45,7 @@ def list_of(row: InferenceRequest) -> List:
 
 
 def filled(*rows: InferenceRequest, costs: StageCosts = GPU, max_batch: int = 16) -> StageQueues:
-    lists = StageQueues(BatchPriority(costs, max_batch))
+    lists = StageQueues(BatchPriority(costs.table_ms(max_batch)))
     for each in rows:
         lists.push(each)
     return lists
@@ -64,7 +64,7 @@ class Lists(RuleBasedStateMachine):
         patience=st.sampled_from([0.5, 8.0]),
     )
     def begin(self, costs: StageCosts, max_batch: int, patience: float) -> None:
-        self.urgency = BatchPriority(costs, max_batch, patience)
+        self.urgency = BatchPriority(costs.table_ms(max_batch), patience)
         self.lists, self.max_batch = StageQueues(self.urgency), max_batch
         self.waiting, self.gone = {}, []
         self.pressed = [False] * PRIORITIES
@@ -123,7 +123,7 @@ class Lists(RuleBasedStateMachine):
     def pressing_among(self, rivals: list[List]) -> list[List]:
         """The lists that go first for their deadlines: those that bear answers never before."""
         came_s = min(self.waiting[each][0].arrived_s for each in rivals)
-        impatient = (self.now_s - came_s) * 1e3 > self.urgency.patience_ms
+        impatient = (self.now_s - came_s) * 1e3 > self.urgency.max_overtake_ms
         until_s = self.now_s + DEADLINE_HORIZON_PASSES * self.urgency.pass_ms / 1e3
         near = [
             ((each[1] > 0, row.deadline_s), each)
@@ -141,11 +141,11 @@ class Lists(RuleBasedStateMachine):
 
         def urgency(each: List) -> tuple[float, int]:
             rows, age_ms = len(self.waiting[each]), (self.now_s - came_s[each]) * 1e3
-            return self.urgency.priority(each[1], rows, age_ms), each[1]
+            return self.urgency.of(each[1], rows, age_ms), each[1]
 
         most, first_s = max(map(urgency, rivals)), min(came_s.values())
         best = [each for each in rivals if urgency(each) == most]
-        if any((came_s[each] - first_s) * 1e3 > self.urgency.patience_ms for each in best):
+        if any((came_s[each] - first_s) * 1e3 > self.urgency.max_overtake_ms for each in best):
             best += [each for each in rivals if came_s[each] == first_s]
         return best
 
@@ -254,7 +254,7 @@ def test_a_row_has_its_turn_however_full_the_lists_of_others_are(
     stage: int, busy_stage: int, busy_shape: Shape
 ) -> None:
     lone, now_s, overtook = row(stage), 0.0, list[InferenceRequest]()
-    lists, patience_s = filled(lone), BatchPriority(GPU, 16).patience_ms / 1e3
+    lists, patience_s = filled(lone), BatchPriority(GPU.table_ms(16)).max_overtake_ms / 1e3
     feed(lists, busy_stage, busy_shape, -0.01)
     while lone not in (batch := lists.take(16, now_s)):
         overtook += batch
@@ -265,7 +265,7 @@ def test_a_row_has_its_turn_however_full_the_lists_of_others_are(
 
 
 def test_no_row_is_overtaken_by_one_that_came_later_by_more_than_its_patience() -> None:
-    patience_s = BatchPriority(GPU, 16).patience_ms / 1e3
+    patience_s = BatchPriority(GPU.table_ms(16)).max_overtake_ms / 1e3
     for later_s, taken in ((0.9 * patience_s, 16), (1.1 * patience_s, 1)):
         crowd = [row(0, ready_s=later_s) for _ in range(64)]
         lists = filled(row(1), *crowd)
@@ -298,7 +298,7 @@ def test_no_row_starves_for_those_with_deadlines(stage: int, costs: StageCosts) 
     lone, now_s, turns = row(stage), 0.0, 0
     max_batch = 1 if costs is CPU else 4
     lists = filled(lone, costs=costs, max_batch=max_batch)
-    patience_s = lists.urgency.patience_ms / 1e3
+    patience_s = lists.priority.max_overtake_ms / 1e3
     while True:
         while lists.depths(STAGES)[0] < 8:
             lists.push(row(0, ready_s=now_s, deadline_s=now_s + 0.001))
