@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from models.networks.checkpoint import NOTHING, misfits, read_checkpoint
-from models.networks.families import Network, check_keys
+from models.networks.families import Network
+from models.networks.family import check_keys
 from models.networks.multi_exit import MultiExitModel
 
 FAMILY_NAMES = {"bert": "bert_4"}  # our names, where they differ
