@@ -16,7 +16,7 @@ FAMILY_NAMES = {"bert": "bert_4"}  # our names, where they differ
 
 
 class Published(NamedTuple):
-    """How the published code names the weights of one architecture.
+    """Names of one architecture's weights in the published code.
 
     Attributes:
         names: Replacements for the start of our keys, by pattern; the first match applies.

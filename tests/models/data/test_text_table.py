@@ -177,12 +177,12 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "said"), BAD)
+@pytest.mark.parametrize(("name", "content", "message"), BAD)
 def test_a_bad_table_is_one_sentence_with_file_and_line(
-    tmp_path: Path, name: str, content: str | bytes, said: str
+    tmp_path: Path, name: str, content: str | bytes, message: str
 ) -> None:
     path = write(tmp_path / name, content)
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         read_texts(path, NAMED)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
