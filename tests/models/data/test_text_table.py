@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.data.dataset import DataConfig
@@ -73,6 +73,7 @@ def test_a_csv_quotes_and_a_tsv_does_not(tmp_path: Path) -> None:
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
 
 
+@settings(deadline=None)  # each example writes two files
 @given(st.lists(TEXTS, min_size=2))
 def test_any_text_survives_csv_and_json(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str]
