@@ -103,7 +103,7 @@ def test_a_jpeg_of_too_many_scans_is_refused(scans: int) -> None:
     sentence = refusal(data)
     assert "more than 32 scans" in sentence and "baseline" in sentence
     with pytest.raises(InvalidInput, match="scans"):
-        preprocess.quickly(data[:8000])
+        preprocess.decode_if_small(data[:8000])
     for size in (2 * SMALL_BYTES, 2 * SMALL_BYTES + 1):  # at even places and at odd ones
         assert has_too_many_scans(data[:2] + segment(0xFE, bytes(size)) + data[2:])
     # Fill bytes before a marker, and a segment full of markers, change nothing.
