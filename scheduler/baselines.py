@@ -91,6 +91,8 @@ def geometric_distribution(costs: NDArray[np.float64], budget: float) -> NDArray
         exponents = middle * np.arange(len(costs))
         weights = np.exp(exponents - exponents.max())
         distribution: NDArray[np.float64] = weights / weights.sum()
+        if middle in (low, high):  # no number lies between them
+            break
         if distribution @ costs > budget:
             high = middle
         else:
