@@ -191,12 +191,14 @@ def trained(
     return make
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.fixture(scope="module", params=NETWORKS)
+def made(request: pytest.FixtureRequest, trained: Callable[[str], Trained]) -> Trained:
+    """Each of them in turn: processes that share this file seldom train the same one."""
+    return trained(request.param)
+
+
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 3), (1, 16), (2, 9), (7, 5), (4, 13)])
-def test_graphs_of_what_was_trained_agree_with_it(
-    trained: Callable[[str], Trained], name: str, rows: int, tokens: int
-) -> None:
-    made = trained(name)
+def test_graphs_of_what_was_trained_agree_with_it(made: Trained, rows: int, tokens: int) -> None:
     state = made.inputs(rows, tokens)
     assert largest_disagreement(made.model, made.backend, state) < 1e-4
     with torch.inference_mode():
@@ -209,22 +211,18 @@ def test_graphs_of_what_was_trained_agree_with_it(
         np.testing.assert_allclose(answer.log_probs, log_probs, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
 def test_answers_differ_from_row_to_row_and_from_exit_to_exit(
-    trained: Callable[[str], Trained], name: str
+    made: Trained,
 ) -> None:
-    made = trained(name)
     first, *later = (answer.logits for answer in made.answers(made.inputs(6)))
     assert first.std(0).min() > 5e-4
     for logits in later:
         assert logits.std(0).min() > 5e-4 and np.abs(logits - first).max() > 1e-2
 
 
-@pytest.mark.parametrize("name", NETWORKS)
 def test_rows_do_not_depend_on_the_others_of_their_batch(
-    trained: Callable[[str], Trained], name: str
+    made: Trained,
 ) -> None:
-    made = trained(name)
     state = made.inputs(5)
     together = made.answers(state)
     for row in range(5):
@@ -234,11 +232,9 @@ def test_rows_do_not_depend_on_the_others_of_their_batch(
                 np.testing.assert_allclose(a[0], b[row], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
 def test_rows_are_not_even_touched_by_what_is_no_number(
-    trained: Callable[[str], Trained], name: str
+    made: Trained,
 ) -> None:
-    made = trained(name)
     state = made.inputs(5)
     strange = tuple(array.copy() for array in state)
     if made.task == "text":
@@ -252,12 +248,9 @@ def test_rows_are_not_even_touched_by_what_is_no_number(
             np.testing.assert_allclose(a[2], b[2], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("made", TEXTS, indirect=True)
 @pytest.mark.parametrize("padding", [1, 7])
-def test_padding_changes_no_answer(
-    trained: Callable[[str], Trained], name: str, padding: int
-) -> None:
-    made = trained(name)
+def test_padding_changes_no_answer(made: Trained, padding: int) -> None:
     ids, mask = made.inputs(4)
     wide = ((0, 0), (0, padding))
     padded = np.pad(ids, wide, constant_values=made.pad_id), np.pad(mask, wide)
