@@ -129,6 +129,23 @@ def quick_exports() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def shortened() -> Iterator[None]:
+    """The two families whose only setting is their classes get fewer layers of the same kind."""
+    from models.networks.bottleneck_resnet import bottleneck_resnet
+    from models.networks.densenet import densenet
+    from models.networks.families import FAMILIES
+
+    short = {
+        "resnet56_3": lambda num_classes: bottleneck_resnet((1, 1, 1), num_classes),
+        "densenet121_4": lambda num_classes: densenet((1, 2), 4, num_classes),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, build in short.items():
+            patch.setitem(FAMILIES, name, FAMILIES[name]._replace(build=build))
+        yield
+
+
 @pytest.fixture(scope="session")
 def fitting_quickly() -> Callable[[], AbstractContextManager[None]]:
     """Makes contexts in which fits take few steps and know few budgets."""

@@ -1,6 +1,6 @@
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +13,6 @@ from models.backend import HeadOutput, Part, State, gather_arrays
 from models.bundle import Task
 from models.data.dataset import Dataset, Split
 from models.export.onnx_graphs import as_tensors, export_graphs, largest_disagreement, write_graphs
-from models.networks.bottleneck_resnet import bottleneck_resnet
-from models.networks.densenet import densenet
 from models.networks.families import FAMILIES, Network
 from models.networks.fcn import coarse_grid
 from models.networks.heads import Conv
@@ -80,11 +78,6 @@ NETWORKS = {
 
 
 TEXTS = [name for name, network in NETWORKS.items() if network.family.task == "text"]
-# The two whose settings are but their classes stand in with fewer layers of the same kind.
-SHORT: dict[str, Callable[[int], MultiExitModel]] = {
-    "resnet56_3": lambda num_classes: bottleneck_resnet((1, 1, 1), num_classes),
-    "densenet121_4": lambda num_classes: densenet((1, 2), 4, num_classes),
-}
 
 
 class Trained(NamedTuple):
@@ -144,14 +137,6 @@ def train(network: Network, model: MultiExitModel, out: Path, tokenizer: Path) -
     trainer = Trainer(config, dataset, batches, out, model)
     (report,) = trainer.run(lambda step, loss: None, lambda report: None)
     assert np.isfinite(report.train_loss) and len(report.test_accuracy) == model.num_exits
-
-
-@pytest.fixture(scope="module")
-def shortened() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, build in SHORT.items():
-            patch.setitem(FAMILIES, name, FAMILIES[name]._replace(build=build))  # type: ignore[arg-type]
-        yield
 
 
 @pytest.fixture(scope="module")
