@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUNTIME ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 PIP = .venv/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: help install serve test lint bars control control-http soak bench bench-peers simulation
+.PHONY: help install serve test lint bars control control-http soak bench bench-peers bench-smoke simulation
 
 ## List the targets.
 help:
@@ -32,7 +32,7 @@ control: .venv/.dev
 	for inputs in image text; do .venv/bin/python -m benchmarks.control.simulated $$inputs --policies stopping --laws frozen --seeds 2; done
 	.venv/bin/python -m benchmarks.control.report build/control/image-stopping.npz build/control/text-stopping.npz --goals
 
-## Measure on the real server how budgets are held.
+## Measure how the real server holds budgets.
 control-http: .venv/.dev
 	.venv/bin/python -m benchmarks.control.over_http
 	.venv/bin/python -m benchmarks.control.report build/control/real.npz
@@ -52,7 +52,11 @@ bench: .venv/.dev
 bench-peers: .venv/.dev
 	.venv/bin/python -m benchmarks.peers.run
 
-## Measure what refilling batches wins, and validate the simulator.
+## Run every benchmark on tiny sizes, to see that it works.
+bench-smoke: .venv/.dev
+	.venv/bin/python -m benchmarks.smoke
+
+## Measure the gain of refilling batches, and validate the simulator.
 simulation: .venv/.dev
 	.venv/bin/python -m benchmarks.refill
 	.venv/bin/python -m benchmarks.validate_simulation

@@ -1,4 +1,4 @@
-"""Threads that decode, and that keep no process alive."""
+"""Threads that decode payloads, and that never keep the process alive."""
 
 import logging
 import threading
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class _Job(NamedTuple):
-    """What to run, and where its result goes."""
+    """A function to run, and the future for its result."""
 
     future: Future[Any]
     run: Callable[[], Any]
@@ -38,7 +38,7 @@ class DecodePool(Executor):
     """A pool of daemon threads.
 
     Python's own pool joins its threads when the interpreter ends. A decoder that is stuck in a
-    hostile picture cannot be stopped, and would then hold the process for ever.
+    hostile image cannot be stopped, and would then hold the process for ever.
 
     Args:
         workers: How many threads.
@@ -94,4 +94,4 @@ class DecodePool(Executor):
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
-            del job  # it holds the picture
+            del job  # it holds the image

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # The arrays here are small: threads would only wait for each other, and as many processes as there
 # are cores may run tests. Read when numpy and torch are imported.
@@ -132,17 +132,19 @@ def quick_exports() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def shortened() -> Iterator[None]:
     """The two families whose only setting is their classes get fewer layers of the same kind."""
-    from models.networks.bottleneck_resnet import bottleneck_resnet
-    from models.networks.densenet import densenet
-    from models.networks.families import FAMILIES
+    from models.networks import bottleneck_resnet, densenet
 
-    short = {
-        "resnet56_3": lambda num_classes: bottleneck_resnet((1, 1, 1), num_classes),
-        "densenet121_4": lambda num_classes: densenet((1, 2), 4, num_classes),
-    }
+    short: list[tuple[Any, str, Any]] = [
+        (
+            bottleneck_resnet,
+            "resnet56_3",
+            lambda n: bottleneck_resnet.bottleneck_resnet((1,) * 3, n),
+        ),
+        (densenet, "densenet121_4", lambda n: densenet.densenet((1, 2), 4, n)),
+    ]
     with pytest.MonkeyPatch.context() as patch:
-        for name, build in short.items():
-            patch.setitem(FAMILIES, name, FAMILIES[name]._replace(build=build))
+        for module, name, build in short:
+            patch.setitem(module.FAMILIES, name, module.FAMILIES[name]._replace(build=build))
         yield
 
 

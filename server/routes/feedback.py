@@ -25,7 +25,7 @@ async def feedback(request: Request) -> FeedbackTaken:
     """Take in a true label that came late; one that came before for the answer is replaced."""
     service = server_state(request)
     given = parse_json(FeedbackGiven, await request.body())
-    answered = service.answers.find(given.request_id)
+    answered = service.find_prediction(given.request_id)
     if answered is None:
         raise UnknownAnswer(
             f"no answer is remembered under request_id {given.request_id!r:.140}; give an id of "

@@ -276,12 +276,12 @@ def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arch", "config", "message"),
     [
-        ("resnet56_3", {"classes": 10}, "knows no classes; its keys are num_classes$"),
+        ("resnet56_3", {"classes": 10}, "has no classes; its keys are num_classes$"),
         ("densenet121_4", {"num_classes": 0}, "num_classes is 0; it must be a number above 0"),
         ("resnet56_3", {"num_classes": 10.0}, "num_classes is 10.0; it must be"),
         ("msdnet", {}, "msdnet lacks data, base, step, step_mode, num_scales, 9 more; its keys"),
-        ("msdnet", CONFIGS["msdnet"] | {"depth": 3}, "of msdnet knows no depth; its keys are data"),
-        ("bert", {"vocab": 3}, "of bert lacks vocab_size, .* and knows no vocab; its keys are"),
+        ("msdnet", CONFIGS["msdnet"] | {"depth": 3}, "of msdnet has no depth; its keys are data"),
+        ("bert", {"vocab": 3}, "of bert lacks vocab_size, .* and has no vocab; its keys are"),
         ("bert", CONFIGS["bert"] | {"num_labels": -1}, "num_labels is -1; it must be"),
     ],
 )

@@ -1,0 +1,62 @@
+"""The documentation names things that exist, and keeps its form."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+LINE = 100
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+CODE_PATH = re.compile(
+    r"(?<![\w/.-])(?:server|models|scheduler|profiling|benchmarks|deploy)/[\w/]+\.\w+"
+)
+NEW_FILE = re.compile(r"(?m)^```python\n# (\S+\.py)$")
+MODULE = re.compile(r"python -m (benchmarks[\w.]*)")
+
+
+@pytest.fixture(params=PAGES, ids=lambda page: page.name)
+def page(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.param
+    return path
+
+
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(page.read_text()):
+        if "://" not in link:
+            name, _, anchor = link.partition("#")
+            target = (page.parent / name).resolve() if name else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors_of(target), link
+
+
+def test_files_that_are_named_exist(page: Path) -> None:
+    text = page.read_text()
+    written = set(NEW_FILE.findall(text))  # files that the reader is told to write
+    named = set(CODE_PATH.findall(text)) - written
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_benchmarks_that_are_named_exist(page: Path) -> None:
+    names = set(MODULE.findall(page.read_text()))
+    assert [name for name in names if importlib.util.find_spec(name) is None] == []
+
+
+def test_lines_outside_of_tables_are_short(page: Path) -> None:
+    lines = page.read_text().splitlines()
+    assert [line for line in lines if len(line) > LINE and not line.startswith("|")] == []
+
+
+def test_a_missing_anchor_would_be_found(tmp_path: Path) -> None:
+    text = tmp_path / "page.md"
+    text.write_text("# GET and PUT /budget\n\n```\n# a comment\n```\n## `stopping`\n")
+    assert anchors_of(text) == {"get-and-put-budget", "stopping"}
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"(?ms)^```.*?^```$", "", page.read_text())
+    headings = re.findall(r"(?m)^#+ (.+)$", text)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
