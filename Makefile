@@ -16,9 +16,10 @@ install: .venv/.dev
 serve: .venv/.serve-$(RUNTIME)
 	.venv/bin/eenet serve
 
+# Without ARGS in several processes; a few tests end sooner in one, without the start of others.
 ## Run the tests; ARGS go to pytest, as in ARGS="tests/server/engine -k cancel".
 test: .venv/.dev
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest $(or $(ARGS),--numprocesses auto --maxprocesses 8 --dist worksteal)
 
 ## Check the exit policies against their accuracy bars.
 bars: .venv/.dev

@@ -81,6 +81,8 @@ def geometric_distribution(costs: Array, budget: float) -> Array:
         exponents = middle * np.arange(len(costs))
         weights = np.exp(exponents - exponents.max())
         distribution: Array = weights / weights.sum()
+        if middle in (low, high):  # no number lies between them
+            break
         if distribution @ costs > budget:
             high = middle
         else:

@@ -1,6 +1,4 @@
-import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,8 @@ WORDS = ("good", "bad", "film", "not", "very", "un", "##ly", "##ing", "##ish", "
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_exports() -> Iterator[None]:
-    """Let the exporter read its table of operators once instead of once per graph."""
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-    with pytest.MonkeyPatch.context() as patch:
-        once = functools.cache(ONNXRegistry.from_torchlib)
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(once))
-        yield
+def exports(quick_exports: None) -> None:
+    """Any test here may export."""
 
 
 @pytest.fixture(scope="session")

@@ -144,9 +144,9 @@ def fitted(kind: str, name: str) -> tuple[Scheduler, CalibrationSet]:
         patched.setattr("scheduler.frontier.GRID_STEP", 0.4)
         patched.setattr("scheduler.fitting.stopping.GRID_STEP", 0.02)
         patched.setattr("scheduler.thresholds.REPAIR_STEPS", 12)
-        patched.setattr("scheduler.fitting.eenet.SCORE_STEPS", 10)
-        patched.setattr("scheduler.fitting.eenet.ASSIGNMENT_STEPS", 10)
-        patched.setattr("scheduler.fitting.eenet.NUM_BUDGETS", 4)
+        patched.setattr("scheduler.fitting.eenet.SCORE_STEPS", 3)
+        patched.setattr("scheduler.fitting.eenet.ASSIGNMENT_STEPS", 3)
+        patched.setattr("scheduler.fitting.eenet.NUM_BUDGETS", 3)
         patched.setattr("scheduler.fitting.fit.FOLDS", 2)
         return fit_scheduler(kind, *problem), problem
 

@@ -3,7 +3,7 @@ import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +16,6 @@ from models.backend import HeadOutput, Part, State, gather_arrays
 from models.bundle import Task
 from models.data.dataset import Dataset, Split
 from models.export.onnx_graphs import as_tensors, export_graphs, largest_disagreement, write_graphs
-from models.networks.bottleneck_resnet import bottleneck_resnet
-from models.networks.densenet import densenet
 from models.networks.families import FAMILIES, MODULES, Network, trainable_names
 from models.networks.fcn import coarse_grid
 from models.networks.heads import Conv
@@ -83,11 +81,6 @@ NETWORKS = {
 
 
 TEXTS = [name for name, network in NETWORKS.items() if network.family.task == "text"]
-# The two whose settings are but their classes stand in with fewer layers of the same kind.
-SHORT: dict[str, Callable[[int], MultiExitModel]] = {
-    "resnet56_3": lambda num_classes: bottleneck_resnet((1, 1, 1), num_classes),
-    "densenet121_4": lambda num_classes: densenet((1, 2), 4, num_classes),
-}
 
 
 class Trained(NamedTuple):
@@ -150,15 +143,6 @@ def train(network: Network, model: MultiExitModel, out: Path, tokenizer: Path) -
 
 
 @pytest.fixture(scope="module")
-def shortened() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, build in SHORT.items():
-            module = importlib.import_module(f"models.networks.{FAMILIES[name].module}")
-            patch.setitem(module.FAMILIES, name, module.FAMILIES[name]._replace(build=build))
-        yield
-
-
-@pytest.fixture(scope="module")
 def trained(
     tmp_path_factory: pytest.TempPathFactory,
     tokenizer: Path,
@@ -195,12 +179,14 @@ def trained(
     return make
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.fixture(scope="module", params=NETWORKS)
+def made(request: pytest.FixtureRequest, trained: Callable[[str], Trained]) -> Trained:
+    """Each of them in turn: processes that share this file seldom train the same one."""
+    return trained(request.param)
+
+
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 3), (1, 16), (2, 9), (7, 5), (4, 13)])
-def test_graphs_of_what_was_trained_agree_with_it(
-    trained: Callable[[str], Trained], name: str, rows: int, tokens: int
-) -> None:
-    made = trained(name)
+def test_graphs_of_what_was_trained_agree_with_it(made: Trained, rows: int, tokens: int) -> None:
     state = made.inputs(rows, tokens)
     assert largest_disagreement(made.model, made.backend, state) < 1e-4
     with torch.inference_mode():
@@ -213,22 +199,18 @@ def test_graphs_of_what_was_trained_agree_with_it(
         np.testing.assert_allclose(answer.log_probs, log_probs, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
 def test_answers_differ_from_row_to_row_and_from_exit_to_exit(
-    trained: Callable[[str], Trained], name: str
+    made: Trained,
 ) -> None:
-    made = trained(name)
     first, *later = (answer.logits for answer in made.answers(made.inputs(6)))
     assert first.std(0).min() > 5e-4
     for logits in later:
         assert logits.std(0).min() > 5e-4 and np.abs(logits - first).max() > 1e-2
 
 
-@pytest.mark.parametrize("name", NETWORKS)
 def test_rows_do_not_depend_on_the_others_of_their_batch(
-    trained: Callable[[str], Trained], name: str
+    made: Trained,
 ) -> None:
-    made = trained(name)
     state = made.inputs(5)
     together = made.answers(state)
     for row in range(5):
@@ -238,11 +220,9 @@ def test_rows_do_not_depend_on_the_others_of_their_batch(
                 np.testing.assert_allclose(a[0], b[row], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
 def test_rows_are_not_even_touched_by_what_is_no_number(
-    trained: Callable[[str], Trained], name: str
+    made: Trained,
 ) -> None:
-    made = trained(name)
     state = made.inputs(5)
     strange = tuple(array.copy() for array in state)
     if made.task == "text":
@@ -256,12 +236,9 @@ def test_rows_are_not_even_touched_by_what_is_no_number(
             np.testing.assert_allclose(a[2], b[2], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("made", TEXTS, indirect=True)
 @pytest.mark.parametrize("padding", [1, 7])
-def test_padding_changes_no_answer(
-    trained: Callable[[str], Trained], name: str, padding: int
-) -> None:
-    made = trained(name)
+def test_padding_changes_no_answer(made: Trained, padding: int) -> None:
     ids, mask = made.inputs(4)
     wide = ((0, 0), (0, padding))
     padded = np.pad(ids, wide, constant_values=made.pad_id), np.pad(mask, wide)

@@ -138,13 +138,11 @@ def test_other_costs_index_the_same_exits_anew(fitted: Fitted, costs: tuple[floa
     assert same > len(moved) / 10
 
 
-@pytest.mark.parametrize("kind", ["eenet", "maxprob", "entropy", "patience"])
-def test_budgets_without_ties_are_spent_between_grid_points_too(
-    make_problem: Callable[..., Made], kind: str
-) -> None:
-    problem = CalibrationSet(*make_problem(rows=1000))
-    scheduler = fit_scheduler(kind, *problem)
-    assert isinstance(scheduler.policy, ThresholdPolicy)
+def test_budgets_without_ties_are_spent_between_grid_points_too(fitted: Fitted) -> None:
+    scheduler, problem, _ = fitted
+    kind = scheduler.policy.kind
+    if kind == "stopping" or kind.endswith("-opt"):
+        return  # these may leave a budget unspent that accuracy does not profit from
     for budget in np.random.default_rng(0).uniform(1.0, 1.3, 20):
         spent = problem.costs_ms[exits_of(scheduler, problem, budget)].mean()
         assert 0.99 * budget <= spent <= budget
