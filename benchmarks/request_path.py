@@ -4,37 +4,33 @@
 
 Serves the shipped image bundle over HTTP in this process, with a budget so small that every image
 leaves at exit 0, and traces every Python call of every thread during one request. Reported is the
-smallest of several requests, so that a heartbeat that falls into one does not count. The last line
-is JSON.
+smallest of several requests, so that a heartbeat that falls into one does not count. JSON on the
+last line.
 """
 
-import argparse
 import http.client
 import json
-import sys
 import sysconfig
 import threading
 import time
-from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 import uvicorn
 
+from benchmarks.harness import IMAGE_BUNDLE, REPO, make_parser, print_report
 from server.app import create_app
 from server.http_protocol import HttpProtocol
 from server.settings import Settings, load_settings
 
-REPO = Path(__file__).resolve().parent.parent
 PACKAGES = ("models", "profiling", "scheduler", "server")
 IMAGE = REPO / "docs/images/ship.jpg"
-BUNDLE = REPO / "models/zoo/cifar10-resnet56"
 BUDGET_MS = 0.001
-WARM_UP_REQUESTS, REQUESTS = 20, 20
+REQUESTS, SMOKE_REQUESTS = 20, 2  # of warm-up, and as many that are traced
 
 
 class RequestPath(NamedTuple):
-    """What one request entered: files, functions as (file, name), and types constructed."""
+    """The files and functions (file, name) that one request enters, and the types it makes."""
 
     files: frozenset[str]
     functions: frozenset[tuple[str, str]]
@@ -78,7 +74,7 @@ class CallTracer:
         return RequestPath(frozenset(path for path, _ in functions), functions, types)
 
 
-def trace_requests(settings: Settings, image: bytes) -> RequestPath:
+def trace_requests(settings: Settings, image: bytes, count: int) -> RequestPath:
     """Serve, send requests one at a time, and return the shortest path of one."""
     tracer = CallTracer()
     threading.setprofile(tracer)  # of every thread that starts from here on
@@ -90,10 +86,10 @@ def trace_requests(settings: Settings, image: bytes) -> RequestPath:
             time.sleep(0.05)
         port = server.servers[0].sockets[0].getsockname()[1]
         connection = http.client.HTTPConnection("127.0.0.1", port)
-        for _ in range(WARM_UP_REQUESTS):
+        for _ in range(count):
             _exit_of(connection, image)
         paths = []
-        for _ in range(REQUESTS):
+        for _ in range(count):
             tracer.take()
             tracer.enabled = True
             exit_taken = _exit_of(connection, image)
@@ -130,19 +126,20 @@ def _exit_of(connection: http.client.HTTPConnection, image: bytes) -> int:
 
 def main() -> None:
     """Print the counts, and with --list every file, function and type."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--list", action="store_true", help="print every file, function and type")
     args = parser.parse_args()
-    settings = load_settings({"bundle": (BUNDLE,), "budget_ms": BUDGET_MS}, None, {})
-    path = trace_requests(settings, IMAGE.read_bytes())
+    settings = load_settings({"bundle": (IMAGE_BUNDLE,), "budget_ms": BUDGET_MS}, None, {})
+    count = SMOKE_REQUESTS if args.smoke else REQUESTS
+    path = trace_requests(settings, IMAGE.read_bytes(), count)
     if args.list:
         for file in sorted(path.files):
             names = sorted(name for where, name in path.functions if where == file)
             print(f"{file}: {', '.join(names)}")
         print(f"types: {', '.join(sorted(path.types))}")
     counts = {name: len(found) for name, found in path._asdict().items()}
-    print(json.dumps(counts))
+    print_report(counts, smoke=args.smoke)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

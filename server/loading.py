@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from models.backend import StageBackend
 from models.bundle import Bundle, BundleError, load_bundle
-from models.runtime.onnx_backend import open_onnx_backend
+from models.runtime.onnx_devices import open_onnx_backend
 from models.runtime.replay_backend import ReplayBackend
 from models.stage_costs import StageCosts, read_stage_costs
 from profiling.calibration import load_recorded

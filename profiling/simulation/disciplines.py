@@ -1,6 +1,6 @@
 """Batching policies to compare in simulation: which stage a free worker runs next.
 
-`scheduler.batching` says what came of the comparison.
+`scheduler.batching` gives the result of the comparison.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,13 +11,13 @@ from scheduler.batching import MAX_OVERTAKE_PASSES, BatchPriority, QueuedBatch, 
 
 
 class Ready(NamedTuple):
-    """What waits before each stage; at least one row does.
+    """The rows that wait for each stage; there is at least one.
 
     Attributes:
-        now_ms: The present.
-        rows: How many, (K,).
-        since_ms: When the row at the head became ready there, (K,); inf where none waits.
-        arrived_ms: When the row at the head came into the system, (K,); inf where none waits.
+        now_ms: Current time.
+        rows: Number of rows, (K,).
+        since_ms: Time at which the first row became ready there, (K,); inf if none waits.
+        arrived_ms: Time at which the first row arrived in the system, (K,); inf if none waits.
     """
 
     now_ms: float
@@ -27,21 +27,21 @@ class Ready(NamedTuple):
 
 
 BatchingPolicy = Callable[[Ready], int]
-"""The stage to run; one where rows wait."""
+"""Selects the stage to run, among those where rows wait."""
 
 
 def deepest(ready: Ready) -> int:
-    """Finish what is furthest."""
+    """The deepest stage: finish rows that are furthest."""
     return max(stage for stage, rows in enumerate(ready.rows) if rows)
 
 
 def shallowest(ready: Ready) -> int:
-    """Start what has come."""
+    """The shallowest stage: start rows that have arrived."""
     return min(stage for stage, rows in enumerate(ready.rows) if rows)
 
 
 def oldest(ready: Ready) -> int:
-    """The row that came first."""
+    """The stage of the row that arrived first."""
     return min(range(len(ready.rows)), key=lambda stage: (ready.arrived_ms[stage], -stage))
 
 
@@ -59,7 +59,7 @@ def largest(max_batch: int) -> BatchingPolicy:
 def fullest(
     costs: StageCosts, max_batch: int, patience: float = MAX_OVERTAKE_PASSES
 ) -> BatchingPolicy:
-    """The largest batch, unless rows between stages have lost patience."""
+    """The largest batch, unless a row between stages has waited longer than the patience."""
     take_largest = largest(max_batch)
     patience_ms = patience * float(costs.table_ms(max_batch)[:, -1].sum())
 
@@ -88,10 +88,10 @@ def by_priority(
 
 
 def overdue(ready: Ready, patience_ms: float) -> int | None:
-    """The stage behind the first whose head has waited there longest, if beyond patience.
+    """The stage after the first whose first row has waited longest, if beyond the patience.
 
     Rows before the first stage are left out: under overload they wait as long as the queue is, and
-    going first they would put every row ahead of those already begun.
+    if they went first, every new row would overtake those already started.
     """
     if len(ready.rows) == 1:
         return None

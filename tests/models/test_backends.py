@@ -18,9 +18,9 @@ from models.backend import HeadOutput, Part, StageBackend, State
 from models.export.onnx_graphs import as_tensors, export_graphs, write_graphs
 from models.networks.encoder import EncoderConfig, bert_encoder
 from models.networks.multi_exit import MultiExitModel
-from models.runtime.onnx_backend import OnnxBackend, open_onnx_backend
+from models.runtime.onnx_backend import CPU, OnnxBackend
 from models.runtime.onnx_device_backend import DeviceOnnxBackend
-from models.runtime.onnx_session import CPU, open_device
+from models.runtime.onnx_devices import open_device, open_onnx_backend
 from models.runtime.torch_backend import TorchBackend
 
 TOKENS = 9

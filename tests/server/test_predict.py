@@ -316,13 +316,13 @@ def enlarged(data: bytes) -> bytes:
 def test_only_small_images_are_decoded_on_the_event_loop(
     client: TestClient, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    threads, prepared = [], ImagePreprocessor._prepared
+    threads, prepared = [], ImagePreprocessor._prepare
 
     def watched(preprocess: ImagePreprocessor, image: Image.Image) -> ModelInput:
         threads.append(threading.current_thread().name.partition("_")[0])
         return prepared(preprocess, image)
 
-    monkeypatch.setattr(ImagePreprocessor, "_prepared", watched)
+    monkeypatch.setattr(ImagePreprocessor, "_prepare", watched)
     client.post("/predict", content=images.files[0], headers=JPEG)
     assert threads.pop() != "decode"
     client.post("/predict", content=enlarged(images.files[0]), headers=JPEG)
@@ -333,13 +333,13 @@ def test_only_small_images_are_decoded_on_the_event_loop(
 def test_a_small_file_of_a_large_image_is_decoded_off_the_event_loop(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    threads, prepared = [], ImagePreprocessor._prepared
+    threads, prepared = [], ImagePreprocessor._prepare
 
     def watched(preprocess: ImagePreprocessor, image: Image.Image) -> ModelInput:
         threads.append(threading.current_thread().name.partition("_")[0])
         return prepared(preprocess, image)
 
-    monkeypatch.setattr(ImagePreprocessor, "_prepared", watched)
+    monkeypatch.setattr(ImagePreprocessor, "_prepare", watched)
     out = io.BytesIO()
     Image.new("RGB", (1000, 1000)).save(out, "PNG")
     assert len(out.getvalue()) < 8192

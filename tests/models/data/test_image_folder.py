@@ -105,7 +105,8 @@ def test_a_class_folder_without_images_is_named(tmp_path: Path) -> None:
 def test_a_folder_without_a_test_folder_says_what_to_do(tmp_path: Path) -> None:
     path = write_folder(tmp_path, ("train", "later"))
     with pytest.raises(
-        ValueError, match=r"train but none of test, val, validation; add one, or give .*/train,"
+        ValueError,
+        match=r"train but none of test, val, validation; add one, or give .*/train to hold",
     ):
         read_image_folder(path)
 

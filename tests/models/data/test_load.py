@@ -164,7 +164,7 @@ def test_what_is_neither_path_nor_name_is_refused(name: str) -> None:
 
 def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "d.parquet").write_text("")
-    with pytest.raises(ValueError, match=r"d\.parquet is of no known format; give an \.npz, \.csv"):
+    with pytest.raises(ValueError, match=r"d\.parquet has an unknown format; give an \.npz, \.csv"):
         load_dataset(DataConfig(str(tmp_path / "d.parquet")))
 
 

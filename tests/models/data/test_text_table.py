@@ -155,17 +155,17 @@ BAD = [
     ("d.csv", "\n\n", "holds no texts"),
     ("d.jsonl", "\n", "holds no texts"),
     ("d.tsv", "text\tlabel\n", "holds no texts"),
-    ("d.tsv", TSV + "a\tb\tc\n", "line 4 of .* has 3 columns, the first 2"),
-    ("d.csv", "text,label\n\n'a\nb',x\n", "line 3 of .* has 1 columns, the first 2"),
-    ("d.csv", 'text,label\n"a\nb",x,y\n', "line 2 of .* has 3 columns, the first 2"),
-    ("d.csv", 'text,label\na,b\n"c"d,e\n', "row that begins in line 3 of .* is no CSV"),
-    ("d.csv", 'text,label\na,b\n"c,e\nf,g\n', "row that begins in line 3 of .* is no CSV"),
+    ("d.tsv", TSV + "a\tb\tc\n", "line 4 of .* has 3 columns, but the first row has 2"),
+    ("d.csv", "text,label\n\n'a\nb',x\n", "line 3 of .* has 1 columns, but the first row has 2"),
+    ("d.csv", 'text,label\n"a\nb",x,y\n', "line 2 of .* has 3 columns, but the first row has 2"),
+    ("d.csv", 'text,label\na,b\n"c"d,e\n', "row that begins in line 3 of .* is not valid CSV"),
+    ("d.csv", 'text,label\na,b\n"c,e\nf,g\n', "row that begins in line 3 of .* is not valid CSV"),
     ("d.tsv", TSV + " \tyes\n", "line 4 of .* has an empty text; remove the row"),
     ("d.tsv", TSV + "fine\t \n", "line 4 of .* has an empty label; remove the row"),
     ("d.tsv", TSV.encode() + b"caf\xe9\tyes\n", "line 4 of .* is not UTF-8; save the file"),
     ("d.csv", "text,label\na,b\n".encode("utf-16"), "line 1 of .* is not UTF-8; save"),
-    ("d.jsonl", '{"text": "a", "label": 1}\n{"text"\n', "line 2 of .* is no JSON: "),
-    ("d.jsonl", "[1]\n", "line 1 of .* is no JSON object"),
+    ("d.jsonl", '{"text": "a", "label": 1}\n{"text"\n', "line 2 of .* is not valid JSON: "),
+    ("d.jsonl", "[1]\n", "line 1 of .* is not a JSON object"),
     ("d.jsonl", '{"text": 1, "label": 1}', "line 1 of .* has the text 1; it must be a string"),
     ("d.jsonl", '{"text": "a", "label": 0.5}', r"has the label 0\.5; it must be a string or an"),
     ("d.jsonl", '{"text": "a", "label": null}', "has the label None; it must be"),
@@ -202,7 +202,7 @@ def test_half_a_character_is_named_by_its_line(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text(
         '{"text": "a", "label": 0}\n{"text": "\\ud800", "label": 1}\n'
     )
-    with pytest.raises(ValueError, match=r"line 2 of .*t\.jsonl holds half a character"):
+    with pytest.raises(ValueError, match=r"line 2 of .*t\.jsonl holds half of a surrogate pair"):
         load_dataset(DataConfig(str(tmp_path / "t.jsonl")))
 
 

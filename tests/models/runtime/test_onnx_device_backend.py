@@ -7,9 +7,8 @@ import pytest
 
 from models.backend import OutOfMemory, Part, State
 from models.runtime import onnx_device_backend
-from models.runtime.onnx_backend import OnnxBackend
+from models.runtime.onnx_backend import CPU, HOST, Graph, OnnxBackend
 from models.runtime.onnx_device_backend import DeviceOnnxBackend, RowJoiner, run_bound
-from models.runtime.onnx_session import CPU, HOST, Graph
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.backend import Part, StageBackend
-from models.runtime.replay_backend import MOST_LATE_S, ReplayBackend
+from models.runtime.replay_backend import MAX_LATENESS_S, ReplayBackend
 from models.stage_costs import StageCosts
 
 FREE = StageCosts.of_exits([0.0, 0.0])
@@ -99,7 +99,7 @@ def test_a_pause_of_the_machine_is_not() -> None:
     backend = ReplayBackend(LOG_PROBS[:1], StageCosts.of_exits([10.0]), watch.sleep, watch)
     for _ in range(2):
         backend.run_stage(0, (np.zeros(1, np.int64),))
-    assert watch.asked == pytest.approx([0.010, 0.010 - MOST_LATE_S])
+    assert watch.asked == pytest.approx([0.010, 0.010 - MAX_LATENESS_S])
 
 
 def test_the_device_runs_one_batch_at_a_time() -> None:

@@ -154,7 +154,7 @@ def test_compiled_stages_answer_as_the_network_does() -> None:
 
 
 def test_a_mode_that_the_device_does_not_have_is_an_error() -> None:
-    with pytest.raises(ValueError, match="'cuda-graphs' needs a GPU, device 'cpu' is none"):
+    with pytest.raises(ValueError, match="'cuda-graphs' needs a GPU, not device 'cpu'"):
         TorchBackend(linear(), mode="cuda-graphs")
     with pytest.raises(ValueError, match="'fast' is unknown; use eager, compile, cuda-graphs"):
         TorchBackend(linear(), mode="fast")  # type: ignore[arg-type]
@@ -191,13 +191,15 @@ def test_weights_of_another_network_are_an_error(
 def test_without_a_gpu_the_cpu_serves() -> None:
     assert choose_torch_device("cpu") == choose_torch_device("auto") == "cpu"
     for device in ("cuda", "cuda:1"):
-        with pytest.raises(ValueError, match=f"'{device}' is not available: torch .* sees 0 GPUs"):
+        with pytest.raises(
+            ValueError, match=f"'{device}' is not available: torch .* finds 0 GPUs; use cpu"
+        ):
             choose_torch_device(device)
 
 
 @pytest.mark.parametrize("device", ["openvino", "tensorrt:0"])
 def test_a_device_of_another_runtime_is_an_error(device: str) -> None:
-    with pytest.raises(ValueError, match=f"'{device}' is none of the torch backend's; use auto"):
+    with pytest.raises(ValueError, match=f"'{device}' is unknown to the torch backend; use auto"):
         choose_torch_device(device)
 
 

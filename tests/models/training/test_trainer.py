@@ -172,12 +172,12 @@ def test_evaluation_does_not_depend_on_how_the_rows_are_parted(
         (network(), IMAGES, make_split(7, 0)),
         (encoder(), texts, make_texts(7, 0)),
     ):
-        monkeypatch.setattr(training, "EVALUATE_ROWS", 7)
+        monkeypatch.setattr(training, "EVALUATION_BATCH_SIZE", 7)
         with torch.inference_mode():
             whole = model.eval()(batches.clean(split.inputs, np.arange(7)))
         right = (whole.argmax(-1) == torch.from_numpy(split.labels)).double().mean(1).tolist()
         model.register_forward_hook(lambda module, x, logits: seen.append(logits))
-        monkeypatch.setattr(training, "EVALUATE_ROWS", rows)
+        monkeypatch.setattr(training, "EVALUATION_BATCH_SIZE", rows)
         assert accuracy_per_exit(model, batches, split) == pytest.approx(right)
         parted, order = torch.cat(seen, 1), batches.order(split.inputs, np.arange(7), rows)
         assert whole.shape == parted.shape == (2, 7, 2)

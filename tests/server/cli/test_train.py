@@ -354,7 +354,7 @@ def test_what_is_no_tokenizer_is_named(
 ) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     more = ["--dataset", reviews, "--tokenizer", tmp_path, "--out", tmp_path / "run"]
-    assert "tokenizer.json is no tokenizer" in sentence("train", *bert, *more)
+    assert "tokenizer.json is not a tokenizer" in sentence("train", *bert, *more)
 
 
 def test_a_tokenizer_of_more_tokens_than_the_network_is_named(

@@ -1,4 +1,4 @@
-"""How well a budget was held, from the log of its samples."""
+"""Figures of how well a budget was held, from the log of its samples."""
 
 from typing import NamedTuple
 
@@ -9,8 +9,8 @@ from benchmarks.control.log import ControlLog
 from benchmarks.control.scenarios import SETTLING
 
 Array = NDArray[np.float64]
-BAND = 0.02  # settled: within that share of the target around the steady level
-MOST_UNDER_USE = 0.03  # that a steady level may have
+BAND = 0.02  # around the steady level, as a share of the target, for a settled mean
+MOST_UNDER_USE = 0.03  # of a steady level
 MAX_AGE_S = 60.0
 
 
@@ -18,12 +18,12 @@ class Rolling(NamedTuple):
     """The window after each sample, (N,) each.
 
     Attributes:
-        mean_ms: Of latency.
-        target_ms: Of the budgets in force when its samples came, but never more than running to
-            the end took.
-        budget_ms: Of the budgets themselves.
-        floor_ms: Of leaving at exit 0.
-        samples: In the window.
+        mean_ms: Mean latency.
+        target_ms: Mean of the budgets in force when its samples arrived, each at most the latency
+            of running to the end.
+        budget_ms: Mean of these budgets themselves.
+        floor_ms: Mean latency of leaving at exit 0.
+        samples: Number of samples in the window.
     """
 
     mean_ms: Array
@@ -34,13 +34,13 @@ class Rolling(NamedTuple):
 
     @property
     def over(self) -> Array:
-        """The mean over the budget, as a share of it."""
+        """Excess of the mean over the budget, as a share of it."""
         over: Array = self.mean_ms / self.budget_ms - 1
         return over
 
     @property
     def feasible(self) -> NDArray[np.bool_]:
-        """Where some parameter could have kept the budget."""
+        """Whether some parameter could have kept the budget."""
         kept: NDArray[np.bool_] = self.floor_ms <= self.budget_ms
         return kept
 
@@ -49,17 +49,17 @@ class ControlMetrics(NamedTuple):
     """Figures of one log; None where it has no such moment.
 
     Attributes:
-        settle: Samples from a change until the rolling mean stayed within 2 % of where it then
-            was to be; of several changes the slowest.
-        overshoot: The most the rolling mean was above the budget, as a share, once a window was
-            full.
-        above: Share of steady samples at which it was above the budget at all.
-        under_use: Of what could be spent, in steady state, as a share.
-        mean_ms: Latency of all samples but the first window.
-        budget_ms: In the mean, of the same.
-        accuracy: Of the same; None where no labels are known.
-        lost: Accuracy below that of a fixed parameter which spends the same on the same samples,
-            phase by phase, on average; None where that is not known.
+        settle: Samples after a change until the rolling mean stays within 2 % of its new target;
+            the slowest of several changes.
+        overshoot: Largest excess of the rolling mean over the budget, as a share of it, once a
+            window was full.
+        above: Share of steady samples at which the rolling mean was above the budget.
+        under_use: Share of the available budget left unspent in steady state.
+        mean_ms: Mean latency of all samples but the first window.
+        budget_ms: Mean budget of these samples.
+        accuracy: Accuracy of these samples; None if no labels are known.
+        lost: Accuracy lost against a fixed parameter that spends the same on the same samples, by
+            phase, on average; None if that is unknown.
         infeasible: Share of the samples at which no parameter could have kept the budget.
     """
 
@@ -75,7 +75,7 @@ class ControlMetrics(NamedTuple):
 
 
 def rolling_of(log: ControlLog, window: int) -> Rolling:
-    """The window after each sample of a log."""
+    """Rolling means over the window after each sample of a log."""
     ends = np.arange(1, len(log) + 1)
     young = np.searchsorted(log.done_s, log.done_s - MAX_AGE_S, side="left")
     begins = np.maximum(np.maximum(ends - window, 0), young)
@@ -95,7 +95,7 @@ def rolling_of(log: ControlLog, window: int) -> Rolling:
 
 
 def measure_control(log: ControlLog) -> ControlMetrics:
-    """The figures of a log."""
+    """Compute the figures of a log."""
     window = int(log.about["window"])
     rolling = rolling_of(log, window)
     changes = _changes(log)
@@ -132,12 +132,12 @@ def _lost(log: ControlLog) -> float | None:
 
 
 def _changes(log: ControlLog) -> list[int]:
-    """The first samples that came in each phase but the first."""
+    """The first sample of each phase but the first."""
     return [int(np.flatnonzero(log.phase == phase)[0]) for phase in np.unique(log.phase)[1:]]
 
 
 def _steady(log: ControlLog, changes: list[int], window: int) -> NDArray[np.bool_]:
-    """Where everything that changed has done so long ago."""
+    """Whether every change is far enough in the past."""
     steady = np.ones(len(log), np.bool_)
     for change in changes:
         steady[change : change + window + SETTLING] = False
@@ -155,7 +155,7 @@ def _slowest(log: ControlLog, rolling: Rolling, changes: list[int], window: int)
 
 
 def _settling(rolling: Rolling, change: int, end: int) -> int:
-    """Samples from a change until the mean is within the band around its steady level, to stay."""
+    """Samples from a change until the mean stays within the band around its steady level."""
     error = _smooth(rolling.mean_ms[change:end] / rolling.target_ms[change:end] - 1)
     level = min(max(float(np.median(error[-SETTLING:])), -MOST_UNDER_USE), 0.0)
     inside = np.abs(error - level) <= BAND
@@ -169,9 +169,9 @@ def _smooth(values: Array, samples: int = 50) -> Array:
     )
 
 
-def _share(of: NDArray[np.bool_], among: NDArray[np.bool_]) -> float | None:
-    return float(of[among].mean()) if among.any() else None
+def _share(flags: NDArray[np.bool_], among: NDArray[np.bool_]) -> float | None:
+    return float(flags[among].mean()) if among.any() else None
 
 
-def _mean(of: Array, among: NDArray[np.bool_]) -> float | None:
-    return float(of[among].mean()) if among.any() else None
+def _mean(values: Array, among: NDArray[np.bool_]) -> float | None:
+    return float(values[among].mean()) if among.any() else None

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from benchmarks.control.from_loadtest import static_curve
 from benchmarks.control.log import ControlLog
-from benchmarks.control.rows import RecordedSamples
+from benchmarks.control.recorded_samples import RecordedSamples
 from benchmarks.control.scenarios import Phase, Scenario
 from scheduler.control.controller import Sample
 from scheduler.frontier import Frontier
@@ -19,31 +19,31 @@ Array = NDArray[np.float64]
 
 
 class ControlPolicy(Protocol):
-    """Decides which samples leave, and learns from what they took."""
+    """Decides which samples leave, and learns from their latencies."""
 
     @property
     def parameter(self) -> float:
-        """What it steers by, for plots."""
+        """The parameter in force, for plots."""
 
     def set_budget(self, budget_ms: float) -> None:
-        """From now on."""
+        """Set the budget from now on."""
 
     def leaves(self, exit: int, row: int) -> bool:
-        """Whether a recorded row leaves at an exit now; never asked of the last."""
+        """Whether a recorded sample leaves at an exit now; never called for the last exit."""
 
     def observe(self, sample: Sample, now_s: float) -> None:
-        """A sample was answered."""
+        """Learn from a finished sample."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """What runs the samples, each stage of each by itself.
+    """A host that runs each stage of each sample by itself.
 
     Attributes:
-        costs_ms: Rising, until each exit, (K,).
-        workers: Samples at a time.
+        costs_ms: Cost until each exit, rising, (K,).
+        workers: Samples that run at a time.
         jitter: Standard deviation of the logarithm of a stage's time.
-        decode_ms: Before a sample is ready, on average; counts under `end_to_end`.
+        decode_ms: Mean time before a sample is ready; counts under `end_to_end`.
     """
 
     costs_ms: Array
@@ -52,17 +52,17 @@ class Host:
     decode_ms: float = 0.6
 
     def budget_ms(self, share: float, overhead_ms: float = 0.0) -> float:
-        """So far on the way from floor to ceiling."""
+        """The budget at a position between floor and ceiling."""
         floor, ceiling = float(self.costs_ms[0]), float(self.costs_ms[-1])
         return floor + share * (ceiling - floor) + overhead_ms
 
 
 class Reference(NamedTuple):
-    """What a law could have done.
+    """The results that accuracy and use of the budget are judged by.
 
     Attributes:
-        static_exits: The exit of every row at G fixed parameters, in order of rising cost, (G, N).
-        frontier: Of the policy: where it has no use for more time, none need be spent.
+        static_exits: Exit of every sample at G fixed parameters, in order of rising cost, (G, N).
+        frontier: The policy's frontier: time that the policy cannot use need not be spent.
     """
 
     static_exits: NDArray[np.int8]
@@ -70,7 +70,7 @@ class Reference(NamedTuple):
 
 
 class ArrivalTrace(NamedTuple):
-    """What happens in a run, in order of time."""
+    """Arrivals of a run in order of time: when, which recorded sample, in which phase."""
 
     at_s: list[float]
     rows: list[int]
@@ -84,31 +84,31 @@ def run(
     law: ControlPolicy,
     about: Mapping[str, object],
     seed: int = 0,
-    judge: Reference | None = None,
+    reference: Reference | None = None,
 ) -> ControlLog:
     """Send a scenario's samples through a host; the law decides at every exit.
 
-    Workers take the sample that came first and run one stage of it, as the engine does with
-    batches of one row.
+    Workers take the sample that arrived first and run one stage of it, as the engine does with
+    batches of one.
 
     Args:
-        scenario: Phases.
-        rows: Recorded samples.
-        host: Runs them.
-        law: Decides.
+        scenario: Its phases.
+        rows: Recorded samples to draw from.
+        host: Runs the samples.
+        law: Decides which samples leave.
         about: Goes into the log.
-        seed: Of arrivals, rows and jitter.
-        judge: What accuracy and use of the budget are judged by; None: by nothing.
+        seed: Seed of arrivals, samples and jitter.
+        reference: Judges accuracy and use of the budget, if given.
     """
     rng = np.random.default_rng(seed)
-    moves = _arrivals(scenario, rows, rng)
+    arrivals = _draw_arrivals(scenario, rows, rng)
     budgets_ms = [_budget_ms(scenario, host, phase) for phase in scenario.phases]
-    log = _Run(scenario, rows, host, law, moves, budgets_ms, rng).run(about)
-    return log if judge is None else _judged(log, judge, moves, rows, host)
+    log = _Run(scenario, rows, host, law, arrivals, budgets_ms, rng).run(about)
+    return log if reference is None else _judged(log, reference, arrivals, rows, host)
 
 
 class _Run:
-    """One run's state."""
+    """The state of one run."""
 
     def __init__(
         self,
@@ -116,31 +116,31 @@ class _Run:
         rows: RecordedSamples,
         host: Host,
         law: ControlPolicy,
-        moves: ArrivalTrace,
+        arrivals: ArrivalTrace,
         budgets_ms: list[float],
         rng: np.random.Generator,
     ) -> None:
         self.scenario, self.rows, self.host, self.law = scenario, rows, host, law
-        self.moves, self.budgets_ms = moves, budgets_ms
-        count, stages = len(moves.rows), len(host.costs_ms)
+        self.arrivals, self.budgets_ms = arrivals, budgets_ms
+        count, stages = len(arrivals.rows), len(host.costs_ms)
         steps = np.diff(host.costs_ms, prepend=0.0)
-        stretch = rows.stretch[moves.rows][:, None]
-        slow = np.array([phase.slowdown for phase in scenario.phases])[moves.phases][:, None]
+        stretch = rows.stretch[arrivals.rows][:, None]
+        slow = np.array([phase.slowdown for phase in scenario.phases])[arrivals.phases][:, None]
         noise = np.exp(rng.normal(-(host.jitter**2) / 2, host.jitter, (count, stages)))
         self.times_ms: list[list[float]] = (steps * stretch * slow * noise).tolist()
         decode = rng.exponential(host.decode_ms / 4, count) + 0.75 * host.decode_ms
         self.decode_ms: list[float] = decode.tolist()
         self.compute_ms, self.stage = [0.0] * count, [0] * count
-        self.ready: list[int] = []  # a heap: the sample that came first goes first
+        self.ready: list[int] = []  # a heap: the sample that arrived first goes first
         self.running: list[tuple[float, int]] = []
         self.done: list[tuple[int, float, float, float]] = []  # sample, time, latency, parameter
 
     def run(self, about: Mapping[str, object]) -> ControlLog:
-        """Let everything happen."""
-        begins, coming, count = self.scenario.begins_s, 0, len(self.moves.rows)
+        """Run all samples and return the log."""
+        begins, coming, count = self.scenario.begins_s, 0, len(self.arrivals.rows)
         phase = -1
         while coming < count or self.running:
-            arrival_s = self.moves.at_s[coming] if coming < count else float("inf")
+            arrival_s = self.arrivals.at_s[coming] if coming < count else float("inf")
             if self.running and self.running[0][0] <= arrival_s:
                 now_s, sample = heapq.heappop(self.running)
                 self._end(sample, now_s)
@@ -163,12 +163,12 @@ class _Run:
     def _end(self, sample: int, now_s: float) -> None:
         exit = self.stage[sample]
         last = len(self.host.costs_ms) - 1
-        if exit < last and not self.law.leaves(exit, self.moves.rows[sample]):
+        if exit < last and not self.law.leaves(exit, self.arrivals.rows[sample]):
             self.stage[sample] += 1
             heapq.heappush(self.ready, sample)
             return
         compute_ms = self.compute_ms[sample]
-        total_ms = (now_s - self.moves.at_s[sample]) * 1e3 + self.decode_ms[sample]
+        total_ms = (now_s - self.arrivals.at_s[sample]) * 1e3 + self.decode_ms[sample]
         counts = self.scenario.measure == "end_to_end"
         latency_ms = total_ms if counts else compute_ms
         overhead_ms = total_ms - compute_ms if counts else 0.0
@@ -178,9 +178,9 @@ class _Run:
 
     def _log(self, about: Mapping[str, object]) -> ControlLog:
         samples, done_s, latency_ms, parameter = map(np.array, zip(*self.done, strict=True))
-        rows = np.array(self.moves.rows)[samples]
+        rows = np.array(self.arrivals.rows)[samples]
         exits = np.array(self.stage)[samples]
-        phases = np.array(self.moves.phases)[samples]
+        phases = np.array(self.arrivals.phases)[samples]
         slow = np.array([phase.slowdown for phase in self.scenario.phases])[phases]
         mean_stretch = np.array(
             [self.rows.stretch[self.rows.of(phase)].mean() for phase in self.scenario.phases]
@@ -189,7 +189,7 @@ class _Run:
         if self.scenario.measure == "end_to_end":
             overhead_ms = _smooth(latency_ms - np.array(self.compute_ms)[samples])
         return ControlLog(
-            np.array(self.moves.at_s)[samples],
+            np.array(self.arrivals.at_s)[samples],
             done_s,
             latency_ms,
             exits.astype(np.int8),
@@ -205,7 +205,9 @@ class _Run:
         )  # fmt: skip
 
 
-def _arrivals(scenario: Scenario, rows: RecordedSamples, rng: np.random.Generator) -> ArrivalTrace:
+def _draw_arrivals(
+    scenario: Scenario, rows: RecordedSamples, rng: np.random.Generator
+) -> ArrivalTrace:
     at_s: list[float] = []
     chosen: list[int] = []
     phases: list[int] = []
@@ -218,13 +220,13 @@ def _arrivals(scenario: Scenario, rows: RecordedSamples, rng: np.random.Generato
 
 
 def _budget_ms(scenario: Scenario, host: Host, phase: Phase) -> float:
-    """At the costs of the scenario's begin; a millisecond of waiting is no exit's."""
+    """The budget of a phase, at the costs of the scenario's start."""
     overhead_ms = host.decode_ms if scenario.measure == "end_to_end" else 0.0
     return host.budget_ms(phase.budget, overhead_ms)
 
 
 def _smooth(values: Array, samples: int = 200) -> Array:
-    """The mean of the samples up to each."""
+    """Mean of the latest samples up to each."""
     sums = np.cumsum(np.concatenate([[0.0], values]))
     ends = np.arange(1, len(values) + 1)
     begins = np.maximum(ends - samples, 0)
@@ -233,13 +235,13 @@ def _smooth(values: Array, samples: int = 200) -> Array:
 
 
 def _judged(
-    log: ControlLog, judge: Reference, moves: ArrivalTrace, rows: RecordedSamples, host: Host
+    log: ControlLog, reference: Reference, arrivals: ArrivalTrace, rows: RecordedSamples, host: Host
 ) -> ControlLog:
-    """With the curves of fixed parameters, and ceilings no higher than what there is a use for."""
-    drawn, phases = np.array(moves.rows), np.array(moves.phases)
+    """Add the curves of fixed parameters; lower ceilings to the time that the policy can use."""
+    drawn, phases = np.array(arrivals.rows), np.array(arrivals.phases)
     chosen = [drawn[phases == phase] for phase in np.unique(phases)]
     curves = [
-        static_curve(judge.static_exits[:, each], rows.correct[each], host.costs_ms)
+        static_curve(reference.static_exits[:, each], rows.correct[each], host.costs_ms)
         for each in chosen
     ]
     spread = float(host.costs_ms[-1] - host.costs_ms[0])
@@ -247,7 +249,9 @@ def _judged(
     overhead_ms = log.floor_ms - ratio * host.costs_ms[0]
     cost_ms = (log.budget_ms - overhead_ms) / ratio
     kinds, places = np.unique(cost_ms.round(4), return_inverse=True)
-    worth_ms = np.array([judge.frontier.useful_budget_ms(float(each)) for each in kinds])[places]
+    worth_ms = np.array([reference.frontier.useful_budget_ms(float(each)) for each in kinds])[
+        places
+    ]
     return replace(
         log,
         ceiling_ms=np.minimum(log.ceiling_ms, overhead_ms + ratio * np.maximum(worth_ms, 0.0)),

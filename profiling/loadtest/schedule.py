@@ -1,4 +1,4 @@
-"""A value that changes at set times, as it is written on a command line: 0:50,20:200."""
+"""A value that changes at set times, written on the command line as 0:50,20:200."""
 
 import math
 from bisect import bisect_right
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Segment(NamedTuple, Generic[T]):
-    """From when to when a value is in force."""
+    """A value with the start and end of its time."""
 
     begin_s: float
     end_s: float
@@ -20,34 +20,34 @@ class Segment(NamedTuple, Generic[T]):
 
 
 class Schedule(NamedTuple, Generic[T]):
-    """Values and when each begins, rising; before the first there is none."""
+    """Values and the time at which each begins, rising; before the first there is none."""
 
     begins_s: tuple[float, ...]
     values: tuple[T, ...]
 
     def at(self, seconds: float) -> int:
-        """Which value is in force then; the first even before it begins."""
+        """Index of the value in force at a time; that of the first even before it begins."""
         return max(bisect_right(self.begins_s, seconds) - 1, 0)
 
     def spans(self, end_s: float) -> Iterator[Segment[T]]:
-        """Each value with its time, until an end after the last begin."""
+        """Each value with its start and end; the last one ends at `end_s`."""
         ends_s = (*self.begins_s[1:], end_s)
         return map(Segment, self.begins_s, ends_s, self.values)
 
     def times(self) -> NDArray[np.float64]:
-        """When each begins, (M,)."""
+        """The time at which each begins, (M,)."""
         return np.array(self.begins_s)
 
 
-def read_steps(text: str, read: Callable[[str], T]) -> Schedule[T]:
-    """Take SECONDS:VALUE,SECONDS:VALUE apart; a value alone is in force from 0 s on.
+def read_schedule(text: str, read: Callable[[str], T]) -> Schedule[T]:
+    """Parse SECONDS:VALUE,SECONDS:VALUE; a value alone is in force from 0 s on.
 
     Args:
-        text: As a user writes it.
-        read: Makes a value, or raises ValueError with a sentence.
+        text: The text of a flag.
+        read: Parses a value, or raises ValueError with a message.
 
     Raises:
-        ValueError: If the times do not rise from 0 s on, or a value is none.
+        ValueError: If the times do not rise from 0 s on, or a value cannot be parsed.
     """
     if ":" not in text:
         return Schedule((0.0,), (read(text.strip()),))
@@ -57,7 +57,7 @@ def read_steps(text: str, read: Callable[[str], T]) -> Schedule[T]:
         begins_s.append(_seconds(seconds.strip()) if colon else math.nan)
         if not begins_s[-1] >= 0 or begins_s[-1:] <= begins_s[-2:-1]:  # NaN fails too
             raise ValueError(
-                f"{part.strip()!r} in {text!r} is no SECONDS:VALUE that comes after the one before"
+                f"{part.strip()!r} in {text!r} is not a SECONDS:VALUE later than the one before"
             )
         values.append(read(value.strip()))
     return Schedule(tuple(begins_s), tuple(values))

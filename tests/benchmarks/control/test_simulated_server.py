@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from benchmarks.control.drift_sets import DriftSet, LengthCosts
-from benchmarks.control.plant import Host, Reference, run
-from benchmarks.control.rows import RecordedSamples
+from benchmarks.control.recorded_samples import RecordedSamples
 from benchmarks.control.scenarios import Phase, Scenario
+from benchmarks.control.simulated_server import Host, Reference, run
 from scheduler.control.controller import Sample
 from scheduler.frontier import Frontier
 
@@ -18,10 +18,10 @@ def make_drift(rows: int = 1500, seed: int = 0) -> DriftSet:
     labels = rng.integers(0, 4, rows)
     ease = rng.normal(2.0, 1.5, rows)
     forms = []
-    for spoilt in (0.0, 1.5):
+    for strength in (0.0, 1.5):
         logits = rng.normal(0, 1, (3, rows, 4))
         for exit, gain in enumerate((0.7, 1.0, 1.4)):
-            logits[exit, np.arange(rows), labels] += gain * (ease - spoilt)
+            logits[exit, np.arange(rows), labels] += gain * (ease - strength)
         forms.append(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
     return DriftSet(("clean", "noise-3"), np.stack(forms).astype(np.float16), labels)
 
@@ -66,7 +66,7 @@ def test_samples_take_the_costs_until_their_exit(exit: int, rows: RecordedSample
     assert set(log.exit.tolist()) == {exit}
     assert len(law.samples) == len(log) > 200
     assert log.correct.mean() == pytest.approx(
-        rows.correct[rows.forms["clean"], exit].mean(), abs=0.1
+        rows.correct[rows.variants["clean"], exit].mean(), abs=0.1
     )
     assert law.budgets_ms == [STILL.budget_ms(0.55)] == [pytest.approx(2.65)]
 
@@ -101,14 +101,14 @@ def test_only_what_a_phase_asks_for_comes(rows: RecordedSamples) -> None:
     run(one(Phase(200, 50.0, inputs="noise-3", classes=(2,))), rows, STILL, law, {"window": 100})
     asked = np.array(law.asked)
     assert set(rows.labels[asked].tolist()) == {2}
-    assert asked.min() >= rows.forms["noise-3"].start
+    assert asked.min() >= rows.variants["noise-3"].start
 
 
 @pytest.mark.parametrize(
     ("phase", "sentence"),
     [
-        (Phase(10, 1.0, inputs="blur-1"), "no predictions are recorded of inputs 'blur-1'"),
-        (Phase(10, 1.0, classes=(9,)), "no row of the classes"),
+        (Phase(10, 1.0, inputs="blur-1"), "no predictions are recorded for inputs 'blur-1'"),
+        (Phase(10, 1.0, classes=(9,)), "no sample of the classes"),
     ],
 )
 def test_what_is_not_recorded_is_refused(

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.control.figures import measure_control, rolling_of
+from benchmarks.control.metrics import measure_control, rolling_of
 from tests.benchmarks.control.control_logs import make_log
 
 WINDOW = 100

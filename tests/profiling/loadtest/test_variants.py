@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from profiling.loadtest.forms import InputVariant, read_form
+from profiling.loadtest.variants import InputVariant, read_variant
 
 
 def test_names_are_taken_apart_and_put_together() -> None:
@@ -13,9 +13,9 @@ def test_names_are_taken_apart_and_put_together() -> None:
         ("noise-3", InputVariant("noise", 3)),
         ("contrast-5", InputVariant("contrast", 5)),
     ):
-        assert read_form(name, "image") == form and form.name == name
-    assert read_form("shorter-8", "text") == InputVariant("shorter", 8)
-    assert read_form("misspelt-100", "text").name == "misspelt-100"
+        assert read_variant(name, "image") == form and form.name == name
+    assert read_variant("shorter-8", "text") == InputVariant("shorter", 8)
+    assert read_variant("misspelt-100", "text").name == "misspelt-100"
 
 
 @pytest.mark.parametrize(
@@ -33,11 +33,11 @@ def test_names_are_taken_apart_and_put_together() -> None:
 )
 def test_a_form_that_there_is_not_is_one_sentence(name: str, modality: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        read_form(name, modality)  # type: ignore[arg-type]
+        read_variant(name, modality)  # type: ignore[arg-type]
 
 
 def test_clean_inputs_stay_as_they_are() -> None:
-    clean, rng = read_form("clean", "image"), np.random.default_rng(0)
+    clean, rng = read_variant("clean", "image"), np.random.default_rng(0)
     assert clean.of_images([b"no image"], rng) == [b"no image"]
     assert clean.of_texts(["a", "b"], [0, 1], rng) == ["a", "b"]
 
@@ -45,10 +45,10 @@ def test_clean_inputs_stay_as_they_are() -> None:
 def test_images_and_texts_take_their_forms() -> None:
     rng, file = np.random.default_rng(0), io.BytesIO()
     Image.new("RGB", (8, 8), "grey").save(file, "PNG")
-    spoilt = read_form("noise-5", "image").of_images([file.getvalue()] * 2, rng)
-    assert len({*spoilt, file.getvalue()}) == 3  # each has noise of its own
+    corrupted = read_variant("noise-5", "image").of_images([file.getvalue()] * 2, rng)
+    assert len({*corrupted, file.getvalue()}) == 3  # each has noise of its own
     texts = ["several simple words", "another sentence here"]
-    assert read_form("shorter-1", "text").of_texts(texts, [0, 1], rng) == ["several", "another"]
-    doubled = read_form("longer-2", "text").of_texts(texts, [0, 0], rng)
+    assert read_variant("shorter-1", "text").of_texts(texts, [0, 1], rng) == ["several", "another"]
+    doubled = read_variant("longer-2", "text").of_texts(texts, [0, 0], rng)
     assert doubled[0] == " ".join(texts)
-    assert read_form("misspelt-100", "text").of_texts(texts, [0, 1], rng) != texts
+    assert read_variant("misspelt-100", "text").of_texts(texts, [0, 1], rng) != texts

@@ -1,22 +1,16 @@
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
 
-import models.runtime.onnx_session
-from models.backend import OutOfMemory
-from models.runtime.onnx_device_backend import run_bound
-from models.runtime.onnx_session import (
-    CPU,
-    HOST,
-    Device,
+from models.runtime import onnx_devices
+from models.runtime.onnx_backend import CPU, Device, OnnxBackend
+from models.runtime.onnx_devices import (
     choose_device,
-    fault_of,
     open_device,
-    open_graph,
-    raise_if_out_of_memory,
+    open_onnx_backend,
+    provider_fault,
 )
 
 CUDA = ["CUDAExecutionProvider", *CPU.providers]
@@ -105,7 +99,7 @@ unknown_npu = pytest.mark.filterwarnings("ignore:Specified provider 'QNN.*' is n
 
 @unknown_npu
 def test_a_provider_that_does_not_load_is_a_fault() -> None:
-    assert fault_of(NPU) == "ONNX Runtime's QNNExecutionProvider does not load here"
+    assert provider_fault(NPU) == "ONNX Runtime's QNNExecutionProvider does not load here"
 
 
 def test_a_provider_that_refuses_to_load_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +107,7 @@ def test_a_provider_that_refuses_to_load_says_why(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("please install TensorRT libraries\n")
 
     monkeypatch.setattr(ort, "InferenceSession", refuse)
-    fault = fault_of(choose_device("tensorrt", GPU_WHEEL))
+    fault = provider_fault(choose_device("tensorrt", GPU_WHEEL))
     assert fault is not None and fault.endswith("not load here: please install TensorRT libraries")
 
 
@@ -127,7 +121,7 @@ def test_where_a_gpu_does_not_load_the_cpu_serves_unless_the_gpu_was_asked_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(models.runtime.onnx_session, "choose_device", lambda device, available: NPU)
+    monkeypatch.setattr(onnx_devices, "choose_device", lambda device, available: NPU)
     assert open_device("auto") == CPU
     reason = "device 'npu:0' is not available: ONNX Runtime's QNNExecutionProvider does not load"
     assert caplog.messages == [f"{reason} here; serving on the CPU"]
@@ -135,58 +129,46 @@ def test_where_a_gpu_does_not_load_the_cpu_serves_unless_the_gpu_was_asked_for(
         open_device("npu:0")
 
 
-def filler(folder: Path) -> Path:
-    """A graph that makes as many zeros as it is told."""
-    zeros = helper.make_tensor("zero", TensorProto.FLOAT, [1], [0.0])
-    graph = helper.make_graph(
-        [
-            helper.make_node("ConstantOfShape", ["count"], ["zeros"], value=zeros),
-            helper.make_node("Neg", ["zeros"], ["out"]),
-        ],
-        "filler",
-        [helper.make_tensor_value_info("count", TensorProto.INT64, [1])],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n"])],
+Files = tuple[list[Path], list[Path]]
+HAS_CUDA = "CUDAExecutionProvider" in ort.get_available_providers()
+
+
+@pytest.fixture
+def exported_files(exported: tuple[Path, OnnxBackend]) -> Files:
+    """Stage and head graphs."""
+    stages, heads = (
+        [exported[0] / f"{part}/{k}.onnx" for k in (0, 1)] for part in ("stages", "heads")
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    (folder / "filler.onnx").write_bytes(model.SerializeToString())
-    return folder / "filler.onnx"
+    return stages, heads
 
 
-def test_what_the_runtime_says_when_memory_is_short_is_understood(tmp_path: Path) -> None:
-    graph = open_graph(filler(tmp_path), CPU)
-    few, many = np.array([3]), np.array([10**13])
-    with pytest.raises(OutOfMemory, match="Failed to allocate memory"):
-        graph.run((many,))
-    with pytest.raises(OutOfMemory, match="Failed to allocate memory"):
-        run_bound(graph, (many,), HOST, HOST)
-    assert graph.run((few,))[0].shape == (3,)
+@pytest.mark.skipif(HAS_CUDA, reason="this ONNX Runtime has CUDA's provider")
+def test_a_backend_says_where_it_runs(exported_files: Files) -> None:
+    for device in ("cpu", "auto"):
+        backend = open_onnx_backend(*exported_files, device)
+        assert isinstance(backend, OnnxBackend) and backend.device == "cpu"
+    with pytest.raises(ValueError, match="needs the gpu runtime"):
+        open_onnx_backend(*exported_files, "cuda")
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        RuntimeError(
-            "Error in execution: Non-zero status code returned while running Conv node. Status "
-            "Message: bfc_arena.cc:376 void* onnxruntime::BFCArena::AllocateRawInternal Failed to "
-            "allocate memory for requested buffer of size 12884901888"
-        ),
-        Exception("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc"),
-        Exception("CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc(&p, size)"),
-        Exception("CUDNN_STATUS_ALLOC_FAILED"),
-        Exception("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0"),
-        MemoryError("std::bad_alloc"),
-    ],
-)
-def test_a_lack_of_memory_has_many_names(error: Exception) -> None:
-    with pytest.raises(OutOfMemory) as caught:
-        raise_if_out_of_memory(error)
-    assert caught.value.__cause__ is error
+class OnGpu(NamedTuple):
+    """What a backend on a GPU is made of."""
+
+    stages: list[Path]
+    heads: list[Path]
+    device: Device
+    buckets: tuple[int, ...]
 
 
-def test_other_errors_are_left_to_the_caller(tmp_path: Path) -> None:
-    raise_if_out_of_memory(ValueError("Required inputs (['x']) are missing"))
-    graph = open_graph(filler(tmp_path), CPU)
-    for run in (graph.run, lambda state: run_bound(graph, state, HOST, HOST)):
-        with pytest.raises(Exception, match=r"(?i)unexpected input data type") as caught:
-            run((np.array([3.0], np.float32),))
-        assert not isinstance(caught.value, OutOfMemory)
+def test_a_gpu_keeps_states_and_other_devices_take_arrays(
+    exported_files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_devices, "DeviceOnnxBackend", OnGpu)
+    gpu, openvino = Device("cuda:0", []), Device("openvino:CPU", CPU.providers)
+    for device in (gpu, openvino, CPU):
+        monkeypatch.setattr(onnx_devices, "open_device", lambda name, device=device: device)
+        backend = open_onnx_backend(*exported_files, device.name, (1, 4))
+        if device == gpu:
+            assert backend == (*exported_files, gpu, (1, 4))
+        else:
+            assert isinstance(backend, OnnxBackend) and backend.device == device.name

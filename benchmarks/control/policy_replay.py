@@ -1,4 +1,4 @@
-"""A fitted policy, and what it makes of recorded rows at every point of its frontier."""
+"""A fitted policy replayed on recorded samples at every point of its frontier."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,13 +11,13 @@ from scheduler.policy import ExitPolicy, Scored, replay
 
 
 class PolicyReplay(NamedTuple):
-    """A policy on a host, and what it makes of recorded rows.
+    """A policy on a host, and its decisions for recorded samples.
 
     Attributes:
-        policy: Fitted.
-        frontier: At the host's costs.
-        replayed: Scores of N rows, one entry an exit, K of them.
-        leave: Whether each row leaves at each exit at each point of the frontier, (G, K - 1, N).
+        policy: The fitted policy.
+        frontier: Its frontier at the host's costs.
+        replayed: Scores of N samples, one entry per exit, K of them.
+        leave: Whether each sample leaves at each exit at each point of the frontier, (G, K - 1, N).
     """
 
     policy: ExitPolicy
@@ -29,7 +29,7 @@ class PolicyReplay(NamedTuple):
     def of(
         cls, policy: ExitPolicy, frontier: Frontier, log_probs: NDArray[np.floating]
     ) -> "PolicyReplay":
-        """Replay recorded rows (K, N, C)."""
+        """Replay recorded samples (K, N, C)."""
         replayed = replay(policy, log_probs)
         leave = np.stack(
             [
@@ -45,7 +45,7 @@ class PolicyReplay(NamedTuple):
         return cls(policy, frontier, replayed, leave)
 
     def static_exits(self, points: int = 60) -> NDArray[np.int8]:
-        """The exit of every row at some points of the frontier, (points, N)."""
+        """The exit of every sample at some points of the frontier, (points, N)."""
         leave = self.leave[np.linspace(0, len(self.leave) - 1, points).round().astype(int)]
         ends = np.ones((len(leave), 1, leave.shape[2]), np.bool_)
         exits: NDArray[np.int8] = np.concatenate([leave, ends], 1).argmax(1).astype(np.int8)

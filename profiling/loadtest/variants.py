@@ -1,4 +1,4 @@
-"""The forms that inputs may come in, by name: `clean`, `noise-3`, `shorter-8`."""
+"""Variants of inputs by name: `clean`, `noise-3`, `shorter-8`."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -15,23 +15,23 @@ from profiling.loadtest.corruption import (
 )
 
 CLEAN = "clean"
-TEXT_FORMS = {"shorter": "words", "longer": "texts in one", "misspelt": "per cent of the words"}
+TEXT_VARIANTS = {"shorter": "words", "longer": "texts in one", "misspelt": "per cent of the words"}
 Modality = Literal["image", "text"]
 
 
 class InputVariant(NamedTuple):
-    """What becomes of inputs; a strength is a severity, words, texts in one, or per cent."""
+    """A change to inputs; the strength is a severity, words, texts in one, or per cent."""
 
     kind: str
     strength: int
 
     @property
     def name(self) -> str:
-        """As it is asked for."""
+        """Its name on the command line and in logs."""
         return self.kind if self.kind == CLEAN else f"{self.kind}-{self.strength}"
 
     def of_images(self, files: Sequence[bytes], rng: np.random.Generator) -> list[bytes]:
-        """Image files in this form, (N,)."""
+        """Apply it to image files, (N,)."""
         if self.kind == CLEAN:
             return list(files)
         return [corrupted_file(file, self.kind, self.strength, rng) for file in files]
@@ -39,7 +39,7 @@ class InputVariant(NamedTuple):
     def of_texts(
         self, texts: Sequence[str], labels: Sequence[Any], rng: np.random.Generator
     ) -> list[str]:
-        """Texts in this form, (N,); they are joined within their class."""
+        """Apply it to texts, (N,); texts are joined within their class."""
         match self.kind:
             case "shorter":
                 return [shorter(text, self.strength) for text in texts]
@@ -51,26 +51,26 @@ class InputVariant(NamedTuple):
                 return list(texts)
 
 
-def read_form(name: str, modality: Modality) -> InputVariant:
-    """Take a form's name apart.
+def read_variant(name: str, modality: Modality) -> InputVariant:
+    """Parse the name of a variant.
 
     Raises:
-        ValueError: If inputs of this kind have no such form.
+        ValueError: If inputs of this modality have no such variant.
     """
     if name == CLEAN:
         return InputVariant(CLEAN, 0)
     kind, _, strength = name.partition("-")
-    known = tuple(CORRUPTIONS) if modality == "image" else tuple(TEXT_FORMS)
+    known = tuple(CORRUPTIONS) if modality == "image" else tuple(TEXT_VARIANTS)
     most = {"misspelt": 100, **dict.fromkeys(CORRUPTIONS, SEVERITIES[-1])}.get(kind)
     number = int(strength) if strength.isdecimal() else 0
     if kind not in known or number < 1 or (most is not None and number > most):
-        raise ValueError(f"{modality}s have no form {name!r}; {_said(modality)}")
+        raise ValueError(f"{modality}s have no form {name!r}; {_known_variants(modality)}")
     return InputVariant(kind, number)
 
 
-def _said(modality: Modality) -> str:
+def _known_variants(modality: Modality) -> str:
     if modality == "image":
         kinds = ", ".join(f"{kind}-1" for kind in CORRUPTIONS)
         return f"give {CLEAN} or one of {kinds}, up to severity {SEVERITIES[-1]}"
-    kinds = ", ".join(f"{kind}-N (N {unit})" for kind, unit in TEXT_FORMS.items())
+    kinds = ", ".join(f"{kind}-N (N {unit})" for kind, unit in TEXT_VARIANTS.items())
     return f"give {CLEAN} or one of {kinds}"
