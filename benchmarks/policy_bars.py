@@ -51,7 +51,7 @@ def judge(subject: Subject) -> Outcome:
     rows = np.arange(len(correct))
     right: dict[str, list[NDArray[np.float64]]] = {policy: [] for policy in POLICIES}
     misses = []
-    for (policy, budget, *_), exits in comparison.judged:
+    for (policy, budget, *_), exits in comparison.scored:
         right[policy].append(correct[rows, exits])
         costs = subject.costs_ms[exits]
         # Both means are of samples: the error of the calibration set's enters like the test set's.
@@ -65,7 +65,7 @@ def judge(subject: Subject) -> Outcome:
     misses += [
         f"{subject.name}: {row.policy} at {row.budget:.3f} costs {row.calibration_cost:.4f} on the "
         f"calibration set"
-        for row, _ in comparison.judged
+        for row, _ in comparison.scored
         if not row.feasible
     ]
     stacked = {policy: np.stack(parts) for policy, parts in right.items()}

@@ -104,7 +104,7 @@ class ImagePreprocessor:
         """
         return self._prepare(self._open(data))
 
-    def quickly(self, data: bytes) -> ModelInput | None:
+    def decode_if_small(self, data: bytes) -> ModelInput | None:
         """Decode a small image; return None if decoding may take more than a few 0.1 ms.
 
         Raises:
@@ -273,7 +273,7 @@ class TextPreprocessor:
         state = self._pad([encoding.ids], length)
         return ModelInput(state, bool(encoding.overflowing) or len(text) > limit)
 
-    def quickly(self, text: str) -> ModelInput | None:
+    def decode_if_small(self, text: str) -> ModelInput | None:
         """Tokenise a short text; return None if that may take more than a few 0.1 ms.
 
         Raises:

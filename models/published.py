@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from models.networks.checkpoint import NOTHING, misfits, read_checkpoint
-from models.networks.families import Network, check_keys
+from models.networks.families import Network
+from models.networks.family import check_keys
 from models.networks.multi_exit import MultiExitModel
 
 FAMILY_NAMES = {"bert": "bert_4"}  # our names, where they differ
 
 
 class Published(NamedTuple):
-    """How the published code names the weights of one architecture.
+    """Names of one architecture's weights in the published code.
 
     Attributes:
         names: Replacements for the start of our keys, by pattern; the first match applies.

@@ -180,7 +180,7 @@ class Dispatcher:
         """
         if not may_block or len(payload) > SMALL_PAYLOAD:
             return False
-        return self._decode(request, payload, self._preprocess.quickly)
+        return self._decode(request, payload, self._preprocess.decode_if_small)
 
     def _decode_and_submit(self, request: InferenceRequest, payload: Payload) -> None:
         """Decode thread: turn a payload into the request's state and submit it."""

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.frontier import Frontier
-from scheduler.policy import ExitPolicy, Scored, replay
+from scheduler.policy import ExitPolicy, ExitScores, replay
 
 
 class PolicyReplay(NamedTuple):
@@ -22,7 +22,7 @@ class PolicyReplay(NamedTuple):
 
     policy: ExitPolicy
     frontier: Frontier
-    replayed: Sequence[Scored]
+    replayed: Sequence[ExitScores]
     leave: NDArray[np.bool_]
 
     @classmethod

@@ -26,8 +26,9 @@ from benchmarks.harness import BUNDLES, REPO, make_parser, print_report
 from models.stage_costs import read_stage_costs
 from profiling.calibration import load_recorded
 from scheduler.control.controller import ControllerConfig
-from scheduler.fitted import DEFAULT_POLICY, POLICIES, load_scheduler
+from scheduler.fitted import load_scheduler
 from scheduler.fitting.fit import fit_scheduler
+from scheduler.policies import DEFAULT_POLICY, POLICIES
 
 LOAD = 0.25  # share of what the host can run to the end
 SMOKE_SCENARIOS, SMOKE_SAMPLES = 2, 60

@@ -20,7 +20,7 @@ from benchmarks.quality.refit import refit_rows
 from benchmarks.quality.subjects import CORRUPTED, Row, Subject, halves
 from profiling.calibration import Predictions
 from scheduler.frontier import FrontierPoint
-from scheduler.monitoring.agreement import Agreed, AgreementCurve, AgreementFloor
+from scheduler.monitoring.agreement import AgreementCount, AgreementCurve, AgreementFloor
 from scheduler.monitoring.drift import ScoreDrift
 from scheduler.policy import exits_taken, replay
 from server.quality.feedback import REMEMBERED, PredictionLog
@@ -164,7 +164,7 @@ def floor_rows(subject: Subject, sizes: Sizes) -> Iterator[Row]:
         }
 
 
-def clean_agreement(subject: Subject, share: float) -> tuple[FrontierPoint, Agreed]:
+def clean_agreement(subject: Subject, share: float) -> tuple[FrontierPoint, AgreementCount]:
     """The frontier's point for a budget, and the agreement of all clean rows there."""
     clean = subject.drift.predictions("clean").log_probs
     curve = AgreementCurve(*subject.scheduler, window=clean.shape[1])

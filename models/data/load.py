@@ -61,7 +61,7 @@ def _read(path: Path, config: DataConfig) -> Samples:
             "folder with its train/CLASS/* and val/CLASS/*, and --image-size 224"
         )
     raise ValueError(
-        f"dataset {config.dataset} is neither a file or folder nor one of the names "
+        f"dataset {config.dataset} is neither a file or folder here nor one of the names "
         f"{', '.join(NAMES)}; check the path or use one of the names"
     )
 

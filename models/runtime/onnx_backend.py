@@ -37,7 +37,7 @@ class Device(NamedTuple):
 
     @property
     def for_copies(self) -> "Device":
-        """The same device for graphs that only copy rows: TensorRT would have to compile them."""
+        """Device for graphs that only copy rows; leaves out TensorRT, which would compile them."""
         return self._replace(providers=self.providers[-2:])
 
 

@@ -18,10 +18,9 @@ def suggest_exits(
     """Choose the layers that get an exit, for a budget of the mean latency.
 
     Let T be the latency of the whole network, f that of the first exit, and B the budget. If every
-    request leaves at the first or the last exit, a share (B - f) / (T - f) can run to the end. So f
-    must be below B, and the distance is the room that a policy has: with f = B / 2, at least
-    B / 2T of the requests can run to the end. Under a large budget, a first exit later than T / K
-    would only crowd the other exits into the end of the network.
+    request leaves at the first or the last exit, a share (B - f) / (T - f) can run to the end. With
+    f = B / 2, that is at least B / 2T of the requests. Under a large budget, a first exit later
+    than T / K would only crowd the other exits into the end of the network.
 
     Hence the rule: the first exit follows the last layer that ends by min(B / 2, T / K), or the
     first layer if none does. The other exits divide the remaining latency evenly, each after the

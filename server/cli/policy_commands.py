@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.fitted import DEFAULT_POLICY, FILES, POLICIES, load_scheduler
+from scheduler.fitted import FILES, load_scheduler
+from scheduler.policies import DEFAULT_POLICY, POLICIES, describe_policies
 from server.cli.options import command, log_step, numbers, print_evaluations, require_training_extra
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def add_fit(commands: Any) -> None:
     parser.add_argument(
         "--policy",
         choices=POLICIES,
-        help=f"default: {DEFAULT_POLICY}; with --from-live the bundle's own",
+        help=f"when a row leaves; {describe_policies()} (default: {DEFAULT_POLICY}; with "
+        f"--from-live the bundle's own)",
     )
     _add_costs(parser, "the bundle's own profile")
     parser.add_argument(

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from models.bundle import Weights
+from models.networks.families import IMAGENET_RESNETS, describe_trainable
 from models.training.run import TrainConfig
-from scheduler.fitted import DEFAULT_POLICY, POLICIES
+from scheduler.policies import DEFAULT_POLICY, POLICIES
 from server.cli.options import (
     command,
     log_step,
@@ -38,8 +39,7 @@ def add_train(commands: Any) -> None:
     parser.add_argument(
         "--arch",
         required=True,
-        help="resnet20, 32, 44, 56 or 110 (32 px), resnet18, 34, 50, 101 or 152 (224 px), "
-        "resnet56_3, densenet121_4, msdnet, bert_4 or fcn (segmentation)",
+        help=describe_trainable(),
     )
     parser.add_argument(
         "--settings", type=Path, help="JSON of the network's settings, such as MSDNet's `base`"
@@ -72,7 +72,7 @@ def add_attach(commands: Any) -> None:
         help="folder or hub name of a transformers encoder (BERT, RoBERTa, DistilBERT, ELECTRA, "
         "ViT, DeiT ...), or a torchvision ResNet's state dict (.pth, .safetensors) with --arch",
     )
-    parser.add_argument("--arch", help="resnet18, 34, 50, 101 or 152, of a state dict")
+    parser.add_argument("--arch", help=f"the state dict's: {', '.join(IMAGENET_RESNETS)}")
     parser.add_argument(
         "--exits",
         help="layers (a ResNet: blocks), counted from 1, after which an exit stands; the end is "

@@ -95,9 +95,8 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """
     settings = {} if args.settings is None else read_settings(args.settings)
     if args.exits is not None:
-        layers = args.arch == "bert_4"
         exits = [] if args.exits == "none" else parse_exits(args.exits)
-        settings["exits_after_layer" if layers else "exits"] = exits
+        settings[Network(args.arch).family.exits] = exits
         if args.exits == "none":
             settings["heads"] = []
     if args.heads is not None and args.exits != "none":

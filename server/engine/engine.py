@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 
 from models.backend import HeadOutput, OutOfMemory, StageBackend, State
 from models.stage_costs import StageCosts
-from scheduler.policy import ExitPolicy
-from scheduler.policy import Step as ExitDecision
+from scheduler.policy import ExitDecision, ExitPolicy
 from server.engine.active_policy import ActivePolicy
 from server.engine.batch_limit import BatchLimit
 from server.engine.deadlines import Deadlines, deadline_error

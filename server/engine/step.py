@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.backend import HeadOutput, Part, StageBackend, State, gather_arrays
-from scheduler.policy import Step as ExitDecision
+from scheduler.policy import ExitDecision
 from server.engine.active_policy import PolicySnapshot
 from server.engine.request import ExitTrace, InferenceRequest
 

@@ -63,7 +63,7 @@ class BuildOptions:
     Attributes:
         name: The model's name in requests.
         data: Where calibration and test set are.
-        policy: Which policy to fit, one of `scheduler.fitting.fit.POLICIES`.
+        policy: Which policy to fit, one of `scheduler.policies.POLICIES`.
         weights: How the graphs store weights.
         prune_vocabulary: Keep only the tokens that the training texts use.
         torch: Store the network beside its graphs, for the torch backend.

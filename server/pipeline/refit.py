@@ -45,7 +45,7 @@ def refit(
 
     Args:
         folder: The bundle.
-        policy: One of `scheduler.fitting.fit.POLICIES`.
+        policy: One of `scheduler.policies.POLICIES`.
         costs_ms: Latency from the start until each exit, (K,); None: the bundle's own profile.
         weights: npz of a published fitted EENet scheduler to take scores and assignment from.
         live: Rows that a server saw, to become the bundle's calibration set; the test set stays.

@@ -15,7 +15,7 @@ from models.backend import (
 
 
 def batch(rows: int, first: int = 0) -> State:
-    """Two arrays of different shapes and types, whose rows are told apart by their numbers."""
+    """Make two arrays of different shapes and types, whose rows hold their numbers."""
     names = np.arange(first, first + rows)
     return names[:, None] * np.ones((1, 3), np.float32), names.astype(np.int64)[:, None, None]
 

@@ -37,7 +37,7 @@ def noise(*shape: int) -> Pixels:
 
 
 def smooth(height: int = 32, width: int = 32) -> Pixels:
-    """An image that lossy formats keep nearly."""
+    """Make an image that lossy formats change little."""
     down, across = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     return np.stack([255 * down, 255 * across, 255 - 127 * (down + across)], -1).astype(np.uint8)
 
@@ -68,7 +68,7 @@ def refusal(data: bytes, of: ImagePreprocessor = preprocess) -> str:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that says how large it is and holds one empty chunk of data."""
+    """Make a PNG with a size in its header and one empty chunk of data."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
@@ -87,7 +87,7 @@ def segment(marker: int, data: bytes) -> bytes:
 
 
 def with_scans(scans: int, side: int = 16) -> bytes:
-    """A grey progressive JPEG: one scan of the means, then others that hold nothing."""
+    """Make a grey progressive JPEG: one scan of the means, then empty scans."""
     frame = struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0"
     dc_codes = segment(0xC4, b"\0" + bytes([1]) + bytes(15) + b"\0")
     ac_codes = segment(0xC4, b"\x10" + bytes([1]) + bytes(15) + b"\0")
@@ -103,7 +103,7 @@ def test_a_jpeg_of_too_many_scans_is_refused(scans: int) -> None:
     sentence = refusal(data)
     assert "more than 32 scans" in sentence and "baseline" in sentence
     with pytest.raises(InvalidInput, match="scans"):
-        preprocess.quickly(data[:8000])
+        preprocess.decode_if_small(data[:8000])
     for size in (2 * SMALL_BYTES, 2 * SMALL_BYTES + 1):  # at even places and at odd ones
         assert has_too_many_scans(data[:2] + segment(0xFE, bytes(size)) + data[2:])
     # Fill bytes before a marker, and a segment full of markers, change nothing.

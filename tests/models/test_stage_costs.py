@@ -138,7 +138,7 @@ def test_the_profiles_of_the_shipped_bundles_can_be_read(name: str, shipped_bund
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("{", "is not a table of stage costs"),
         ("[1, 2]", "is not a table of stage costs"),
@@ -156,13 +156,13 @@ def test_the_profiles_of_the_shipped_bundles_can_be_read(name: str, shipped_bund
     ],
 )
 def test_a_file_that_is_no_table_is_named_with_what_is_wrong(
-    tmp_path: Path, content: str, said: str
+    tmp_path: Path, content: str, message: str
 ) -> None:
     path = tmp_path / "costs.json"
     path.write_text(content)
     with pytest.raises(ValueError, match="it needs batch_sizes") as caught:
         read_stage_costs(path)
-    assert str(caught.value).startswith(str(path)) and said in str(caught.value)
+    assert str(caught.value).startswith(str(path)) and message in str(caught.value)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -171,11 +171,11 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("costs_ms", "free_rows", "said"),
+    ("costs_ms", "free_rows", "message"),
     [([2.0, 1.0], 1, "rising milliseconds"), ([1.0, 2.0], 0, "free_rows is 0")],
 )
 def test_costs_of_exits_must_rise_and_a_row_is_never_free(
-    costs_ms: list[float], free_rows: int, said: str
+    costs_ms: list[float], free_rows: int, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         StageCosts.of_exits(costs_ms, free_rows)

@@ -15,7 +15,7 @@ Splits = dict[str, dict[str, list[Any]]]
 
 
 class Hub(NamedTuple):
-    """A Hub whose answers are set by the test."""
+    """A fake Hub whose responses the test sets."""
 
     splits: dict[str, datasets.DatasetDict]
     offline: list[bool]

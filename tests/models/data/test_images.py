@@ -12,14 +12,14 @@ from models.preprocess import ImagePreprocessor
 
 
 def png(red: int, width: int = 4, height: int = 4) -> bytes:
-    """A flat image that can be told from the others."""
+    """Make an image of one colour, which differs from the others."""
     stream = io.BytesIO()
     Image.new("RGB", (width, height), (red, 255 - red, 7)).save(stream, "PNG")
     return stream.getvalue()
 
 
 def turned_jpeg(width: int, height: int) -> bytes:
-    """An image that EXIF turns by a quarter."""
+    """Make an image that EXIF rotates by 90 degrees."""
     exif = Image.Exif()
     exif[0x0112] = 6
     stream = io.BytesIO()

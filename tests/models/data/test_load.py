@@ -17,7 +17,7 @@ SHARED = Path(__file__).resolve().parents[2].parent / "shared/data"
 
 
 def image(red: int, size: int = 4) -> Image.Image:
-    """A flat image that can be told from the others."""
+    """Make an image of one colour, which differs from the others."""
     return Image.new("RGB", (size, size), (red, 255 - red, 7))
 
 
@@ -123,7 +123,7 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
 
 
 def write_texts(folder: Path) -> Path:
-    """Ten texts to train with and two to test with."""
+    """Write ten texts for training and two for test."""
     folder.mkdir()
     for name, rows in (("train", range(10)), ("test", range(10, 12))):
         lines = [json.dumps({"review": f"text {i}", "stars": i % 2 + 4}) for i in rows]

@@ -17,7 +17,7 @@ def samples(texts: list[str], labels: list[int], is_test: list[bool] | None = No
 
 @st.composite
 def data_sets(draw: st.DrawFn) -> Samples:
-    """Up to 60 texts, some of them repeated; at least two differing ones to train with."""
+    """Draw up to 60 texts with duplicates, at least two different ones for training."""
     texts = draw(st.lists(st.sampled_from([f"t{i}" for i in range(40)]), max_size=60))
     labels = draw(st.lists(st.integers(0, 1), min_size=len(texts), max_size=len(texts)))
     is_test = draw(st.lists(st.booleans(), min_size=len(texts), max_size=len(texts)))
@@ -143,14 +143,14 @@ def test_classes_are_sorted(names: list[str], classes: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("is_test", "said"),
+    ("is_test", "message"),
     [
         ([False, False, True, True], "test rows of d lack the class 'b'"),
         ([True, True, False, False], "training rows of d lack the class 'b'"),
     ],
 )
-def test_classes_of_one_part_alone_are_named(is_test: list[bool], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_classes_of_one_part_alone_are_named(is_test: list[bool], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         index_labels(["a", "b", "a", "a"], np.array(is_test), "d")
 
 

@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.data.dataset import DataConfig
@@ -73,6 +73,7 @@ def test_a_csv_quotes_and_a_tsv_does_not(tmp_path: Path) -> None:
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
 
 
+@settings(deadline=None)  # each example writes two files
 @given(st.lists(TEXTS, min_size=2))
 def test_any_text_survives_csv_and_json(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str]
@@ -177,12 +178,12 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "said"), BAD)
+@pytest.mark.parametrize(("name", "content", "message"), BAD)
 def test_a_bad_table_is_one_sentence_with_file_and_line(
-    tmp_path: Path, name: str, content: str | bytes, said: str
+    tmp_path: Path, name: str, content: str | bytes, message: str
 ) -> None:
     path = write(tmp_path / name, content)
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         read_texts(path, NAMED)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,5 +1,8 @@
 import functools
+import importlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +18,7 @@ from models.data.dataset import Dataset, Split
 from models.export.onnx_graphs import as_tensors, export_graphs, largest_disagreement, write_graphs
 from models.networks.bottleneck_resnet import bottleneck_resnet
 from models.networks.densenet import densenet
-from models.networks.families import FAMILIES, Network
+from models.networks.families import FAMILIES, MODULES, Network, trainable_names
 from models.networks.fcn import coarse_grid
 from models.networks.heads import Conv
 from models.networks.multi_exit import MultiExitModel
@@ -150,7 +153,8 @@ def train(network: Network, model: MultiExitModel, out: Path, tokenizer: Path) -
 def shortened() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, build in SHORT.items():
-            patch.setitem(FAMILIES, name, FAMILIES[name]._replace(build=build))  # type: ignore[arg-type]
+            module = importlib.import_module(f"models.networks.{FAMILIES[name].module}")
+            patch.setitem(module.FAMILIES, name, module.FAMILIES[name]._replace(build=build))
         yield
 
 
@@ -282,10 +286,28 @@ def test_settings_survive_json(name: str, shortened: None) -> None:
         assert torch.equal(again.eval()(as_tensors(x)), model.eval()(as_tensors(x)))
 
 
-@pytest.mark.parametrize("arch", [name for name in FAMILIES if not name.startswith("attached")])
+def test_the_table_lists_the_networks_of_every_module() -> None:
+    for line in MODULES:
+        module = importlib.import_module(f"models.networks.{line.module}")
+        assert tuple(module.FAMILIES) == line.names
+    assert len(FAMILIES) == sum(len(line.names) for line in MODULES)
+
+
+def test_the_table_can_be_listed_without_torch() -> None:
+    listing = (
+        "import sys; from models.networks.families import describe_trainable; "
+        "print(describe_trainable()); print('torch' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True)
+    described, torch_is_imported = shown.stdout.splitlines()
+    assert torch_is_imported == "False"
+    assert all(name in described for name in trainable_names())
+    assert "attached" not in described
+
+
+@pytest.mark.parametrize("arch", trainable_names())
 def test_every_family_has_settings_to_train_with(arch: str) -> None:
-    family = FAMILIES[arch]
-    assert family is Network(arch).family
+    family = Network(arch).family
     with torch.device("meta"):  # where weights take no time
         model = Network(arch, {**family.defaults, family.classes: 7}).build()
     assert model.num_exits > 1
@@ -321,19 +343,19 @@ def test_an_unknown_architecture_is_told_with_those_that_there_are(arch: str) ->
     ("arch", "settings", "told"),
     [
         ("resnet8", {}, "of resnet8 lacks num_classes; its keys are num_classes, exits, heads$"),
-        ("resnet8", {"num_classes": 2, "depth": 8}, "of resnet8 knows no depth; its keys are"),
+        ("resnet8", {"num_classes": 2, "depth": 8}, "of resnet8 has no depth; its keys are"),
         ("resnet18", {"num_classes": 2}, "of resnet18 lacks exits; its keys are num_classes, ex"),
-        ("resnet18", {"num_classes": 2, "exits": [1], "depth": 34}, "resnet18 knows no depth;"),
-        ("resnet56_3", {"classes": 2}, "lacks num_classes and knows no classes; its keys are num"),
-        ("densenet121_4", {"num_classes": 2, "growth": 12}, "knows no growth; its keys are num_cl"),
+        ("resnet18", {"num_classes": 2, "exits": [1], "depth": 34}, "resnet18 has no depth;"),
+        ("resnet56_3", {"classes": 2}, "lacks num_classes and has no classes; its keys are num"),
+        ("densenet121_4", {"num_classes": 2, "growth": 12}, "has no growth; its keys are num_cl"),
         ("msdnet", {"num_classes": 2}, "of msdnet lacks data, base, step, step_mode, num_scales,"),
-        ("bert_4", {"num_classes": 2}, "bert_4 lacks vocab_size, .* and knows no num_classes;"),
-        ("fcn", {"num_classes": 2, "depth": 3, "width": 4}, "of fcn knows no depth, width; its k"),
+        ("bert_4", {"num_classes": 2}, "bert_4 lacks vocab_size, .* and has no num_classes;"),
+        ("fcn", {"num_classes": 2, "depth": 3, "width": 4}, "of fcn has no depth, width; its k"),
         ("attached-text", {"num_labels": 2}, "attached-text lacks backbone, exits_after_layer;"),
         (
             "attached-image",
             {**EXITS, "backbone": {}, "exits": [1]},
-            "attached-image knows no exits",
+            "attached-image has no exits",
         ),
     ],
 )
@@ -353,8 +375,8 @@ def test_settings_that_are_missing_or_unknown_are_told(
             {"num_classes": 2, "exits": (1,), "heads": ((), ())},
             "1 early exits need as many heads, got 2",
         ),
-        ("resnet8", {"num_classes": 2, "exits": 1}, "a setting of resnet8 is of the wrong kind"),
-        ("fcn", {"num_classes": 2, "dilations": (1, 2, 4)}, "a setting of fcn is of the wrong k"),
+        ("resnet8", {"num_classes": 2, "exits": 1}, "a setting of resnet8 has the wrong type"),
+        ("fcn", {"num_classes": 2, "dilations": (1, 2, 4)}, "a setting of fcn has the wrong t"),
         ("resnet50", {"num_classes": 2, "exits": (16,)}, r"exits \[16\] must rise and lie between"),
         ("resnet56_3", {"num_classes": 0}, "num_classes is 0; it must be a number above 0"),
         ("densenet121_4", {"num_classes": "2"}, "num_classes is '2'; it must be a number above 0"),

@@ -13,7 +13,7 @@ Files = tuple[list[Path], list[Path]]
 
 @pytest.fixture
 def exported_files(exported: tuple[Path, OnnxBackend]) -> Files:
-    """Stage and head graphs."""
+    """Return the files of stage and head graphs."""
     stages, heads = (
         [exported[0] / f"{part}/{k}.onnx" for k in (0, 1)] for part in ("stages", "heads")
     )

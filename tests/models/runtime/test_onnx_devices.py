@@ -135,7 +135,7 @@ HAS_CUDA = "CUDAExecutionProvider" in ort.get_available_providers()
 
 @pytest.fixture
 def exported_files(exported: tuple[Path, OnnxBackend]) -> Files:
-    """Stage and head graphs."""
+    """Return the files of stage and head graphs."""
     stages, heads = (
         [exported[0] / f"{part}/{k}.onnx" for k in (0, 1)] for part in ("stages", "heads")
     )
@@ -152,7 +152,7 @@ def test_a_backend_says_where_it_runs(exported_files: Files) -> None:
 
 
 class OnGpu(NamedTuple):
-    """What a backend on a GPU is made of."""
+    """Arguments of a backend on a GPU."""
 
     stages: list[Path]
     heads: list[Path]

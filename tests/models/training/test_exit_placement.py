@@ -82,7 +82,7 @@ def test_what_cannot_be_placed_is_told(
 
 
 class Clock:
-    """Stands still but for the layers that move it."""
+    """A clock that only layers advance."""
 
     def __init__(self) -> None:
         self.now = 5.0
@@ -92,7 +92,7 @@ class Clock:
 
 
 class Layer(nn.Module):
-    """Takes the seconds it is told, and ten times as many in every fifth round."""
+    """A layer that takes some seconds, and ten times as many in every fifth round."""
 
     def __init__(self, clock: Clock, seconds: float) -> None:
         super().__init__()

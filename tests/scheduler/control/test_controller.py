@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from scheduler.baselines import geometric_distribution
 from scheduler.control.controller import BudgetController, ControllerConfig, Sample
+from scheduler.fitting.thresholds import geometric_distribution
 from scheduler.frontier import Frontier
 
 RESNET56_MS = (2.31, 4.15, 4.93)  # CIFAR-10 in the paper

@@ -435,7 +435,7 @@ def test_a_checkpoint_of_another_class_count_is_one_sentence(
     ("more", "expected"),
     [
         (["--tokenizer", "nowhere.json"], "nowhere.json does not exist; --tokenizer takes"),
-        (["--tokenizer", "{broken}"], "is not a tokenizer"),
+        (["--tokenizer", "{broken}"], "is no tokenizer"),
         (["--settings", "{broken}"], "bert_4 needs --settings, the JSON of its sizes"),
         (["--settings", "{few}"], "the configuration of bert lacks hidden_size"),
         (["--max-tokens", "41"], "--max-tokens is 41; this network takes 3 to 40"),

@@ -7,7 +7,7 @@ import pytest
 
 from models.backend import HeadOutput, State
 from scheduler.baselines import ConfidencePolicy, PatiencePolicy
-from scheduler.policy import ExitPolicy, Scored
+from scheduler.policy import ExitPolicy, ExitScores
 from server.engine.request import InferenceRequest, Prediction
 from tests.fakes import FakeBackend
 from tests.server.engine.harness import (
@@ -125,7 +125,7 @@ def test_rows_go_straight_on_behind_an_exit_that_none_of_them_needs() -> None:
 class Fragile(ConfidencePolicy):
     """Cannot score a confidence of 0.66."""
 
-    def score(self, exit: int, log_probs: Any, history: Any) -> Scored:
+    def score(self, exit: int, log_probs: Any, history: Any) -> ExitScores:
         if np.isclose(np.exp(log_probs[:, 0]), 0.66).any():
             raise FloatingPointError("no score")
         return super().score(exit, log_probs, history)
