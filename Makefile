@@ -1,7 +1,8 @@
 # The two commands of the README are `make serve` and `make test`; `make` lists them all.
 PYTHON ?= python3
 RUNTIME ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
-PIP = .venv/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt
+PIP = .venv/bin/python -m pip --disable-pip-version-check install -c constraints.txt
+URL = http://localhost:$${EENET_PORT:-8000}
 
 .PHONY: help install serve test lint bars control control-http soak bench bench-peers bench-smoke simulation
 
@@ -14,6 +15,7 @@ install: .venv/.dev
 
 ## Install the runtime and serve the shipped networks on port 8000.
 serve: .venv/.serve-$(RUNTIME)
+	@echo "loading; once it is ready, try: curl -F file=@docs/images/ship.jpg $(URL)/predict"
 	.venv/bin/eenet serve
 
 # Without ARGS in several processes; a few tests end sooner in one, without the start of others.
@@ -73,9 +75,11 @@ lint: .venv/.dev
 	$(PYTHON) -m venv .venv
 
 .venv/.serve-%: .venv/bin/python pyproject.toml constraints.txt
+	@echo "installing the $* runtime into .venv: about a minute the first time"
 	$(PIP) -e '.[$*]'
 	touch $@
 
 .venv/.dev: .venv/bin/python pyproject.toml constraints.txt
+	@echo "installing everything for training and development into .venv: some minutes the first time"
 	$(PIP) -e '.[cpu,train,dev]'
 	touch $@

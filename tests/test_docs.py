@@ -1,5 +1,6 @@
 """The documentation names things that exist, and keeps its form."""
 
+import ast
 import importlib.util
 import re
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINE = 100
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE_PATH = re.compile(
@@ -15,6 +16,9 @@ CODE_PATH = re.compile(
 )
 NEW_FILE = re.compile(r"(?m)^```python\n# (\S+\.py)$")
 MODULE = re.compile(r"python -m (benchmarks[\w.]*)")
+PACKAGES = ("models", "profiling", "scheduler", "server")
+DEFINED_IN = re.compile(rf"`(\w+)(?:\.(\w+))?`\s+\(((?:{'|'.join(PACKAGES)})/[\w/]+\.py)\)")
+METHOD = re.compile(r"`([A-Z][a-z]\w+)\.(\w+)`")
 
 
 @pytest.fixture(params=PAGES, ids=lambda page: page.name)
@@ -44,6 +48,20 @@ def test_benchmarks_that_are_named_exist(page: Path) -> None:
     assert [name for name in names if importlib.util.find_spec(name) is None] == []
 
 
+def test_names_are_defined_in_the_file_that_is_named(page: Path) -> None:
+    for name, member, file in DEFINED_IN.findall(page.read_text()):
+        names = names_in(ROOT / file)
+        assert name in names, f"{name} is not defined in {file}"
+        assert not member or f"{name}.{member}" in names, f"{name}.{member} is not in {file}"
+
+
+def test_methods_that_are_named_exist(page: Path) -> None:
+    named = {f"{name}.{member}" for name, member in METHOD.findall(page.read_text())}
+    if named:
+        files = [path for package in PACKAGES for path in (ROOT / package).glob("**/*.py")]
+        assert named - {name for path in files for name in names_in(path)} == set()
+
+
 def test_lines_outside_of_tables_are_short(page: Path) -> None:
     lines = page.read_text().splitlines()
     assert [line for line in lines if len(line) > LINE and not line.startswith("|")] == []
@@ -53,6 +71,21 @@ def test_a_missing_anchor_would_be_found(tmp_path: Path) -> None:
     text = tmp_path / "page.md"
     text.write_text("# GET and PUT /budget\n\n```\n# a comment\n```\n## `stopping`\n")
     assert anchors_of(text) == {"get-and-put-budget", "stopping"}
+
+
+def names_in(path: Path) -> set[str]:
+    """The functions and classes of a module, and each class's methods and fields as CLASS.NAME."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            for part in node.body:
+                if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef):
+                    names.add(f"{node.name}.{part.name}")
+                elif isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
+                    names.add(f"{node.name}.{part.target.id}")
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+    return names
 
 
 def anchors_of(page: Path) -> set[str]:
