@@ -1,9 +1,10 @@
 # The two commands of the README are `make serve` and `make test`; `make` lists them all.
 PYTHON ?= python3
 RUNTIME ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
-PIP = .venv/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt
+PIP = .venv/bin/python -m pip --disable-pip-version-check install -c constraints.txt
+URL = http://localhost:$${EENET_PORT:-8000}
 
-.PHONY: help install serve test lint bars control control-http soak bench bench-peers simulation
+.PHONY: help install serve test lint bars control control-http soak bench bench-peers bench-smoke simulation
 
 ## List the targets.
 help:
@@ -14,11 +15,13 @@ install: .venv/.dev
 
 ## Install the runtime and serve the shipped networks on port 8000.
 serve: .venv/.serve-$(RUNTIME)
+	@echo "loading; once it is ready, try: curl -F file=@docs/images/ship.jpg $(URL)/predict"
 	.venv/bin/eenet serve
 
+# Without ARGS in several processes; a few tests end sooner in one, without the start of others.
 ## Run the tests; ARGS go to pytest, as in ARGS="tests/server/engine -k cancel".
 test: .venv/.dev
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest $(or $(ARGS),--numprocesses auto --maxprocesses 8 --dist worksteal)
 
 ## Check the exit policies against their accuracy bars.
 bars: .venv/.dev
@@ -31,7 +34,7 @@ control: .venv/.dev
 	for inputs in image text; do .venv/bin/python -m benchmarks.control.simulated $$inputs --policies stopping --laws frozen --seeds 2; done
 	.venv/bin/python -m benchmarks.control.report build/control/image-stopping.npz build/control/text-stopping.npz --goals
 
-## Measure on the real server how budgets are held.
+## Measure how the real server holds budgets.
 control-http: .venv/.dev
 	.venv/bin/python -m benchmarks.control.over_http
 	.venv/bin/python -m benchmarks.control.report build/control/real.npz
@@ -51,7 +54,11 @@ bench: .venv/.dev
 bench-peers: .venv/.dev
 	.venv/bin/python -m benchmarks.peers.run
 
-## Measure what refilling batches wins, and validate the simulator.
+## Run every benchmark on tiny sizes, to see that it works.
+bench-smoke: .venv/.dev
+	.venv/bin/python -m benchmarks.smoke
+
+## Measure the gain of refilling batches, and validate the simulator.
 simulation: .venv/.dev
 	.venv/bin/python -m benchmarks.refill
 	.venv/bin/python -m benchmarks.validate_simulation
@@ -68,9 +75,11 @@ lint: .venv/.dev
 	$(PYTHON) -m venv .venv
 
 .venv/.serve-%: .venv/bin/python pyproject.toml constraints.txt
+	@echo "installing the $* runtime into .venv: about a minute the first time"
 	$(PIP) -e '.[$*]'
 	touch $@
 
 .venv/.dev: .venv/bin/python pyproject.toml constraints.txt
+	@echo "installing everything for training and development into .venv: some minutes the first time"
 	$(PIP) -e '.[cpu,train,dev]'
 	touch $@

@@ -1,45 +1,75 @@
-"""What a change of the budget does: sends this repository's test images to a running server."""
+"""Effect of a change of the budget: accuracy, throughput and exits of the shipped images.
 
-import itertools
+    .venv/bin/python -m benchmarks.budget_demo [--url http://127.0.0.1:8000]
+
+Without `--url` it starts a server of its own. Sends the test images of this repository one after
+the other under each budget. JSON on the last line.
+"""
+
 import json
-import sys
 import time
 import urllib.request
-from pathlib import Path
-from typing import Any
+from contextlib import nullcontext
 
 import numpy as np
 
-IMAGES = Path(__file__).parent.parent / "tests/data/cifar10_test_300.npz"
+from benchmarks.harness import (
+    IMAGE_BUNDLE,
+    IMAGES,
+    Figures,
+    RunningServer,
+    ask,
+    image_files,
+    make_parser,
+    print_report,
+    serving,
+)
+
 MODEL = "cifar10-resnet56"
+BUDGETS_MS = (None, 2.0, 1.4, 1.0)
 ROUNDS = 5
 
 
-def ask(method: str, url: str, body: bytes | None = None, kind: str = "application/json") -> Any:
-    """One request; its JSON answer."""
-    request = urllib.request.Request(url, body, {"Content-Type": kind}, method=method)
-    with urllib.request.urlopen(request) as answer:
-        return json.load(answer)
+def main() -> None:
+    """Set each budget, send all images some times, print the server's state."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--url", help="of a running server (default: start one)")
+    args = parser.parse_args()
+    running = nullcontext(RunningServer(args.url, 0)) if args.url else None
+    with running or serving("--bundle", str(IMAGE_BUNDLE)) as server:
+        rows = [
+            under_budget(server.url, budget_ms, 60 if args.smoke else None)
+            for budget_ms in BUDGETS_MS
+        ]
+    print_report({"budgets": rows}, smoke=args.smoke)
 
 
-def main(url: str, budgets_ms: list[float | None]) -> None:
-    """Set each budget, send all images `ROUNDS` times, print what the server then says."""
+def under_budget(url: str, budget_ms: float | None, count: int | None) -> Figures:
+    """Send images under a budget; report accuracy, rate and the state of the budget."""
+    ask(f"{url}/budget?model={MODEL}", json.dumps({"budget_ms": budget_ms}).encode())
+    files = image_files()
     with np.load(IMAGES) as arrays:
-        blob, off, labels = arrays["blob"].tobytes(), arrays["off"].tolist(), arrays["y"].tolist()
-    files = [blob[a:b] for a, b in itertools.pairwise(off)]
-    rng = np.random.default_rng(0)  # they lie sorted by class, which no traffic is
-    for budget_ms in budgets_ms:
-        ask("PUT", f"{url}/budget?model={MODEL}", json.dumps({"budget_ms": budget_ms}).encode())
-        started, right = time.perf_counter(), 0
-        for row in np.concatenate([rng.permutation(len(files)) for _ in range(ROUNDS)]).tolist():
-            answer = ask("POST", f"{url}/predict", files[row], "image/jpeg")
-            right += answer["class_id"] == labels[row]
-        count = len(files) * ROUNDS
-        rate = count / (time.perf_counter() - started)
-        state = ask("GET", f"{url}/budget?model={MODEL}")["models"][0]
-        shown = {key: state[key] for key in ("rolling_latency_ms", "feasible", "exit_rates")}
-        print(f"budget {budget_ms} ms: accuracy {right / count:.4f}, {rate:.0f}/s, {shown}")
+        labels = arrays["y"].tolist()
+    rng = np.random.default_rng(0)  # the file is sorted by class, which no traffic is
+    rows = np.concatenate([rng.permutation(len(files)) for _ in range(ROUNDS)])[:count].tolist()
+    started, correct = time.perf_counter(), 0
+    for row in rows:
+        correct += classify(url, files[row]) == labels[row]
+    rate = len(rows) / (time.perf_counter() - started)
+    state = ask(f"{url}/budget?model={MODEL}")["models"][0]
+    shown = {key: state[key] for key in ("rolling_latency_ms", "feasible", "exit_rates")}
+    print(f"budget {budget_ms} ms: accuracy {correct / len(rows):.4f}, {rate:.0f}/s, {shown}")
+    return {"budget_ms": budget_ms, "accuracy": correct / len(rows), "rate": rate, **shown}
+
+
+def classify(url: str, file: bytes) -> int:
+    """Ask the server for the class of an image."""
+    headers = {"Content-Type": "image/jpeg"}
+    request = urllib.request.Request(f"{url}/predict?model={MODEL}", file, headers)
+    with urllib.request.urlopen(request, timeout=30) as response:
+        class_id: int = json.load(response)["class_id"]
+        return class_id
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000", [None, 2.0, 1.4, 1.0])
+    main()

@@ -1,40 +1,54 @@
-"""How the cost of a sample grows with exits, classes, waiting rows and connections.
+"""Growth of a request's cost with exits, classes, waiting requests and connections.
 
     .venv/bin/python -m benchmarks.growth [--image docs/images/growth.svg]
 
-The network costs nothing; what is measured is the engine with the default policy, and for
-connections the whole server. JSON on the last line.
+The network takes no time: the time is that of the engine with the default policy, and for
+connections that of the whole server. JSON on the last line.
 """
 
-import argparse
-import json
-import os
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 
-from benchmarks.engine import ZOO, image_files, run_engine, serving
+from benchmarks.harness import (
+    FREE,
+    IMAGE_BUNDLE,
+    image_calls,
+    make_parser,
+    print_report,
+    run_engine,
+    serving,
+    write_costs,
+)
 from models.backend import HeadOutput, State, gather_arrays
-from models.stage_costs import StageCosts
-from profiling.latency import machine_name
-from profiling.loadtest.http_client import LaneConfig
-from profiling.loadtest.load import Call, closed_loop
+from profiling.loadtest.http_client import ConnectionConfig
+from profiling.loadtest.load import closed_loop
 from scheduler.stopping import NUM_FEATURES, StoppingPolicy
-from server.engine.request import InferenceRequest
 
-EXITS = (2, 3, 4, 6, 8, 10, 12)
-CLASSES = (10, 30, 64, 100, 300, 1000)
-WAITING = (10, 100, 1000, 3000, 10_000)
-CONNECTIONS = (1, 4, 16, 64, 128, 256, 512)
 BATCHES = (1, 64)
-TURNS = 5
 Curve = dict[int, float]
 
 
-class Nothing:
-    """Exits that cost nothing and say the same of all rows."""
+class Sizes(NamedTuple):
+    """Points of each curve, requests and turns of each point, seconds of load per connections."""
+
+    seconds: float
+    exits: tuple[int, ...] = (2, 3, 4, 6, 8, 10, 12)
+    classes: tuple[int, ...] = (10, 30, 64, 100, 300, 1000)
+    waiting: tuple[int, ...] = (10, 100, 1000, 3000, 10_000)
+    connections: tuple[int, ...] = (1, 4, 16, 64, 128, 256, 512)
+    requests: int = 2000
+    turns: int = 5
+
+
+SMOKE = Sizes(0.2, (2, 3), (10, 30), (10, 100), (1, 4), requests=100, turns=1)
+
+
+class FreeBackend:
+    """Exits that take no time and give all rows the same predictions."""
 
     device = "nothing"
     gather = staticmethod(gather_arrays)
@@ -47,17 +61,17 @@ class Nothing:
         self.log_probs = log_probs.astype(np.float32)
 
     def run_stage(self, stage: int, state: State) -> State:
-        """Nothing."""
+        """Return the state unchanged."""
         return state
 
     def run_head(self, exit: int, state: State) -> HeadOutput:
-        """The first rows of a table."""
-        said = self.log_probs[: len(state[0])]
-        return HeadOutput(said, said)
+        """Return the first rows of a table."""
+        log_probs = self.log_probs[: len(state[0])]
+        return HeadOutput(log_probs, log_probs)
 
 
-def stopping(num_exits: int, num_classes: int) -> StoppingPolicy:
-    """A policy that finds every exit unsure, so that all rows see every exit."""
+def unsure_policy(num_exits: int, num_classes: int) -> StoppingPolicy:
+    """A policy that finds every exit unsure, so that all requests run to the end."""
     prices = np.linspace(0.0, 1.0, 13)
     never = np.zeros((NUM_FEATURES, 1 + len(prices)))
     never[0, 0], never[0, 1:] = -9.0, 9.0
@@ -70,69 +84,74 @@ def stopping(num_exits: int, num_classes: int) -> StoppingPolicy:
     )
 
 
-def engine_us(num_exits: int, num_classes: int, waiting: int, max_batch: int) -> float:
-    """Microseconds of one sample through the engine: the best of some turns."""
-    policy, backend = stopping(num_exits, num_classes), Nothing(num_exits, num_classes)
-    taken = []
-    for _ in range(TURNS):
-        rows = [InferenceRequest((np.zeros((1, 1), np.float32),)) for _ in range(waiting)]
-        taken.append(run_engine(backend, policy, 0.0, rows, 1, max_batch)[1] / waiting)
-    return min(taken) * 1e6
+def engine_us(num_exits: int, num_classes: int, waiting: int, max_batch: int, turns: int) -> float:
+    """Microseconds of one request through the engine: the best of some turns."""
+    policy = unsure_policy(num_exits, num_classes)
+    backend = FreeBackend(num_exits, num_classes)
+    states = [(np.zeros((1, 1), np.float32),)] * waiting
+    runs = [
+        run_engine(backend, policy, 0.0, states, workers=1, max_batch=max_batch)
+        for _ in range(turns)
+    ]
+    return 1e6 / max(run.rate for run in runs)
 
 
-def connections_us(seconds: float) -> Curve:
+def connections_us(sizes: Sizes) -> Curve:
     """Microseconds of processor time of one request, by the connections that send them."""
-    calls = [Call("/predict", file, "image/jpeg") for file in image_files()]
-    found = {}
-    with tempfile.TemporaryDirectory() as part:
-        table = Path(part) / "nothing.json"
-        table.write_text(json.dumps(StageCosts((1,), np.zeros((3, 1))).to_json()))
-        bundle = str(ZOO / "cifar10-resnet56")
-        options = ("--backend", "replay", "--replay-costs", str(table), "--max-queue", "1024")
-        with serving("--bundle", bundle, *options) as server:
-            for connections in CONNECTIONS:
-                before = server.cpu_s()
-                load = closed_loop(server.url, calls, LaneConfig(connections), seconds=seconds)
+    calls, found = image_calls(), {}
+    with tempfile.TemporaryDirectory() as folder:
+        options = ("--backend", "replay", "--replay-costs", str(write_costs(FREE, Path(folder))))
+        with serving("--bundle", str(IMAGE_BUNDLE), *options, "--max-queue", "1024") as server:
+            for connections in sizes.connections:
+                config, before_s = ConnectionConfig(connections), server.cpu_s()
+                load = closed_loop(server.url, calls, config, seconds=sizes.seconds)
                 assert not load.num_errors, load.outcomes
-                found[connections] = (server.cpu_s() - before) / len(load.call) * 1e6
+                found[connections] = (server.cpu_s() - before_s) / len(load.call) * 1e6
     return found
+
+
+def measure(sizes: Sizes) -> dict[str, dict[str, Curve]]:
+    """Measure all curves, by what grows and then by the size of batches."""
+    curves: dict[str, dict[str, Curve]] = {"exits": {}, "classes": {}, "waiting rows": {}}
+    count, turns = sizes.requests, sizes.turns
+    for rows in BATCHES:
+        label = f"batches of {rows}"
+        curves["exits"][label] = {k: engine_us(k, 10, count, rows, turns) for k in sizes.exits}
+        curves["classes"][label] = {c: engine_us(3, c, count, rows, turns) for c in sizes.classes}
+        curves["waiting rows"][label] = {n: engine_us(3, 10, n, rows, turns) for n in sizes.waiting}
+    curves["connections"] = {"CPU of the server": connections_us(sizes)}
+    return curves
 
 
 def main() -> None:
     """Measure, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--image", type=Path, help="where the plot goes")
+    parser = make_parser(__doc__)
+    parser.add_argument("--image", type=Path, help="file to draw the curves to")
     parser.add_argument("--seconds", type=float, default=3.0, help="of load per connections")
     args = parser.parse_args()
-    curves: dict[str, dict[str, Curve]] = {"exits": {}, "classes": {}, "waiting rows": {}}
-    for rows in BATCHES:
-        label = f"batches of {rows}"
-        curves["exits"][label] = {k: engine_us(k, 10, 2000, rows) for k in EXITS}
-        curves["classes"][label] = {c: engine_us(3, c, 2000, rows) for c in CLASSES}
-        curves["waiting rows"][label] = {n: engine_us(3, 10, n, rows) for n in WAITING}
-    curves["connections"] = {"CPU of the server": connections_us(args.seconds)}
-    for what, lines in curves.items():
+    curves = measure(SMOKE if args.smoke else Sizes(args.seconds))
+    for name, lines in curves.items():
         for label, curve in lines.items():
             shown = "  ".join(f"{x}: {us:.1f}" for x, us in curve.items())
-            print(f"us a sample by {what}, {label}: {shown}", flush=True)
+            print(f"us per request by {name}, {label}: {shown}", flush=True)
     if args.image:
         draw(curves, args.image)
-    print(json.dumps({"machine": machine_name(), "cores": os.cpu_count(), "us": curves}))
+    print_report({"us": curves}, smoke=args.smoke)
 
 
 def draw(curves: dict[str, dict[str, Curve]], path: Path) -> None:
-    """One panel for each thing that grows."""
+    """Draw one panel for each thing that grows."""
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, len(curves), figsize=(14, 3.2), layout="constrained")
-    for panel, (what, lines) in zip(panels, curves.items(), strict=True):
+    for panel, (name, lines) in zip(panels, curves.items(), strict=True):
         for label, curve in lines.items():
             panel.plot(list(curve), list(curve.values()), marker="o", markersize=3, label=label)
-        logarithmic = what in ("classes", "waiting rows", "connections")
-        panel.set(xlabel=what, ylim=(0, None), xscale="log" if logarithmic else "linear")
+        logarithmic = name in ("classes", "waiting rows", "connections")
+        panel.set(xlabel=name, ylim=(0, None), xscale="log" if logarithmic else "linear")
         panel.legend(frameon=False, fontsize=8)
-    panels[0].set_ylabel("microseconds a sample")
+    panels[0].set_ylabel("microseconds per request")
     figure.savefig(path, metadata={"Date": None})
 
 

@@ -1,68 +1,91 @@
-"""What several bundles reach at equal latency, measured in turns in one run: ratios hold.
+"""Accuracy of several bundles at equal latency, measured in turns within one run.
 
     .venv/bin/python -m benchmarks.networks PLAIN_BUNDLE BUNDLE...
 
-Budgets are shares of the first bundle's whole latency on this machine.
+Budgets are shares of the first bundle's whole latency on this machine. JSON on the last line.
 """
 
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.harness import IMAGE_BUNDLE, MAX_PIXELS, make_parser, onnx_backend, print_report
 from models.bundle import load_bundle
-from models.runtime.onnx_backend import OnnxBackend
 from profiling.calibration import load_recorded
 from profiling.evaluation.evaluate import evaluate
 from profiling.latency import measure_latency
 from scheduler.fitted import Scheduler, load_scheduler
 
-TURNS = 12
-MAX_PIXELS = 50_000_000
+TURNS, REPEATS = 12, 50
 SHARES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1)
 
 
-def main(folders: list[str]) -> None:
+def main() -> None:
     """Print the latency until each exit, and a table of accuracies at equal latency."""
-    costs_ms = measure_in_turns([Path(folder) for folder in folders])
+    parser = make_parser(__doc__)
+    parser.add_argument("bundles", nargs="*", type=Path, metavar="BUNDLE", help="plain one first")
+    args = parser.parse_args()
+    if not args.bundles and not args.smoke:
+        parser.error("give the plain bundle and those to compare it with")
+    folders = args.bundles or [IMAGE_BUNDLE]
+    costs_ms = measure_in_turns(folders, *((1, 3) if args.smoke else (TURNS, REPEATS)))
     whole_ms = float(costs_ms[0][-1])
-    print(
-        "bundle, its exits' latency as a share of", folders[0], f"({whole_ms:.3f} ms), accuracy %"
-    )
-    for folder, costs in zip(folders, costs_ms, strict=True):
-        accuracy = load_recorded(Path(folder) / "calibration.npz").test.correct.mean(0)
-        print(folder, (costs / whole_ms).round(2).tolist(), (100 * accuracy).round(2).tolist())
-    print("accuracy % at a mean latency of", " ".join(f"{share:6.2f}" for share in SHARES))
-    for folder, costs in zip(folders, costs_ms, strict=True):
-        print(folder, " ".join(accuracies_at(Path(folder), costs, whole_ms)))
+    rows = [
+        compare(folder, costs, whole_ms) for folder, costs in zip(folders, costs_ms, strict=True)
+    ]
+    print(f"latency until each exit as a share of {whole_ms:.3f} ms ({folders[0]}), accuracy in %")
+    for row in rows:
+        print(row["bundle"], row["latency_share"], row["accuracy"])
+    print("accuracy in % at a mean latency of", " ".join(f"{share:6.2f}" for share in SHARES))
+    for row in rows:
+        print(row["bundle"], " ".join(shown(each) for each in row["accuracy_at"]))
+    print_report({"whole_ms": whole_ms, "shares": SHARES, "bundles": rows}, smoke=args.smoke)
 
 
-def measure_in_turns(folders: list[Path]) -> list[NDArray[np.float64]]:
-    """Cumulative medians in ms, one row at a time, one thread; (K,) for each bundle."""
-    backends, costs = [], []
-    for folder in folders:
-        bundle = load_bundle(folder)
-        backend = OnnxBackend(bundle.stage_files, bundle.head_files)
-        backends.append((backend, bundle.preprocessor(MAX_PIXELS).example))
-        costs.append(list[NDArray[np.float64]]())
-    for _ in range(TURNS):
-        for (backend, example), turns in zip(backends, costs, strict=True):
-            profile = measure_latency(backend, example, batch_sizes=(1,), warm_up=10, repeats=50)
-            turns.append(profile.costs_ms)
-    return [np.median(turns, axis=0) for turns in costs]
+def compare(folder: Path, costs_ms: NDArray[np.float64], whole_ms: float) -> dict[str, Any]:
+    """Latency and accuracy of each exit of a bundle, and its accuracies at each share."""
+    accuracy = load_recorded(folder / "calibration.npz").test.correct.mean(0)
+    return {
+        "bundle": str(folder),
+        "latency_share": (costs_ms / whole_ms).round(2).tolist(),
+        "accuracy": (100 * accuracy).round(2).tolist(),
+        "accuracy_at": accuracies_at(folder, costs_ms, whole_ms),
+    }
 
 
-def accuracies_at(folder: Path, costs_ms: NDArray[np.float64], whole_ms: float) -> list[str]:
-    """Test accuracy in % at each share of the first bundle's latency; `-` below the first exit."""
+def shown(accuracy: float | None) -> str:
+    """A cell of the table."""
+    return "     -" if accuracy is None else f"{accuracy:6.2f}"
+
+
+def measure_in_turns(folders: list[Path], turns: int, repeats: int) -> list[NDArray[np.float64]]:
+    """Median latency in ms until each exit, one input at a time, one thread; (K,) per bundle."""
+    bundles = [
+        (onnx_backend(folder), load_bundle(folder).preprocessor(MAX_PIXELS).example)
+        for folder in folders
+    ]
+    costs: list[list[NDArray[np.float64]]] = [[] for _ in folders]
+    for _ in range(turns):
+        for (backend, example), found in zip(bundles, costs, strict=True):
+            profile = measure_latency(
+                backend, example, batch_sizes=(1,), warm_up=min(10, repeats), repeats=repeats
+            )
+            found.append(profile.costs_ms)
+    return [np.median(found, axis=0) for found in costs]
+
+
+def accuracies_at(
+    folder: Path, costs_ms: NDArray[np.float64], whole_ms: float
+) -> list[float | None]:
+    """Test accuracy in % at each share of the first bundle's latency; None below exit 0."""
     policy, frontier = load_scheduler(folder)
     here = Scheduler(policy, frontier.with_costs(costs_ms))
     budgets = [share * whole_ms for share in SHARES]
     rows = evaluate(here, load_recorded(folder / "calibration.npz"), budgets)
-    return [
-        f"{100 * row.test_accuracy:6.2f}" if row.budget >= costs_ms[0] else "     -" for row in rows
-    ]
+    return [100 * row.test_accuracy if row.budget >= costs_ms[0] else None for row in rows]
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,12 +1,11 @@
-"""Where batches that refill between stages win, by how much, and which stage should go first.
+"""Gain of batches that refill between stages, and of each order of stages, in simulation.
 
     .venv/bin/python -m benchmarks.refill [--samples 20000] [--figure docs/images/refill.svg]
 
 Networks of equal stages of 1 ms. Rates are shares of what full batches of every stage would do.
+JSON on the last line.
 """
 
-import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from benchmarks.harness import make_parser, print_report
 from models.stage_costs import StageCosts
 from profiling.evaluation.figures import STYLE
 from profiling.simulation.arrivals import at_once, poisson
@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 
 
 class Case(NamedTuple):
-    """A device, how samples leave, and a load."""
+    """A device, a mix of exits, and a load."""
 
     device: str
     exits: str
@@ -37,21 +37,22 @@ class Case(NamedTuple):
 
 
 def main() -> None:
-    """Print both tables, draw the figure, JSON last."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    """Print both tables, draw the figure."""
+    parser = make_parser(__doc__)
     parser.add_argument("--samples", type=int, default=20_000)
     parser.add_argument("--figure", type=Path, metavar="OUT.svg")
     args = parser.parse_args()
-    modes = compare_modes(args.samples)
-    disciplines = compare_disciplines(args.samples // 2)
+    samples = 100 if args.smoke else args.samples
+    modes = compare_modes(samples)
+    disciplines = compare_disciplines(samples // 2)
     if args.figure is not None:
         with mpl.rc_context(STYLE):
-            draw(args.samples // 2).savefig(args.figure, metadata={"Date": None})
-    print(json.dumps({"modes": modes, "disciplines": disciplines}))
+            draw(samples // 2).savefig(args.figure, metadata={"Date": None})
+    print_report({"modes": modes, "disciplines": disciplines}, smoke=args.smoke)
 
 
 def devices(num_exits: int) -> dict[str, Device]:
-    """Costs like a CPU's and like an accelerator's."""
+    """Devices with costs like those of a CPU and of accelerators."""
     until_ms = [float(exit + 1) for exit in range(num_exits)]
     return {
         "2 cores, batch 1": Device(StageCosts.of_exits(until_ms), 2, 1),
@@ -63,13 +64,13 @@ def devices(num_exits: int) -> dict[str, Device]:
 
 
 def rising(num_exits: int) -> StageCosts:
-    """A batch of n rows costs (16 + n) / 17 of what one does: every row more is worth it."""
+    """Costs of (16 + n) / 17 for a batch of n rows: every additional row is worth it."""
     sizes = (1, 64)
     return StageCosts(sizes, np.tile((16 + np.array(sizes)) / 17, (num_exits, 1)))
 
 
 def exit_rates(num_exits: int) -> dict[str, Array]:
-    """How samples leave: as many at every exit, early (81/16/3 % of three), none."""
+    """Mixes of exits: as many at every exit, early (81/16/3 % of three), all at the last."""
     early = 0.2 ** np.arange(num_exits)
     return {
         "equal": np.full(num_exits, 1 / num_exits),
@@ -79,7 +80,7 @@ def exit_rates(num_exits: int) -> dict[str, Array]:
 
 
 def traffic_of(device: Device, rates: Array, load: float | None, count: int) -> Traffic:
-    """Arrivals at a load and exits drawn at the rates."""
+    """Draw arrivals at a load, and exits at the rates."""
     exits = np.random.default_rng(0).choice(len(rates), count, p=rates)
     if load is None:
         return Traffic(at_once(count), exits)
@@ -87,16 +88,16 @@ def traffic_of(device: Device, rates: Array, load: float | None, count: int) -> 
 
 
 def cases(num_exits: int, count: int) -> Iterator[tuple[Case, Device, Traffic]]:
-    """Every device, way of leaving and load."""
+    """Yield every device, mix of exits and load."""
     for name, device in devices(num_exits).items():
-        for leaving, rates in exit_rates(num_exits).items():
+        for mix, rates in exit_rates(num_exits).items():
             for load in LOADS:
                 traffic = traffic_of(device, rates, load, count)
-                yield Case(name, leaving, num_exits, load), device, traffic
+                yield Case(name, mix, num_exits, load), device, traffic
 
 
 def compare_modes(count: int) -> list[dict[str, Any]]:
-    """Three exits: throughput where saturated, p50 / p99 elsewhere, of the three ways to batch."""
+    """Compare the modes at three exits: throughput where saturated, elsewhere p50 / p99."""
     print(f"{'device':24s} {'exits':11s} load" + "".join(f"{mode:>22s}" for mode in MODES))
     found = []
     for case, device, traffic in cases(3, count):
@@ -108,11 +109,11 @@ def compare_modes(count: int) -> list[dict[str, Any]]:
 
 
 def compare_disciplines(count: int) -> list[dict[str, Any]]:
-    """Refilling by each discipline, over 3, 4 and 8 exits: how far above the best, on average."""
+    """Compare refilling by each discipline, over 3, 4 and 8 exits, with the best of them."""
     found, everything = [], list[tuple[Case, dict[str, Simulated]]]()
     for num_exits in (3, 4, 8):
         for case, device, traffic in cases(num_exits, count):
-            if device.max_batch > 1:  # without batches it is deepest = oldest = urgent
+            if device.max_batch > 1:  # at batch 1 deepest, oldest and urgent are the same
                 results = {each: simulate(traffic, device, "refill", each) for each in DISCIPLINES}
                 everything.append((case, results))
                 found.append(_figures(case, results))
@@ -130,7 +131,7 @@ def compare_disciplines(count: int) -> list[dict[str, Any]]:
 def _cell(
     discipline: str, load: float | None, everything: Sequence[tuple[Case, dict[str, Simulated]]]
 ) -> str:
-    """Geometric means of a discipline's figures over the best discipline's, at one load."""
+    """Geometric means of a discipline's figures over those of the best one, at one load."""
     ratios = []
     for case, results in everything:
         if case.load == load:
@@ -141,7 +142,7 @@ def _cell(
 
 
 def draw(count: int) -> Figure:
-    """Throughput over the share of samples that leave early."""
+    """Draw throughput over the share of samples that leave early."""
     figure = Figure(figsize=(9.6, 3.6))
     shares = np.linspace(0, 0.95, 20)
     for axes, (name, device) in zip(

@@ -1,4 +1,4 @@
-"""Time that passes only where something sleeps, so that what a machine does can be replayed."""
+"""A clock that advances only while something sleeps, to replay a machine's work."""
 
 import heapq
 import itertools
@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 
 class VirtualTime:
-    """A clock, and what is to happen at given times; for one thread.
+    """A clock with actions that are due at given times; for one thread.
 
-    A fake device that sleeps on it lets everything happen that is due meanwhile.
+    When a fake device sleeps on it, all actions that are due meanwhile run.
     """
 
     def __init__(self) -> None:
@@ -17,22 +17,22 @@ class VirtualTime:
         self._due: list[tuple[float, int, Callable[[], None]]] = []
 
     def clock(self) -> float:
-        """Seconds."""
+        """Seconds since the start."""
         return self._now_s
 
     def at(self, when_s: float, action: Callable[[], None]) -> None:
-        """Let something happen; of what is due at the same time, first what was told first."""
+        """Schedule an action; actions of the same time run in the order of scheduling."""
         heapq.heappush(self._due, (when_s, next(self._order), action))
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass, and happen what is due."""
+        """Let time pass, and run the actions that are due."""
         end_s = self._now_s + seconds
         while self._due and self._due[0][0] <= end_s:
             self.skip()
         self._now_s = end_s
 
     def skip(self) -> bool:
-        """Go on to what is due next and let it happen; whether there was anything."""
+        """Advance to the next action and run it; return whether there was one."""
         if not self._due:
             return False
         when_s, _, action = heapq.heappop(self._due)

@@ -1,1 +1,1 @@
-"""Multi-exit networks and how they run."""
+"""Multi-exit networks: datasets, training, export and runtimes."""

@@ -1,4 +1,4 @@
-"""The deployable folder: what is in it, and whether it is whole."""
+"""Write, load and verify bundles: folders that hold everything needed to serve a model."""
 
 import hashlib
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
 
 class BundleError(ValueError):
-    """A bundle is missing, damaged or of another version; one sentence that names the file."""
+    """A bundle is missing, damaged or of another version; the message names the file."""
 
 
 class _Strict(BaseModel):
@@ -49,7 +49,7 @@ class ImageInput(_Strict):
 
 
 class TextInput(_Strict):
-    """How texts are cut and filled up; the fields of `TextPreprocessor`."""
+    """Truncation and padding of texts; the fields of `TextPreprocessor`."""
 
     max_tokens: int = Field(gt=0)
     pad_id: int = Field(ge=0)
@@ -57,13 +57,13 @@ class TextInput(_Strict):
     typical_tokens: int = Field(gt=0)
 
 
-def _kind_of_input(given: object) -> str:
-    held = "max_tokens" in given if isinstance(given, dict) else isinstance(given, TextInput)
-    return "text" if held else "image"
+def _input_kind(value: object) -> str:
+    is_text = "max_tokens" in value if isinstance(value, dict) else isinstance(value, TextInput)
+    return "text" if is_text else "image"
 
 
 class Measured(_Strict):
-    """What one way of storing weights gives: test accuracy and median latency until each exit."""
+    """Test accuracy and median latency until each exit, for one storage type of the weights."""
 
     accuracy: tuple[float, ...]
     latency_ms: tuple[float, ...]
@@ -77,28 +77,29 @@ class File(_Strict):
 
 
 class StoredNetwork(_Strict):
-    """What rebuilds the network in torch but its weights; the fields of `families.Network`."""
+    """Architecture and settings that rebuild the network in torch, as in `families.Network`."""
 
     arch: str
     settings: dict[str, Any]
 
 
 class Manifest(_Strict):
-    """`bundle.json`.
+    """Content of `bundle.json`.
 
     Attributes:
-        format_version: Of this layout.
+        format_version: Version of this layout.
         name: The model's name in requests.
-        version: The model's version in answers.
-        task: What it does.
+        version: The model's version in responses.
+        task: The model's task.
         classes: Names of the C classes.
-        num_exits: K.
-        preprocessing: What turns an image or a text into the network's input.
-        default_budget_ms: The budget when an operator sets none, or None.
-        weights: How the graphs store weights.
-        measured: Of that way, and of single precision beside it: accuracy and latency.
-        network: Of a bundle that holds the network in torch too, else None.
-        training: Where the network came from and what it reached; for people.
+        num_exits: Number of exits, K.
+        preprocessing: Settings of the preprocessing.
+        default_budget_ms: Budget if the operator sets none; None: no budget.
+        weights: Storage type of the graphs' weights.
+        measured: Accuracy and latency by storage type: that of the graphs, and single precision for
+            comparison.
+        network: The network in torch, if the bundle holds its weights, else None.
+        training: Origin and accuracy of the network, for people to read.
         files: Every other file of the bundle, by path.
     """
 
@@ -110,7 +111,7 @@ class Manifest(_Strict):
     num_exits: int = Field(gt=0)
     preprocessing: Annotated[
         Annotated[ImageInput, Tag("image")] | Annotated[TextInput, Tag("text")],
-        Discriminator(_kind_of_input),
+        Discriminator(_input_kind),
     ]
     default_budget_ms: float | None = Field(gt=0, allow_inf_nan=False)
     weights: Weights = "float32"
@@ -122,13 +123,13 @@ class Manifest(_Strict):
     @model_validator(mode="after")
     def _task_fits_input(self) -> "Manifest":
         if (self.task == "text") != isinstance(self.preprocessing, TextInput):
-            raise ValueError(f"the preprocessing is not that of the task {self.task}")
+            raise ValueError(f"the preprocessing does not fit the task {self.task}")
         return self
 
     @model_validator(mode="after")
     def _network_has_weights(self) -> "Manifest":
         if (self.network is None) != (TORCH_WEIGHTS not in self.files):
-            raise ValueError(f"of network and {TORCH_WEIGHTS} there is one without the other")
+            raise ValueError(f"network and {TORCH_WEIGHTS} must both be there, or neither")
         return self
 
 
@@ -141,21 +142,24 @@ class Bundle:
 
     @property
     def stage_files(self) -> list[Path]:
-        """The K stage graphs."""
+        """Files of the K stage graphs."""
         return [self.folder / f"stages/{k}.onnx" for k in range(self.manifest.num_exits)]
 
     @property
     def head_files(self) -> list[Path]:
-        """The K exit heads."""
+        """Files of the K exit heads."""
         return [self.folder / f"heads/{k}.onnx" for k in range(self.manifest.num_exits)]
 
     @property
     def torch_weights(self) -> Path | None:
-        """The network's weights for torch, if it holds them."""
+        """File of the torch weights, or None if the bundle holds none."""
         return None if self.manifest.network is None else self.folder / TORCH_WEIGHTS
 
     def preprocessor(self, max_pixels: int) -> ImagePreprocessor | TextPreprocessor:
-        """What turns images or texts into this network's input.
+        """Create the preprocessor of images or texts for this network.
+
+        Args:
+            max_pixels: Largest image that it decodes.
 
         Raises:
             ValueError: If the tokenizer cannot be read.
@@ -170,8 +174,8 @@ def write_manifest(folder: Path, **fields: Any) -> Bundle:
     """Hash every file of a finished bundle and write its manifest.
 
     Args:
-        folder: The bundle.
-        **fields: The fields of `Manifest`, format version and files left out.
+        folder: The bundle's folder.
+        **fields: The fields of `Manifest` except the format version and the files.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     files = {path.relative_to(folder).as_posix(): _describe(path) for path in paths}
@@ -183,35 +187,35 @@ def write_manifest(folder: Path, **fields: Any) -> Bundle:
 
 
 def rewrite_manifest(bundle: Bundle, **changes: Any) -> Bundle:
-    """Hash the files of a changed bundle again; its manifest's other fields stay."""
+    """Hash the files of a changed bundle again; fields that are not in `changes` stay."""
     kept = bundle.manifest.model_dump(exclude={"format_version", "files"})
     return write_manifest(bundle.folder, **kept | changes)
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Read and verify a bundle.
+    """Load a bundle and verify its hashes.
 
     Raises:
-        BundleError: If anything is missing, changed, unknown or outside the folder.
+        BundleError: If a file is missing, changed, unknown or outside the folder.
     """
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(f"{path} does not exist; give a folder that `eenet build` has written")
     text = path.read_bytes()
     try:
-        # A newer format may have other fields: its version is judged before them.
+        # A newer format may have other fields, so the version is checked before them.
         version = _Version.model_validate_json(text).format_version
         manifest = Manifest.model_validate_json(text) if version == FORMAT_VERSION else None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise BundleError(
-            f"{path} is not a bundle description: {where}: {first['msg']}; build the bundle again"
+            f"{path} is not a bundle manifest: {where}: {first['msg']}; build the bundle again"
         ) from error
     if manifest is None:
         raise BundleError(
             f"{path} has format version {version}, this program reads {FORMAT_VERSION}; build the "
-            "bundle again"
+            f"bundle again"
         )
     bundle = Bundle(folder, manifest)
     _check_listed(bundle)
@@ -241,15 +245,15 @@ def _check_file(folder: Path, name: str, expected: File) -> None:
         or not (folder / name).resolve().is_relative_to(folder.resolve())
     ):
         raise BundleError(
-            f"{folder / MANIFEST} lists {name!r}, which lies outside the bundle; do not trust "
-            f"this bundle"
+            f"{folder / MANIFEST} lists {name!r}, which is outside the bundle; do not trust this "
+            f"bundle"
         )
     path = folder / name
     if not path.is_file():
         raise BundleError(f"{path} is missing; copy or build the bundle again")
     if path.stat().st_size != expected.bytes or _describe(path).sha256 != expected.sha256:
         raise BundleError(
-            f"{path} is damaged (its size or SHA-256 is not the listed one); copy or build the "
+            f"{path} is damaged (its size or SHA-256 differs from {MANIFEST}); copy or build the "
             f"bundle again"
         )
 

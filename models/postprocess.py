@@ -1,4 +1,4 @@
-"""From a head's outputs to what a prediction shows: probabilities and masks."""
+"""Turn the outputs of an exit head into probabilities and segmentation masks."""
 
 import colorsys
 import io
@@ -7,21 +7,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-GOLDEN_ANGLE = 0.61803398875  # of the colour circle: hues of neighbouring classes lie far apart
+# Share of the colour circle between neighbouring classes; the golden angle keeps hues far apart.
+GOLDEN_ANGLE = 0.61803398875
 
 
 def probabilities(log_probs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of the classes (C,); of a segmentation the mean over its pixels (P, C), a class's share."""
+    """Compute class probabilities (C,); for segmentation (P, C), their mean over the pixels."""
     probs: NDArray[np.float32] = np.exp(log_probs)
     return probs if probs.ndim == 1 else probs.mean(0)
 
 
 def mask_png(logits: NDArray[np.float32], size: tuple[int, int]) -> bytes:
-    """A PNG whose pixel values are class ids and whose palette tells them apart.
+    """Encode a mask as a PNG whose pixel values are class ids, with a colour for each class.
 
     Args:
-        logits: (H, W, C), C at most 256.
-        size: Width and height of the mask, those of the image.
+        logits: Logits of every pixel, (H, W, C), with C at most 256.
+        size: Width and height of the image, and of the mask.
     """
     mask = Image.fromarray(logits.argmax(-1).astype(np.uint8), "P")
     mask.putpalette(_palette(logits.shape[-1]))
@@ -31,7 +32,7 @@ def mask_png(logits: NDArray[np.float32], size: tuple[int, int]) -> bytes:
 
 
 def _palette(num_classes: int) -> bytes:
-    """Red, green and blue of each class; class 0, by custom the background, is black."""
+    """Return red, green and blue of each class; class 0, usually the background, is black."""
     hues = (GOLDEN_ANGLE * index % 1 for index in range(num_classes - 1))
     colours = [(0.0, 0.0, 0.0), *(colorsys.hsv_to_rgb(hue, 0.75, 0.95) for hue in hues)]
-    return bytes(round(255 * part) for colour in colours for part in colour)
+    return bytes(round(255 * channel) for colour in colours for channel in colour)

@@ -1,7 +1,8 @@
-"""From the bytes or the text a client sends to what stage 0 reads."""
+"""Turn the image or text of a request into the input of stage 0."""
 
 import contextlib
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,8 @@ from models.backend import State
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-TURNED = (5, 6, 7, 8)  # EXIF orientations whose width is the upright image's height
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations whose width is the upright image's height
+# The transpose that turns each EXIF orientation upright.
 UPRIGHT = dict(
     enumerate(
         (
@@ -31,24 +33,32 @@ UPRIGHT = dict(
         ),
         start=2,
     )
-)  # what undoes each EXIF orientation
-# A large JPEG is decoded at a fraction of its size, but at least at this multiple of ours.
+)
+# A large JPEG is decoded at a fraction of its size, but at least at this multiple of the input's.
 DRAFT_FACTOR = 4
+# A decoder visits all blocks of a JPEG for each scan, even if the scan is nearly empty. Encoders
+# write about 10 scans, those that optimise for size some 20.
+MAX_SCANS = 32
+MAX_SEGMENTS = 1000  # read to tell real scans from bytes that only look like them
+JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+JPEG_SCAN_MARKER = re.compile(JPEG_SCAN)
+JPEG_SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 SMALL_BYTES, SMALL_PIXELS, SMALL_CHARACTERS = 8192, 64 * 64, 512  # about 0.2 ms of decoding
-CHARACTERS_A_TOKEN = 64  # of a text longer than that many a token the rest is not even tokenised
+# Texts are cut to this many characters per token of the limit before they are tokenised.
+CHARACTERS_PER_TOKEN = 64
 
 
 class InvalidInput(ValueError):
-    """The input is nothing that we read; the sentence says why."""
+    """The input cannot be decoded; the message says why."""
 
 
 class ModelInput(NamedTuple):
-    """One row for stage 0.
+    """Input of stage 0 for one request.
 
     Attributes:
-        state: The row.
-        truncated: Whether a part of the text did not fit.
-        size: Width and height of the upright image, None of a text.
+        state: A state of one row.
+        truncated: Whether the text was longer than the model's limit.
+        size: Width and height of the upright image; None for a text.
     """
 
     state: State
@@ -58,16 +68,16 @@ class ModelInput(NamedTuple):
 
 @dataclass(frozen=True)
 class ImagePreprocessor:
-    """Decodes an image of any size and mode and normalises it.
+    """Decode an image of any size and mode, and normalise it.
 
     Attributes:
-        height: Of the network's input.
-        width: Of the network's input.
-        mean: Per channel, on a scale of 0 to 1.
-        std: Per channel.
-        fit: `cover`: scale to cover the input and cut to its middle; `stretch`: scale each side on
-            its own, so that every pixel of the image has its place in the input.
-        max_pixels: Largest image that is decoded, judged by its header.
+        height: Height of the network's input.
+        width: Width of the network's input.
+        mean: Mean of each channel, on a scale of 0 to 1.
+        std: Standard deviation of each channel.
+        fit: `cover`: scale to cover the input and crop to the centre; `stretch`: scale each side
+            separately, so that no part of the image is lost.
+        max_pixels: Largest image that is decoded, checked in its header.
     """
 
     height: int
@@ -80,23 +90,25 @@ class ImagePreprocessor:
     _levels: NDArray[np.float32] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        # Normalised values of all 256 levels of each channel, so that normalising is a look-up.
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         shades = np.arange(256, dtype=np.float32)[:, None] / np.float32(255)
         object.__setattr__(self, "_levels", np.ascontiguousarray(((shades - mean) / std).T))
 
     def __call__(self, data: bytes) -> ModelInput:
-        """Bytes to network input, (1, 3, H, W).
+        """Decode an image to network input, (1, 3, H, W).
 
         Raises:
-            Unreadable: If they are no image, a damaged one, or one of too many pixels.
+            InvalidInput: If the bytes are not an image, the image is damaged, or it has too many
+                pixels.
         """
-        return self._prepared(self._open(data))
+        return self._prepare(self._open(data))
 
-    def quickly(self, data: bytes) -> ModelInput | None:
-        """The same for small images; None where it might take longer than a few 0.1 ms.
+    def decode_if_small(self, data: bytes) -> ModelInput | None:
+        """Decode a small image; return None if decoding may take more than a few 0.1 ms.
 
         Raises:
-            Unreadable: As above.
+            InvalidInput: As for a call.
         """
         if len(data) > SMALL_BYTES:
             return None
@@ -104,67 +116,70 @@ class ImagePreprocessor:
         if image.width * image.height > SMALL_PIXELS:
             image.close()
             return None
-        return self._prepared(image)
+        return self._prepare(image)
 
     @property
     def example(self) -> State:
-        """A row to warm up and to measure with."""
+        """A state of one row for warm-up and measurements."""
         return (np.zeros((1, 3, self.height, self.width), np.float32),)
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
-        """Bytes to an upright RGB image of the input's size, (H, W, 3).
+        """Decode an image to upright RGB of the input's size, (H, W, 3).
 
-        Transparency becomes white.
+        Transparent pixels become white.
 
         Raises:
-            Unreadable: If they are no image, a damaged one, or one of too many pixels.
+            InvalidInput: If the bytes are not an image, the image is damaged, or it has too many
+                pixels.
         """
-        return self._decoded(self._open(data))[0]
+        return self._to_pixels(self._open(data))[0]
 
-    def _prepared(self, image: Image.Image) -> ModelInput:
-        pixels, size = self._decoded(image)
+    def _prepare(self, image: Image.Image) -> ModelInput:
+        pixels, size = self._to_pixels(image)
         return ModelInput((self.normalise(pixels[None]),), size=size)
 
-    def _decoded(self, image: Image.Image) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        """The image (H, W, 3), and width and height that it came in; closes the image."""
+    def _to_pixels(self, image: Image.Image) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        """Decode and close an image; return its pixels (H, W, 3), and its original upright size."""
         with image:
-            turn = _orientation(image)
-            size = image.size[::-1] if turn in TURNED else image.size
+            orientation = _orientation(image)
+            size = image.size[::-1] if orientation in SIDEWAYS else image.size
             try:
                 image.draft(None, (DRAFT_FACTOR * self.width, DRAFT_FACTOR * self.height))
                 image.load()
-                shrunk = self._shrunk(image)
-                rgb = _to_rgb(shrunk if turn is None else shrunk.transpose(UPRIGHT[turn]))
-            except Exception as error:  # decoders of damaged files raise a dozen types
+                small = self._shrink(image)
+                rgb = _to_rgb(
+                    small if orientation is None else small.transpose(UPRIGHT[orientation])
+                )
+            except Exception as error:  # Pillow raises a dozen types on damaged files
                 raise InvalidInput(
                     f"the {image.format} image is damaged or cut off: {error}"
                 ) from error
-        wanted = (self.width, self.height)
-        if rgb.size != wanted and self.fit == "stretch":
-            rgb = rgb.resize(wanted, Image.Resampling.BICUBIC)
-        elif rgb.size != wanted:
-            rgb = ImageOps.fit(rgb, wanted, Image.Resampling.BICUBIC)
+        target = (self.width, self.height)
+        if rgb.size != target and self.fit == "stretch":
+            rgb = rgb.resize(target, Image.Resampling.BICUBIC)
+        elif rgb.size != target:
+            rgb = ImageOps.fit(rgb, target, Image.Resampling.BICUBIC)
         return np.asarray(rgb), size
 
     def normalise(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Images (N, H, W, 3) to network input (N, 3, H, W)."""
+        """Normalise images (N, H, W, 3) to network input (N, 3, H, W)."""
         planes = np.empty((len(images), 3, *images.shape[1:3]), np.float32)
         for channel, levels in enumerate(self._levels):
             np.take(levels, images[..., channel], out=planes[:, channel])
         return planes
 
-    def _shrunk(self, image: Image.Image) -> Image.Image:
-        """Cut away what no crop will use and shrink, before anything makes a copy of it all.
+    def _shrink(self, image: Image.Image) -> Image.Image:
+        """Crop margins that the final crop will not use and shrink, before any full-size copy.
 
-        What is left covers the final crop either way up, at `DRAFT_FACTOR` times the input's size
-        or more; images smaller than that stay untouched.
+        The result covers the final crop in either orientation, at `DRAFT_FACTOR` times the input's
+        size or more. Smaller images stay as they are.
         """
         small, large = sorted((self.width, self.height))
         short = min(image.size)
         if self.fit == "stretch":
             factor = short // (DRAFT_FACTOR * large)
             return image.reduce(factor) if factor > 1 and image.mode == "RGB" else image
-        keep = -(-short * large // small)
+        keep = -(-short * large // small)  # rounded up
         margins = [max((side - keep) // 2, 0) for side in image.size]
         if any(margins):
             left, top = margins
@@ -175,44 +190,49 @@ class ImagePreprocessor:
         if image.mode in ("L", "LA", "RGB", "RGBA", "CMYK"):
             return image.reduce(factor)
         size = (max(image.width // factor, 1), max(image.height // factor, 1))
-        return image.resize(size, Image.Resampling.NEAREST)  # palettes and 16 bits do not average
+        # Palette indices and 16-bit values cannot be averaged.
+        return image.resize(size, Image.Resampling.NEAREST)
 
     def _open(self, data: bytes) -> Image.Image:
         if not data:
             raise InvalidInput("the image is empty; send the bytes of an image file")
+        if has_too_many_scans(data):
+            raise InvalidInput(
+                f"the JPEG has more than {MAX_SCANS} scans; save it with fewer scans or as a "
+                f"baseline JPEG"
+            )
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            # Pillow's own, higher limit; the warning is raised only where warnings are errors.
+            # Pillow's own limit is higher; its warning is raised only if warnings are errors.
             raise InvalidInput(
-                f"the image has more than {self.max_pixels} pixels, the limit here; scale it "
-                f"down first"
+                f"the image has more than the allowed {self.max_pixels} pixels; scale it down"
             ) from error
         except Exception as error:
             raise InvalidInput(
-                f"the bytes are no image of a known format ({', '.join(FORMATS)})"
+                f"the bytes are not an image of a known format; send one of {', '.join(FORMATS)}"
             ) from error
         width, height = image.size
         if width * height > self.max_pixels:
             image.close()
             raise InvalidInput(
-                f"the image is {width}x{height}, more than {self.max_pixels} pixels, the limit "
-                f"here; scale it down first"
+                f"the image is {width}x{height}, more than the allowed {self.max_pixels} pixels; "
+                f"scale it down"
             )
         return image
 
 
 @dataclass(frozen=True)
 class TextPreprocessor:
-    """Tokenises a text, cut at the model's limit.
+    """Tokenise a text and truncate it at the model's limit.
 
     Attributes:
         tokenizer: Path of a `tokenizer.json`.
-        max_tokens: The most tokens of a row, special ones included.
-        pad_id: Token id that fills rows up; the mask tells it from text.
-        length_step: Rows are filled up to a multiple of it, so that they meet others of their
-            length in a batch.
-        typical_tokens: Length of the row that costs are measured with.
+        max_tokens: Most tokens of a text, including special ones.
+        pad_id: Token id of padding; the mask marks it.
+        length_step: Texts are padded to a multiple of this length, so that more of them share a
+            length and can be batched.
+        typical_tokens: Length of the example text, with which costs are measured.
     """
 
     tokenizer: Path
@@ -226,73 +246,105 @@ class TextPreprocessor:
         try:
             tokenizer = Tokenizer.from_file(str(self.tokenizer))
         except Exception as error:  # the library raises bare exceptions
-            raise ValueError(f"{self.tokenizer} is no tokenizer: {error}") from error
+            raise ValueError(f"{self.tokenizer} is not a tokenizer: {error}") from error
         tokenizer.enable_truncation(self.max_tokens)
         tokenizer.no_padding()
         object.__setattr__(self, "_tokenizer", tokenizer)
 
     def __call__(self, text: str) -> ModelInput:
-        """Text to token ids and mask, (1, L) int64 each.
+        """Tokenise a text to token ids and mask, (1, L) int64 each.
 
         Raises:
-            Unreadable: If the text is empty or no Unicode.
+            InvalidInput: If the text is empty or not valid Unicode.
         """
-        most = CHARACTERS_A_TOKEN * self.max_tokens
-        if not text[:most].strip():
+        limit = CHARACTERS_PER_TOKEN * self.max_tokens
+        if not text[:limit].strip():
             raise InvalidInput("the text is empty; send at least one word")
         try:
-            encoding = self._tokenizer.encode(text[:most])
+            encoding = self._tokenizer.encode(text[:limit])
         except (TypeError, UnicodeError) as error:
-            raise InvalidInput("the text holds half a character; send valid Unicode") from error
-        if not encoding.ids:
             raise InvalidInput(
-                "the text holds nothing that the model reads; send at least one word"
-            )
+                "the text holds half of a surrogate pair; send valid Unicode"
+            ) from error
+        if not encoding.ids:
+            raise InvalidInput("the text holds no tokens of the model; send at least one word")
         step = self.length_step
-        width = min(-(-len(encoding.ids) // step) * step, self.max_tokens)
-        state = self._filled([encoding.ids], width)
-        return ModelInput(state, bool(encoding.overflowing) or len(text) > most)
+        length = min(-(-len(encoding.ids) // step) * step, self.max_tokens)
+        state = self._pad([encoding.ids], length)
+        return ModelInput(state, bool(encoding.overflowing) or len(text) > limit)
 
-    def quickly(self, text: str) -> ModelInput | None:
-        """The same for short texts; None where it might take longer than a few 0.1 ms.
+    def decode_if_small(self, text: str) -> ModelInput | None:
+        """Tokenise a short text; return None if that may take more than a few 0.1 ms.
 
         Raises:
-            Unreadable: As above.
+            InvalidInput: As for a call.
         """
         return self(text) if len(text) <= SMALL_CHARACTERS else None
 
     @property
     def example(self) -> State:
-        """A row to warm up and to measure with."""
+        """A state of one row for warm-up and measurements."""
         ids = np.full((1, self.typical_tokens), self.pad_id, np.int64)
         return ids, np.ones_like(ids)
 
     def batch(self, texts: Sequence[str]) -> State:
-        """Texts (N) to token ids and mask, (N, L) int64 each, as long as the longest."""
-        most = CHARACTERS_A_TOKEN * self.max_tokens
-        cut = [text[:most] for text in texts]
-        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(cut)]
-        return self._filled(rows, max(map(len, rows)))
+        """Tokenise N texts to token ids and mask, (N, L) int64 each, padded to the longest."""
+        limit = CHARACTERS_PER_TOKEN * self.max_tokens
+        encodings = self._tokenizer.encode_batch([text[:limit] for text in texts])
+        rows = [encoding.ids for encoding in encodings]
+        return self._pad(rows, max(map(len, rows)))
 
-    def _filled(self, rows: Sequence[Sequence[int]], width: int) -> State:
-        ids = np.full((len(rows), width), self.pad_id, np.int64)
-        mask = np.zeros((len(rows), width), np.int64)
+    def _pad(self, rows: Sequence[Sequence[int]], length: int) -> State:
+        ids = np.full((len(rows), length), self.pad_id, np.int64)
+        mask = np.zeros((len(rows), length), np.int64)
         for row, tokens in enumerate(rows):
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
         return ids, mask
 
 
+def has_too_many_scans(data: bytes) -> bool:
+    """Return whether a file is a JPEG with more scans than the limit.
+
+    Counting the marker's two bytes settles most files. Embedded previews, and videos after the
+    image, hold these bytes too, so above the limit the function follows the segments as a decoder
+    does.
+    """
+    if not data.startswith(JPEG_START) or _count_scan_markers(data) <= MAX_SCANS:
+        return False
+    position = scans = 0
+    for _ in range(MAX_SEGMENTS):
+        segment = JPEG_SEGMENT.search(data, position)
+        if segment is None or segment[0] == JPEG_END:
+            return False
+        scans += segment[0] == JPEG_SCAN
+        if scans > MAX_SCANS:
+            return True
+        start = segment.end()
+        position = start + max(int.from_bytes(data[start : start + 2], "big"), 2)
+    return True
+
+
+def _count_scan_markers(data: bytes) -> int:
+    """Count the two bytes of the scan marker, ten times as fast as `bytes.count`."""
+    if len(data) <= SMALL_BYTES:
+        return len(JPEG_SCAN_MARKER.findall(data))
+    marker = int.from_bytes(JPEG_SCAN, "little")
+    # Pairs of bytes that start at even and at odd offsets.
+    pairs = [np.frombuffer(data, "<u2", (len(data) - offset) // 2, offset) for offset in (0, 1)]
+    return sum(int(np.count_nonzero(values == marker)) for values in pairs)
+
+
 def oriented_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height once the image is turned as its EXIF orientation says."""
-    return image.size[::-1] if _orientation(image) in TURNED else image.size
+    """Return width and height after applying the image's EXIF orientation."""
+    return image.size[::-1] if _orientation(image) in SIDEWAYS else image.size
 
 
 def _orientation(image: Image.Image) -> int | None:
-    """EXIF's, where it is another than upright; unreadable EXIF turns nothing."""
+    """Read the EXIF orientation; None if the image is upright or its EXIF data is unreadable."""
     with contextlib.suppress(Exception):
-        turn = image.getexif().get(ExifTags.Base.Orientation)
-        return turn if turn in UPRIGHT else None
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        return orientation if orientation in UPRIGHT else None
     return None
 
 

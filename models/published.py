@@ -1,4 +1,4 @@
-"""Checkpoints of the published EENet code (WACV 2024)."""
+"""Load checkpoints of the published EENet code (WACV 2024)."""
 
 import re
 from collections.abc import Mapping
@@ -8,20 +8,20 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from models.networks.checkpoint import NOTHING, misfits, read_checkpoint
-from models.networks.families import Network, check_keys
+from models.networks.families import Network
+from models.networks.family import check_keys
 from models.networks.multi_exit import MultiExitModel
 
-FAMILY_NAMES = {"bert": "bert_4"}  # where ours is another
+FAMILY_NAMES = {"bert": "bert_4"}  # our names, where they differ
 
 
 class Published(NamedTuple):
-    """What the published code calls our keys, and what it leaves to itself.
+    """Names of one architecture's weights in the published code.
 
     Attributes:
-        names: Patterns at the start of our keys and what stands there in theirs; the first that
-            fits holds.
+        names: Replacements for the start of our keys, by pattern; the first match applies.
         ignored: Pattern of their keys that their own network does not use either.
-        defaults: Settings that need not be given.
+        defaults: Default settings.
     """
 
     names: Mapping[str, str]
@@ -69,22 +69,22 @@ ARCHITECTURES = {
 
 
 def load_published(arch: str, path: str | Path, **config: Any) -> MultiExitModel:
-    """Read a checkpoint of the published code into our network, ready to predict.
+    """Load a checkpoint of the published code into our network, ready to predict.
 
     Args:
         arch: `resnet56_3`, `densenet121_4`, `msdnet` or `bert`.
-        path: A `.safetensors`, or a `.tar` or `.pth` of a state dict, bare or under `state_dict`.
-            Prefixes `module.` are taken off; norms may lack their counters of batches.
-        **config: `num_classes` for the first two (default 10 and 100), the fields of
+        path: A `.safetensors` file, or a `.tar` or `.pth` file of a state dict, bare or under
+            `state_dict`. Prefixes `module.` are removed; norms may lack their batch counters.
+        **config: `num_classes` for the first two (default 10 and 100); the fields of
             `MSDNetConfig` and of `EncoderConfig` for the others.
 
     Returns:
         The network in evaluation mode.
 
     Raises:
-        ValueError: If the architecture is unknown, the configuration lacks a key, holds another or
-            an impossible value, the path is no such file, or its keys, shapes or classes are not
-            those of the network.
+        ValueError: If the architecture is unknown, the configuration lacks a key or holds an
+            unknown key or an invalid value, the file cannot be read, or its keys, shapes or classes
+            do not fit the network.
     """
     network = network_of(arch, config)
     check_keys(arch, network.settings, network.family.settings)
@@ -103,7 +103,7 @@ def load_published(arch: str, path: str | Path, **config: Any) -> MultiExitModel
 
 
 def network_of(arch: str, config: Mapping[str, Any]) -> Network:
-    """The network of a published architecture, as a run keeps it.
+    """Return the family and settings of a published architecture, as a run stores them.
 
     Raises:
         ValueError: If there is no such architecture.
@@ -114,18 +114,18 @@ def network_of(arch: str, config: Mapping[str, Any]) -> Network:
 
 
 def published_name(arch: str, key: str) -> str:
-    """What a key of our network's state dict is called in the published code's."""
+    """Translate a key of our network's state dict to the published code's name."""
     for pattern, name in ARCHITECTURES[arch].names.items():
         renamed, found = re.subn(f"^{pattern}", name, key)
         if found:
             return renamed
-    raise AssertionError(f"no pattern of {arch} fits {key}; every key of ours has a published name")
+    raise AssertionError(f"no pattern of {arch} matches our key {key}; add one to ARCHITECTURES")
 
 
 def _other_classes(
     own: Mapping[str, Tensor], weights: Mapping[str, Tensor], names: Mapping[str, str]
 ) -> list[str]:
-    """That the checkpoint's last classifier is of another number of classes, if it is."""
+    """Describe a difference in the number of classes, if there is one, as a list of one fault."""
     key = [key for key in own if key.endswith(".linear.bias")][-1]
     theirs = weights.get(names[key])
     if theirs is None or theirs.ndim != 1 or len(theirs) == len(own[key]):

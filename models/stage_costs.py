@@ -1,4 +1,4 @@
-"""What a batch costs at each stage, by its size: from a profile, a measurement, or a table."""
+"""Cost of a batch at each stage, by batch size: read from a profile or built from a table."""
 
 import itertools
 import json
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-WORTHWHILE = 0.9  # of a row's time at the size before
+WORTHWHILE = 0.9  # a larger batch must cut the time per row to this share, or it is not worth it
 
 
 class CostLine(NamedTuple):
-    """A batch of n rows costs about `row_ms * n + batch_ms`; one entry a stage, (K,) both."""
+    """Linear cost model, (K,) both: a batch of n rows costs about `row_ms * n + batch_ms`."""
 
     row_ms: Array
     batch_ms: Array
@@ -24,11 +24,11 @@ class CostLine(NamedTuple):
 
 @dataclass(frozen=True)
 class StageCosts:
-    """Milliseconds of one batch through each stage, its exit head and the policy included.
+    """Time of one batch through each stage, including the exit head and the policy.
 
     Attributes:
-        batch_sizes: Rising, from 1, (B,).
-        stages_ms: (K, B).
+        batch_sizes: Batch sizes, increasing from 1, (B,).
+        stages_ms: Milliseconds by stage and batch size, (K, B).
     """
 
     batch_sizes: tuple[int, ...]
@@ -40,24 +40,31 @@ class StageCosts:
             raise ValueError(f"batch_sizes is {list(sizes)}; give rising sizes that start at 1")
         if self.stages_ms.ndim != 2 or self.stages_ms.shape[1] != len(sizes):
             raise ValueError(
-                f"stages_ms has the shape {self.stages_ms.shape}; give one row a stage, each with "
-                f"{len(sizes)} times, one a batch size"
+                f"stages_ms has the shape {self.stages_ms.shape}; give one row per stage, each "
+                f"with {len(sizes)} times, one per batch size"
             )
         if not (np.isfinite(self.stages_ms).all() and (self.stages_ms >= 0).all()):
-            raise ValueError("stages_ms holds times that are negative, NaN or infinite")
+            raise ValueError(
+                "stages_ms holds times that are negative, NaN or infinite; give milliseconds of 0 "
+                "or more"
+            )
 
     @classmethod
     def of_exits(cls, costs_ms: Sequence[float], free_rows: int = 1) -> "StageCosts":
-        """A table from the latency of one row until each exit.
+        """Build a table from the latency of one row until each exit.
 
         Args:
-            costs_ms: Rising, (K,).
-            free_rows: A batch of up to so many rows costs what one does; a larger one grows in
-                proportion. 1 is a CPU, more an accelerator that a row does not fill.
+            costs_ms: Latency until each exit, increasing, (K,).
+            free_rows: Batches of up to this many rows cost as much as one row; the cost of larger
+                ones grows in proportion. 1 models a CPU, more an accelerator that one row does not
+                fill.
+
+        Raises:
+            ValueError: If the costs decrease, or `free_rows` is below 1.
         """
         stages_ms = np.diff(np.asarray(costs_ms, float), prepend=0.0)
         if (stages_ms < 0).any():
-            raise ValueError(f"costs are {list(costs_ms)}; give rising milliseconds, one an exit")
+            raise ValueError(f"costs are {list(costs_ms)}; give rising milliseconds, one per exit")
         if free_rows < 1:
             raise ValueError(f"free_rows is {free_rows}; give 1 or more")
         sizes = sorted({1, free_rows, 2 * free_rows})
@@ -66,7 +73,7 @@ class StageCosts:
 
     @property
     def num_exits(self) -> int:
-        """K."""
+        """Number of exits, K."""
         return len(self.stages_ms)
 
     @property
@@ -76,36 +83,45 @@ class StageCosts:
         return costs
 
     def batch_ms(self, stage: int, rows: int) -> float:
-        """One batch through a stage, in between and beyond the sizes by straight lines."""
+        """Time of one batch through a stage; linear between and beyond the table's sizes."""
         sizes, times = self.batch_sizes, self.stages_ms[stage]
         if rows <= sizes[-1]:
             return float(np.interp(rows, sizes, times))
-        before = (0, 0.0) if len(sizes) == 1 else (sizes[-2], float(times[-2]))
-        slope = (float(times[-1]) - before[1]) / (sizes[-1] - before[0])
+        size, time = (0, 0.0) if len(sizes) == 1 else (sizes[-2], float(times[-2]))
+        slope = (float(times[-1]) - time) / (sizes[-1] - size)
         return float(times[-1]) + max(slope, 0.0) * (rows - sizes[-1])
 
+    def table_ms(self, max_batch: int) -> Array:
+        """Tabulate the time of 0 to `max_batch` rows at each stage, (K, max_batch + 1)."""
+        sizes = range(1, max_batch + 1)
+        rows = [
+            [0.0, *(self.batch_ms(stage, size) for size in sizes)]
+            for stage in range(self.num_exits)
+        ]
+        return np.array(rows)
+
     def line(self) -> CostLine:
-        """The least-squares lines through each stage's times."""
+        """Fit a least-squares line to each stage's times."""
         if len(self.batch_sizes) == 1:
             return CostLine(self.stages_ms[:, 0].copy(), np.zeros(self.num_exits))
         row_ms, batch_ms = np.polyfit(self.batch_sizes, self.stages_ms.T, 1)
         return CostLine(row_ms, batch_ms)
 
     def worthwhile_rows(self) -> int:
-        """The largest size that is worth its wait: each up to it saves a tenth of a row's time."""
+        """Find the largest size up to which each step saves a tenth of the time per row."""
         row_ms = self.stages_ms.sum(0) / self.batch_sizes
-        worth = 0
-        while worth + 1 < len(row_ms) and row_ms[worth + 1] <= WORTHWHILE * row_ms[worth]:
-            worth += 1
-        return self.batch_sizes[worth]
+        index = 0
+        while index + 1 < len(row_ms) and row_ms[index + 1] <= WORTHWHILE * row_ms[index]:
+            index += 1
+        return self.batch_sizes[index]
 
     def rows_within(self, budget_ms: float, limit: int) -> int:
-        """The largest size up to a limit that leaves at exit 0 within a budget; at least 1."""
+        """Find the largest size up to a limit that reaches exit 0 within a budget; at least 1."""
         sizes = [limit, *(size for size in reversed(self.batch_sizes) if size < limit)]
         return next((size for size in sizes if self.batch_ms(0, size) <= budget_ms), 1)
 
     def to_json(self) -> dict[str, Any]:
-        """What `read_stage_costs` reads."""
+        """Return the content of a file for `read_stage_costs`."""
         return {
             "batch_sizes": list(self.batch_sizes),
             "stages_ms": self.stages_ms.round(4).tolist(),
@@ -113,22 +129,22 @@ class StageCosts:
 
 
 def read_stage_costs(path: Path) -> StageCosts:
-    """Read a table of costs, or the profile of a bundle.
+    """Read a table of stage costs, or the profile of a bundle.
 
     Args:
-        path: JSON of `batch_sizes (B,)` and `stages_ms (K, B)`, or a `profile.json`, which holds
+        path: JSON with `batch_sizes` (B,) and `stages_ms` (K, B). A bundle's `profile.json` holds
             them too.
 
     Raises:
-        ValueError: If it cannot be read, naming it and what is wrong.
+        ValueError: If the file cannot be read; the message names it and the fault.
     """
     try:
         content = json.loads(path.read_text())
         sizes = tuple(int(size) for size in content["batch_sizes"])
         return StageCosts(sizes, np.array(content["stages_ms"], float))
     except (OSError, KeyError, TypeError, ValueError) as error:
-        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        fault = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(
-            f"{path} is no table of costs: {what}; it needs batch_sizes [1, 2, ...] and stages_ms, "
-            f"one row a stage"
+            f"{path} is not a table of stage costs: {fault}; it needs batch_sizes [1, 2, ...] and "
+            f"stages_ms, one row per stage"
         ) from error

@@ -1,4 +1,4 @@
-"""Recorded predictions of every exit: all that fitting and judging a scheduler needs."""
+"""Recorded predictions of every exit: the only input for fitting and evaluating a scheduler."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +18,8 @@ SUM_TOLERANCE = 0.005
 class Predictions(NamedTuple):
     """Log-probabilities (K, N, C) of every exit and the true labels (N,).
 
-    Of a segmentation (K, N, P, C) and (N, P), on a grid of P pixels. In bundles they are kept as
-    float16 logarithms: float16 probabilities would tie at 1.0 where single precision tells them
-    apart.
+    For segmentation (K, N, P, C) and (N, P), on a grid of P pixels. Bundles store float16
+    logarithms, because float16 probabilities tie at 1.0 where single precision distinguishes them.
     """
 
     log_probs: NDArray[np.floating]
@@ -28,19 +27,19 @@ class Predictions(NamedTuple):
 
     @property
     def correct(self) -> NDArray[np.float64]:
-        """Whether each exit is right, 0 or 1, (N, K); of a segmentation the share of pixels."""
+        """Whether each exit is right, 0 or 1, (N, K); for segmentation a share of pixels."""
         return correct_share(self.log_probs, self.labels)
 
 
 class Recorded(NamedTuple):
-    """The two disjoint sets a bundle carries."""
+    """The two disjoint sets in a bundle: calibration and test."""
 
     calibration: Predictions
     test: Predictions
 
 
 def record(backend: StageBackend, inputs: State, labels: NDArray[np.int64]) -> Predictions:
-    """Run inputs of N rows through every exit; of a segmentation the labels are (N, P)."""
+    """Run N rows through every exit; for segmentation the labels are (N, P)."""
     parts = []
     for start in range(0, len(labels), RECORD_ROWS):
         state, rows = tuple(array[start : start + RECORD_ROWS] for array in inputs), []
@@ -65,7 +64,7 @@ def save_recorded(recorded: Recorded, path: Path) -> None:
 
 
 def load_recorded(path: Path) -> Recorded:
-    """Read what `save_recorded` wrote."""
+    """Read both sets from a file of `save_recorded`."""
     with np.load(path, allow_pickle=False) as arrays:
         return Recorded(
             *(
@@ -76,21 +75,22 @@ def load_recorded(path: Path) -> Recorded:
 
 
 def load_predictions(path: Path) -> Recorded:
-    """Read predictions of any framework: probabilities of every exit and true labels.
+    """Read predictions made by any framework: probabilities of every exit and true labels.
 
     Args:
-        path: An npz of `calibration_probs (K, N, C)`, `calibration_labels (N,)`, `test_probs
+        path: An npz with `calibration_probs (K, N, C)`, `calibration_labels (N,)`, `test_probs
             (K, M, C)`, `test_labels (M,)`; probabilities in half, single or double precision. Rows
-            that miss a sum of 1 by at most 0.005 are brought to it.
+            whose sum differs from 1 by at most 0.005 are scaled to 1.
 
     Raises:
-        ValueError: A sentence that names the array, the index and the remedy.
+        ValueError: If an array is missing or invalid; the message names the array, the index and
+            the remedy.
     """
     names = [f"{part}_{what}" for part in ("calibration", "test") for what in ("probs", "labels")]
     arrays = read_arrays(path, names.__contains__)
     missing = [name for name in names if name not in arrays]
     if missing:
-        raise ValueError(f"{path} lacks {missing[0]}; it must hold {', '.join(names)}")
+        raise ValueError(f"{path} has no array {missing[0]}; it must hold {', '.join(names)}")
     calibration, test = (
         Predictions(
             _checked_log_probs(f"{part}_probs", arrays[f"{part}_probs"]),
@@ -109,29 +109,30 @@ def load_predictions(path: Path) -> Recorded:
 
 
 def _checked_log_probs(name: str, probs: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Finite logarithms of probabilities (K, N, C), each row brought to a sum of 1."""
+    """Check probabilities (K, N, C), scale each row to a sum of 1 and return finite logarithms."""
     if probs.ndim != 3 or probs.dtype.kind != "f" or 0 in probs.shape:
         raise ValueError(
             f"{name} has the shape {probs.shape} and the type {probs.dtype}; give floating-point "
             f"probabilities (exits, rows, classes)"
         )
     parts = []
-    for exit, shown in enumerate(probs):  # one exit at a time: with many classes all are gigabytes
+    # One exit at a time: with many classes the whole array takes gigabytes.
+    for exit, shown in enumerate(probs):
         rows = shown.astype(np.float64)
         bad = np.flatnonzero(~np.isfinite(rows).all(1) | (rows < 0).any(1))
         if len(bad):
             raise ValueError(
                 f"{name}[{exit}, {bad[0]}] holds NaN, infinite or negative values; give "
-                f"probabilities, or leave that row out"
+                f"probabilities, or remove that row"
             )
         sums = rows.sum(1)
-        # Rounding of C numbers in the file's precision is not the row's fault.
+        # Allow for the rounding of C numbers in the file's precision.
         rounding = 1e-3 if shown.dtype == np.float16 else 1e-6
         off = np.flatnonzero(np.abs(sums - 1) > SUM_TOLERANCE + rounding)
         if len(off):
             raise ValueError(
-                f"{name}[{exit}, {off[0]}] sums to {sums[off[0]]:.6g}, further than "
-                f"{SUM_TOLERANCE} from 1; give the softmax of the logits"
+                f"{name}[{exit}, {off[0]}] sums to {sums[off[0]]:.6g}, more than "
+                f"{SUM_TOLERANCE} away from 1; give the softmax of the logits"
             )
         parts.append(finite_log_probs(rows / sums[:, None]).astype(np.float32))
     return np.stack(parts)
@@ -140,7 +141,7 @@ def _checked_log_probs(name: str, probs: NDArray[np.floating]) -> NDArray[np.flo
 def _checked_labels(
     name: str, labels: NDArray[np.integer], probs_shape: tuple[int, ...]
 ) -> NDArray[np.int64]:
-    """Labels (N,) of probabilities (K, N, C)."""
+    """Check the labels (N,) that belong to probabilities (K, N, C)."""
     _, num_rows, num_classes = probs_shape
     if labels.shape != (num_rows,) or labels.dtype.kind not in "iu":
         raise ValueError(
@@ -151,6 +152,6 @@ def _checked_labels(
     if len(wrong):
         raise ValueError(
             f"{name}[{wrong[0]}] is {labels[wrong[0]]}, outside the classes 0 to "
-            f"{num_classes - 1}; mend the label or give probabilities of all classes"
+            f"{num_classes - 1}; correct the label, or give probabilities of all classes"
         )
     return labels.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Latency of every stage and head on this machine."""
+"""Measures the latency of every stage and head on this machine."""
 
 import datetime
 import json
@@ -18,11 +18,11 @@ PERCENTILES = (50, 90, 99)
 
 
 class BatchLatency(NamedTuple):
-    """Percentiles 50, 90, 99 in ms of one batch, (K, 3) each.
+    """Latency of one batch in ms: percentiles 50, 90 and 99, (K, 3) each.
 
     Attributes:
-        stages_ms: Through each stage alone.
-        heads_ms: Through each head alone.
+        stages_ms: Each stage alone.
+        heads_ms: Each head alone.
         exits_ms: From the start until each exit, earlier heads included.
     """
 
@@ -32,14 +32,14 @@ class BatchLatency(NamedTuple):
 
 
 class LatencyProfile(NamedTuple):
-    """Latencies by batch size, one runtime thread, on a device."""
+    """Latencies by batch size on one device, with one runtime thread."""
 
     by_batch: dict[int, BatchLatency]
     device: str = "cpu"
 
     @property
     def stage_costs(self) -> StageCosts:
-        """Medians of every stage with its head, by batch size."""
+        """Median latency of every stage with its head, by batch size."""
         sizes = sorted(self.by_batch)
         each = [self.by_batch[rows] for rows in sizes]
         medians = [latency.stages_ms[:, 0] + latency.heads_ms[:, 0] for latency in each]
@@ -53,7 +53,7 @@ class LatencyProfile(NamedTuple):
         return costs
 
     def to_json(self) -> dict[str, Any]:
-        """What `profile.json` holds."""
+        """Content of `profile.json`."""
         line = self.stage_costs.line()
         return {
             "device": self.device,
@@ -89,16 +89,16 @@ def measure_latency(
 ) -> LatencyProfile:
     """Time every stage and head for every batch size.
 
-    The repeats go round the whole network, so that a slow spell of the machine falls on all exits
+    Each round passes through the whole network, so a slow spell of the machine affects all exits
     alike.
 
     Args:
-        backend: Whose stages and heads.
-        example: One input row.
-        batch_sizes: Rows at a time; 1 must be among them.
-        warm_up: Rounds not counted.
-        repeats: Rounds counted.
-        clock: Seconds.
+        backend: Provides the stages and heads.
+        example: Input of one row.
+        batch_sizes: Rows per batch; must include 1.
+        warm_up: Rounds to discard.
+        repeats: Rounds to measure.
+        clock: Current time in seconds.
     """
     by_batch = {}
     for rows in batch_sizes:
@@ -119,7 +119,7 @@ def save_profile(profile: LatencyProfile, path: Path) -> None:
 
 
 def machine_name() -> str:
-    """The processor's name, as people know it."""
+    """Marketing name of the processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -129,7 +129,7 @@ def machine_name() -> str:
 def _one_round(
     backend: StageBackend, batch: State, clock: Callable[[], float]
 ) -> NDArray[np.float64]:
-    """Seconds of every stage and head, (2, K)."""
+    """Time every stage and head once, in seconds, (2, K)."""
     seconds, state = np.zeros((2, backend.num_exits)), batch
     for k in range(backend.num_exits):
         start = clock()

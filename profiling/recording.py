@@ -1,4 +1,4 @@
-"""Running a whole dataset through every exit, each row as serving makes it."""
+"""Runs a whole dataset through every exit, preprocessed as the server does it."""
 
 from collections.abc import Iterator, Sequence
 
@@ -16,7 +16,7 @@ CHUNK_ROWS = 500
 def record_split(
     backend: StageBackend, preprocess: ImagePreprocessor | TextPreprocessor, split: Split
 ) -> Predictions:
-    """The log-probabilities of every exit for every row of a split, (K, N, C)."""
+    """Record the log-probabilities of every exit for every row of a split, (K, N, C)."""
     places, parts = [], []
     for rows, state in _served(preprocess, split):
         places.append(rows)
@@ -27,22 +27,22 @@ def record_split(
 
 
 def first_rows(preprocess: ImagePreprocessor | TextPreprocessor, split: Split, rows: int) -> State:
-    """The first rows of a split as one input, texts filled up to the longest of them."""
+    """Make one input of the first rows of a split; texts are padded to the longest of them."""
     if isinstance(preprocess, ImagePreprocessor):
         return (preprocess.normalise(np.asarray(split.inputs[:rows])),)
     return preprocess.batch(texts_of(split)[:rows])
 
 
 def texts_of(split: Split) -> Sequence[str]:
-    """The texts of a split that holds texts."""
-    assert isinstance(split.inputs, list), "readers of texts give lists"
+    """Return the texts of a text split."""
+    assert isinstance(split.inputs, list), "text readers return lists"
     return split.inputs
 
 
 def _served(
     preprocess: ImagePreprocessor | TextPreprocessor, split: Split
 ) -> Iterator[tuple[NDArray[np.intp], State]]:
-    """Rows and their input, rows of one shape together."""
+    """Yield row indices and their input, rows of one shape together."""
     num_rows = len(split.labels)
     if isinstance(preprocess, ImagePreprocessor):
         for start in range(0, num_rows, CHUNK_ROWS):

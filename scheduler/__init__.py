@@ -1,1 +1,1 @@
-"""When to stop: exit policies, their fitting, the frontier and the budget controller."""
+"""Exit policies, their fitting, the frontier and the budget controller."""

@@ -1,29 +1,21 @@
 """The fitted scheduler: a policy with its frontier, and its two files."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from scheduler.baselines import ConfidencePolicy, PatiencePolicy
-from scheduler.eenet import EENetPolicy, ExitScorer
 from scheduler.frontier import Frontier
+from scheduler.policies import POLICIES
 from scheduler.policy import ExitPolicy
-from scheduler.stopping import StoppingPolicy
-from scheduler.thresholds import ThresholdPolicy, ThresholdTable
 
 FORMAT_VERSION = 2
 FILES = ("scheduler.json", "scheduler.npz")
-POLICIES = (
-    "stopping", "eenet", "maxprob", "entropy", "patience", "maxprob-opt", "entropy-opt",
-)  # fmt: skip
-DEFAULT_POLICY = "stopping"
 
 
 class Scheduler(NamedTuple):
-    """A fitted policy and what it buys at every value of its parameter."""
+    """A fitted policy and its frontier: expected cost and accuracy at every parameter."""
 
     policy: ExitPolicy
     frontier: Frontier
@@ -37,18 +29,18 @@ def save_scheduler(scheduler: Scheduler, folder: Path) -> None:
         "exit_rates": frontier.exit_rates,
         "expected_accuracy": frontier.expected_accuracy,
         "costs_ms": frontier.costs_ms,
-    } | _policy_arrays(policy)
+    } | POLICIES[policy.kind].arrays(policy)
     np.savez_compressed(folder / FILES[1], allow_pickle=False, **arrays)
     head = {"format_version": FORMAT_VERSION, "policy": policy.kind, "num_exits": policy.num_exits}
     (folder / FILES[0]).write_text(json.dumps(head, indent=1) + "\n")
 
 
 def load_scheduler(folder: Path) -> Scheduler:
-    """Read what `save_scheduler` wrote.
+    """Read the files that `save_scheduler` wrote.
 
     Raises:
-        ValueError: If a file is of another version or policy, or does not hold what it should; the
-            sentence names it.
+        ValueError: If a file is damaged, has another format version or names an unknown policy; the
+            message names the file.
     """
     path = folder / FILES[0]
     try:
@@ -76,7 +68,7 @@ def load_scheduler(folder: Path) -> Scheduler:
                 arrays["expected_accuracy"],
                 arrays["costs_ms"],
             )
-            policy = _policy_of(kind, num_exits, arrays)
+            policy: ExitPolicy = POLICIES[kind].load(arrays, num_exits)
     except Exception as error:  # numpy and zipfile raise a dozen types on a damaged archive
         raise ValueError(f"{path} cannot be read: {error}; build the bundle again") from error
     if (policy.num_exits, len(frontier.costs_ms)) != (num_exits, num_exits):
@@ -84,33 +76,3 @@ def load_scheduler(folder: Path) -> Scheduler:
             f"{path} and {FILES[0]} disagree about the number of exits; build the bundle again"
         )
     return Scheduler(policy, frontier)
-
-
-def _policy_arrays(policy: ExitPolicy) -> dict[str, Any]:
-    arrays: dict[str, Any] = {}
-    if isinstance(policy, ThresholdPolicy):
-        arrays["table_parameters"] = policy.table.parameters
-        arrays["table_thresholds"] = policy.table.thresholds
-    if isinstance(policy, EENetPolicy):
-        arrays |= {f"score_weights_{k}": psi for k, psi in enumerate(policy.scorer.weights)}
-    if isinstance(policy, StoppingPolicy):
-        arrays |= {"prices": policy.prices, "steps_ms": policy.steps_ms}
-        arrays |= {f"weights_{k}": weights for k, weights in enumerate(policy.weights)}
-        arrays |= {f"class_offsets_{k}": each for k, each in enumerate(policy.class_offsets)}
-    return arrays
-
-
-def _policy_of(kind: str, num_exits: int, arrays: Mapping[str, Any]) -> ExitPolicy:
-    def each(name: str) -> tuple[Any, ...]:
-        return tuple(arrays[f"{name}_{k}"] for k in range(num_exits))
-
-    if kind == "stopping":
-        return StoppingPolicy(
-            arrays["prices"], arrays["steps_ms"], each("weights"), each("class_offsets")
-        )
-    table = ThresholdTable(arrays["table_parameters"], arrays["table_thresholds"])
-    if kind == "eenet":
-        return EENetPolicy(table, ExitScorer(each("score_weights")))
-    if kind == "patience":
-        return PatiencePolicy(table)
-    return ConfidencePolicy(table, kind)

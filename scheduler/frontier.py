@@ -1,4 +1,4 @@
-"""What a fitted policy buys at every cost: parameter -> expected exits, cost and accuracy."""
+"""The frontier of a fitted policy: expected exits, cost and accuracy at every parameter."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,12 +11,12 @@ Array = NDArray[np.float64]
 GRID_STEP = 0.003
 MAX_GRID = 800
 ROUNDING = 1e-9
-GAP = 0.05  # of the cost before it, from which on one is not between two steps of a grid
-MOVED_SHARE = 0.2  # of a stage's share of the time
+GAP = 0.05  # relative step of cost above which two neighbouring points have a gap between them
+MOVED_SHARE = 0.2  # relative change of a stage's share of the time that counts as drift
 
 
 class FrontierPoint(NamedTuple):
-    """What to expect at one value of the policy's parameter; `exit_rates` is (K,)."""
+    """The expectations at one value of the policy's parameter; `exit_rates` is (K,)."""
 
     parameter: float
     expected_cost_ms: float
@@ -30,8 +30,8 @@ class Frontier:
 
     Attributes:
         parameters: The policy's scalar at each point, rising or falling, (G,).
-        exit_rates: Share of rows expected to leave at each exit, (G, K).
-        expected_accuracy: Share of right answers expected, of pixels in a segmentation, (G,).
+        exit_rates: Expected share of rows that leave at each exit, (G, K).
+        expected_accuracy: Expected share of right predictions, by pixel in a segmentation, (G,).
         costs_ms: Latency from the start until each exit, rising, (K,).
     """
 
@@ -43,7 +43,7 @@ class Frontier:
     def __post_init__(self) -> None:
         points, exits = self.parameters.shape, self.costs_ms.shape
         if self.exit_rates.shape != points + exits or self.expected_accuracy.shape != points:
-            raise ValueError("parameters, exit rates, accuracies and costs disagree in number")
+            raise ValueError("the numbers of parameters, exit rates, accuracies and costs disagree")
 
     @cached_property
     def expected_costs_ms(self) -> Array:
@@ -63,19 +63,19 @@ class Frontier:
         )
 
     def at_cost(self, cost_ms: float) -> FrontierPoint:
-        """The most expensive point that costs at most `cost_ms`; the cheapest where none does."""
+        """Return the most expensive point that costs at most `cost_ms`, or else the cheapest."""
         return self[self.index_at_cost(cost_ms)]
 
     def index_at_cost(self, cost_ms: float) -> int:
-        """The index of that point."""
-        cost_ms *= 1 + ROUNDING  # so that the cost of a point, worked out another way, finds it
+        """Return the index of the point of `at_cost`."""
+        cost_ms *= 1 + ROUNDING  # a point's own cost, computed another way, must find that point
         return max(int(np.searchsorted(self.expected_costs_ms, cost_ms, side="right")) - 1, 0)
 
     def useful_budget_ms(self, cost_ms: float) -> float:
-        """What is worth spending of a mean cost.
+        """Return the part of a mean cost that is worth spending.
 
-        All of it, by changing between two points; but not across a gap behind which no accuracy is
-        gained, as there is where a policy has found early that more time does not help it.
+        It is all of it, since a controller can alternate between two points. The exception is a gap
+        after which accuracy does not rise: the policy found that more time does not help.
         """
         place = self.index_at_cost(cost_ms)
         costs, accuracy = self.expected_costs_ms, self.expected_accuracy
@@ -85,34 +85,32 @@ class Frontier:
         return cost_ms
 
     def at_parameter(self, parameter: float) -> FrontierPoint:
-        """The point in force at a parameter value: the most expensive that spends no more."""
-        towards_dearer = 1 if self.parameters[-1] >= self.parameters[0] else -1
-        reached = np.searchsorted(
-            towards_dearer * self.parameters, towards_dearer * parameter, side="right"
-        )
+        """Return the most expensive point that spends no more than the parameter does."""
+        direction = 1 if self.parameters[-1] >= self.parameters[0] else -1
+        reached = np.searchsorted(direction * self.parameters, direction * parameter, side="right")
         return self[max(int(reached) - 1, 0)]
 
     def nearest(self, parameter: float) -> int:
-        """The index of the point whose parameter is nearest."""
+        """Return the index of the point whose parameter is nearest."""
         return int(np.abs(self.parameters - parameter).argmin())
 
     def variance(self, point: FrontierPoint) -> float:
-        """Of the cost of a sample at a point, in ms^2."""
+        """Return the variance of a sample's cost at a point, in ms^2."""
         spread_ms = self.costs_ms - point.expected_cost_ms
         return float(point.exit_rates @ spread_ms**2)
 
     def with_costs(self, costs_ms: Array) -> "Frontier":
-        """The same exits at the costs of another host.
+        """Return the frontier with the costs of another host.
 
-        Routing does not depend on costs, so the expectations stay exact without refitting. Points
-        that no longer cost more than all before them are dropped.
+        Exits do not depend on costs, so the expectations stay exact without a new fit. Points that
+        no longer cost more than all points before them are dropped.
         """
         return replace(self, costs_ms=costs_ms).pareto()
 
     def pareto(self) -> "Frontier":
-        """Without the points that cost no more than one before them.
+        """Drop the points that cost no more than one before them.
 
-        The last point stays in place of one as dear: it alone runs every row to the end for sure.
+        The last point always stays: only it is sure to run every row to the end.
         """
         costs = self.expected_costs_ms
         kept = np.concatenate([[True], costs[1:] > np.maximum.accumulate(costs)[:-1]])
@@ -122,11 +120,11 @@ class Frontier:
         return self._of_points(kept)
 
     def spread(self, count: int) -> "Frontier":
-        """At most `count` of the points, evenly over the cost; both ends stay."""
+        """Keep at most `count` points, spread evenly over the cost; both ends stay."""
         costs = self.expected_costs_ms
-        wanted = np.linspace(costs[0], costs[-1], count)
+        targets = np.linspace(costs[0], costs[-1], count)
         middles = (costs[1:] + costs[:-1]) / 2
-        kept = np.unique(np.searchsorted(middles, wanted))
+        kept = np.unique(np.searchsorted(middles, targets))
         return self._of_points(kept)
 
     def _of_points(self, kept: NDArray[np.bool_] | NDArray[np.intp]) -> "Frontier":
@@ -138,14 +136,14 @@ class Frontier:
         )
 
     def drifted_stages(self, costs_ms: Array) -> list[int]:
-        """Stages whose share of the whole time differs by more than 20 % at other costs."""
+        """Return the stages whose share of the whole time changes by more than 20 %."""
         before = np.diff(self.costs_ms, prepend=0.0) / self.costs_ms[-1]
         after = np.diff(costs_ms, prepend=0.0) / costs_ms[-1]
         return [int(k) for k in np.flatnonzero(np.abs(after / before - 1) > MOVED_SHARE)]
 
 
 def budget_grid(costs_ms: Array) -> Array:
-    """Budgets from the first exit's cost to the last one's, (G,): 25 to 801, in steps of 0.3 %."""
+    """Return budgets from the first to the last exit's cost, (G,): 25 to 801 steps of 0.3 %."""
     steps = int(np.ceil(np.log(costs_ms[-1] / costs_ms[0]) / GRID_STEP))
     grid: Array = np.geomspace(costs_ms[0], costs_ms[-1], min(max(steps, 24), MAX_GRID) + 1)
     grid[0], grid[-1] = costs_ms[0], costs_ms[-1]

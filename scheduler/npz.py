@@ -1,4 +1,4 @@
-"""Array files from elsewhere."""
+"""Read npz files without running any code in them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def read_arrays(path: str | Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
-    """The wanted arrays of an npz; nothing is unpickled.
+    """Read the arrays of an npz whose names are wanted; nothing is unpickled.
 
     Raises:
         ValueError: If the file cannot be opened or is no npz of plain arrays.

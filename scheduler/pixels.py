@@ -1,6 +1,6 @@
-"""Rows of P pixels, as a segmentation has them: what is known of a row is the mean over its pixels.
+"""Rows of P pixels, as in a segmentation: the value of a row is the mean over its pixels.
 
-A row of a classification is one pixel, and passes through here untouched.
+A row of a classification counts as one pixel; these functions return it unchanged.
 """
 
 import numpy as np
@@ -11,18 +11,18 @@ Array = NDArray[np.float64]
 
 
 def pixels_of(log_probs: Floats) -> Floats:
-    """Pixels as rows of their own: (A, C) as it is, (A, P, C) as (A * P, C)."""
+    """Make every pixel a row of its own: (A, C) unchanged, (A, P, C) to (A * P, C)."""
     return log_probs if log_probs.ndim == 2 else log_probs.reshape(-1, log_probs.shape[-1])
 
 
 def pixel_histories(history: Array, pixels: Floats, width: int) -> Array:
-    """The history of each pixel.
+    """Split the history of each row into those of its pixels.
 
     Args:
-        history: Of rows, their pixels' one after the other, (A, P * H); at the start (A, H), the
-            same for all pixels of a row.
+        history: The pixels' histories one after the other in each row, (A, P * H); at the start
+            (A, H), the same for all pixels of a row.
         pixels: From `pixels_of`, (A * P, C).
-        width: H, what one pixel needs.
+        width: H, the numbers per pixel.
 
     Returns:
         (A * P, H).
@@ -34,12 +34,12 @@ def pixel_histories(history: Array, pixels: Floats, width: int) -> Array:
 
 
 def row_histories(histories: Array, num_rows: int) -> Array:
-    """The inverse of `pixel_histories`: (A * P, H) in, (A, P * H) out."""
+    """Undo `pixel_histories`: (A * P, H) to (A, P * H)."""
     return histories if len(histories) == num_rows else histories.reshape(num_rows, -1)
 
 
 def row_means(values: Array, num_rows: int) -> Array:
-    """The mean over each row's pixels; (A * P, ...) in, (A, ...) out."""
+    """Return the mean over each row's pixels; (A * P, ...) to (A, ...)."""
     if len(values) == num_rows:
         return values
     means: Array = values.reshape(num_rows, len(values) // num_rows, *values.shape[1:]).mean(1)
@@ -47,7 +47,7 @@ def row_means(values: Array, num_rows: int) -> Array:
 
 
 def correct_share(log_probs: Floats, labels: NDArray[np.int64]) -> Array:
-    """How much of each row each exit has right, (N, K): 0 or 1, of P pixels their share.
+    """Return the share of each row that each exit has right, (N, K): 0 or 1 without pixels.
 
     Args:
         log_probs: (K, N, C), or (K, N, P, C).

@@ -1,135 +1,190 @@
-"""What every exit policy is: a score for each row at each exit, and a decision."""
+"""The interface of an exit policy, its entry in the table of policies, and replay of recordings."""
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-REPLAY_ROWS = 4096  # at a time, so that histories of many classes stay small
+Array = NDArray[np.float64]
+
+REPLAY_ROWS = 4096  # per chunk: keeps the histories of many classes small
 
 
-class Scored(NamedTuple):
-    """What one exit shows about its rows.
+class ExitScores(NamedTuple):
+    """The scores of A rows at one exit.
 
     Attributes:
         scores: Exit scores, (A,).
         history: The rows' history with this exit added to it, (A, H).
-        continuation_values: What going on promises, in the policy's own terms, for `decide` alone,
-            (A, G); G = 0 where the score is all that counts.
+        continuation_values: The expected value of running on, in the policy's own terms, which
+            only `decide` reads, (A, G). G = 0 where the score alone decides.
     """
 
-    scores: NDArray[np.float64]
-    history: NDArray[np.float64]
-    continuation_values: NDArray[np.float64]
+    scores: Array
+    history: Array
+    continuation_values: Array
 
 
-class Decision(NamedTuple):
-    """Whether each row leaves, (A,), and the threshold it met, (A,) or (1,); +inf: never."""
+class ExitDecision(NamedTuple):
+    """The decision about A rows at one exit.
 
+    Attributes:
+        scores: Exit scores, (A,).
+        history: The rows' history with this exit added to it, (A, H).
+        leave: Whether each row leaves here, (A,).
+        thresholds: The threshold that each score was compared with, (A,) or (1,); +inf: never
+            leave.
+    """
+
+    scores: Array
+    history: Array
     leave: NDArray[np.bool_]
-    thresholds: NDArray[np.float64]
-
-
-class Step(NamedTuple):
-    """What scoring and deciding come to, of A rows: both above, less the continuation_values."""
-
-    scores: NDArray[np.float64]
-    history: NDArray[np.float64]
-    leave: NDArray[np.bool_]
-    thresholds: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, scored: Scored, decision: Decision) -> "Step":
-        """Put the two together."""
-        return cls(scored.scores, scored.history, *decision)
+    thresholds: Array
 
 
 class ExitPolicy(Protocol):
     """A score and a decision rule, immutable once fitted, in numpy only.
 
-    The history is the policy's own memory of what a row has shown at earlier exits: H numbers a
-    row, more from the first exit on where rows have several pixels, which the caller carries along
-    unread and hands back with the same row at the next exit. Rows never influence each other.
+    The history is the policy's own memory of the earlier exits of a row: H numbers per row, more
+    from the first exit on if rows have several pixels. The caller keeps it, does not read it, and
+    passes it back with the same row at the next exit. Rows never influence each other.
     """
 
     @property
     def kind(self) -> str:
-        """The policy's name in bundles and answers."""
+        """The policy's name in bundles and responses."""
 
     @property
     def num_exits(self) -> int:
-        """K."""
+        """K, the number of exits."""
 
     @property
     def never_exit_parameter(self) -> float:
         """The parameter at which every row runs to the last exit."""
 
-    def start(self, rows: int) -> NDArray[np.float64]:
-        """The history (rows, H) of rows that have shown nothing yet."""
+    def start(self, rows: int) -> Array:
+        """Return the history (rows, H) of rows that have not reached any exit yet."""
 
-    def score(
-        self, exit: int, log_probs: NDArray[np.floating], history: NDArray[np.float64]
-    ) -> Scored:
+    def score(self, exit: int, log_probs: NDArray[np.floating], history: Array) -> ExitScores:
         """Score rows at an exit.
 
         Args:
             exit: k, 0-based.
-            log_probs: Finite log-probabilities at this exit, (A, C); of a segmentation
-                (A, P, C), P pixels a row, which a row is the mean of.
-            history: What `start` or the previous exit's `score` returned for these rows, (A, H).
+            log_probs: Finite log-probabilities at this exit, (A, C); for a segmentation
+                (A, P, C), where a row is the mean of its P pixels.
+            history: The result of `start` or of the previous exit's `score`, for these rows,
+                (A, H).
         """
 
-    def decide(self, exit: int, scored: Scored, parameters: NDArray[np.float64]) -> Decision:
+    def decide(self, exit: int, scored: ExitScores, parameters: Array) -> ExitDecision:
         """Decide which rows leave; at the last exit all do.
 
         Args:
             exit: k, 0-based.
-            scored: From `score`, of A rows.
+            scored: From `score`, for A rows.
             parameters: Each row's own value of the policy's scalar, (A,), or one for all, (1,).
         """
 
     def step(
-        self,
-        exit: int,
-        log_probs: NDArray[np.floating],
-        history: NDArray[np.float64],
-        parameters: NDArray[np.float64],
-    ) -> Step:
-        """Score rows and decide which leave, in one go; arguments as of `score` and `decide`."""
+        self, exit: int, log_probs: NDArray[np.floating], history: Array, parameters: Array
+    ) -> ExitDecision:
+        """Score rows and decide which leave, in one call; arguments as in `score` and `decide`."""
 
     def needs(self, exit: int, parameter: float) -> bool:
         """Whether rows under a parameter need this exit's head to be computed.
 
-        They do where it may fire, or where an exit that may fire later reads the history that it
-        leaves. The last exit is always needed.
+        They do if the exit can fire, or if an exit that can fire later reads the history that this
+        one writes. The last exit is always needed.
         """
 
-    def thresholds(self, parameter: float) -> NDArray[np.float64] | None:
-        """The thresholds (K,) at one value, the same for all rows; None where there are none.
+    def thresholds(self, parameter: float) -> Array | None:
+        """Return the thresholds (K,) that all rows share at one parameter; None if there are none.
 
         +inf where an exit never fires, -inf at the last.
         """
 
 
-def replay(policy: ExitPolicy, log_probs: NDArray[np.floating]) -> list[Scored]:
+class CalibrationSet(NamedTuple):
+    """The recorded predictions that a policy is fitted to.
+
+    Attributes:
+        log_probs: Calibration log-probabilities, (K, N, C); for a segmentation (K, N, P, C).
+        labels: (N,); for a segmentation (N, P).
+        costs_ms: Latency from the start until each exit, rising, (K,).
+    """
+
+    log_probs: NDArray[np.floating]
+    labels: NDArray[np.int64]
+    costs_ms: Array
+
+    def rows(self, chosen: NDArray[np.bool_]) -> "CalibrationSet":
+        """Return the rows that a mask (N,) selects."""
+        return CalibrationSet(self.log_probs[:, chosen], self.labels[chosen], self.costs_ms)
+
+
+P = TypeVar("P")  # the class of the policy
+
+
+@dataclass(frozen=True)
+class PolicyKind(Generic[P]):
+    """One entry of the table of policies: all that the other packages know about this kind.
+
+    Attributes:
+        name: The kind, as in `scheduler.json`, in responses and after `--policy`.
+        summary: When a row leaves, in a few words.
+        colour: Its colour in plots, `#rrggbb`.
+        fit: Fits the policy to a calibration set; the number is the seed of all randomness.
+        parameters: Lists values of the fitted policy's parameter from "all rows leave at the first
+            exit" to "all rows run to the last", in the order of rising cost, (G,).
+        arrays: Returns the numbers that `scheduler.npz` stores for a policy, by name.
+        load: Rebuilds the policy from those numbers and K.
+        parameter_is_budget: Whether the parameter is a budget in milliseconds, which means the same
+            to every fit. Otherwise cross-fitting matches parameters by the cost they lead to.
+    """
+
+    name: str
+    summary: str
+    colour: str
+    fit: Callable[[CalibrationSet, int], P]
+    parameters: Callable[[P, CalibrationSet], Array]
+    arrays: Callable[[P], dict[str, Array]]
+    load: Callable[[Mapping[str, Array], int], P]
+    parameter_is_budget: bool = False
+
+
+def imported_on_call(module: str, name: str) -> Callable[..., Any]:
+    """Return a function that imports its implementation when it is first called.
+
+    The server loads the table of policies but must not load the code that fits them.
+    """
+
+    def call(*args: Any) -> Any:
+        return getattr(import_module(module), name)(*args)
+
+    return call
+
+
+def replay(policy: ExitPolicy, log_probs: NDArray[np.floating]) -> list[ExitScores]:
     """Score recorded predictions, (K, N, C) or (K, N, P, C), at every exit, as serving does.
 
     Returns:
-        Per exit, K of them, the scores and continuation_values of all N rows; histories are left
-        out.
+        One entry per exit, K in all, with the scores and continuation values of all N rows, but
+        without histories.
     """
     chunks = []
     for start in range(0, log_probs.shape[1], REPLAY_ROWS):
         rows = log_probs[:, start : start + REPLAY_ROWS]
         history, exits = policy.start(rows.shape[1]), []
-        for exit, shown in enumerate(rows):
-            scored = policy.score(exit, shown, history)
+        for exit, predictions in enumerate(rows):
+            scored = policy.score(exit, predictions, history)
             history = scored.history
             exits.append(scored)
         chunks.append(exits)
     return [
-        Scored(
+        ExitScores(
             np.concatenate([part.scores for part in parts]),
             np.empty((log_probs.shape[1], 0)),
             np.concatenate([part.continuation_values for part in parts]),
@@ -139,15 +194,15 @@ def replay(policy: ExitPolicy, log_probs: NDArray[np.floating]) -> list[Scored]:
 
 
 def exits_taken(
-    policy: ExitPolicy, replayed: Sequence[Scored], parameter: float
+    policy: ExitPolicy, replayed: Sequence[ExitScores], parameter: float
 ) -> NDArray[np.intp]:
-    """The exit (N,) each replayed row takes at one parameter value: the first that lets it go."""
+    """Return the exit (N,) that each replayed row takes at one parameter: the first that fires."""
     value = np.array([parameter])
     leave = [policy.decide(exit, scored, value).leave for exit, scored in enumerate(replayed)]
     exits: NDArray[np.intp] = np.stack(leave).argmax(0)
     return exits
 
 
-def score_all(policy: ExitPolicy, log_probs: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The scores (N, K) of recorded predictions, (K, N, C) or (K, N, P, C)."""
+def score_all(policy: ExitPolicy, log_probs: NDArray[np.floating]) -> Array:
+    """Return the scores (N, K) of recorded predictions, (K, N, C) or (K, N, P, C)."""
     return np.stack([scored.scores for scored in replay(policy, log_probs)], 1)

@@ -1,17 +1,29 @@
-"""Optimal stopping: leave once the answer is worth at least what going on promises."""
+"""Optimal stopping: leave once the prediction is worth at least the expected value of running on.
+
+For a fixed network the most accurate rule at a mean cost is an optimal-stopping rule with a
+Lagrange multiplier lambda, the price of a millisecond (backward induction, e.g. Chow, Robbins and
+Siegmund 1971; the continuation value by regression as in Longstaff and Schwartz 2001):
+
+    q_k = P(correct at k | s_k)
+    V_k = max(q_k, C_k),  C_k = E[V_{k+1} | s_k] - lambda (c_{k+1} - c_k),  V_{K-1} = q_{K-1}
+    leave at k  iff  q_k >= C_k
+
+so that a hopeless row leaves early too.
+"""
 
 import math
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import add, mul
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.confidence import SMALLEST_LOG, entropy_confidence, logistic
 from scheduler.pixels import pixel_histories, pixels_of, row_histories, row_means
-from scheduler.policy import Decision, Scored, Step
+from scheduler.policy import ExitDecision, ExitScores, PolicyKind, imported_on_call
 
 Array = NDArray[np.float64]
 
@@ -22,27 +34,20 @@ TINY = 1e-4  # keeps logits finite
 
 @dataclass(frozen=True)
 class StoppingPolicy:
-    """One price for a millisecond, and at each exit the comparison that it calls for.
+    """The optimal-stopping rule at any price of a millisecond; the price is the parameter.
 
-    For a fixed network the most accurate rule at a mean cost is an optimal-stopping rule with a
-    Lagrange multiplier lambda, the price of a millisecond (backward induction, e.g. Chow, Robbins
-    and Siegmund 1971; the continuation value by regression as in Longstaff and Schwartz 2001):
-
-        q_k = P(correct at k | s_k)
-        V_k = max(q_k, C_k),  C_k = E[V_{k+1} | s_k] - lambda (c_{k+1} - c_k),  V_{K-1} = q_{K-1}
-        leave at k  iff  q_k >= C_k
-
-    so that a hopeless row leaves early too. q_k and E[V_{k+1}] (both in [0, 1]) are logistic in a
-    few features of what the row has shown, E[V_{k+1}] once for each price of a grid and linear in
-    between; beyond the grid it stays as at its end. The score of a row is q_k, its threshold C_k.
-    Below price 0 waiting is rewarded: that spends budgets beyond what accuracy profits from.
+    q_k and E[V_{k+1}] (both in [0, 1]) are logistic in a few features of the row's predictions so
+    far. There is one E[V_{k+1}] for each price of a grid; it is linear in between and constant
+    beyond the ends. The score of a row is q_k, its threshold is C_k. Below price 0 running longer
+    is rewarded, which spends budgets beyond the point where accuracy still gains.
 
     Attributes:
         prices: The grid, accuracy per ms, rising from 0, (G,).
-        steps_ms: Cost of going on from each exit, at fitting, (K - 1,).
-        weights: Per exit, of [1, features] for the logits of q and of E[V] at each price,
-            (F, 1 + G); at the last exit (F, 1).
-        class_offsets: Added to the logits by answer, (C, 1 + G); at the last exit (C, 1).
+        steps_ms: Cost of running on from each exit to the next, at fitting time, (K - 1,).
+        weights: Per exit, the weights of [1, features] for the logits of q and of E[V] at each
+            price, (F, 1 + G); at the last exit (F, 1).
+        class_offsets: Per exit, added to the logits by predicted class, (C, 1 + G); at the last
+            exit (C, 1).
     """
 
     kind: ClassVar[str] = "stopping"
@@ -63,55 +68,59 @@ class StoppingPolicy:
             or [each.shape for each in self.class_offsets] != offsets
             or self.steps_ms.shape != (steps,)
         ):
-            raise ValueError("prices, steps, weights and class offsets are of shapes that disagree")
+            raise ValueError("the shapes of prices, steps, weights and class offsets disagree")
         object.__setattr__(self, "_prices", self.prices.tolist())
         object.__setattr__(self, "_columns", [each.T.tolist() for each in self.weights])
         object.__setattr__(self, "_offsets", [each.tolist() for each in self.class_offsets])
 
     @property
     def num_exits(self) -> int:
-        """K."""
+        """K, the number of exits."""
         return len(self.weights)
 
     @property
     def never_exit_parameter(self) -> float:
-        """A price so far below 0 that waiting one step outweighs any answer."""
+        """A price so far below 0 that the reward for one more step outweighs any prediction."""
         return float(-2 / self.steps_ms.min())
 
     @property
     def exit_at_first_parameter(self) -> float:
-        """A price at which the first exit is always the best."""
+        """A price so high that leaving at the first exit is always best."""
         return float(2 / self.steps_ms[0])
 
     def start(self, rows: int) -> Array:
-        """A history (rows, C): the sum of the class probabilities shown so far."""
+        """Return a history (rows, C) of zeros: the sum of the class probabilities so far."""
         return np.zeros((rows, len(self.class_offsets[0])))
 
-    def score(self, exit: int, log_probs: NDArray[np.floating], history: Array) -> Scored:
-        """The chance q that each row's answer is right, and E[V] at each price of the grid."""
-        inputs, answers, history = shown_features(exit, log_probs, history)
-        offsets = row_means(self.class_offsets[exit][answers], len(inputs))
+    def score(self, exit: int, log_probs: NDArray[np.floating], history: Array) -> ExitScores:
+        """Return the probability q that each row is right, and E[V] at each price of the grid."""
+        inputs, classes, history = stopping_features(exit, log_probs, history)
+        offsets = row_means(self.class_offsets[exit][classes], len(inputs))
         logits = inputs @ self.weights[exit] + offsets
         values = logistic(logits)
-        return Scored(values[:, 0], history, values[:, 1:])
+        return ExitScores(values[:, 0], history, values[:, 1:])
 
     def step(
         self, exit: int, log_probs: NDArray[np.floating], history: Array, parameters: Array
-    ) -> Step:
-        """Score and decide; one row of few classes by plain arithmetic, a third of the time."""
+    ) -> ExitDecision:
+        """Score and decide; plain arithmetic for one row of few classes takes a third of the time.
+
+        This is the hot path of serving: at such sizes numpy's overhead per call dominates.
+        """
         if (
             log_probs.size > FEW_CLASSES
             or len(log_probs) > 1
             or log_probs.ndim > 2
             or exit == self.num_exits - 1
         ):
-            scored = self.score(exit, log_probs, history)
-            return Step.of(scored, self.decide(exit, scored, parameters))
-        shown = _shown_by_one(exit, log_probs.ravel().tolist(), history[0].tolist())
-        columns, offsets = self._columns[exit], self._offsets[exit][shown.answer]
+            return self.decide(exit, self.score(exit, log_probs, history), parameters)
+        features, predicted_class, new_history = _features_of_one_row(
+            exit, log_probs.ravel().tolist(), history[0].tolist()
+        )
+        columns, offsets = self._columns[exit], self._offsets[exit][predicted_class]
 
         def value(column: int) -> float:
-            return _logistic(sum(map(mul, shown.features, columns[column])) + offsets[column])
+            return _logistic(sum(map(mul, features, columns[column])) + offsets[column])
 
         chance, price = value(0), float(parameters[0])
         place = min(max(bisect_right(self._prices, price), 1), len(self._prices) - 1)
@@ -119,38 +128,67 @@ class StoppingPolicy:
         weight = min(max((price - low) / (high - low), 0.0), 1.0)
         ahead = (1 - weight) * value(place) + weight * value(place + 1)
         continuation = ahead - price * float(self.steps_ms[exit])
-        leaves = np.array([chance >= continuation])
-        history = np.array([shown.history])
-        return Step(np.array([chance]), history, leaves, np.array([continuation]))
+        leave = np.array([chance >= continuation])
+        return ExitDecision(
+            np.array([chance]), np.array([new_history]), leave, np.array([continuation])
+        )
 
-    def decide(self, exit: int, scored: Scored, parameters: Array) -> Decision:
+    def decide(self, exit: int, scored: ExitScores, parameters: Array) -> ExitDecision:
         """Leave where q reaches the continuation value at the row's own price."""
+        scores, history, values = scored
         if exit == self.num_exits - 1:
-            everyone = np.ones(len(scored.scores), np.bool_)
-            return Decision(everyone, np.full(len(scored.scores), -np.inf))
+            everyone = np.ones(len(scores), np.bool_)
+            return ExitDecision(scores, history, everyone, np.full(len(scores), -np.inf))
         last = len(self.prices) - 1
         place = np.interp(parameters, self.prices, np.arange(last + 1))  # clipped to the grid
         below = np.minimum(place.astype(np.intp), last - 1)
-        weight, rows = place - below, np.arange(len(scored.scores))
-        ahead = (1 - weight) * scored.continuation_values[
-            rows, below
-        ] + weight * scored.continuation_values[rows, below + 1]
+        weight, rows = place - below, np.arange(len(scores))
+        ahead = (1 - weight) * values[rows, below] + weight * values[rows, below + 1]
         continuation = ahead - parameters * self.steps_ms[exit]
-        return Decision(scored.scores >= continuation, continuation)
+        return ExitDecision(scores, history, scores >= continuation, continuation)
 
     def needs(self, exit: int, parameter: float) -> bool:
-        """Unless waiting is rewarded by more than any answer is worth, here and further on."""
+        """False if running on is rewarded by more than any prediction is worth, here and later."""
         ahead = self.steps_ms[exit:]
         return not len(ahead) or bool(-parameter * ahead.min() <= 1)
 
     def thresholds(self, parameter: float) -> None:
-        """None: every row has a threshold of its own."""
+        """Return None: every row has a threshold of its own."""
 
 
-def shown_features(
+def _arrays(policy: StoppingPolicy) -> dict[str, Array]:
+    return (
+        {"prices": policy.prices, "steps_ms": policy.steps_ms}
+        | {f"weights_{k}": weights for k, weights in enumerate(policy.weights)}
+        | {f"class_offsets_{k}": offsets for k, offsets in enumerate(policy.class_offsets)}
+    )
+
+
+def _load(arrays: Mapping[str, Array], num_exits: int) -> StoppingPolicy:
+    exits = range(num_exits)
+    return StoppingPolicy(
+        arrays["prices"],
+        arrays["steps_ms"],
+        tuple(arrays[f"weights_{k}"] for k in exits),
+        tuple(arrays[f"class_offsets_{k}"] for k in exits),
+    )
+
+
+STOPPING = PolicyKind(
+    "stopping",
+    "the prediction is worth at least the expected value of running on, at a price per millisecond",
+    "#c2410c",
+    fit=imported_on_call("scheduler.fitting.stopping", "fit"),
+    parameters=imported_on_call("scheduler.fitting.stopping", "parameters"),
+    arrays=_arrays,
+    load=_load,
+)
+
+
+def stopping_features(
     exit: int, log_probs: NDArray[np.floating], history: Array
 ) -> tuple[Array, NDArray[np.intp], Array]:
-    """What a row has shown up to an exit, in a few numbers.
+    """Summarise the predictions of rows up to an exit in a few numbers.
 
     Args:
         exit: k.
@@ -160,14 +198,14 @@ def shown_features(
     Returns:
         Features (A, 6): 1; the logit of the max probability; the max probability; the entropy
         confidence; the margin to the second class; the logit of the mean probability that earlier
-        exits gave this answer (0 at the first). Then the answers, of every pixel (A * P,), and the
-        new history.
+        exits gave this class (0 at the first). Then the predicted class of every pixel (A * P,),
+        and the new history.
     """
     num_rows, pixels = len(log_probs), pixels_of(log_probs)
     history = pixel_histories(history, pixels, pixels.shape[1])
     probs = np.exp(pixels, dtype=np.float64)
-    answers, rows = pixels.argmax(1), np.arange(len(pixels))
-    best, second = probs[rows, answers], np.partition(probs, -2, axis=1)[:, -2]
+    classes, rows = pixels.argmax(1), np.arange(len(pixels))
+    best, second = probs[rows, classes], np.partition(probs, -2, axis=1)[:, -2]
     inputs = np.zeros((len(rows), NUM_FEATURES))
     inputs[:, 0] = 1
     inputs[:, 1] = _logit(best)
@@ -175,28 +213,31 @@ def shown_features(
     inputs[:, 3] = entropy_confidence(pixels, probs)
     inputs[:, 4] = best - second
     if exit > 0:
-        inputs[:, 5] = _logit(history[rows, answers] / exit)
-    return row_means(inputs, num_rows), answers, row_histories(history + probs, num_rows)
+        inputs[:, 5] = _logit(history[rows, classes] / exit)
+    return row_means(inputs, num_rows), classes, row_histories(history + probs, num_rows)
 
 
-class _Shown(NamedTuple):
-    """`shown_features` of one row of one pixel."""
+def _features_of_one_row(
+    exit: int, log_probs: list[float], history: list[float]
+) -> tuple[tuple[float, ...], int, list[float]]:
+    """Compute `stopping_features` of one row of one pixel, without arrays: a third of the time.
 
-    features: tuple[float, ...]
-    answer: int
-    history: list[float]
+    Args:
+        exit: k, 0-based.
+        log_probs: Log-probabilities of the C classes.
+        history: Sum of the class probabilities of earlier exits, one number a class.
 
-
-def _shown_by_one(exit: int, log_probs: list[float], history: list[float]) -> _Shown:
-    """The same for the C log-probabilities and the history of one row, without arrays."""
+    Returns:
+        The six features, the predicted class and the new history.
+    """
     probs = list(map(math.exp, log_probs))
     second, best = sorted(probs)[-2:]
-    answer = log_probs.index(max(log_probs))
+    predicted_class = log_probs.index(max(log_probs))
     logs = [max(log, SMALLEST_LOG) for log in log_probs]
     confidence = 1 + sum(map(mul, probs, logs)) / math.log(len(probs))
-    earlier = _logit_of(history[answer] / exit) if exit > 0 else 0.0
+    earlier = _logit_of(history[predicted_class] / exit) if exit > 0 else 0.0
     features = (1.0, _logit_of(best), best, confidence, best - second, earlier)
-    return _Shown(features, answer, list(map(add, history, probs)))
+    return features, predicted_class, list(map(add, history, probs))
 
 
 def _logit_of(prob: float) -> float:

@@ -1,26 +1,28 @@
-"""Thresholds on exit scores: from an exit distribution, repaired to keep a budget."""
+"""Policies with thresholds on exit scores, and thresholds that keep a budget."""
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.policy import Decision, Scored, Step
+from scheduler.policy import CalibrationSet, ExitDecision, ExitScores, PolicyKind
 
 Array = NDArray[np.float64]
 
 REPAIR_STEPS = 40
-CLOSE_ENOUGH = 0.9995  # of the budget
-LAST_ROW = 0.1  # of a row: finer steps of theta move none
+CLOSE_ENOUGH = 0.9995  # share of the budget that ends the search
+LAST_ROW = 0.1  # share of a row: a smaller step of theta moves no row
 
 
 def quantile_thresholds(scores: Array, distribution: Array) -> Array:
-    """Thresholds that send given shares of the rows to each exit (Ilhan et al., section 3.3).
+    """Return thresholds that send given shares of rows to each exit (Ilhan et al., section 3.3).
 
-    Going through the exits, t_k is the score of the round(N p_k)-th best row among those that have
-    not left. An exit that nobody is to take gets +inf, one that takes all who are left -inf.
+    Exit by exit, t_k is the score of the round(N p_k)-th best row among those that have not left.
+    An exit that no row should take gets +inf, one that takes all remaining rows gets -inf.
 
     Args:
         scores: (N, K).
@@ -46,13 +48,13 @@ def quantile_thresholds(scores: Array, distribution: Array) -> Array:
 
 
 def route(scores: Array, thresholds: Array) -> NDArray[np.intp]:
-    """The exit (N,) each row takes: the first whose score (N, K) reaches its threshold (K,)."""
+    """Return the exit (N,) of each row: the first whose score (N, K) reaches the threshold (K,)."""
     exits: NDArray[np.intp] = (scores >= thresholds).argmax(1)
     return exits
 
 
 def tilt(distribution: Array, costs: Array, budget: float) -> Array:
-    """The distribution `p_k exp(-theta c_k)`, normalised, whose mean cost is the budget.
+    """Return the distribution `p_k exp(-theta c_k)`, normalised, whose mean cost is the budget.
 
     Args:
         distribution: p (K,), non-negative.
@@ -72,14 +74,14 @@ def tilt(distribution: Array, costs: Array, budget: float) -> Array:
 
 
 def repaired_thresholds(scores: Array, distribution: Array, costs: Array, budget: float) -> Array:
-    """Thresholds near a distribution that cost at most the budget, as close as ties allow.
+    """Return thresholds near a distribution that cost at most the budget, as close as ties allow.
 
-    Rounding and ties move the realised cost off `p . c`, so the distribution is tilted,
-    `p_k exp(-theta c_k)`, with theta by bisection on the realised cost.
+    Rounding and ties move the realised cost away from `p . c`. The distribution is therefore
+    tilted, `p_k exp(-theta c_k)`, and theta found by bisection on the realised cost.
 
     Args:
         scores: (N, K).
-        distribution: The exit distribution aimed at, (K,).
+        distribution: The target exit distribution, (K,).
         costs: Rising costs (K,).
         budget: At least `costs[0]`.
 
@@ -87,33 +89,33 @@ def repaired_thresholds(scores: Array, distribution: Array, costs: Array, budget
         Thresholds (K,).
     """
     best, best_cost = np.full(len(costs), -np.inf), float(costs[0])  # all leave at once
-    cheap, dear = math.inf, -math.inf  # thetas known to cost at most, and more than, the budget
+    within, above = math.inf, -math.inf  # thetas known to cost at most, and more than, the budget
     span = float(costs[-1] - costs[0]) or 1.0
     theta, step = 0.0, 1e-3 / span
     for _ in range(REPAIR_STEPS):
         thresholds = quantile_thresholds(scores, _tilted(distribution, costs, theta))
         cost = float(costs[route(scores, thresholds)].mean())
         if cost <= budget:
-            cheap = theta
+            within = theta
             if cost > best_cost:
                 best, best_cost = thresholds, cost
             if cost >= budget * CLOSE_ENOUGH:
                 break
         else:
-            dear = theta
-        if (cheap - dear) * span * len(scores) < LAST_ROW:
+            above = theta
+        if (within - above) * span * len(scores) < LAST_ROW:
             break  # no quota changes any more
-        if math.isinf(cheap) or math.isinf(dear):  # not yet between two: go on, ever further
-            theta += step if math.isinf(cheap) else -step
+        if math.isinf(within) or math.isinf(above):  # not bracketed yet: widen the search
+            theta += step if math.isinf(within) else -step
             step *= 4
         else:
-            theta = (cheap + dear) / 2
+            theta = (within + above) / 2
     return best
 
 
 @dataclass(frozen=True)
 class ThresholdTable:
-    """Thresholds over the range of a policy's parameter: any value has its own at once.
+    """Thresholds for every value of a policy's parameter.
 
     Attributes:
         parameters: Rising, (G,).
@@ -126,18 +128,18 @@ class ThresholdTable:
     def __post_init__(self) -> None:
         if self.thresholds.ndim != 2 or self.parameters.shape != self.thresholds.shape[:1]:
             raise ValueError(
-                f"there are thresholds {self.thresholds.shape} for parameters "
-                f"{self.parameters.shape}"
+                f"thresholds have the shape {self.thresholds.shape}, parameters the shape "
+                f"{self.parameters.shape}; give one row of thresholds for each parameter"
             )
 
     @classmethod
     def closed(cls, num_exits: int) -> "ThresholdTable":
-        """No exit fires but the last: the table of a policy that has no thresholds yet."""
+        """Return the table of a policy without thresholds: only the last exit fires."""
         return cls(np.zeros(1), np.array([[np.inf] * (num_exits - 1) + [-np.inf]]))
 
     def at(self, parameters: Array) -> Array:
-        """The thresholds in force at parameter values; (...) in, (..., K) out."""
-        # The grid point below: a parameter between two points never spends more than it says.
+        """Look up the thresholds at parameter values; (...) in, (..., K) out."""
+        # The grid point below: a budget between two points never spends more than itself.
         below = np.searchsorted(self.parameters, parameters, side="right") - 1
         thresholds: Array = self.thresholds[np.maximum(below, 0)]
         return thresholds
@@ -145,13 +147,16 @@ class ThresholdTable:
 
 @dataclass(frozen=True)
 class ThresholdPolicy(ABC):
-    """Base of the policies whose score meets a threshold; the parameter is the budget in ms."""
+    """Base of the policies that compare a score with a threshold.
+
+    The parameter is the budget in ms. A subclass defines `kind`, `start` and `score`.
+    """
 
     table: ThresholdTable
 
     @property
     def num_exits(self) -> int:
-        """K."""
+        """K, the number of exits."""
         return len(self.table.thresholds[0])
 
     @property
@@ -160,29 +165,79 @@ class ThresholdPolicy(ABC):
         return float(self.table.parameters[-1])
 
     @abstractmethod
-    def score(self, exit: int, log_probs: NDArray[np.floating], history: Array) -> Scored:
-        """The score of each row."""
+    def score(self, exit: int, log_probs: NDArray[np.floating], history: Array) -> ExitScores:
+        """Score rows at an exit."""
 
     def step(
         self, exit: int, log_probs: NDArray[np.floating], history: Array, parameters: Array
-    ) -> Step:
-        """Score and decide."""
-        scored = self.score(exit, log_probs, history)
-        return Step.of(scored, self.decide(exit, scored, parameters))
+    ) -> ExitDecision:
+        """Score rows and decide which leave."""
+        return self.decide(exit, self.score(exit, log_probs, history), parameters)
 
-    def decide(self, exit: int, scored: Scored, parameters: Array) -> Decision:
+    def decide(self, exit: int, scored: ExitScores, parameters: Array) -> ExitDecision:
         """Leave where the score reaches the threshold of the row's own budget."""
+        scores, history, _ = scored
         thresholds = self.table.at(parameters)[:, exit]
-        return Decision(scored.scores >= thresholds, thresholds)
+        return ExitDecision(scores, history, scores >= thresholds, thresholds)
 
     def needs(self, exit: int, parameter: float) -> bool:
-        """Where this exit or a later one has a threshold that some score can reach."""
+        """Whether a score can reach the threshold of this exit or of a later early exit."""
         last = exit == self.num_exits - 1
         return last or bool((self.thresholds(parameter)[exit:-1] < np.inf).any())
 
     def thresholds(self, parameter: float) -> Array:
-        """The thresholds (K,) at one budget."""
+        """Return the thresholds (K,) at one budget."""
         return self.table.at(np.array(parameter))
+
+
+T = TypeVar("T", bound=ThresholdPolicy)
+
+
+def threshold_kind(
+    name: str,
+    summary: str,
+    colour: str,
+    *,
+    fit: Callable[[CalibrationSet, int], T],
+    make: Callable[[ThresholdTable], T],
+) -> PolicyKind[T]:
+    """Describe a policy that is made of its thresholds alone.
+
+    Args:
+        name: As in `PolicyKind`.
+        summary: As in `PolicyKind`.
+        colour: As in `PolicyKind`.
+        fit: As in `PolicyKind`.
+        make: Makes the policy from its thresholds.
+    """
+    return PolicyKind(
+        name,
+        summary,
+        colour,
+        fit=fit,
+        parameters=table_parameters,
+        arrays=table_arrays,
+        load=lambda arrays, num_exits: make(load_table(arrays)),
+        parameter_is_budget=True,
+    )
+
+
+def table_parameters(policy: ThresholdPolicy, calibration: CalibrationSet) -> Array:
+    """Return the budgets that a policy has thresholds for, (G,)."""
+    return policy.table.parameters
+
+
+def table_arrays(policy: ThresholdPolicy) -> dict[str, Array]:
+    """Return the arrays that store a policy's thresholds."""
+    return {
+        "table_parameters": policy.table.parameters,
+        "table_thresholds": policy.table.thresholds,
+    }
+
+
+def load_table(arrays: Mapping[str, Array]) -> ThresholdTable:
+    """Rebuild the thresholds from `table_arrays`."""
+    return ThresholdTable(arrays["table_parameters"], arrays["table_thresholds"])
 
 
 def tabulate(
@@ -197,26 +252,26 @@ def tabulate(
     Args:
         scores: Exit scores of the calibration rows, (N, K).
         costs_ms: Rising costs (K,).
-        budgets: Rising, from `costs_ms[0]`, (G,).
-        distributions: The exit distribution wanted at each budget, (G, K).
-        parameters: The budgets that the thresholds stand for, rising up to `costs_ms[-1]`, where
-            they are not those that are to be spent, (G,).
+        budgets: The costs to spend, rising from `costs_ms[0]`, (G,).
+        distributions: The target exit distribution at each budget, (G, K).
+        parameters: The budgets that the thresholds are listed under, rising up to `costs_ms[-1]`,
+            if they differ from the costs to spend, (G,).
 
     Returns:
-        A row of thresholds per budget; at the last nobody leaves early.
+        A row of thresholds per budget; at the last budget no row leaves early.
     """
     rows = [
         repaired_thresholds(scores, distribution, costs_ms, budget)
         for budget, distribution in zip(budgets[:-1], distributions[:-1], strict=True)
     ]
-    everyone_stays = ThresholdTable.closed(len(costs_ms)).thresholds[0]
+    never_early = ThresholdTable.closed(len(costs_ms)).thresholds[0]
     return ThresholdTable(
-        budgets if parameters is None else parameters, np.stack([*rows, everyone_stays])
+        budgets if parameters is None else parameters, np.stack([*rows, never_early])
     )
 
 
 def _tilted(distribution: Array, costs: Array, theta: float) -> Array:
-    """`p_k exp(-theta c_k)`, normalised; exits that p does not reach stay out."""
+    """Return `p_k exp(-theta c_k)`, normalised; it is 0 where p is 0."""
     reached = distribution > 0
     exponents = np.log(distribution[reached]) - theta * (costs[reached] - costs[reached].mean())
     weights = np.exp(exponents - exponents.max())

@@ -1,4 +1,4 @@
-"""Who is let in: a bound on the samples in flight, and when to come back."""
+"""Admission: a bound on the samples in flight, and when to retry."""
 
 import math
 import time
@@ -12,11 +12,11 @@ RATE_MEMORY_S = 10.0
 
 
 class Admission:
-    """Counts samples in flight; used from the event loop only.
+    """Counts the samples in flight; used from the event loop only.
 
     Args:
-        max_samples: The bound.
-        inflight: Shows the count.
+        max_samples: Most samples in flight.
+        inflight: Gauge of the count.
         clock: Seconds, monotonic.
     """
 
@@ -34,19 +34,19 @@ class Admission:
         self._last_s = clock()
 
     def admit(self, samples: int) -> None:
-        """Let samples in.
+        """Admit samples.
 
         Raises:
             NotReady: While the server drains or is broken.
-            QueueFull: If the bound would be passed; Retry-After tells when the queue will have
-                drained.
+            QueueFull: If they would exceed the bound; Retry-After estimates when the queue will
+                have drained.
         """
         if self.not_ready is not None:
             raise NotReady(self.not_ready, {"Retry-After": "1"})
         if self.samples + samples > self.max_samples:
             wait_s = self.retry_after_s()
             raise QueueFull(
-                f"{self.samples} samples are in flight and {self.max_samples} is the most; try "
+                f"{self.samples} samples are in flight, and the limit is {self.max_samples}; try "
                 f"again in {wait_s} s",
                 {"Retry-After": str(wait_s)},
             )
@@ -55,14 +55,14 @@ class Admission:
         self._inflight.set(self.samples)
 
     def release(self, samples: int) -> None:
-        """Samples are answered, well or badly."""
+        """Count samples as answered, whatever the answer."""
         self._pass_time()
         self.samples -= samples
         self._answered += samples
         self._inflight.set(self.samples)
 
     def retry_after_s(self) -> int:
-        """Whole seconds until what is in flight has drained at the recent rate, 1 to 60."""
+        """Return the seconds until the queue has drained at the recent rate, 1 to 60."""
         self._pass_time()
         if not self._answered:
             return 1

@@ -47,9 +47,10 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 class _App(FastAPI):
-    """FastAPI, but predictions go round its layers, which take as long as the whole engine.
+    """FastAPI with a short path for predictions.
 
-    The router has the route too, for the documentation page.
+    FastAPI's layers take as long as the whole engine, so POST /predict bypasses them. The router
+    has the route too, for the documentation page.
     """
 
     hot: ASGIApp

@@ -39,6 +39,24 @@ class UnknownAnswer(ServeError):
     status, code = HTTPStatus.NOT_FOUND, "unknown_answer"
 
 
+class MethodNotAllowed(ServeError):
+    """No route takes the method."""
+
+    status, code = HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed"
+
+
+class UrlTooLong(ServeError):
+    """The URL passes the limit."""
+
+    status, code = HTTPStatus.REQUEST_URI_TOO_LONG, "url_too_long"
+
+
+class HeadTooLarge(ServeError):
+    """The headers, or the trailers, pass a limit."""
+
+    status, code = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large"
+
+
 class BodyTooLarge(ServeError):
     """The body exceeds the limit."""
 

@@ -1,4 +1,4 @@
-"""What lives as long as the server: models, pools, the beat, and an orderly end."""
+"""Application state and lifespan: load models, run the heartbeat, drain on shutdown."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,6 @@ import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 import uvicorn
@@ -15,22 +14,22 @@ from starlette.requests import Request
 
 from models.bundle import load_bundle
 from server.admission import Admission
+from server.decode_pool import DecodePool
 from server.errors import InvalidContent, UnknownModel
 from server.metrics import Metrics
-from server.model import ServedModel
-from server.quality.feedback import PredictionLog
-from server.sample import Modality
+from server.model import Modality, ServedModel
+from server.quality.feedback import LoggedPrediction, PredictionLog
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
-BEAT_S = 0.25
+HEARTBEAT_S = 0.25
 STALLED_S = 10.0
 DRAINING = "the server is draining; try another replica"
 
 
 class ServerState:
-    """Everything the routes use; on `app.state.service` while the server runs.
+    """Everything the routes share; at `app.state.service` while the server runs.
 
     Args:
         settings: The configuration.
@@ -47,13 +46,15 @@ class ServerState:
         self.settings = settings
         self.metrics = metrics
         self.clock = clock
-        self.decode_pool = ThreadPoolExecutor(settings.decode_workers, thread_name_prefix="decode")
+        self.decode_pool = DecodePool(settings.decode_workers)
         self.admission = Admission(settings.max_queue, metrics.inflight, clock)
         self.answers = PredictionLog()
         self.draining = False
         self.models: dict[str, ServedModel] = {}
         for folder in settings.bundle:
-            model = ServedModel(load_bundle(folder), settings, metrics, self.decode_pool, clock)
+            model = ServedModel(
+                load_bundle(folder), settings, metrics, self.decode_pool, self.answers, clock
+            )
             if model.name in self.models:
                 raise ValueError(
                     f"two bundles are named {model.name!r}; rename one in its bundle.json"
@@ -61,16 +62,16 @@ class ServerState:
             self.models[model.name] = model
 
     def select_model(self, name: str | None, reads: Modality) -> ServedModel:
-        """The model a request means.
+        """Return the model a request asks for.
 
         Args:
-            name: As the request gives it.
-            reads: What the request holds.
+            name: The name in the request, if any.
+            reads: The modality of the request's input.
 
         Raises:
-            UnknownModel: If none is loaded under the name, or none that reads this.
-            InvalidContent: If the named one reads something else, or none was named and there are
-                several.
+            UnknownModel: If no model of that name is loaded, or none that reads this modality.
+            InvalidContent: If the named model reads another modality, or several models could
+                answer and the request names none.
         """
         if name is not None:
             model = self.get_model(name)
@@ -87,11 +88,11 @@ class ServerState:
         return able[0]
 
     def get_model(self, name: str | None) -> ServedModel:
-        """The model of a name; without one, the only model.
+        """Return the model of a name; without a name, the only model.
 
         Raises:
-            UnknownModel: If none is loaded under the name.
-            InvalidContent: If none was named and there are several.
+            UnknownModel: If no model of that name is loaded.
+            InvalidContent: If the request names none and there are several.
         """
         loaded = ", ".join(sorted(self.models))
         if name is None:
@@ -103,22 +104,28 @@ class ServerState:
         return self.models[name]
 
     def select_models(self, name: str | None) -> list[ServedModel]:
-        """The models that a request for one or all means.
+        """Return the model of a name; without a name, all models.
 
         Raises:
             UnknownModel: If none is loaded under the name.
         """
         return list(self.models.values()) if name is None else [self.get_model(name)]
 
+    def find_prediction(self, request_id: str) -> LoggedPrediction | None:
+        """Return the answer given under a request's id; None if there was none or it is too old."""
+        for model in self.models.values():
+            model.flush_samples()  # also the answers of a moment ago
+        return self.answers.find(request_id)
+
     @property
     def not_ready_reason(self) -> str | None:
-        """Why requests are not taken; None when they are."""
+        """Why the server takes no requests; None if it does."""
         broken = [model.broken for model in self.models.values() if model.broken is not None]
         return broken[0] if broken else DRAINING if self.draining else self.admission.not_ready
 
     @property
     def unhealthy_reason(self) -> str | None:
-        """Why the process is beyond help; None while it works."""
+        """Why the process should be restarted; None while it works."""
         for model in self.models.values():
             if not model.engine.alive:
                 return f"an engine worker of {model.name} has died"
@@ -126,14 +133,14 @@ class ServerState:
                 model.engine.oldest_wait_s() > STALLED_S
                 and self.clock() - model.engine.last_progress_s > STALLED_S
             ):
-                return f"the engine of {model.name} has not moved for {STALLED_S:g} s"
+                return f"the engine of {model.name} has made no progress for {STALLED_S:g} s"
         return None
 
     async def run(self) -> None:
-        """Beat: gauges, expiry, and a probe of models that failed. Ends by cancellation."""
+        """Heartbeat: refresh gauges and windows, probe models that failed; ends by cancellation."""
         while True:
-            due = self.clock() + BEAT_S
-            await asyncio.sleep(BEAT_S)
+            due = self.clock() + HEARTBEAT_S
+            await asyncio.sleep(HEARTBEAT_S)
             self.metrics.loop_lag.set(max(self.clock() - due, 0.0))
             for model in self.models.values():
                 model.refresh()
@@ -145,18 +152,22 @@ class ServerState:
             model.start(loop)
 
     async def stop(self) -> None:
-        """Turn new requests away, answer those that are in, then end all threads."""
+        """Turn new requests away, answer those that are in, then end all threads.
+
+        By now the drain time is over, or nobody waits for an answer any more. So a picture that is
+        still being decoded is not waited for.
+        """
         self.admission.not_ready = DRAINING
         for model in self.models.values():
             await asyncio.to_thread(model.stop)
-        self.decode_pool.shutdown()
+        await asyncio.to_thread(self.decode_pool.shutdown)
 
 
 class DrainingServer(uvicorn.Server):
-    """Says that it drains from the signal on, not only when the last request is over."""
+    """Reports that it is draining as soon as the signal arrives."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Tell probes to look elsewhere; what was accepted is still answered."""
+        """Fail readiness probes from now on; accepted requests are still answered."""
         app = self.config.app
         if isinstance(app, FastAPI) and hasattr(app.state, "service"):
             app.state.service.draining = True
@@ -169,19 +180,19 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     service = await asyncio.to_thread(ServerState, app.state.settings, app.state.metrics)
     service.start(asyncio.get_running_loop())
     app.state.service = service
-    gc.freeze()  # what is loaded stays: collections need not walk it again
-    beat = asyncio.create_task(service.run())
+    gc.freeze()  # the models stay loaded, so the garbage collector need not walk them again
+    heartbeat = asyncio.create_task(service.run())
     log.info("ready: %s", ", ".join(service.models))
     try:
         yield
     finally:
-        beat.cancel()
+        heartbeat.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await beat
+            await heartbeat
         await service.stop()
 
 
 def server_state(request: Request) -> ServerState:
-    """The running service, for routes."""
+    """Return the state of the running server."""
     service: ServerState = request.app.state.service
     return service

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from models.backend import StageBackend
 from models.bundle import Bundle, BundleError, load_bundle
-from models.runtime.onnx_backend import open_onnx_backend
+from models.runtime.onnx_devices import open_onnx_backend
 from models.runtime.replay_backend import ReplayBackend
 from models.stage_costs import StageCosts, read_stage_costs
 from profiling.calibration import load_recorded
@@ -26,7 +26,7 @@ CALIBRATION = "calibration_log_probs"
 
 
 def open_backend(bundle: Bundle, settings: Settings) -> StageBackend:
-    """The backend that the settings ask for, loaded.
+    """Load the backend that the settings ask for.
 
     Raises:
         ValueError: If the bundle lacks what it needs, or the device is not available.
@@ -57,15 +57,15 @@ class CalibratedPolicy(NamedTuple):
 
     @property
     def sha256(self) -> str:
-        """Of the file that holds its numbers."""
+        """Hash of the file that holds the policy's parameters."""
         return self.bundle.manifest.files[FILES[1]].sha256
 
 
 def read_scheduler(bundle: Bundle) -> Scheduler:
-    """The scheduler of a verified bundle.
+    """Read the scheduler of a verified bundle.
 
     Raises:
-        ValueError: If it cannot be read or is not of the bundle's network.
+        ValueError: If it cannot be read or does not fit the bundle's network.
     """
     scheduler, num_exits = load_scheduler(bundle.folder), bundle.manifest.num_exits
     if scheduler.policy.num_exits != num_exits:
@@ -77,7 +77,7 @@ def read_scheduler(bundle: Bundle) -> Scheduler:
 
 
 def calibrate_to_host(bundle: Bundle, scheduler: Scheduler, costs: StageCosts) -> CalibratedPolicy:
-    """A scheduler at this host's costs; where they part too much from its own, the log says so.
+    """Move a scheduler to this host's costs; log a warning where they differ too much.
 
     Raises:
         ValueError: If the bundle's calibration set cannot be read.
@@ -85,9 +85,8 @@ def calibrate_to_host(bundle: Bundle, scheduler: Scheduler, costs: StageCosts) -
     policy, built_on = scheduler
     if moved := built_on.drifted_stages(costs.costs_ms):
         log.warning(
-            "%s: the share of stages %s in the whole time differs by more than a fifth from "
-            "the machine that fitted the scheduler; `eenet fit` with this "
-            "host's --costs fits it again",
+            "%s: stages %s take a share of the time that differs by more than a fifth from the "
+            "machine that fitted the scheduler; run `eenet fit` with this host's --costs",
             bundle.manifest.name,
             moved,
         )
@@ -97,7 +96,7 @@ def calibrate_to_host(bundle: Bundle, scheduler: Scheduler, costs: StageCosts) -
 
 
 def reload(served: Bundle) -> tuple[Bundle, Scheduler]:
-    """The scheduler that now lies in the folder of a bundle being served, and the bundle anew.
+    """Read again the bundle being served, and the scheduler its folder holds now.
 
     Raises:
         ValueError: If the folder no longer holds a whole bundle of the network being served.
@@ -110,12 +109,12 @@ def reload(served: Bundle) -> tuple[Bundle, Scheduler]:
         )
     scheduler = read_scheduler(bundle)
     if load_bundle(served.folder).manifest != bundle.manifest:
-        raise BundleError(f"{served.folder} was written to while it was read; ask again")
+        raise BundleError(f"{served.folder} changed while it was being read; try again")
     return bundle, scheduler
 
 
 def _calibration(bundle: Bundle) -> NDArray[np.floating]:
-    """The log-probabilities (K, N, C) or (K, N, P, C) of a bundle's calibration set."""
+    """Read the log-probabilities of a bundle's calibration set, (K, N, C) or (K, N, P, C)."""
     path = bundle.folder / "calibration.npz"
     log_probs = read_arrays(path, lambda name: name == CALIBRATION).get(CALIBRATION)
     if log_probs is None or len(log_probs) != bundle.manifest.num_exits:
@@ -127,7 +126,7 @@ def _calibration(bundle: Bundle) -> NDArray[np.floating]:
 
 
 def _network(bundle: Bundle) -> object:
-    """What must not change under a server: the graphs, and what surrounds them."""
+    """Return what must not change while a server runs: the graphs and their interface."""
     manifest = bundle.manifest
     graphs = {
         name: file.sha256

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,7 @@ from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPEN
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
 
 from scheduler.control.controller import BudgetController
-from server.quality.audit_log import AuditLog
-from server.quality.feedback import AccuracyCount
+from server.engine.request import InferenceRequest, Prediction
 
 ROUTES: Final = (
     "/predict", "/budget", "/frontier", "/scheduler/reload", "/audit", "/audit/rows",
@@ -24,6 +23,9 @@ LATENCY_BUCKETS: Final = tuple(
 BATCH_BUCKETS: Final = tuple(float(2**i) for i in range(11))
 PROMISES: Final = ("budget", "agreement")
 REJECTIONS: Final = ("queue_full", "not_ready", "body_too_large")
+
+ExitScores = tuple[int, NDArray[np.float64], float]
+"""An exit, scores (A,) of a batch there, and the policy parameter it ran under."""
 
 
 class Metrics:
@@ -189,35 +191,17 @@ class AuditMetrics:
         self.samples = [families.samples.labels(model, k) for k in exits]
         self.skipped = families.skipped.labels(model)
 
-    def show(self, log: AuditLog) -> None:
-        """Set the gauges to what the log shows; NaN where nothing is known."""
-        for exit, gauge in enumerate(self._agreement):
-            ratio = log.at(exit).ratio
+    def show(self, agreement: Sequence[float | None]) -> None:
+        """Set the gauges to the agreement of each exit but the last; NaN where it is unknown."""
+        for gauge, ratio in zip(self._agreement, agreement, strict=True):
             gauge.set(float("nan") if ratio is None else ratio)
 
 
-class AnswerLatency(NamedTuple):
-    """Where a sample's time went; `decode_ms` is None of one that was never decoded."""
-
-    total_ms: float
-    compute_ms: float
-    queue_ms: float
-    decode_ms: float | None
-
-
-class ScoreNote(NamedTuple):
-    """Scores (A,) that an exit showed of rows under one parameter."""
-
-    exit: int
-    scores: NDArray[np.float64]
-    parameter: float
-
-
 class ModelMetrics:
-    """One model's children of every family, so that the hot path looks no label up.
+    """One model's children of every family, and the engine's observer.
 
-    What batches and answers took is noted, and counted only once in a while: many at once are
-    counted at a third of the time.
+    Children are looked up once, so the hot path looks up no label. The engine's reports are kept
+    and counted only once in a while: counting many at once takes a third of the time.
     """
 
     def __init__(self, metrics: Metrics, model: str, num_exits: int) -> None:
@@ -225,10 +209,9 @@ class ModelMetrics:
         self._model, self._info = model, metrics.model_info
         self._shown_info: tuple[str, ...] | None = None
         self.predictions = [metrics.predictions.labels(model, k) for k in exits]
-        self._batches: deque[tuple[int, int, float]] = deque()
-        self._answers: deque[tuple[int, AnswerLatency]] = deque()
-        self._scores: deque[ScoreNote] = deque()
-        self.cancelled = metrics.cancelled.labels(model)
+        self._steps: deque[tuple[int, int, float]] = deque()
+        self._scores: deque[ExitScores] = deque()
+        self._cancelled = metrics.cancelled.labels(model)
         self.request_latency = metrics.request_latency.labels(model)
         self.compute_latency = metrics.compute_latency.labels(model)
         self.queue_latency = metrics.queue_latency.labels(model)
@@ -251,36 +234,37 @@ class ModelMetrics:
         self._yields = {each: metrics.promise_yields.labels(model, each) for each in PROMISES}
         self._feedback_accuracy = [metrics.feedback_accuracy.labels(model, k) for k in exits]
 
-    def note_batch(self, stage: int, rows: int, elapsed_ms: float) -> None:
-        """One batch went through a stage; any thread may say so."""
-        self._batches.append((stage, rows, elapsed_ms))
+    def on_step(self, stage: int, rows: int, elapsed_ms: float) -> None:
+        """Keep what one batch took at a stage; any thread may call."""
+        self._steps.append((stage, rows, elapsed_ms))
 
-    def note_answer(self, exit: int, latency: AnswerLatency) -> None:
-        """One sample was answered."""
-        self._answers.append((exit, latency))
+    def on_scores(self, exit: int, scores: NDArray[np.float64], parameter: float) -> None:
+        """Keep the scores of a batch at an exit; any thread may call."""
+        self._scores.append((exit, scores, parameter))
 
-    def note_scores(self, note: ScoreNote) -> None:
-        """An exit has scored rows; any thread may say so."""
-        self._scores.append(note)
+    def on_cancelled(self, count: int) -> None:
+        """Count requests that were dropped because their client left; any thread may call."""
+        self._cancelled.inc(count)
 
-    def take_scores(self) -> list[ScoreNote]:
-        """The scores noted since the last time."""
+    def take_scores(self) -> list[ExitScores]:
+        """Return the scores reported since the last time."""
         return [self._scores.popleft() for _ in range(len(self._scores))]
 
-    def flush(self) -> None:
-        """Count what was noted; the event loop's thread."""
-        while self._batches:
-            stage, rows, elapsed_ms = self._batches.popleft()
+    def flush(self, answered: Sequence[InferenceRequest]) -> None:
+        """Count the batches that were reported, and these answered requests; the loop's thread."""
+        while self._steps:
+            stage, rows, elapsed_ms = self._steps.popleft()
             self.stage_latency[stage].observe(elapsed_ms / 1e3)
             self.batch_size[stage].observe(rows)
-        while self._answers:
-            exit, latency = self._answers.popleft()
-            self.predictions[exit].inc()
-            self.request_latency.observe(latency.total_ms / 1e3)
-            self.compute_latency.observe(latency.compute_ms / 1e3)
-            self.queue_latency.observe(latency.queue_ms / 1e3)
-            if latency.decode_ms is not None:
-                self.decode_latency.observe(latency.decode_ms / 1e3)
+        for request in answered:
+            prediction = request.result
+            assert isinstance(prediction, Prediction), "answered requests have predictions"
+            self.predictions[prediction.exit].inc()
+            self.request_latency.observe(request.total_ms / 1e3)
+            self.compute_latency.observe(prediction.compute_ms / 1e3)
+            self.queue_latency.observe(prediction.queue_ms / 1e3)
+            if request.decode_ms is not None:
+                self.decode_latency.observe(request.decode_ms / 1e3)
 
     def show_policy(self, version: str, policy: str, device: str) -> None:
         """Say what is loaded, in place of what was."""
@@ -311,10 +295,10 @@ class ModelMetrics:
         for gauge, rate in zip(self._exit_rate, rates, strict=True):
             gauge.set(rate)
 
-    def show_feedback(self, tallies: Sequence[AccuracyCount]) -> None:
-        """Set the gauges of what true labels say."""
-        for gauge, tally in zip(self._feedback_accuracy, tallies, strict=True):
-            gauge.set(float("nan") if tally.accuracy is None else tally.accuracy)
+    def show_feedback(self, accuracies: Sequence[float | None]) -> None:
+        """Set the gauges to each exit's accuracy by the true labels; NaN before any came."""
+        for gauge, accuracy in zip(self._feedback_accuracy, accuracies, strict=True):
+            gauge.set(float("nan") if accuracy is None else accuracy)
 
     def show_quality(self, drift: Sequence[float | None], yields: str | None) -> None:
         """Set the gauges of drift, and of the promise that gives way."""

@@ -1,4 +1,4 @@
-"""What surrounds every request: id, time of arrival, bound on the body, a client that leaves."""
+"""Around every request: its id, time of arrival and body limit, and clients that leave."""
 
 import asyncio
 import logging
@@ -26,13 +26,13 @@ PATIENCE_S = 0.1
 
 
 class RequestMiddleware:
-    """Around every request: id, time of arrival, bound on the body, headers, count.
+    """Gives every request an id and a time of arrival, bounds its body, and counts it.
 
     Args:
-        app: What answers.
-        metrics: Told of every answer.
-        max_body_bytes: Largest body read.
-        clock: Seconds, monotonic, the models' own.
+        app: Answers the request.
+        metrics: Counts every response.
+        max_body_bytes: The largest body of a prediction request.
+        clock: Seconds, monotonic; the one the models use.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class RequestMiddleware:
                 if not started:
                     self._count_departure(scope, request_id)
                 return
-            if started:  # the longest wait at shutdown is over
+            if started:  # the drain time at shutdown is over
                 raise
             sentence = "the server is draining and had no time left for this request"
             answer = problem_response(503, "not_ready", sentence, request_id)
@@ -110,7 +110,7 @@ class RequestMiddleware:
         self.metrics.observe_request(scope["path"], CLIENT_LEFT)
 
     def _bounded(self, receive: Receive, limit: int) -> Receive:
-        """Bodies that come in chunks announce no length: count them."""
+        """Count the body as it arrives: a chunked one announces no length."""
         seen = 0
 
         async def bounded() -> Message:
@@ -126,20 +126,20 @@ class RequestMiddleware:
     def _too_large(self, limit: int) -> ServeError:
         self.metrics.rejected.labels("body_too_large").inc()
         return BodyTooLarge(
-            f"the body is larger than {limit} bytes, the limit here; send less at once"
+            f"the body is larger than the limit of {limit} bytes; send less at once"
         )
 
 
 class ClientWatch:
-    """Cancels the task that answers a request once the client has gone.
+    """Cancels the task that answers a request once its client has disconnected.
 
-    Most answers are out before it would look: it looks only at requests whose body has been read
-    for `patience_s`.
+    Most answers are out before it would look: it watches only requests that are still unanswered
+    `patience_s` after their body was read.
 
     Args:
         receive: The request's.
         send: The request's.
-        patience_s: Before that long nobody is taken to have left.
+        patience_s: How long to wait before watching for a disconnect.
     """
 
     def __init__(self, receive: Receive, send: Send, patience_s: float = PATIENCE_S) -> None:
@@ -170,7 +170,7 @@ class ClientWatch:
             self._watcher.cancel()
 
     async def receive(self) -> Message:
-        """The request's next message."""
+        """Return the request's next message; start watching once the body is complete."""
         message = await self._receive()
         if message["type"] == "http.request" and not message.get("more_body", False):
             loop = asyncio.get_running_loop()
@@ -178,7 +178,7 @@ class ClientWatch:
         return message
 
     async def send(self, message: Message) -> None:
-        """Send; once the answer is whole, its end is no departure."""
+        """Send a message; after the last one, a disconnect is no departure."""
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self._answered = True
         await self._send(message)
@@ -195,7 +195,7 @@ class ClientWatch:
 
 
 def _without_known_traces(send: Send) -> Send:
-    """A start that fails for a known reason (a ValueError of ours) is told in its sentence."""
+    """Report a startup ValueError as its message, without the traceback."""
 
     async def plainly(message: Message) -> None:
         if message["type"] == "lifespan.startup.failed":

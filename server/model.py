@@ -1,37 +1,39 @@
-"""A loaded model: bundle, engine, controllers, and the way from bytes to an answer."""
+"""A bundle being served: its life cycle, its budget and the quality of its answers."""
 
 import asyncio
 import logging
 import random
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import Literal
 
 from models.bundle import Bundle
-from models.postprocess import mask_png
+from models.postprocess import probabilities
 from scheduler.control.controller import BudgetController, ControllerConfig, Sample
-from server.decoder import Decoder
-from server.dispatch import Entrance, Wishes
+from server.dispatch import Dispatcher
 from server.engine.active_policy import ActivePolicy
 from server.engine.engine import Engine
-from server.engine.request import Completion, InferenceRequest, Prediction
+from server.engine.request import InferenceRequest, Prediction
 from server.engine.warmup import default_budget_ms, measure_costs, try_policy
 from server.errors import ServeError
-from server.loading import CalibratedPolicy, calibrate_to_host, open_backend, read_scheduler, reload
-from server.metrics import AnswerLatency, Metrics, ModelMetrics
+from server.loading import (
+    CalibratedPolicy,
+    calibrate_to_host,
+    open_backend,
+    read_scheduler,
+    reload,
+)
+from server.metrics import Metrics, ModelMetrics
 from server.quality.agreement_floor import AgreementGuard, AgreementTarget
 from server.quality.audit_log import AuditLog
 from server.quality.auditor import Auditor
-from server.quality.feedback import Feedback, LoggedPrediction
-from server.sample import Load, Modality, Request, Served
-from server.schemas import Options
+from server.quality.feedback import Feedback, LoggedPrediction, PredictionLog
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
-COUNT_SAMPLES = 16  # well below a controller's period
-
+Modality = Literal["image", "text"]
 Measure = Literal["compute", "end_to_end"]
 
 
@@ -39,13 +41,14 @@ class ServedModel:
     """One bundle being served. All methods but the constructor belong to the event loop's thread.
 
     The constructor loads, warms up and measures what each exit costs on this host; `start` and
-    `stop` bracket serving.
+    `stop` bracket serving. Requests go through `dispatcher`.
 
     Args:
         bundle: A verified bundle.
         settings: The server's.
         metrics: The app's.
         decode_pool: Threads that turn bytes into arrays.
+        prediction_log: Remembers answers, so that true labels can come for them.
         clock: Seconds, monotonic.
 
     Raises:
@@ -57,17 +60,17 @@ class ServedModel:
         bundle: Bundle,
         settings: Settings,
         metrics: Metrics,
-        decode_pool: ThreadPoolExecutor,
+        decode_pool: Executor,
+        prediction_log: PredictionLog,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         manifest = bundle.manifest
         self.name, self.version, self.classes = manifest.name, manifest.version, manifest.classes
-        self.task = manifest.task
-        self.num_exits = manifest.num_exits
+        self.task, self.num_exits = manifest.task, manifest.num_exits
+        self.reads: Modality = "text" if manifest.task == "text" else "image"
         self.broken: str | None = None
         self.clock = clock
-        self._decode = Decoder(bundle.preprocessor(settings.max_pixels), clock)
-        self._decode_pool = decode_pool
+        self._prediction_log = prediction_log
         self._metrics = ModelMetrics(metrics, self.name, self.num_exits)
         self.auditor = Auditor(
             AuditLog(self.num_exits),
@@ -75,9 +78,19 @@ class ServedModel:
             share=settings.audit_share,
             rng=random.Random(0),
         )
+        self.dispatcher = Dispatcher(
+            bundle.preprocessor(settings.max_pixels),
+            decode_pool,
+            auditor=self.auditor,
+            observer=self._metrics,
+            parameter_for=lambda budget_ms: self.controller.parameter_for(budget_ms),
+            on_answered=self._account,
+            clock=clock,
+        )
         backend = open_backend(bundle, settings)
         policy, built_on = scheduler = read_scheduler(bundle)
-        self._costs = measure_costs(backend, policy, self._decode.example, settings.max_batch)
+        example = self.dispatcher.example
+        self._costs = measure_costs(backend, policy, example, settings.max_batch)
         self._max_batch = settings.max_batch or self._costs.worthwhile_rows()
         self._scheduler = calibrate_to_host(bundle, scheduler, self._costs)
         self._agreement_target = AgreementTarget(settings.min_agreement, settings.prefer)
@@ -91,7 +104,6 @@ class ServedModel:
             budget_ms = default_budget_ms(manifest.default_budget_ms, built_on, frontier)
         config = ControllerConfig(window=settings.window)
         self.feedback = Feedback(self.num_exits)
-        self._uncounted: list[tuple[Prediction, float]] = []  # under the global budget
         self.measure: Measure = settings.measure
         self._controllers: dict[Measure, BudgetController] = {
             "compute": BudgetController(frontier, budget_ms, config),
@@ -103,14 +115,11 @@ class ServedModel:
             self.controller.parameter,
             workers=settings.workers_on(backend.device),
             max_batch=self._batch_within(budget_ms),
-            metrics=self._metrics,
-            on_batch=self._on_batch,
+            on_done=self.dispatcher.on_done,
             on_audit=self.auditor.note,
+            observer=self._metrics,
             costs=self._costs,
             clock=clock,
-        )
-        self._entrance = Entrance(
-            self._decode, decode_pool, self.engine, self.auditor, self._metrics.cancelled
         )
         self._metrics.show_policy(self.version, policy.kind, backend.device)
 
@@ -120,54 +129,16 @@ class ServedModel:
         return self._controllers[self.measure]
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start the engine; answers go to this loop."""
-        self._loop = loop
+        """Start the engine; results go to this loop."""
+        self.dispatcher.start(self.engine, loop)
         self.engine.start()
 
     def stop(self) -> None:
-        """Answer what is in, then end the workers; blocks."""
+        """Answer the requests that are in, then end the workers; blocks."""
         self.engine.stop()
 
-    @property
-    def reads(self) -> Modality:
-        """What goes in."""
-        return "text" if self.task == "text" else "image"
-
-    async def predict(
-        self, load: Load, options: Options, received_s: float, request_id: str
-    ) -> Served:
-        """Answer one sample.
-
-        Args:
-            load: Gives the image's bytes or the text; small ones are decoded at once, others on a
-                decode thread.
-            options: The request's.
-            received_s: When its headers came, on the model's clock.
-            request_id: Of the request, and the sample's place where that holds a list.
-
-        Raises:
-            ServeError: If the input is bad, the deadline passes before the first exit, or the
-                network fails.
-        """
-        own = (
-            None if options.budget_ms is None else self.controller.parameter_for(options.budget_ms)
-        )
-        deadline_s = None if options.deadline_ms is None else received_s + options.deadline_ms / 1e3
-        wishes = Wishes(own, deadline_s, options.priority, options.trace)
-        answer, total_ms, decoded = await self._entrance.let_through(
-            load, wishes, received_s, request_id
-        )
-        prepared, decode_ms = decoded
-        mask = None
-        if self.task == "segmentation" and prepared.size is not None:
-            mask = await self._loop.run_in_executor(
-                self._decode_pool, mask_png, answer.said.logits, prepared.size
-            )
-            total_ms = (self.clock() - received_s) * 1e3
-        return Served(answer, decode_ms, total_ms, prepared.truncated, mask)
-
     def set_budget(self, *, budget_ms: float | None, measure: Measure) -> None:
-        """Set what the budget is and which latency it is about; the windows stay."""
+        """Set the budget and the latency it bounds; the windows stay."""
         self.flush_samples()
         self.measure = measure
         for controller in self._controllers.values():
@@ -177,21 +148,22 @@ class ServedModel:
         log.info("%s: budget %s ms of %s latency", self.name, budget_ms, measure)
 
     def reload_scheduler(self) -> CalibratedPolicy:
-        """The scheduler that the bundle's folder holds now, tried out; any thread, blocks.
+        """Read and try the scheduler that the bundle's folder holds now; any thread, blocks.
 
         Raises:
             ValueError: If the folder holds none that this network can run under.
         """
         bundle, scheduler = reload(self._scheduler.bundle)
-        try_policy(self.engine.backend, scheduler.policy, self._decode.example)
+        try_policy(self.engine.backend, scheduler.policy, self.dispatcher.example)
         return calibrate_to_host(bundle, scheduler, self._costs)
 
     def activate_scheduler(self, fresh: CalibratedPolicy) -> None:
-        """Go on with another scheduler: rows that enter from now on; budget and windows stay."""
+        """Switch requests that enter from now on to another scheduler; budget and windows stay."""
         self.flush_samples()
         self._scheduler = fresh
         self.auditor.restart()
-        self.quality, self._floor_parameter = AgreementGuard(fresh, self._agreement_target), None
+        self.quality = AgreementGuard(fresh, self._agreement_target)
+        self._floor_parameter = None
         for controller in self._controllers.values():
             controller.set_frontier(fresh.frontier)
         self.engine.active_policy = ActivePolicy(fresh.policy, self.controller.parameter)
@@ -199,101 +171,79 @@ class ServedModel:
         log.info("%s: scheduler %s (%s)", self.name, fresh.policy.kind, fresh.sha256)
 
     def note_feedback(self, answered: LoggedPrediction, class_id: int) -> None:
-        """Take in the true label of an answer of this model."""
+        """Record the true label of one of this model's answers."""
         self.auditor.log.label(answered.key, class_id)
         if self.feedback.add(answered, class_id):
             self._metrics.feedback_samples[answered.exit].inc()
 
     def _batch_within(self, budget_ms: float | None) -> int:
-        """Most rows of a batch: a larger one would leave no exit within the budget."""
+        """Return the largest batch that leaves an exit within the budget."""
         if budget_ms is None:
             return self._max_batch
         return self._costs.rows_within(budget_ms, self._max_batch)
 
     def refresh(self) -> None:
-        """Count what is uncounted, forget what is too old and refresh the gauges."""
+        """Account for what is pending, forget what is too old, and set the gauges."""
         self.flush_samples()
         for controller in self._controllers.values():
             controller.expire(self.clock())
-        self._hold()
+        self._keep_agreement_floor()
         thresholds = self.engine.policy.thresholds(self.controller.parameter)
         shared = None if thresholds is None else thresholds.tolist()
         self._metrics.show_control(self.controller, shared)
         self.auditor.show()
-        self._metrics.show_feedback(self.feedback.tallies)
-        self._metrics.show_quality(
-            self.quality.drift.psi(), self.quality.violated_objective(self.controller)
-        )
+        self._metrics.show_feedback([count.accuracy for count in self.feedback.tallies])
+        violated = self.quality.violated_objective(self.controller)
+        self._metrics.show_quality(self.quality.drift.psi(), violated)
         self._metrics.show_queues(self.engine.queue_depths, self.engine.oldest_wait_s())
 
-    def _hold(self) -> None:
-        """Keep the agreement floor, if one was asked for, by what the audit has shown by now."""
+    def _keep_agreement_floor(self) -> None:
+        """Apply the agreement floor, if one was asked for, as far as the audits bear it out."""
         self.quality.read(self.auditor.log)
-        held = self.quality.minimum_parameter(self.controller)
-        if held != self._floor_parameter:
-            self._floor_parameter = held
+        floor = self.quality.minimum_parameter(self.controller)
+        if floor != self._floor_parameter:
+            self._floor_parameter = floor
             for controller in self._controllers.values():
-                controller.set_floor(held)
+                controller.set_floor(floor)
             self.engine.parameter = self.controller.parameter
 
     async def probe(self) -> None:
         """After a failed batch run the warm-up input: the model is broken if that fails too."""
         if not self.engine.failed:
             return
-        tag = Request(self._loop.create_future(), self.clock(), controlled=False)
-        self.engine.submit([InferenceRequest(self._decode.example, tag, priority=0)])
-        try:
-            await tag.future
-        except ServeError:
+        request = InferenceRequest(
+            self.dispatcher.example, priority=0, received_s=self.clock(), counts_for_budget=False
+        )
+        await self.dispatcher.submit(request)
+        if isinstance(request.result, ServeError):
             self.broken = f"{self.name} fails on every input; see the log and restart"
         else:
             self.broken, self.engine.failed = None, False
 
-    def _on_batch(self, completions: list[Completion]) -> None:
-        """Worker thread: hand a batch's completions to the loop in one call."""
-        self._loop.call_soon_threadsafe(self._deliver, completions, self.clock())
-
-    def _deliver(self, completions: list[Completion], done_s: float) -> None:
-        """Loop: answer the waiting requests and tell the controllers."""
-        now = self.clock()
-        self.engine.deadlines.note_delivery(now - done_s, now)
-        answered: list[tuple[Request, Prediction, float]] = []
-        for row, outcome in completions:
-            request = row.tag
-            assert isinstance(request, Request), "rows of this engine come from predict and probe"
-            total_ms = (now - request.received_s) * 1e3
-            if isinstance(outcome, Prediction):
-                if row.deadline_s is not None and now >= row.deadline_s:
-                    outcome = outcome._replace(late=True)
-                answered.append((request, outcome, total_ms))
-            if request.future.done():
-                continue
-            if isinstance(outcome, Prediction):
-                request.future.set_result((outcome, total_ms))
-            else:
-                request.future.set_exception(outcome)
-        for request, answer, total_ms in answered:
-            decode_ms = None if request.decoded is None else request.decoded.decode_ms
-            latency = AnswerLatency(total_ms, answer.compute_ms, answer.queue_ms, decode_ms)
-            self._metrics.note_answer(answer.exit, latency)
-            if request.controlled:
-                self._uncounted.append((answer, total_ms))
-        if len(self._uncounted) >= COUNT_SAMPLES:
-            self.flush_samples()
-
     def flush_samples(self) -> None:
-        """Count what was answered since the last time, and tell the controllers."""
-        answered, self._uncounted = self._uncounted, []
+        """Account for every request answered until now."""
+        self._account(self.dispatcher.take_answered())
+
+    def _account(self, answered: list[InferenceRequest]) -> None:
+        """Count answered requests, remember them, and report them to the controllers."""
         now = self.clock()
-        compute = [Sample(answer.exit, answer.compute_ms, 0.0) for answer, _ in answered]
-        end_to_end = [
-            Sample(answer.exit, total_ms, max(total_ms - answer.compute_ms, 0.0), answer.queue_ms)
-            for answer, total_ms in answered
-        ]
+        compute, end_to_end = [], []
+        for request in answered:
+            prediction, total_ms = request.result, request.total_ms
+            assert isinstance(prediction, Prediction), "answered requests have predictions"
+            if request.request_id is not None:
+                class_id = int(probabilities(prediction.output.log_probs).argmax())
+                self._prediction_log.record(
+                    request.request_id, self.name, prediction.exit, class_id
+                )
+            if request.counts_for_budget:
+                other_ms = max(total_ms - prediction.compute_ms, 0.0)
+                compute.append(Sample(prediction.exit, prediction.compute_ms, 0.0))
+                end_to_end.append(Sample(prediction.exit, total_ms, other_ms, prediction.queue_ms))
         self._controllers["compute"].observe(compute, now)
         self._controllers["end_to_end"].observe(end_to_end, now)
         self.engine.parameter = self.controller.parameter
-        self._metrics.flush()
+        self._metrics.flush(answered)
         self.auditor.flush()
-        for note in self._metrics.take_scores():
-            self.quality.drift.add(*note)
+        for exit, scores, parameter in self._metrics.take_scores():
+            self.quality.drift.add(exit, scores, parameter)

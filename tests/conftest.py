@@ -1,17 +1,27 @@
+import functools
+import gc
 import itertools
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+# The arrays here are small: threads would only wait for each other, and as many processes as there
+# are cores may run tests. Read when numpy and torch are imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from numpy.typing import NDArray
 
-# The networks here are tiny: threads would only wait for each other. Read when torch is imported.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# torch keeps a million objects alive, which a collection visits one by one. An export makes so many
+# more that collections took a fifth of its time.
+gc.set_threshold(100_000, 50, 50)
 
+Make = Callable[[Path], object]
 REPO = Path(__file__).resolve().parent.parent
 
 
@@ -80,6 +90,62 @@ def make_probs() -> Callable[..., tuple[NDArray[np.float64], NDArray[np.int64]]]
         return weights / weights.sum(-1, keepdims=True), labels
 
     return make
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Make], Path]:
+    """Makes a folder that takes long once for all processes that run these tests.
+
+    The first process that needs it makes it, another waits until it is whole.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once"
+
+    def make_once(name: str, make: Make) -> Path:
+        folder = shared / name
+        whole = folder.with_name(f"{folder.name}.whole")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            if not whole.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what an attempt that failed left
+                make(folder)
+                whole.touch()
+        return folder
+
+    return make_once
+
+
+@pytest.fixture(scope="session")
+def quick_exports() -> Iterator[None]:
+    """Lets the exporter read its tables of operators once, which it else does for every graph."""
+    import torch._export.utils as exporting
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    registry = functools.cache(ONNXRegistry.from_torchlib)
+    operators = functools.cache(exporting._materialize_cpp_cia_ops)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(registry))
+        patch.setattr(exporting, "_materialize_cpp_cia_ops", operators)
+        yield
+
+
+@pytest.fixture(scope="module")
+def shortened() -> Iterator[None]:
+    """The two families whose only setting is their classes get fewer layers of the same kind."""
+    from models.networks import bottleneck_resnet, densenet
+
+    short: list[tuple[Any, str, Any]] = [
+        (
+            bottleneck_resnet,
+            "resnet56_3",
+            lambda n: bottleneck_resnet.bottleneck_resnet((1,) * 3, n),
+        ),
+        (densenet, "densenet121_4", lambda n: densenet.densenet((1, 2), 4, n)),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, build in short:
+            patch.setitem(module.FAMILIES, name, module.FAMILIES[name]._replace(build=build))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -162,6 +162,15 @@ def test_make_test_passes_arguments_to_pytest() -> None:
     assert shlex.split(last)[-3:] == ["tests/server", "-k", "cancel or drain"]
 
 
+def test_make_test_runs_in_parallel_unless_told_which_tests() -> None:
+    whole, some = (
+        make("--dry-run", "test", *arguments).splitlines()[-1]
+        for arguments in ([], ["ARGS=tests/server"])
+    )
+    assert "--numprocesses auto" in whole
+    assert "--numprocesses" not in some
+
+
 def test_pre_commit_calls_the_linters_of_make_lint(rules: dict[str, Rule]) -> None:
     repositories = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
     hooks = [hook for repository in repositories for hook in repository["hooks"]]

@@ -1,4 +1,4 @@
-"""What every exit says of the same inputs in several forms: real drift, recorded."""
+"""Recorded predictions of every exit for the same inputs, clean and corrupted: real drift."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from models.data.dataset import Split
 from models.preprocess import ImagePreprocessor, TextPreprocessor
 from profiling.calibration import Predictions
 from profiling.latency import measure_latency
-from profiling.loadtest.forms import InputVariant
+from profiling.loadtest.variants import InputVariant
 from profiling.recording import record_split
 from scheduler.npz import read_arrays
 
@@ -20,42 +20,44 @@ PASSES, WARM_UP = 5, 5
 
 
 class LengthCosts(NamedTuple):
-    """What a text of each length costs: tokens (L,), ms until each exit (K, L)."""
+    """Cost of a text of each length: tokens (L,), ms until each exit (K, L)."""
 
     lengths: NDArray[np.int64]
     costs_ms: NDArray[np.float64]
 
 
 class DriftSet(NamedTuple):
-    """Predictions of N inputs in V forms; row n is the same input in all of them.
+    """Predictions for N inputs in V variants; row n is the same input in all of them.
 
     Attributes:
-        forms: Their names, (V,); the first is the clean one by custom.
-        log_probs: Of every exit, (V, K, N, C), float16.
+        variants: Their names, (V,); the first is the clean one.
+        log_probs: Predictions of every exit, (V, K, N, C), float16.
         labels: True classes, (N,).
-        tokens: That each text is filled up to, (V, N); None of images.
-        length_costs: Of texts, where they were measured.
+        tokens: Length that each text is padded to, (V, N); None for images.
+        length_costs: Costs of texts by length, if they were measured.
     """
 
-    forms: tuple[str, ...]
+    variants: tuple[str, ...]
     log_probs: NDArray[np.float16]
     labels: NDArray[np.int64]
     tokens: NDArray[np.int64] | None = None
     length_costs: LengthCosts | None = None
 
-    def predictions(self, form: str) -> Predictions:
-        """Of all inputs in one form.
+    def predictions(self, variant: str) -> Predictions:
+        """Predictions for all inputs in one variant.
 
         Raises:
-            ValueError: If it was not recorded.
+            ValueError: If the variant was not recorded.
         """
-        if form not in self.forms:
-            raise ValueError(f"the form {form!r} was not recorded; there are {self.forms}")
-        return Predictions(self.log_probs[self.forms.index(form)], self.labels)
+        if variant not in self.variants:
+            raise ValueError(
+                f"the variant {variant!r} was not recorded; give one of {', '.join(self.variants)}"
+            )
+        return Predictions(self.log_probs[self.variants.index(variant)], self.labels)
 
     @property
     def accuracy(self) -> NDArray[np.float64]:
-        """Of each exit on each form, (V, K)."""
+        """Accuracy of each exit on each variant, (V, K)."""
         right = self.log_probs.argmax(-1) == self.labels  # (V, K, N)
         shares: NDArray[np.float64] = right.mean(-1)
         return shares
@@ -66,16 +68,16 @@ def record_images(
     preprocess: ImagePreprocessor,
     files: Sequence[bytes],
     labels: NDArray[np.int64],
-    forms: Sequence[InputVariant],
+    variants: Sequence[InputVariant],
     seed: int,
 ) -> DriftSet:
-    """Run N image files through every exit in each form."""
+    """Run N image files through every exit in each variant."""
     log_probs = []
-    for form in forms:
-        spoilt = form.of_images(files, np.random.default_rng(seed))
-        decoded = np.stack([preprocess.decode(file) for file in spoilt])  # (N, H, W, 3)
+    for variant in variants:
+        changed = variant.of_images(files, np.random.default_rng(seed))
+        decoded = np.stack([preprocess.decode(file) for file in changed])  # (N, H, W, 3)
         log_probs.append(record_split(backend, preprocess, Split(decoded, labels)).log_probs)
-    return DriftSet(_names(forms), _stacked(log_probs), labels)
+    return DriftSet(_names(variants), _stacked(log_probs), labels)
 
 
 def record_texts(
@@ -83,16 +85,16 @@ def record_texts(
     preprocess: TextPreprocessor,
     texts: Sequence[str],
     labels: NDArray[np.int64],
-    forms: Sequence[InputVariant],
+    variants: Sequence[InputVariant],
     seed: int,
 ) -> DriftSet:
-    """Run N texts through every exit in each form."""
+    """Run N texts through every exit in each variant."""
     log_probs, tokens = [], []
-    for form in forms:
-        changed = form.of_texts(texts, labels.tolist(), np.random.default_rng(seed))
+    for variant in variants:
+        changed = variant.of_texts(texts, labels.tolist(), np.random.default_rng(seed))
         tokens.append([preprocess(text).state[0].shape[1] for text in changed])
         log_probs.append(record_split(backend, preprocess, Split(changed, labels)).log_probs)
-    return DriftSet(_names(forms), _stacked(log_probs), labels, np.array(tokens))
+    return DriftSet(_names(variants), _stacked(log_probs), labels, np.array(tokens))
 
 
 def measure_lengths(
@@ -100,22 +102,22 @@ def measure_lengths(
 ) -> LengthCosts:
     """Time one text of every length that the preprocessor makes, until each exit.
 
-    All lengths are gone through several times, so that a slow spell of the machine spoils one pass
-    and not one length.
+    Each pass times all lengths, so that a slow spell of the machine affects one pass and not one
+    length.
     """
     step, most = preprocess.length_step, preprocess.max_tokens
     lengths = np.unique(np.minimum(np.arange(step, most + step, step), most))
     costs_ms = [
-        [_costs_of_length(backend, preprocess.pad_id, length, repeats) for length in lengths]
+        [_length_costs(backend, preprocess.pad_id, length, repeats) for length in lengths]
         for _ in range(passes)
     ]  # (passes, L, K)
     return LengthCosts(lengths, np.median(costs_ms, 0).T)
 
 
-def _costs_of_length(
+def _length_costs(
     backend: StageBackend, pad_id: int, length: int, repeats: int
 ) -> NDArray[np.float64]:
-    """Until each exit, (K,)."""
+    """Milliseconds until each exit, (K,)."""
     ids = np.full((1, length), pad_id, np.int64)
     example = (ids, np.ones_like(ids))
     profile = measure_latency(backend, example, batch_sizes=(1,), warm_up=WARM_UP, repeats=repeats)
@@ -123,9 +125,9 @@ def _costs_of_length(
 
 
 def save_drift_set(drift: DriftSet, path: Path) -> None:
-    """Write one npz."""
+    """Write one npz file."""
     arrays: dict[str, Any] = {
-        "forms": np.array(drift.forms),
+        "forms": np.array(drift.variants),
         "log_probs": drift.log_probs,
         "labels": drift.labels.astype(np.int32),
     }
@@ -140,11 +142,13 @@ def load_drift_set(path: Path) -> DriftSet:
     """Read what `save_drift_set` wrote.
 
     Raises:
-        ValueError: If it cannot be read or is none.
+        ValueError: If the file cannot be read or is not a drift set.
     """
     arrays = read_arrays(path, lambda _: True)
     if missing := {"forms", "log_probs", "labels"} - arrays.keys():
-        raise ValueError(f"{path} lacks {min(missing)!r}; make it with benchmarks/record_drift.py")
+        raise ValueError(
+            f"{path} lacks {min(missing)!r}; make it with python -m benchmarks.record_drift"
+        )
     costs = None
     if "costs_ms" in arrays:
         costs = LengthCosts(arrays["lengths"].astype(np.int64), arrays["costs_ms"])
@@ -157,8 +161,8 @@ def load_drift_set(path: Path) -> DriftSet:
     )
 
 
-def _names(forms: Sequence[InputVariant]) -> tuple[str, ...]:
-    return tuple(form.name for form in forms)
+def _names(variants: Sequence[InputVariant]) -> tuple[str, ...]:
+    return tuple(variant.name for variant in variants)
 
 
 def _stacked(log_probs: Sequence[NDArray[np.floating]]) -> NDArray[np.float16]:

@@ -1,4 +1,4 @@
-"""The log of a load test as one of control: what a real server did is judged like a simulation."""
+"""Convert the log of a load test, to judge the real server like a simulation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,13 +16,13 @@ Array = NDArray[np.float64]
 def log_of_load(
     load: LoadLog, scenario: Scenario, about: Mapping[str, Any], *, labelled: bool = True
 ) -> ControlLog:
-    """Take the answered samples that came under a budget, in order of completion.
+    """Take the answered samples that arrived under a budget, in order of completion.
 
     Args:
-        load: With polls.
-        scenario: What it was to be.
+        load: The log of the load test, with polls.
+        scenario: The scenario that was sent.
         about: Goes into the log.
-        labelled: Whether answers can be right: a fake device's are of other inputs.
+        labelled: Whether predictions can be right: a fake device returns those of other inputs.
     """
     samples, polls = load.samples, load.polls
     done_s = samples.due_s + samples.latency_ms / 1e3
@@ -60,14 +60,14 @@ def static_curves(
     correct: NDArray[np.bool_],
     costs_ms: Array,
 ) -> list[list[list[float]]]:
-    """Per phase the mean cost and accuracy of its very samples at each fixed parameter.
+    """Mean cost and accuracy of the samples of each phase at each fixed parameter.
 
     Args:
-        load: Whose samples.
-        scenario: Whose phases.
-        static_exits: The exit of each of M inputs at G fixed parameters, (G, M).
+        load: The log with the samples.
+        scenario: The scenario with the phases.
+        static_exits: Exit of each of M inputs at G fixed parameters, (G, M).
         correct: Whether each exit is right, (M, K).
-        costs_ms: Until each exit, (K,).
+        costs_ms: Cost until each exit, (K,).
     """
     phases = _phases(load, scenario)
     curves = []
@@ -86,7 +86,7 @@ def static_curve(
 
 
 def _phases(load: LoadLog, scenario: Scenario) -> NDArray[np.intp]:
-    """Of the scenario, in which each sample was due."""
+    """Phase of the scenario in which each sample was due."""
     phases: NDArray[np.intp] = (
         np.searchsorted(np.array(scenario.begins_s), load.samples.due_s, side="right") - 1
     )

@@ -1,4 +1,4 @@
-"""Ways to hold a budget: the controller, and those it was compared with."""
+"""Control laws that hold a budget: the server's controller, and those it was compared with."""
 
 from collections import deque
 from collections.abc import Callable
@@ -6,15 +6,15 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.control.fitted import PolicyReplay
+from benchmarks.control.policy_replay import PolicyReplay
 from scheduler.control.controller import BudgetController, ControllerConfig, Sample
 from scheduler.control.estimates import CostEstimate
 from scheduler.stopping import StoppingPolicy
 
 Array = NDArray[np.float64]
-RATIO_SAMPLES = 200.0
+SLOWDOWN_SAMPLES = 200.0
 RECENT_SCORES = 256
-# Of the budget, that the others aim at: the margin that the controller comes to in a calm.
+# Share of the budget that the other laws aim at: the margin of the controller in calm traffic.
 AIM = 0.987
 
 
@@ -29,20 +29,20 @@ class Controlled:
 
     @property
     def parameter(self) -> float:
-        """The policy's."""
+        """The policy's parameter."""
         return self.controller.parameter
 
     def set_budget(self, budget_ms: float) -> None:
-        """From now on."""
+        """Set the budget from now on."""
         self.controller.set_budget(budget_ms)
         self._follow()
 
     def leaves(self, exit: int, row: int) -> bool:
-        """At the parameter in force."""
+        """Decide at the parameter in force."""
         return bool(self._leave[exit, row])
 
     def observe(self, sample: Sample, now_s: float) -> None:
-        """Tell the controller."""
+        """Pass a sample to the controller."""
         if self.controller.observe([sample], now_s):
             self._follow()
 
@@ -50,11 +50,11 @@ class Controlled:
         self._leave = self._fitted.leave[self._points[self.controller.parameter]]
 
 
-class KalmanPresent(CostEstimate):
-    """The ratio of measured to predicted time by a Kalman filter: a random walk, seen noisily.
+class KalmanEstimate(CostEstimate):
+    """Estimates the slowdown by a Kalman filter: a random walk with noisy observations.
 
-    The variance of what is seen is learned from the innovations; that of the walk is a standard
-    deviation of 0.5 % a sample.
+    The variance of the observations is learned from the innovations; the walk has a standard
+    deviation of 0.5 % per sample.
     """
 
     walk = 0.005**2
@@ -63,7 +63,7 @@ class KalmanPresent(CostEstimate):
         super().__init__(cost_ms)
         self._error, self._noise = 1.0, 0.01  # variances: of the estimate, of a sample
 
-    def learn(
+    def update(
         self,
         cost_ms: float,
         compute_ms: float,
@@ -71,26 +71,26 @@ class KalmanPresent(CostEstimate):
         waiting_ms: float,
         memory: float,
     ) -> None:
-        """As the running mean does, but for the ratio."""
-        innovation = compute_ms / cost_ms - self.ratio
+        """Update the running means as the controller does, but the slowdown by the filter."""
+        innovation = compute_ms / cost_ms - self.slowdown
         self._error += self.walk
         gain = self._error / (self._error + self._noise)
-        known = self.ratio + gain * innovation
+        slowdown = self.slowdown + gain * innovation
         self._error *= 1 - gain
         self._noise += (innovation**2 - self._noise) / memory
         super().update(cost_ms, compute_ms, overhead_ms, waiting_ms, memory)
-        self.ratio = known
+        self.slowdown = slowdown
 
 
 def kalman(fitted: PolicyReplay, budget_ms: float) -> Controlled:
-    """The server's controller with another estimate of the ratio."""
+    """Make the server's controller with another estimate of the slowdown."""
     law = Controlled(fitted, budget_ms, ControllerConfig())
-    law.controller.present = KalmanPresent(float(fitted.frontier.costs_ms[-1]))
+    law.controller.present = KalmanEstimate(float(fitted.frontier.costs_ms[-1]))
     return law
 
 
 class Frozen:
-    """The point of the frontier that calibration gave for the budget, whatever happens then."""
+    """Stays at the point of the frontier that calibration gives for the budget."""
 
     def __init__(self, fitted: PolicyReplay, budget_ms: float) -> None:
         self._fitted = fitted
@@ -98,15 +98,15 @@ class Frozen:
 
     @property
     def parameter(self) -> float:
-        """The policy's."""
+        """The policy's parameter."""
         return self._fitted.frontier[self._point].parameter
 
     def set_budget(self, budget_ms: float) -> None:
-        """Another point."""
+        """Move to the point of another budget."""
         self._point = self._fitted.frontier.index_at_cost(budget_ms)
 
     def leaves(self, exit: int, row: int) -> bool:
-        """At the point."""
+        """Decide at the point in force."""
         return bool(self._fitted.leave[self._point, exit, row])
 
     def observe(self, sample: Sample, now_s: float) -> None:
@@ -114,7 +114,7 @@ class Frozen:
 
 
 class Integral:
-    """Integral control of the cost aimed at: u += eta (B - latency), along the frontier."""
+    """Integral control of the target cost along the frontier: u += eta (B - latency)."""
 
     eta = 0.005
 
@@ -125,17 +125,17 @@ class Integral:
 
     @property
     def parameter(self) -> float:
-        """The policy's."""
+        """The policy's parameter."""
         return self._fitted.frontier[self._point].parameter
 
     def set_budget(self, budget_ms: float) -> None:
-        """Feed the step forward."""
+        """Feed the step of the budget forward."""
         self._aim_ms += AIM * budget_ms - self._budget_ms
         self._budget_ms = AIM * budget_ms
         self._move(0.0)
 
     def leaves(self, exit: int, row: int) -> bool:
-        """At the point."""
+        """Decide at the point in force."""
         return bool(self._fitted.leave[self._point, exit, row])
 
     def observe(self, sample: Sample, now_s: float) -> None:
@@ -164,11 +164,11 @@ class Advantage:
 
     @property
     def parameter(self) -> float:
-        """Delta."""
+        """Delta, the offset of the thresholds."""
         return self._delta
 
     def set_budget(self, budget_ms: float) -> None:
-        """Thresholds of another point."""
+        """Take the thresholds of another point."""
         self._budget_ms = AIM * budget_ms
         value = np.array([self._fitted.frontier.at_cost(self._budget_ms).parameter])
         self._advantage = np.stack(
@@ -180,11 +180,11 @@ class Advantage:
         )
 
     def leaves(self, exit: int, row: int) -> bool:
-        """By how much the score is better than its threshold."""
+        """Decide by how much the score exceeds its threshold."""
         return bool(self._advantage[exit, row] >= self._delta)
 
     def observe(self, sample: Sample, now_s: float) -> None:
-        """Spent too much: leave earlier."""
+        """Leave earlier after spending too much."""
         step = self.eta * (sample.latency_ms - self._budget_ms) / self._budget_ms
         self._delta = min(max(self._delta - step, -self.span), self.span)
 
@@ -205,7 +205,7 @@ class Dual:
 
     @property
     def parameter(self) -> float:
-        """The price."""
+        """The price of a millisecond."""
         return self._price
 
     def set_budget(self, budget_ms: float) -> None:
@@ -216,11 +216,11 @@ class Dual:
         self._move()
 
     def leaves(self, exit: int, row: int) -> bool:
-        """At the price."""
+        """Decide at the price in force."""
         return bool(self._fitted.leave[self._point, exit, row])
 
     def observe(self, sample: Sample, now_s: float) -> None:
-        """Spent too much: the price rises."""
+        """Raise the price after spending too much."""
         error = (sample.latency_ms - self._budget_ms) / self._budget_ms
         step = self.eta * error * self._high / 10
         self._price = min(max(self._price + step, self._low), self._high)
@@ -232,7 +232,7 @@ class Dual:
 
 
 class Quantiles:
-    """Per exit the running quantile of recent scores that sends on what the frontier wants."""
+    """Thresholds at running quantiles of recent scores that give the frontier's exit rates."""
 
     def __init__(self, fitted: PolicyReplay, budget_ms: float) -> None:
         self._fitted = fitted
@@ -240,7 +240,7 @@ class Quantiles:
         self._recent = [deque[float](maxlen=RECENT_SCORES) for _ in exits]
         self._thresholds: list[float | None] = [None for _ in exits]
         self._scores = [scored.scores.tolist() for scored in fitted.replayed[:-1]]
-        self._ratio = 1.0
+        self._slowdown = 1.0
         self._seen = 0
         self.set_budget(budget_ms)
 
@@ -250,12 +250,12 @@ class Quantiles:
         return self._thresholds[0] or 0.0
 
     def set_budget(self, budget_ms: float) -> None:
-        """Other shares."""
+        """Aim at other exit rates."""
         self._budget_ms = AIM * budget_ms
         self._aim()
 
     def leaves(self, exit: int, row: int) -> bool:
-        """Above the running quantile; by the frozen rule until there is one."""
+        """Leave above the running quantile; decide as `Frozen` until there is one."""
         score = self._scores[exit][row]
         self._recent[exit].append(score)
         threshold = self._thresholds[exit]
@@ -264,16 +264,16 @@ class Quantiles:
         return bool(score >= threshold)
 
     def observe(self, sample: Sample, now_s: float) -> None:
-        """The host's speed, and thresholds anew now and then."""
+        """Update the slowdown, and from time to time the thresholds."""
         predicted_ms = float(self._fitted.frontier.costs_ms[sample.exit])
         compute_ms = sample.latency_ms - sample.overhead_ms
-        self._ratio += (compute_ms / predicted_ms - self._ratio) / RATIO_SAMPLES
+        self._slowdown += (compute_ms / predicted_ms - self._slowdown) / SLOWDOWN_SAMPLES
         self._seen += 1
         if self._seen % 25 == 0:
             self._aim()
 
     def _aim(self) -> None:
-        self._point = self._fitted.frontier.index_at_cost(self._budget_ms / self._ratio)
+        self._point = self._fitted.frontier.index_at_cost(self._budget_ms / self._slowdown)
         left = 1.0
         for exit, share in enumerate(self._fitted.frontier[self._point].exit_rates[:-1].tolist()):
             rate = min(share / max(left, 1e-9), 1.0)

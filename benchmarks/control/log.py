@@ -1,4 +1,4 @@
-"""What happened to each sample while a budget was held: the raw log that figures are made of."""
+"""The log of every sample while a budget was held, which all figures are made of."""
 
 import json
 from collections.abc import Mapping
@@ -17,18 +17,18 @@ class ControlLog:
     """N samples in order of completion.
 
     Attributes:
-        admitted_s: When it came, from the start, (N,).
-        done_s: When it was answered, (N,).
-        latency_ms: In the measure under control, (N,).
-        exit: Where it left, (N,).
-        correct: Whether the answer was right, 0 or 1, (N,); -1: not known.
-        budget_ms: In force when it came, (N,).
-        parameter: In force when it was answered, (N,).
-        floor_ms: The latency to expect then of a sample that leaves at exit 0, (N,).
-        ceiling_ms: The same of one that runs to the end, or of all that the policy has a use for
-            under the budget, (N,).
-        phase: Of the scenario, in which it came, (N,).
-        about: What the log is of; names and numbers.
+        admitted_s: Time of its arrival, from the start, (N,).
+        done_s: Time of its prediction, (N,).
+        latency_ms: Latency in the measure under control, (N,).
+        exit: Exit it took, (N,).
+        correct: Whether the prediction was right, 0 or 1, (N,); -1: unknown.
+        budget_ms: Budget in force at its arrival, (N,).
+        parameter: Parameter in force at its prediction, (N,).
+        floor_ms: Expected latency then of a sample that leaves at exit 0, (N,).
+        ceiling_ms: Expected latency then of one that runs to the end, or the most that the policy
+            can use under the budget, (N,).
+        phase: Phase of the scenario in which it arrived, (N,).
+        about: Subject, law, scenario and settings of the run.
     """
 
     admitted_s: Array
@@ -46,19 +46,19 @@ class ControlLog:
     def __post_init__(self) -> None:
         shapes = {name: getattr(self, name).shape for name in columns()}
         if set(shapes.values()) != {(len(self.done_s),)}:
-            raise ValueError(f"the columns of a log are of shapes that disagree: {shapes}")
+            raise ValueError(f"the columns of a log have shapes that disagree: {shapes}")
 
     def __len__(self) -> int:
         return len(self.done_s)
 
 
 def columns() -> list[str]:
-    """The names of the arrays."""
+    """Names of the arrays."""
     return [each.name for each in fields(ControlLog) if each.name != "about"]
 
 
 def save_logs(logs: list[ControlLog], path: Path) -> None:
-    """Write logs into one npz, in single precision: a microsecond of a minute."""
+    """Write logs into one npz file, in single precision: a microsecond of a minute."""
     arrays: dict[str, Any] = {}
     for place, log in enumerate(logs):
         for name in columns():
@@ -72,7 +72,7 @@ def load_logs(path: Path) -> list[ControlLog]:
     """Read what `save_logs` wrote.
 
     Raises:
-        ValueError: If the file is not one of logs.
+        ValueError: If the file contains no logs.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:

@@ -1,4 +1,4 @@
-"""Images of how a budget was held over time."""
+"""Plots of latency, parameter and exit rates while a budget was held."""
 
 from collections.abc import Sequence
 
@@ -8,24 +8,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from benchmarks.control.figures import rolling_of
 from benchmarks.control.log import ControlLog
+from benchmarks.control.metrics import rolling_of
 from profiling.evaluation.figures import STYLE
 
 Array = NDArray[np.float64]
-HELD, LEFT_ALONE, BUDGET = "#c2410c", "#6b7280", "#111827"
+HELD, FROZEN, BUDGET = "#c2410c", "#6b7280", "#111827"
 EXITS = ("#fde68a", "#fb923c", "#c2410c", "#7c2d12", "#431407")
 RATE_SAMPLES = 300
-LOWEST, HIGHEST = 0.7, 1.7  # times the budget, what an image shows
-POINTS = 300  # of a line: more are not seen
+LOWEST, HIGHEST = 0.7, 1.7  # times the budget, the range of the plot
+POINTS = 300  # of a line: more are not visible
 
 
 def control_figure(pairs: Sequence[tuple[ControlLog, ControlLog | None]], title: str) -> Figure:
-    """A column a scenario: rolling latency and budget, the parameter, the exit rates.
+    """Draw a column per scenario: rolling latency and budget, the parameter, the exit rates.
 
     Args:
-        pairs: The log of a budget that was held, and of the same under a parameter left alone.
-        title: Above all.
+        pairs: The log of a budget that was held, and that of the same under a frozen parameter.
+        title: Title of the figure.
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.3 * len(pairs), 5.4))
@@ -33,8 +33,8 @@ def control_figure(pairs: Sequence[tuple[ControlLog, ControlLog | None]], title:
             3, len(pairs), squeeze=False, sharex="col", height_ratios=(3, 1.4, 1.6)
         )
         figure.suptitle(title, fontsize=10)
-        for column, (log, alone) in enumerate(pairs):
-            _latency(axes[0, column], log, alone)
+        for column, (log, frozen) in enumerate(pairs):
+            _latency(axes[0, column], log, frozen)
             _parameter(axes[1, column], log)
             _rates(axes[2, column], log)
         axes[0, 0].set_ylabel("rolling latency, ms")
@@ -48,17 +48,17 @@ def control_figure(pairs: Sequence[tuple[ControlLog, ControlLog | None]], title:
     return figure
 
 
-def _latency(axes: Axes, log: ControlLog, alone: ControlLog | None) -> None:
+def _latency(axes: Axes, log: ControlLog, frozen: ControlLog | None) -> None:
     window = int(log.about["window"])
     axes.set_title(str(log.about["scenario"]), fontsize=9)
-    if alone is not None:
-        _line(axes, alone.done_s, rolling_of(alone, window).mean_ms, LEFT_ALONE, "frozen", 1.0)
+    if frozen is not None:
+        _line(axes, frozen.done_s, rolling_of(frozen, window).mean_ms, FROZEN, "frozen", 1.0)
     rolling = rolling_of(log, window)
     _line(axes, log.done_s, rolling.mean_ms, HELD, "held", 1.4)
     mean_budget = "budget, mean of the window's"
     _line(axes, log.done_s, rolling.budget_ms, BUDGET, mean_budget, 0.9, "--")
     _line(axes, log.done_s, log.budget_ms, BUDGET, "budget", 0.4)
-    most_ms = HIGHEST * log.budget_ms.max()  # what is left alone may go anywhere
+    most_ms = HIGHEST * log.budget_ms.max()  # the frozen one may go anywhere
     low_ms, high_ms = axes.get_ylim()
     axes.set_ylim(max(low_ms, LOWEST * log.budget_ms.min()), min(high_ms, most_ms))
 
@@ -77,7 +77,7 @@ def _line(
 
 
 def _parameter(axes: Axes, log: ControlLog) -> None:
-    low, high = np.nanpercentile(log.parameter, (2, 98))  # ends of the frontier are far off
+    low, high = np.nanpercentile(log.parameter, (2, 98))  # ends of the frontier are far away
     step = max(len(log) // POINTS, 1)
     axes.plot(log.done_s[::step], log.parameter[::step], color=HELD, lw=0.8, drawstyle="steps-post")
     if high > low:

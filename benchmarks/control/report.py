@@ -1,15 +1,13 @@
-"""Tables and images of how budgets were held, from the logs of benchmarks/control/simulated.py.
+"""Tables and images of how budgets were held, from the logs of benchmarks.control.simulated.
 
     .venv/bin/python -m benchmarks.control.report build/control/image-*.npz [--images DIR]
     .venv/bin/python -m benchmarks.control.report benchmarks/control/data/real.npz \
         --images docs/images
 
-Figures as in the class `Held` of benchmarks/control/figures.py, in % but for samples and ms; of
+Figures as in `ControlMetrics` (benchmarks/control/metrics.py), in % except samples and ms; over
 several seeds the worst time to settle and overshoot, the mean of the rest. JSON on the last line.
 """
 
-import argparse
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -18,21 +16,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.control.figures import ControlMetrics, measure_control
 from benchmarks.control.log import ControlLog, load_logs
+from benchmarks.control.metrics import ControlMetrics, measure_control
 from benchmarks.control.plots import control_figure
+from benchmarks.harness import REPO, make_parser, print_report
 
 HEAD = (
     "| scenario | settle | overshoot | above | under-use | budget | latency | accuracy | lost "
     "| infeasible |"
 )
 GOALS = {"settle": 1300, "overshoot": 0.05, "above": 0.01, "under_use": 0.03, "lost": 0.003}
-APART = ("burst", "1/s")  # no parameter, or no window, meets the goals there
+APART = ("burst", "1/s")  # no parameter, or no window, can meet the goals there
+REAL, SMOKE_LOGS = REPO / "benchmarks/control/data/real.npz", 2
 SHOWN = ("budget steps", "slow host", "noise", "longer", "burst")
 
 
 class Key(NamedTuple):
-    """What a log is of; seeds apart."""
+    """Subject, policy, law and scenario of a log, without its seed."""
 
     subject: str
     policy: str
@@ -43,19 +43,21 @@ class Key(NamedTuple):
 
 def main() -> int:
     """Print the tables, write the images, judge."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("logs", type=Path, nargs="+")
+    parser = make_parser(__doc__)
+    parser.add_argument("logs", type=Path, nargs="*", metavar="LOGS.npz")
     parser.add_argument("--images", type=Path, help="folder for one image a file of logs")
     parser.add_argument(
-        "--goals", action="store_true", help="end with status 1 where the controller misses one"
+        "--goals", action="store_true", help="end with status 1 if the controller misses a goal"
     )
     args = parser.parse_args()
+    if not args.logs and not args.smoke:
+        parser.error("give files of logs")
     document: list[dict[str, Any]] = []
     all_figures: dict[Key, ControlMetrics] = {}
-    for path in args.logs:
-        logs = load_logs(path)
+    for path in args.logs or [REAL]:
+        logs = load_logs(path)[: SMOKE_LOGS if args.smoke else None]
         figures = grouped(logs)
-        document += [key._asdict() | figure._asdict() for key, figure in figures.items()]
+        document += [key._asdict() | each._asdict() for key, each in figures.items()]
         all_figures |= figures
         print("\n".join(tables(figures)), flush=True)
         if args.images is not None:
@@ -64,18 +66,18 @@ def main() -> int:
     missed = [key for key, each in all_figures.items() if misses(key, each)]
     for key in missed if args.goals else ():
         print(f"MISSED: {' '.join(key[:4])}")
-    print(json.dumps(document))
+    print_report({"figures": document}, smoke=args.smoke)
     return 1 if args.goals and missed else 0
 
 
 def misses(key: Key, figures: ControlMetrics) -> bool:
-    """Whether the controller falls short of a goal that can be met."""
+    """Whether the controller misses a goal that can be met."""
     judged = key.law == "controller" and key.scenario not in APART
     return judged and any("*" in shown(key, figures, name) for name in GOALS)
 
 
 def grouped(logs: Iterable[ControlLog]) -> dict[Key, ControlMetrics]:
-    """The figures of each scenario under each law, over all seeds."""
+    """Compute the figures of each scenario under each law, over all seeds."""
     found: dict[Key, list[ControlMetrics]] = defaultdict(list)
     for log in logs:
         about = log.about
@@ -85,22 +87,21 @@ def grouped(logs: Iterable[ControlLog]) -> dict[Key, ControlMetrics]:
 
 
 def over_seeds(figures: Sequence[ControlMetrics]) -> ControlMetrics:
-    """The worst of what has a bound in time, the mean of shares."""
+    """Combine seeds: the worst time to settle and overshoot, the mean of the rest."""
 
     def known(name: str) -> list[Any]:
         return [value for each in figures if (value := getattr(each, name)) is not None]
 
-    return ControlMetrics(
-        **{
-            name: None if not known(name) else combine(known(name))
-            for name in ControlMetrics._fields
-            for combine in [max if name in ("settle", "overshoot") else np.mean]
-        }
-    )
+    combined: dict[str, Any] = {}
+    for name in ControlMetrics._fields:
+        values = known(name)
+        worst = name in ("settle", "overshoot")
+        combined[name] = None if not values else max(values) if worst else float(np.mean(values))
+    return ControlMetrics(**combined)
 
 
 def tables(figures: dict[Key, ControlMetrics]) -> list[str]:
-    """One a policy and law, in Markdown; * marks what misses a goal."""
+    """One Markdown table per policy and law; * marks a missed goal."""
     lines: list[str] = []
     heads = list(dict.fromkeys((key.subject, key.policy, key.law) for key in figures))
     for head in heads:
@@ -110,15 +111,15 @@ def tables(figures: dict[Key, ControlMetrics]) -> list[str]:
 
 
 def summary(figures: dict[Key, ControlMetrics]) -> list[str]:
-    """A line a policy and law: the worst of settling and overshoot, the mean of the rest."""
+    """One line per policy and law: the worst of settling and overshoot, the mean of the rest."""
     found: dict[tuple[str, ...], list[ControlMetrics]] = defaultdict(list)
     for key, each in figures.items():
         if key.scenario not in APART:
             found[key[:3]].append(each)
     lines = ["", f"All scenarios but {' and '.join(APART)}:", "", f"| | {' | '.join(GOALS)} |"]
     lines.append("|---" * (len(GOALS) + 1) + "|")
-    for head, each in found.items():
-        combined = over_seeds(each)
+    for head, scenarios in found.items():
+        combined = over_seeds(scenarios)
         cells = [
             "" if (value := getattr(combined, name)) is None
             else f"{value:.0f}" if name == "settle" else f"{100 * value:.2f}"
@@ -129,7 +130,7 @@ def summary(figures: dict[Key, ControlMetrics]) -> list[str]:
 
 
 def row(key: Key, figures: ControlMetrics) -> str:
-    """One scenario."""
+    """The table row of one scenario."""
     marked = {name: shown(key, figures, name) for name in GOALS}
     cells = [
         key.scenario, *(marked[name] for name in ("settle", "overshoot", "above", "under_use")),
@@ -141,7 +142,7 @@ def row(key: Key, figures: ControlMetrics) -> str:
 
 
 def shown(key: Key, figures: ControlMetrics, name: str) -> str:
-    """A figure, with a star where it misses its goal."""
+    """Format a figure, with a star if it misses its goal."""
     value = getattr(figures, name)
     if value is None:
         return ""
@@ -152,7 +153,7 @@ def shown(key: Key, figures: ControlMetrics, name: str) -> str:
 
 
 def write_image(logs: Sequence[ControlLog], path: Path) -> None:
-    """The controller beside the frozen rule in a few scenarios."""
+    """Draw the controller beside the frozen parameter in a few scenarios."""
     first: dict[tuple[str, str], ControlLog] = {}
     for log in logs:
         first.setdefault((log.about["scenario"], log.about["law"]), log)

@@ -1,4 +1,4 @@
-"""What a budget has to be held through: one list, for the simulated plant and the real server."""
+"""Scenarios in which a budget must be held, for the simulated and the real server."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -6,28 +6,28 @@ from typing import Literal
 Measure = Literal["compute", "end_to_end"]
 
 WINDOW = 1000  # samples
-SETTLING = 300  # samples beyond a window, in which a change has to be over
-LOOSE, TIGHT, MIDDLE = 0.8, 0.3, 0.55  # of the way from floor to ceiling
+SETTLING = 300  # samples beyond a window, within which a change must have settled
+LOOSE, TIGHT, MIDDLE = 0.8, 0.3, 0.55  # position between floor and ceiling
 SLOWDOWN, SLOW_S = 1.6, 30.0
 BURST = 4.0
 ALTERNATING_S = 5.0
 SEVERITIES = (1, 3, 5)
-SPOILT_IMAGES = ("noise", "blur", "jpeg", "contrast")
+CORRUPTED_IMAGES = ("noise", "blur", "jpeg", "contrast")
 OTHER_TEXTS = ("longer-3", "shorter-8", "misspelt-30")
 FEW_PER_S, MANY_PER_S = 1.0, 1000.0
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A spell in which nothing changes.
+    """A period in which nothing changes.
 
     Attributes:
-        samples: About how many come.
-        rate_per_s: How many a second, at random times.
-        budget: Where it lies on the way from floor to ceiling, as of the scenario's begin.
-        inputs: The form in which samples come (`profiling.loadtest.forms`).
-        classes: Only samples of these classes come; None: of all.
-        slowdown: The host takes so many times as long.
+        samples: Expected number of samples.
+        rate_per_s: Samples per second, at random times.
+        budget: Its position between floor and ceiling, as of the scenario's start.
+        inputs: Variant of the samples (`profiling.loadtest.variants`).
+        classes: Classes of the samples; None: all.
+        slowdown: Factor by which the host is slower.
     """
 
     samples: float
@@ -39,19 +39,19 @@ class Phase:
 
     @property
     def seconds(self) -> float:
-        """How long it lasts."""
+        """Its duration."""
         return self.samples / self.rate_per_s
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Phases one after the other, and which latency the budget is about.
+    """Consecutive phases, and the latency that the budget is about.
 
     Attributes:
-        name: For tables.
-        phases: At least one; figures of a scenario leave the first window of the first one out.
-        measure: Of the budget.
-        drifts: Whether inputs come in other forms than the policy was fitted to.
+        name: Its name in tables.
+        phases: At least one; the figures leave out the first window of the first phase.
+        measure: Latency that the budget is about.
+        drifts: Whether inputs differ from those that the policy was fitted to.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Scenario:
 
     @property
     def begins_s(self) -> list[float]:
-        """When each phase begins."""
+        """The time at which each phase begins."""
         begins = [0.0]
         for phase in self.phases[:-1]:
             begins.append(begins[-1] + phase.seconds)
@@ -69,18 +69,23 @@ class Scenario:
 
     @property
     def seconds(self) -> float:
-        """How long it lasts."""
+        """Its duration."""
         return sum(phase.seconds for phase in self.phases)
+
+    def shortened(self, samples: float) -> "Scenario":
+        """The same scenario with at most this many samples per phase."""
+        phases = [replace(each, samples=min(each.samples, samples)) for each in self.phases]
+        return replace(self, phases=tuple(phases))
 
 
 def scenarios(rate_per_s: float, num_classes: int, *, texts: bool = False) -> list[Scenario]:
-    """All of them.
+    """Make all scenarios.
 
     Args:
-        rate_per_s: Of samples, where a scenario does not say otherwise; a burst of four times as
+        rate_per_s: Samples per second, unless a scenario says otherwise; a burst of four times as
             many must be more than the host can run to the end.
         num_classes: C.
-        texts: Whether inputs are texts, which drift otherwise than images.
+        texts: Whether inputs are texts, which have other variants than images.
     """
     calm = Phase(3000, rate_per_s)
     loose, tight = replace(calm, budget=LOOSE), replace(calm, budget=TIGHT)
@@ -127,12 +132,14 @@ def _image_drifts(calm: Phase) -> list[Scenario]:
             (calm, *(replace(calm, inputs=f"{kind}-{each}") for each in SEVERITIES), calm),
             drifts=True,
         )
-        for kind in SPOILT_IMAGES
+        for kind in CORRUPTED_IMAGES
     ]
 
 
 def _text_drifts(calm: Phase) -> list[Scenario]:
     return [
-        Scenario(form.partition("-")[0], (calm, replace(calm, inputs=form), calm), drifts=True)
-        for form in OTHER_TEXTS
+        Scenario(
+            variant.partition("-")[0], (calm, replace(calm, inputs=variant), calm), drifts=True
+        )
+        for variant in OTHER_TEXTS
     ]

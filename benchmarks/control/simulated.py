@@ -1,109 +1,129 @@
-"""A budget held through everything that `benchmarks.control.scenarios` has, on a simulated server.
+"""Budgets held through every scenario of `benchmarks.control.scenarios`, on a simulated server.
 
     .venv/bin/python -m benchmarks.control.simulated image [--policies stopping,maxprob] [--seeds 3]
     .venv/bin/python -m benchmarks.control.simulated text
 
-Samples are the recorded predictions of docs/control (2,000 real test inputs in every form, made by
-benchmarks/record_drift.py), costs those of the bundle's profile. Beside the server's controller
-run the
-same policy with the parameter that calibration gives for the budget (`frozen`), and for the default
-policy other laws of control. The log of every sample goes to build/control;
-benchmarks/control/report.py
-makes tables and images of it again.
+Samples are the recorded predictions in benchmarks/control/data (2,000 real test inputs in every
+variant, made by benchmarks.record_drift), costs those of the bundle's profile. Beside the server's
+controller run the same policy with the parameter that calibration gives for the budget (`frozen`),
+and for the default policy other control laws. The log of every sample goes to build/control;
+benchmarks.control.report makes tables and images of it. JSON on the last line.
 """
 
-import argparse
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.control.drift_sets import load_drift_set
-from benchmarks.control.fitted import PolicyReplay
 from benchmarks.control.laws import LAWS, Controlled
 from benchmarks.control.log import ControlLog, save_logs
-from benchmarks.control.plant import ControlPolicy, Host, Reference, run
-from benchmarks.control.rows import RecordedSamples
-from benchmarks.control.scenarios import WINDOW, scenarios
+from benchmarks.control.policy_replay import PolicyReplay
+from benchmarks.control.recorded_samples import RecordedSamples
+from benchmarks.control.scenarios import WINDOW, Scenario, scenarios
+from benchmarks.control.simulated_server import ControlPolicy, Host, Reference, run
+from benchmarks.harness import BUNDLES, REPO, make_parser, print_report
 from models.stage_costs import read_stage_costs
 from profiling.calibration import load_recorded
 from scheduler.control.controller import ControllerConfig
-from scheduler.fitted import DEFAULT_POLICY, POLICIES, load_scheduler
+from scheduler.fitted import load_scheduler
 from scheduler.fitting.fit import fit_scheduler
+from scheduler.policies import DEFAULT_POLICY, POLICIES
 
-REPO = Path(__file__).resolve().parents[2]
-BUNDLES = {
-    "image": REPO / "models/zoo/cifar10-resnet56",
-    "text": REPO / "models/zoo/ag-news-minilm",
-}
-LOAD = 0.25  # of what the host can run to the end
+LOAD = 0.25  # share of what the host can run to the end
+SMOKE_SCENARIOS, SMOKE_SAMPLES = 2, 60
 
 
 def main() -> None:
-    """Run all scenarios, write the logs."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("modality", choices=BUNDLES)
+    """Run all scenarios and write the logs."""
+    parser = make_parser(__doc__)
+    parser.add_argument("modality", choices=BUNDLES, nargs="?", default="image")
     parser.add_argument("--policies", default=",".join(POLICIES))
     parser.add_argument("--laws", default=",".join(LAWS), help="beside the controller")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--window", type=int, default=WINDOW)
     parser.add_argument("--out", type=Path, default=REPO / "build/control")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    rows = RecordedSamples.of_drift(
-        load_drift_set(REPO / f"benchmarks/control/data/{args.modality}.npz")
-    )
+    if args.smoke:
+        args.policies, args.laws, args.seeds = DEFAULT_POLICY, "frozen", 1
+    data = REPO / f"benchmarks/control/data/{args.modality}.npz"
+    samples = RecordedSamples.of_drift(load_drift_set(data))
     bundle = BUNDLES[args.modality]
     host = Host(read_stage_costs(bundle / "profile.json").costs_ms)
-    for policy in args.policies.split(","):
-        started = time.perf_counter()
-        fitted = fitted_policy(bundle, policy, rows, host)
-        laws = ["controller", "frozen"]
-        if policy == DEFAULT_POLICY:
-            laws = ["controller", *args.laws.split(",")]
-        logs = [
-            log
-            for seed in range(args.seeds)
-            for law in laws
-            for log in run_all(fitted, rows, host, law, args.window, seed, args.modality)
-        ]
-        path = args.out / f"{args.modality}-{policy}.npz"
-        save_logs(logs, path)
-        print(f"{path}: {len(logs)} logs, {time.perf_counter() - started:.0f} s", flush=True)
+    written = []
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) if args.smoke else args.out
+        out.mkdir(parents=True, exist_ok=True)
+        for policy in args.policies.split(","):
+            started = time.perf_counter()
+            fitted = fitted_policy(bundle, policy, samples, host)
+            laws = ["controller", "frozen"]
+            if policy == DEFAULT_POLICY:
+                laws = ["controller", *args.laws.split(",")]
+            logs = [
+                log
+                for seed in range(args.seeds)
+                for law in laws
+                for log in run_all(
+                    fitted, samples, host, law, args.window, seed, args.modality,
+                    chosen(samples, host, args.modality, smoke=args.smoke),
+                )
+            ]  # fmt: skip
+            path = out / f"{args.modality}-{policy}.npz"
+            save_logs(logs, path)
+            seconds = time.perf_counter() - started
+            print(f"{path}: {len(logs)} logs, {seconds:.0f} s", flush=True)
+            written.append({"file": str(path), "logs": len(logs), "seconds": seconds})
+    print_report({"written": written}, smoke=args.smoke)
 
 
-def fitted_policy(bundle: Path, policy: str, rows: RecordedSamples, host: Host) -> PolicyReplay:
+def chosen(
+    samples: RecordedSamples, host: Host, modality: str, *, smoke: bool
+) -> Sequence[Scenario]:
+    """All scenarios; for a smoke run short versions of the first."""
+    rate_per_s = LOAD * host.workers * 1e3 / float(host.costs_ms[-1])
+    classes = samples.log_probs.shape[2]
+    found = scenarios(rate_per_s, classes, texts=modality == "text")
+    if smoke:
+        return [each.shortened(SMOKE_SAMPLES) for each in found[:SMOKE_SCENARIOS]]
+    return found
+
+
+def fitted_policy(bundle: Path, policy: str, samples: RecordedSamples, host: Host) -> PolicyReplay:
     """The bundle's own scheduler, or one of another kind fitted to its calibration set."""
     fitted = load_scheduler(bundle)
     if policy != fitted.policy.kind:
         calibration = load_recorded(bundle / "calibration.npz").calibration
         fitted = fit_scheduler(policy, *calibration, host.costs_ms)
-    return PolicyReplay.of(fitted.policy, fitted.frontier.with_costs(host.costs_ms), rows.log_probs)
+    return PolicyReplay.of(
+        fitted.policy, fitted.frontier.with_costs(host.costs_ms), samples.log_probs
+    )
 
 
 def run_all(
     fitted: PolicyReplay,
-    rows: RecordedSamples,
+    samples: RecordedSamples,
     host: Host,
     law: str,
     window: int,
     seed: int,
     modality: str,
+    chosen: Sequence[Scenario],
 ) -> list[ControlLog]:
-    """Every scenario under one law."""
-    rate_per_s = LOAD * host.workers * 1e3 / float(host.costs_ms[-1])
-    judge = Reference(fitted.static_exits(), fitted.frontier)
+    """Run scenarios under one law."""
+    reference = Reference(fitted.static_exits(), fitted.frontier)
     about = {
         "policy": fitted.policy.kind, "law": law, "window": window, "seed": seed,
         "subject": modality,
     }  # fmt: skip
-    classes = rows.log_probs.shape[2]
     return [
-        run(scenario, rows, host, make_law(law, fitted, window, host), about, seed, judge)
-        for scenario in scenarios(rate_per_s, classes, texts=modality == "text")
+        run(scenario, samples, host, make_law(law, fitted, window, host), about, seed, reference)
+        for scenario in chosen
     ]
 
 
 def make_law(law: str, fitted: PolicyReplay, window: int, host: Host) -> ControlPolicy:
-    """By name."""
+    """Make a law by its name."""
     begin_ms = host.budget_ms(0.5)  # a scenario sets its own at once
     if law == "controller":
         return Controlled(fitted, begin_ms, ControllerConfig(window=window))

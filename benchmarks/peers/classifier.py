@@ -1,6 +1,6 @@
-"""What every peer serves: the bytes of an image or of a text in, the number of its class out.
+"""The classifier that every peer serves: bytes of an image or a text in, its class index out.
 
-It knows nothing of the packages of this repository, so that it runs in the peers' environments.
+It imports no package of this repository, so that it runs in the peers' environments.
 """
 
 import io
@@ -17,7 +17,7 @@ MAX_TOKENS = 128
 
 
 def open_session(graph: str) -> ort.InferenceSession:
-    """A session of one thread: as many of them run as there are workers."""
+    """Open a session of one thread: each worker has one."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -25,14 +25,14 @@ def open_session(graph: str) -> ort.InferenceSession:
 
 
 class ImageClassifier:
-    """Images of CIFAR-10."""
+    """Classifies images of CIFAR-10."""
 
     def __init__(self, graph: str) -> None:
         self._session = open_session(graph)
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, body: bytes) -> int:
-        """The class of an image, whatever its format."""
+        """Classify an image of any format."""
         image = Image.open(io.BytesIO(body)).convert("RGB")
         if image.size != (SIDE, SIDE):
             image = ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.BICUBIC)
@@ -43,7 +43,7 @@ class ImageClassifier:
 
 
 class TextClassifier:
-    """Texts of AG News."""
+    """Classifies texts of AG News."""
 
     def __init__(self, graph: str, tokenizer: str) -> None:
         from tokenizers import Tokenizer
@@ -55,7 +55,7 @@ class TextClassifier:
         self._tokenizer.no_padding()
 
     def __call__(self, body: bytes) -> int:
-        """The class of a text in UTF-8."""
+        """Classify a text in UTF-8."""
         ids = np.array([self._tokenizer.encode(body.decode()).ids], np.int64)  # (1, L)
         (logits,) = self._session.run(
             None, dict(zip(self._inputs, (ids, np.ones_like(ids)), strict=True))
@@ -64,7 +64,7 @@ class TextClassifier:
 
 
 def classifier() -> ImageClassifier | TextClassifier:
-    """The one that the environment asks for."""
+    """Make the classifier that the environment variables name."""
     if tokenizer := os.environ.get("BENCH_TOKENIZER"):
         return TextClassifier(os.environ["BENCH_GRAPH"], tokenizer)
     return ImageClassifier(os.environ["BENCH_GRAPH"])

@@ -1,6 +1,6 @@
 """A bundle's network as the one graph that other servers serve: all stages and the last head.
 
-.venv/bin/python benchmarks/peers/graphs.py BUNDLE OUT.onnx
+.venv/bin/python -m benchmarks.peers.graphs BUNDLE OUT.onnx
 """
 
 import sys
@@ -18,13 +18,13 @@ def write_whole_graph(bundle: Bundle, path: Path, weights: Weights = "float32") 
     whole = onnx.load(bundle.stage_files[0])
     parts = [*bundle.stage_files[1:], bundle.head_files[-1]]
     for number, file in enumerate(parts, 1):
-        whole = _behind(whole, compose.add_prefix(onnx.load(file), f"part{number}_"))
+        whole = _append(whole, compose.add_prefix(onnx.load(file), f"part{number}_"))
     logits = whole.graph.output[0].name  # log-probabilities are the second
     whole = onnx.utils.Extractor(whole).extract_model(
         [given.name for given in whole.graph.input], [logits]
     )
     graph = whole.graph
-    del graph.value_info[:]  # sizes of what flows between nodes, which any reader infers
+    del graph.value_info[:]  # sizes of the values between nodes, which any reader infers
     for described in (graph, *graph.node, *graph.input, *graph.output):
         del described.metadata_props[:]  # traces of the export, with paths
     stored = with_stored_weights(whole, weights)
@@ -33,7 +33,7 @@ def write_whole_graph(bundle: Bundle, path: Path, weights: Weights = "float32") 
     path.write_bytes(stored.SerializeToString())
 
 
-def _behind(first: onnx.ModelProto, second: onnx.ModelProto) -> onnx.ModelProto:
+def _append(first: onnx.ModelProto, second: onnx.ModelProto) -> onnx.ModelProto:
     pairs = zip(first.graph.output, second.graph.input, strict=True)
     return compose.merge_models(first, second, [(out.name, given.name) for out, given in pairs])
 

@@ -1,9 +1,8 @@
-"""Servers as processes: the peers' environments, and starts and stops that leave nothing behind."""
+"""Servers as processes: environments of the peers, start, and stop with all child processes."""
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,8 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.harness import REPO, free_port
+
 HERE = Path(__file__).resolve().parent
-REPO = HERE.parent.parent
 BUILD = REPO / "build" / "peers"
 START_S, STOP_S = 120.0, 10.0
 SHOWN = (
@@ -24,16 +24,16 @@ SHOWN = (
 
 
 class CannotRun(Exception):
-    """A server that cannot be installed or started; the sentence says why."""
+    """A server cannot be installed or started; the message gives the reason."""
 
 
 class Peer(NamedTuple):
-    """How a peer is started.
+    """Configuration of a peer.
 
     Attributes:
         command: A program of its environment, and arguments; PORT stands for the port.
-        path: Where it takes predictions.
-        environ: What it reads from the environment.
+        path: Its route for predictions.
+        environ: Its environment variables.
     """
 
     command: tuple[str, ...]
@@ -41,7 +41,7 @@ class Peer(NamedTuple):
     environ: Mapping[str, str] = {}
 
     def command_in(self, name: str) -> list[str]:
-        """The command with the path of its program, in the environment of that name."""
+        """The command with the full path of its program in the peer's environment."""
         program, *arguments = self.command
         return [str(BUILD / name / "bin" / program), *arguments]
 
@@ -75,52 +75,57 @@ PEERS = {
 
 
 def install(name: str) -> None:
-    """Make a peer's environment, where it is not yet as its pins say.
+    """Create the environment of a peer, unless it is installed already.
 
     Raises:
         CannotRun: If its packages cannot be installed.
     """
-    folder, pins = BUILD / name, HERE / f"{name}.txt"
-    installed = folder / "installed.txt"
-    if installed.exists() and installed.read_text() == pins.read_text():
+    if is_installed(name):
         return
+    folder, pins = BUILD / name, HERE / f"{name}.txt"
     pip = [str(folder / "bin/python"), "-m", "pip", "--disable-pip-version-check"]
     _succeed([sys.executable, "-m", "venv", "--clear", str(folder)])
     _succeed([*pip, "install", "-q", "-r", str(pins)])
-    installed.write_text(pins.read_text())
+    (folder / "installed.txt").write_text(pins.read_text())
+
+
+def is_installed(name: str) -> bool:
+    """Whether the environment of a peer is there, with the pinned packages."""
+    installed = BUILD / name / "installed.txt"
+    return installed.exists() and installed.read_text() == (HERE / f"{name}.txt").read_text()
 
 
 def versions(name: str) -> dict[str, str]:
-    """What answers for a peer, or for `ours`: the versions of Python and of some packages."""
+    """Versions of Python and of some packages in the environment of a peer, or of `ours`."""
     python = sys.executable if name == "ours" else str(BUILD / name / "bin/python")
     code = (
         "import json, platform; from importlib.metadata import distributions as d; "
         f"shown = {{d.name.lower(): d.version for d in d() if d.name.lower() in {SHOWN!r}}}; "
         "print(json.dumps({'python': platform.python_version()} | shown))"
     )
-    answer = subprocess.run(
+    done = subprocess.run(
         [python, "-c", code], cwd=BUILD, capture_output=True, text=True, check=True
     )
-    told: dict[str, str] = json.loads(answer.stdout)
-    return told
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
 
 
 @contextmanager
 def serving(
     command: Sequence[str], environ: Mapping[str, str], name: str, is_ready: Callable[[str], bool]
 ) -> Iterator[str]:
-    """A server's address while it runs; at the end all processes that came of it are gone.
+    """Start a server and yield its address; at the end stop it with all its child processes.
 
     Args:
-        command: In it PORT stands for the port, as in the values of the environment.
-        environ: Beside what is there.
-        name: Of its log.
+        command: PORT stands for the port, here and in the values of `environ`.
+        environ: Additional environment variables.
+        name: Name of its log file.
         is_ready: Whether the server at an address answers.
 
     Raises:
-        CannotRun: If it ends at its start or does not get ready.
+        CannotRun: If it ends at its start or does not become ready.
     """
-    port = _free_port()
+    port = free_port()
     command = [part.replace("PORT", str(port)) for part in command]
     environ = {name: value.replace("PORT", str(port)) for name, value in environ.items()}
     started = _start(command, environ, BUILD / f"{name}.log")
@@ -134,7 +139,7 @@ def serving(
 
 class _Started(NamedTuple):
     process: subprocess.Popen[bytes]
-    mark: str  # in the environment of the process and of all that come of it
+    mark: str  # in the environment of the process and of all its children
     log: Path
 
 
@@ -167,13 +172,13 @@ def _await_ready(started: _Started, is_ready: Callable[[], bool]) -> None:
 
 
 def _end(started: _Started) -> None:
-    """Ask the server to end, then end whatever is left: some of the peers leave orphans."""
+    """Ask the server to end, then kill its remaining processes: some peers leave orphans."""
     try:
         started.process.terminate()
         deadline_s = time.monotonic() + STOP_S
         while _members(started) and time.monotonic() < deadline_s:
             time.sleep(0.1)
-    finally:  # also where the benchmark itself is ended in the meantime
+    finally:  # also if the benchmark itself is ended meanwhile
         while left := _members(started):
             for pid in left:
                 with suppress(ProcessLookupError):
@@ -182,7 +187,7 @@ def _end(started: _Started) -> None:
 
 
 def _members(started: _Started) -> list[int]:
-    """The processes of a server that run; without /proc only the one that was started."""
+    """The running processes of a server; without /proc only the one that was started."""
     own = [started.process.pid] if started.process.poll() is None else []
     marked = f"BENCH_MARK={started.mark}".encode()
     return sorted({*own, *(pid for pid, environ in _environments() if marked in environ)})
@@ -190,24 +195,17 @@ def _members(started: _Started) -> list[int]:
 
 def _environments() -> Iterator[tuple[int, list[bytes]]]:
     for path in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # it has ended, or is another user's
+        with suppress(OSError):  # it has ended, or belongs to another user
             yield int(path.parent.name), path.read_bytes().split(b"\0")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _succeed(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        raise CannotRun(f"it cannot be installed: {(said or [done.stderr.strip()])[-1]}")
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        raise CannotRun(f"it cannot be installed: {(errors or [done.stderr.strip()])[-1]}")
 
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "its log is empty"

@@ -15,12 +15,12 @@ WORKERS = 2
     traffic={"timeout": 60},
 )
 class Classify:
-    """Bytes to class."""
+    """Classifies bytes."""
 
     def __init__(self) -> None:
         self._classify = classifier()
 
     @bentoml.api
     def predict(self, body: Annotated[bytes, ContentType("*/*")], /) -> dict[str, Any]:
-        """One request."""
+        """Classify one request."""
         return {"class_id": self._classify(body)}

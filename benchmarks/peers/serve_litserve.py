@@ -11,22 +11,23 @@ WORKERS = 2
 
 
 class Classify(litserve.LitAPI):
-    """Bytes to class."""
+    """Classifies bytes."""
 
     def setup(self, device: str) -> None:
-        """Called on each worker."""
+        """Set up a worker."""
         self._classify = classifier()
 
     def decode_request(self, request: Annotated[bytes, Body(media_type="*/*")]) -> bytes:
-        """The body as it came."""
+        """Return the body unchanged."""
         return request
 
     def predict(self, body: bytes) -> int:
-        """One request: without batching LitServe hands them over one by one."""
-        return self._classify(body)
+        """Classify one request: without batching LitServe passes them one by one."""
+        class_id: int = self._classify(body)
+        return class_id
 
     def encode_response(self, class_id: int) -> dict[str, Any]:
-        """To JSON."""
+        """Make the JSON of a response."""
         return {"class_id": class_id}
 
 

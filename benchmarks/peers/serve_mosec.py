@@ -9,18 +9,18 @@ WORKERS = 2
 
 
 class Classify(Worker):
-    """Bytes to class, all in one stage: what is handed on between stages costs a copy."""
+    """Classifies bytes in one stage: passing data between stages costs a copy."""
 
     def __init__(self) -> None:
         super().__init__()
         self._classify = classifier()
 
     def deserialize(self, data: bytes) -> bytes:
-        """The body as it came."""
+        """Return the body unchanged."""
         return data
 
     def forward(self, data: bytes) -> dict[str, Any]:
-        """One request: without batching mosec hands them over one by one."""
+        """Classify one request: without batching mosec passes them one by one."""
         return {"class_id": self._classify(data)}
 
 

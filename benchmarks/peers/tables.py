@@ -1,4 +1,4 @@
-"""What was measured, as markdown."""
+"""Tables of the measurements, in Markdown."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ LATENCY = "p50, p99 ms"
 
 
 def tables(report: dict[str, Any]) -> Iterator[str]:
-    """Lines: two tables a task, and who was left out why."""
+    """Yield lines: two tables per task, then the peers that were left out."""
     for task, measured in report["tasks"].items():
         yield from _closed(task, measured)
         yield from _open(measured)
@@ -38,7 +38,7 @@ def _closed(task: str, measured: dict[str, Any]) -> Iterator[str]:
 
 def _open(measured: dict[str, Any]) -> Iterator[str]:
     rows = {
-        name: {load: told for load, told in loads.items() if load.endswith("peak")}
+        name: {load: figures for load, figures in loads.items() if load.endswith("peak")}
         for name, loads in measured["summary"].items()
     }
     rows = {name: loads for name, loads in rows.items() if loads}
@@ -48,7 +48,7 @@ def _open(measured: dict[str, Any]) -> Iterator[str]:
     yield f"| {LATENCY} at | {' | '.join(shares)} |".replace("its", measured["best_peer"] + "'s")
     yield "|---" * (len(shares) + 1) + "|"
     for name, loads in rows.items():
-        yield f"| {name} | {' | '.join(_latency(told) for told in loads.values())} |"
+        yield f"| {name} | {' | '.join(_latency(figures) for figures in loads.values())} |"
     yield ""
 
 
@@ -61,13 +61,15 @@ def _notes(measured: dict[str, Any]) -> Iterator[str]:
             rates = " ".join(f"{rate:.2f}" for rate in more["exit_rates"])
             missed = more["test_accuracy"] < measured["least_accuracy"]
             yield (
-                f"{each['contender']}, {each['load']}: {more['budget_ms']:.3f} ms asked, "
+                f"{each['contender']}, {each['load']}: {more['budget_ms']:.3f} ms budget, "
                 f"{more['rolling_latency_ms']:.3f} measured, exit rates {rates}, test accuracy "
                 f"{100 * more['test_accuracy']:.2f} % (plain {plain:.2f} %)"
                 + (": MORE THAN HALF A POINT IS LOST" if missed else "")
             )
     for name, loads in measured["summary"].items():
-        errors, wrong = (sum(told[what] for told in loads.values()) for what in ("errors", "wrong"))
+        errors, wrong = (
+            sum(figures[what] for figures in loads.values()) for what in ("errors", "wrong")
+        )
         if errors or wrong:
             yield f"{name}: {errors} requests without an answer, {wrong} wrong answers"
     for name, reason in measured["left_out"].items():
@@ -75,5 +77,5 @@ def _notes(measured: dict[str, Any]) -> Iterator[str]:
     yield ""
 
 
-def _latency(told: dict[str, float]) -> str:
-    return f"{told['p50_ms']:.1f}, {told['p99_ms']:.1f}"
+def _latency(figures: dict[str, float]) -> str:
+    return f"{figures['p50_ms']:.1f}, {figures['p99_ms']:.1f}"

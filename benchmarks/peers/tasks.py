@@ -1,17 +1,17 @@
-"""What is served and sent, and which answers are right."""
+"""The tasks: networks to serve, inputs to send, and the check of every answer."""
 
-import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.harness import IMAGE_BUNDLE, IMAGES, TEXT_BUNDLE, TEXTS, image_calls, text_calls
 from benchmarks.peers.classifier import ImageClassifier, TextClassifier
 from benchmarks.peers.graphs import write_whole_graph
-from benchmarks.peers.running import BUILD, HERE, REPO
+from benchmarks.peers.running import BUILD, HERE
 from models.bundle import TOKENIZER, load_bundle
 from profiling.calibration import load_recorded
 from profiling.loadtest.load import Call, LoadResult
@@ -20,7 +20,8 @@ from scheduler.policy import exits_taken, replay
 
 Judge = Callable[[LoadResult], int]
 
-# Of benchmarks/peers/plain-resnet56.onnx on the 10,000 test images of CIFAR-10 (JPEG re-encoded).
+# Accuracy of benchmarks/peers/plain-resnet56.onnx on the 10,000 test images of CIFAR-10 (JPEG
+# re-encoded).
 PLAIN_IMAGE_ACCURACY = 0.9001
 
 
@@ -29,15 +30,15 @@ class Task(NamedTuple):
 
     Attributes:
         name: `image` or `text`.
-        bundle: What this repository's server serves.
-        graph: What the peers serve.
-        environ: What tells the peers so.
-        calls: What is sent to this repository's server, N of them.
-        bodies: What is sent to the peers, (N,).
-        content_type: As what.
-        plain_classes: What the peers are to answer, (N,).
-        plain_accuracy: On the whole test set.
-        rows: Of the inputs in the bundle's test set, (N,).
+        bundle: The bundle that this repository's server serves.
+        graph: The graph that the peers serve.
+        environ: Environment variables that name the graph for the peers.
+        calls: Calls to this repository's server, N of them.
+        bodies: Bodies of the calls to the peers, (N,).
+        content_type: Content type of these bodies.
+        plain_classes: Right answers of the peers, (N,).
+        plain_accuracy: Accuracy of the graph on the whole test set.
+        rows: Rows of the inputs in the bundle's test set, (N,).
     """
 
     name: str
@@ -52,23 +53,24 @@ class Task(NamedTuple):
     rows: NDArray[np.int64]
 
     def peer_calls(self, path: str) -> list[Call]:
-        """What is sent to a peer."""
+        """The calls to a peer."""
         return [Call(path, body, self.content_type) for body in self.bodies]
 
 
-def image_task() -> Task:
-    """A ResNet-56 with exits, and the plain one."""
-    with np.load(REPO / "tests/data/cifar10_test_300.npz") as arrays:
-        blob, offsets, rows = arrays["blob"].tobytes(), arrays["off"].tolist(), arrays["row"]
-    bodies = [blob[start:end] for start, end in itertools.pairwise(offsets)]
+def image_task(count: int | None = None) -> Task:
+    """A ResNet-56 with exits, and the plain one; with all inputs or the first of them."""
+    with np.load(IMAGES) as arrays:
+        rows = arrays["row"][:count]
+    calls = image_calls()[:count]
+    bodies = [call.body for call in calls]
     graph = HERE / "plain-resnet56.onnx"
     classify = ImageClassifier(str(graph))
     return Task(
         "image",
-        REPO / "models/zoo/cifar10-resnet56",
+        IMAGE_BUNDLE,
         graph,
         {"BENCH_GRAPH": str(graph)},
-        [Call("/predict", body, "image/jpeg") for body in bodies],
+        calls,
         bodies,
         "image/jpeg",
         np.array([classify(body) for body in bodies]),
@@ -77,11 +79,11 @@ def image_task() -> Task:
     )
 
 
-def text_task() -> Task:
-    """A MiniLM with exits, and the same as one graph to its last exit."""
-    lines = (REPO / "tests/data/ag_news_test_300.tsv").read_text("utf-8").strip().split("\n")
-    rows, _, texts = zip(*(line.split("\t") for line in lines[1:]), strict=True)
-    bundle = load_bundle(REPO / "models/zoo/ag-news-minilm")
+def text_task(count: int | None = None) -> Task:
+    """A MiniLM with exits, and the same network as one graph; with all inputs or the first."""
+    lines = TEXTS.read_text("utf-8").strip().split("\n")
+    rows, _, texts = zip(*(line.split("\t") for line in lines[1:][:count]), strict=True)
+    bundle = load_bundle(TEXT_BUNDLE)
     graph, tokenizer = BUILD / "minilm.onnx", str(bundle.folder / TOKENIZER)
     write_whole_graph(bundle, graph)
     bodies = [text.encode() for text in texts]
@@ -91,10 +93,7 @@ def text_task() -> Task:
         bundle.folder,
         graph,
         {"BENCH_GRAPH": str(graph), "BENCH_TOKENIZER": tokenizer},
-        [
-            Call("/predict", json.dumps({"text": text}).encode(), "application/json")
-            for text in texts
-        ],
+        text_calls()[:count],
         bodies,
         "text/plain",
         np.array([classify(body) for body in bodies]),
@@ -107,21 +106,21 @@ TASKS = {"image": image_task, "text": text_task}
 
 
 def judge_of_peer(task: Task) -> Judge:
-    """Counts the answers of a peer that are not those of its graph."""
+    """Make a function that counts the answers of a peer that are not those of its graph."""
 
     def wrong(result: LoadResult) -> int:
-        said = [answer["class_id"] for answer in _answers(result)]
-        return int((np.array(said) != task.plain_classes[result.call[result.ok]]).sum())
+        classes = [answer["class_id"] for answer in _answers(result)]
+        return int((np.array(classes) != task.plain_classes[result.call[result.ok]]).sum())
 
     return wrong
 
 
 def judge_of_ours(task: Task, *, to_the_end: bool) -> Judge:
-    """Counts the answers that are not those of the exit which they name, as the bundle has it.
+    """Make a function that counts our answers that differ from the recorded ones of their exit.
 
     Args:
         task: The task.
-        to_the_end: Whether the last exit is the only right one.
+        to_the_end: Whether an answer from an earlier exit is wrong.
     """
     recorded = load_recorded(task.bundle / "calibration.npz").test.log_probs[:, task.rows]
     # Half precision may tie where single precision does not: then each of the tied is right.
@@ -140,10 +139,12 @@ def judge_of_ours(task: Task, *, to_the_end: bool) -> Judge:
 
 
 def exit_rates(result: LoadResult) -> list[float]:
-    """Of the answers of this repository's server, (K,)."""
+    """Share of each exit in the answers of this repository's server, (K,)."""
     answers = _answers(result)
     exits = [answer["exit"] for answer in answers]
-    return (np.bincount(exits, minlength=answers[0]["num_exits"]) / len(exits)).tolist()
+    counts = np.bincount(exits, minlength=answers[0]["num_exits"])
+    rates: list[float] = (counts / len(exits)).tolist()
+    return rates
 
 
 class Replay:
@@ -160,11 +161,11 @@ class Replay:
         return float(self._correct[np.arange(len(exits)), exits].mean())
 
     def exit_rates(self, parameter: float) -> NDArray[np.float64]:
-        """Of the inputs that are sent, (K,)."""
+        """Share of each exit for the inputs that are sent, (K,)."""
         exits = exits_taken(self._policy, self._replayed, parameter)[self._rows]
         return np.bincount(exits, minlength=self._policy.num_exits) / len(exits)
 
 
-def _answers(result: LoadResult) -> Sequence[dict]:
+def _answers(result: LoadResult) -> list[dict[str, Any]]:
     assert result.bodies is not None, "the benchmark keeps every answer"
     return [json.loads(body) for body, ok in zip(result.bodies, result.ok, strict=True) if ok]

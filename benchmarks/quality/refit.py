@@ -1,25 +1,25 @@
-"""What refitting to live rows gains where inputs have drifted, for benchmarks/quality/run.py."""
+"""Gain of refitting to live rows after inputs have drifted, for benchmarks.quality.run."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.quality.subjects import SPOILT, Row, Subject, halves
+from benchmarks.quality.subjects import CORRUPTED, Row, Subject, halves
 from profiling.calibration import Predictions
 from scheduler.fitted import Scheduler
 from scheduler.fitting.fit import fit_scheduler
 from scheduler.policy import exits_taken, replay
 from server.pipeline.live import UNLABELLED, LiveRows, labelled
 
-SHARES = (0.25, 0.5, 0.75)  # of the way from the first exit's cost to the last one's
+SHARES = (0.25, 0.5, 0.75)  # position between the first exit's cost and the last one's
 
 
 def refit_rows(subject: Subject, splits: int) -> Iterator[Row]:
-    """Accuracy on corrupted rows of the shipped scheduler and of two fitted to other such rows."""
+    """Accuracy on corrupted rows: the shipped scheduler, and two fitted to other such rows."""
     shares_right: dict[str, list[list[float]]] = {"shipped": [], "drawn": [], "true": []}
     claimed, right = [], []
     for seed in range(splits):
-        seen, unseen = halves(subject.spoilt, seed)
+        seen, unseen = halves(subject.corrupted, seed)
         none = LiveRows(seen.log_probs, np.full(len(seen.labels), UNLABELLED))
         drawn = labelled(none, subject.calibration, seed).predictions
         for name, rows in {"shipped": None, "drawn": drawn, "true": seen}.items():
@@ -32,7 +32,7 @@ def refit_rows(subject: Subject, splits: int) -> Iterator[Row]:
         gains = {name: (arrays[name] - arrays["shipped"])[:, index] for name in ("drawn", "true")}
         yield {
             "subject": subject.name,
-            "form": SPOILT[subject.name],
+            "variant": CORRUPTED[subject.name],
             "splits": splits,
             "mean_cost_ms": subject.cost_ms(share),
             "accuracy": {name: float(each[:, index].mean()) for name, each in arrays.items()},
@@ -44,13 +44,13 @@ def refit_rows(subject: Subject, splits: int) -> Iterator[Row]:
 
 
 def fitted(subject: Subject, rows: Predictions, seed: int) -> Scheduler:
-    """The shipped policy's kind fitted to other rows, at the bundle's costs."""
+    """Fit the shipped kind of policy to other rows, at the bundle's costs."""
     policy, frontier = subject.scheduler
     return fit_scheduler(policy.kind, rows.log_probs, rows.labels, frontier.costs_ms, seed=seed)
 
 
 def accuracy_at_costs(subject: Subject, scheduler: Scheduler, rows: Predictions) -> list[float]:
-    """At mean costs that the rows really take, between points by changing between them."""
+    """Accuracy at mean costs of these rows, interpolated between points of the frontier."""
     policy, frontier = scheduler
     replayed, correct = replay(policy, rows.log_probs), rows.correct
     points = []

@@ -1,14 +1,12 @@
-"""What is told of a model's quality while it serves: drift, agreement floor, feedback, refitting.
+"""Quality while serving: drift, agreement floor, feedback and refitting.
 
-.venv/bin/python -m benchmarks.quality.run [--quick]
+    .venv/bin/python -m benchmarks.quality.run
 
-Rows are the recorded predictions of docs/control (2,000 real test inputs in every form, made by
-benchmarks/record_drift.py), schedulers and costs those of the shipped bundles. One JSON document
-last.
+Rows are the recorded predictions in benchmarks/control/data (2,000 real test inputs in every
+variant, made by benchmarks.record_drift), schedulers and costs those of the shipped bundles. JSON
+on the last line.
 """
 
-import json
-import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -17,79 +15,100 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.harness import BUNDLES, make_parser, print_report
 from benchmarks.quality.refit import refit_rows
-from benchmarks.quality.subjects import BUNDLES, SPOILT, Row, Subject, halves
+from benchmarks.quality.subjects import CORRUPTED, Row, Subject, halves
 from profiling.calibration import Predictions
-from profiling.latency import machine_name
 from scheduler.frontier import FrontierPoint
-from scheduler.monitoring.agreement import Agreed, AgreementCurve, AgreementFloor
+from scheduler.monitoring.agreement import AgreementCount, AgreementCurve, AgreementFloor
 from scheduler.monitoring.drift import ScoreDrift
 from scheduler.policy import exits_taken, replay
 from server.quality.feedback import REMEMBERED, PredictionLog
 
 BATCH = 8  # scores noted at a time
-WANDERS = 10  # walks of the parameter
 FLOOR_SHARES = (0.25, 0.5)  # from the first exit's cost to the last one's
-AUDITED, AUDITED_AT_ONCE = 5000, 5
+AUDITED_AT_ONCE = 5
 MISSES = (0.02, 0.01, 0.0, -0.01)  # of the floor above the true agreement
 
 
+class Sizes(NamedTuple):
+    """Amount of work.
+
+    Attributes:
+        streams: Streams of audited samples.
+        splits: Random halves to refit to.
+        walks: Random walks of the parameter.
+        audited: Audited samples per stream.
+        remembered: Predictions that feedback may refer to.
+        variants: Number of variants of the inputs; None: all.
+    """
+
+    streams: int = 20
+    splits: int = 10
+    walks: int = 10
+    audited: int = 5000
+    remembered: int = REMEMBERED
+    variants: int | None = None
+
+
 class Noted(NamedTuple):
-    """Of each exit but the last the index and how many scores; of all microseconds a score."""
+    """PSI and number of scores of each exit but the last; microseconds per score."""
 
     psi: list[float | None]
     scores: list[int]
-    us_a_score: float
+    us_per_score: float
 
 
-def main(quick: bool) -> None:
-    """Print a table of each, and the JSON."""
+def main() -> None:
+    """Print a table per part, and the JSON."""
+    args = make_parser(__doc__).parse_args()
+    sizes = Sizes(1, 1, 2, 100, 1000, variants=2) if args.smoke else Sizes()
+    names = ["image"] if args.smoke else list(BUNDLES)
     started = time.perf_counter()
-    subjects = [Subject.read(name) for name in BUNDLES]
-    streams, splits = (3, 2) if quick else (20, 10)
+    subjects = [Subject.read(name) for name in names]
     results = {
-        "drift": [row for subject in subjects for row in drift_rows(subject)],
-        "floor": [row for subject in subjects for row in floor_rows(subject, streams)],
+        "drift": [row for subject in subjects for row in drift_rows(subject, sizes)],
+        "floor": [row for subject in subjects for row in floor_rows(subject, sizes)],
         "held": [held_row(subject, share) for subject in subjects for share in FLOOR_SHARES],
-        "feedback": [answers_row()],
-        "refit": [row for subject in subjects for row in refit_rows(subject, splits)],
+        "feedback": [feedback_row(sizes.remembered)],
+        "refit": [row for subject in subjects for row in refit_rows(subject, sizes.splits)],
     }
     for name, rows in results.items():
         print(f"\n{name}")
         for row in rows:
             print("  " + "  ".join(f"{key} {_text(value)}" for key, value in row.items()))
     seconds = time.perf_counter() - started
-    print(json.dumps({"machine": machine_name(), "seconds": seconds, **results}))
+    print_report({"seconds": seconds, **results}, smoke=args.smoke)
 
 
-def drift_rows(subject: Subject) -> Iterator[Row]:
-    """PSI of every form at a middle budget, of clean rows under a wandering one; time a score."""
+def drift_rows(subject: Subject, sizes: Sizes) -> Iterator[Row]:
+    """PSI of every variant at a middle budget, and of clean rows under a wandering one."""
     middle = subject.scheduler.frontier.at_cost(subject.cost_ms(0.5)).parameter
     rows = len(subject.drift.labels)
-    for form in subject.drift.forms:
-        seen = noted(subject, form, lambda _: middle)
-        yield {"subject": subject.name, "form": form, **seen._asdict()}
-    walks = [wandering(subject, seed, -(-rows // BATCH)) for seed in range(WANDERS)]
+    for variant in subject.drift.variants[: sizes.variants]:
+        seen = noted(subject, variant, lambda _: middle)
+        yield {"subject": subject.name, "variant": variant, **seen._asdict()}
+    walks = [wandering(subject, seed, -(-rows // BATCH)) for seed in range(sizes.walks)]
     wandered = [noted(subject, "clean", walk) for walk in walks]
     psis = np.array([each.psi for each in wandered], np.float64)
     yield {
         "subject": subject.name,
-        "form": f"clean, parameter wanders, {WANDERS} walks",
+        "variant": f"clean, parameter wanders, {sizes.walks} walks",
         "psi": np.median(psis, 0).tolist(),
         "psi_most": psis.max(0).tolist(),
-        "us_a_score": float(np.median([each.us_a_score for each in wandered])),
+        "us_per_score": float(np.median([each.us_per_score for each in wandered])),
     }
 
 
-def noted(subject: Subject, form: str, parameter_of: Callable[[int], float]) -> Noted:
-    """PSI of a form's rows noted batch by batch, and microseconds a score.
+def noted(subject: Subject, variant: str, parameter_of: Callable[[int], float]) -> Noted:
+    """PSI of a variant's rows noted batch by batch, and microseconds per score.
 
-    They are noted once more for the time, so that it is without the making of reference tables.
+    All rows are noted twice: the second time is measured, when the reference tables exist.
     """
     policy, frontier = subject.scheduler
     rng = np.random.default_rng(0)
     drift = ScoreDrift(policy, frontier, subject.calibration.log_probs, rng)
-    replayed = replay(policy, subject.drift.predictions(form).log_probs)
+    replayed = replay(policy, subject.drift.predictions(variant).log_probs)
     order = rng.permutation(len(subject.drift.labels))
     parts = []
     for batch, start in enumerate(range(0, len(order), BATCH)):
@@ -111,20 +130,23 @@ def noted(subject: Subject, form: str, parameter_of: Callable[[int], float]) -> 
 
 
 def wandering(subject: Subject, seed: int, batches: int) -> Callable[[int], float]:
-    """The parameter of each batch: a mean cost that walks over the middle four fifths."""
+    """The parameter of each batch, whose mean cost walks over the middle four fifths."""
     steps = np.random.default_rng(seed).normal(0.0, 0.05, batches).cumsum() + 0.4
-    share = 0.1 + np.abs((steps + 0.8) % 1.6 - 0.8)  # walls throw it back
+    share = 0.1 + np.abs((steps + 0.8) % 1.6 - 0.8)  # reflected at both ends
     points = [subject.scheduler.frontier.at_cost(subject.cost_ms(each)) for each in share]
     return lambda batch: points[batch].parameter
 
 
-def floor_rows(subject: Subject, streams: int) -> Iterator[Row]:
-    """After how many audited samples floors about the true agreement are held to."""
+def floor_rows(subject: Subject, sizes: Sizes) -> Iterator[Row]:
+    """Number of audited samples until floors around the true agreement are enforced."""
     clean = subject.drift.predictions("clean").log_probs
     wished, true = clean_agreement(subject, FLOOR_SHARES[0])
     floors = [true.share + miss for miss in MISSES]
     held, seconds = zip(
-        *(watch(subject, clean, wished.parameter, floors, seed) for seed in range(streams)),
+        *(
+            watch(subject, clean, wished.parameter, floors, sizes.audited, seed)
+            for seed in range(sizes.streams)
+        ),
         strict=True,
     )
     for index, miss in enumerate(MISSES):
@@ -135,15 +157,15 @@ def floor_rows(subject: Subject, streams: int) -> Iterator[Row]:
             "true_agreement": true.share,
             "floor_above_by": miss,
             "streams_that_held": len(first),
-            "streams": streams,
+            "streams": sizes.streams,
             "samples_until_held": _spread(first),
             "share_of_time_held": float(ours.mean()),
             "ms_a_judgement": float(np.mean(seconds)) * 1e3,
         }
 
 
-def clean_agreement(subject: Subject, share: float) -> tuple[FrontierPoint, Agreed]:
-    """The point of a budget, and the agreement of all clean rows there."""
+def clean_agreement(subject: Subject, share: float) -> tuple[FrontierPoint, AgreementCount]:
+    """The frontier's point for a budget, and the agreement of all clean rows there."""
     clean = subject.drift.predictions("clean").log_probs
     curve = AgreementCurve(*subject.scheduler, window=clean.shape[1])
     curve.add(clean)
@@ -152,13 +174,18 @@ def clean_agreement(subject: Subject, share: float) -> tuple[FrontierPoint, Agre
 
 
 def watch(
-    subject: Subject, log_probs: NDArray[np.floating], wished: float, floors: list[float], seed: int
+    subject: Subject,
+    log_probs: NDArray[np.floating],
+    wished: float,
+    floors: list[float],
+    audited: int,
+    seed: int,
 ) -> tuple[NDArray[np.bool_], float]:
-    """Whether each floor is held after every few rows, drawn with repeats; seconds a judgement.
+    """Whether each floor is enforced after every few rows, drawn with repeats; seconds each.
 
-    The time of a judgement is that of taking the rows in and of judging one floor.
+    The time is that of adding the rows and of judging one floor.
     """
-    rows = np.random.default_rng(seed).integers(0, log_probs.shape[1], AUDITED)
+    rows = np.random.default_rng(seed).integers(0, log_probs.shape[1], audited)
     curve, watched = AgreementCurve(*subject.scheduler), [AgreementFloor(each) for each in floors]
     held, seconds = [], 0.0
     for fresh in rows.reshape(-1, AUDITED_AT_ONCE):
@@ -173,14 +200,14 @@ def watch(
 
 
 def held_row(subject: Subject, share: float) -> Row:
-    """The point held on corrupted rows for a floor that clean rows keep, judged on other such rows.
+    """The point enforced on corrupted rows for a floor that clean rows keep, on other such rows.
 
-    What the budget alone asks for is the most expensive point that keeps it on the corrupted rows,
-    as the controller finds it.
+    The budget alone asks for the most expensive point that keeps it on the corrupted rows, as the
+    controller finds it.
     """
     _, true = clean_agreement(subject, share)
     floor = round(true.share - 0.01, 3)
-    audited, others = halves(subject.spoilt, seed=0)
+    audited, others = halves(subject.corrupted, seed=0)
     curve = AgreementCurve(*subject.scheduler)
     curve.add(audited.log_probs)
     kept = [
@@ -192,7 +219,7 @@ def held_row(subject: Subject, share: float) -> Row:
     held = AgreementFloor(floor).judge(curve, wished)
     return {
         "subject": subject.name,
-        "form": SPOILT[subject.name],
+        "variant": CORRUPTED[subject.name],
         "budget_ms": subject.cost_ms(share),
         "clean_agreement": true.share,
         "floor": floor,
@@ -203,7 +230,7 @@ def held_row(subject: Subject, share: float) -> Row:
 
 
 def at_point(subject: Subject, rows: Predictions, parameter: float) -> Row:
-    """What rows get at a parameter."""
+    """Agreement, cost and accuracy of rows at a parameter."""
     policy, frontier = subject.scheduler
     exits = exits_taken(policy, replay(policy, rows.log_probs), parameter)
     answers = rows.log_probs.argmax(-1)  # (K, N)
@@ -218,9 +245,9 @@ def at_point(subject: Subject, rows: Predictions, parameter: float) -> Row:
     }
 
 
-def answers_row() -> Row:
-    """Memory and time of the answers that feedback may come for, after thrice as many."""
-    numbers = np.random.default_rng(0).integers(0, 2**62, 3 * REMEMBERED)
+def feedback_row(remembered: int) -> Row:
+    """Memory and time of the prediction log, after three times as many as it keeps."""
+    numbers = np.random.default_rng(0).integers(0, 2**62, 3 * remembered)
     ids = [f"{number:032x}" for number in numbers]
 
     def remember() -> PredictionLog:
@@ -246,7 +273,7 @@ def answers_row() -> Row:
 
 
 def memory_mb(make: Callable[[], object]) -> tuple[float, float]:
-    """What an object keeps and what making it took at most."""
+    """Memory that an object keeps, and the peak while it was made."""
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     made = make()
@@ -263,7 +290,7 @@ def _some(scored: Any, rows: NDArray[np.intp]) -> Any:
 
 
 def _spread(samples: NDArray[np.integer]) -> Row | None:
-    """Least, median and most; None of none."""
+    """Least, median and most; None for no samples."""
     if not len(samples):
         return None
     return {
@@ -274,7 +301,7 @@ def _spread(samples: NDArray[np.integer]) -> Row | None:
 
 
 def _text(value: object) -> str:
-    """For the table."""
+    """Format a value for the table."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list):
@@ -285,4 +312,4 @@ def _text(value: object) -> str:
 
 
 if __name__ == "__main__":
-    main("--quick" in sys.argv)
+    main()

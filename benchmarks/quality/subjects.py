@@ -1,23 +1,21 @@
-"""The shipped bundles and what they say of drifting inputs, for benchmarks/quality/run.py."""
+"""The shipped bundles and their predictions for drifting inputs, for benchmarks.quality.run."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks.control.drift_sets import DriftSet, load_drift_set
+from benchmarks.harness import BUNDLES, REPO
 from profiling.calibration import Predictions, load_recorded
 from scheduler.fitted import Scheduler, load_scheduler
 
 Row = dict[str, Any]  # of a table
 
-REPO = Path(__file__).resolve().parents[2]
-BUNDLES = {"image": "cifar10-resnet56", "text": "ag-news-minilm"}
-SPOILT = {"image": "noise-3", "text": "misspelt-30"}  # to hold a floor on, and to refit to
+CORRUPTED = {"image": "noise-3", "text": "misspelt-30"}  # to hold a floor on, and to refit to
 
 
 class Subject(NamedTuple):
-    """A shipped bundle and what it says of drifting inputs."""
+    """A shipped bundle and its predictions for drifting inputs."""
 
     name: str
     scheduler: Scheduler
@@ -26,8 +24,8 @@ class Subject(NamedTuple):
 
     @classmethod
     def read(cls, name: str) -> "Subject":
-        """By modality."""
-        bundle = REPO / "models/zoo" / BUNDLES[name]
+        """Read the bundle of a modality."""
+        bundle = BUNDLES[name]
         return cls(
             name,
             load_scheduler(bundle),
@@ -36,18 +34,18 @@ class Subject(NamedTuple):
         )
 
     @property
-    def spoilt(self) -> Predictions:
-        """The form that floor and refitting are tried on."""
-        return self.drift.predictions(SPOILT[self.name])
+    def corrupted(self) -> Predictions:
+        """Predictions for the variant that floor and refitting are tried on."""
+        return self.drift.predictions(CORRUPTED[self.name])
 
     def cost_ms(self, share: float) -> float:
-        """So far from the first exit's cost to the last one's."""
+        """The cost at a position between the first exit's and the last one's."""
         costs_ms = self.scheduler.frontier.costs_ms
         return float(costs_ms[0] + share * (costs_ms[-1] - costs_ms[0]))
 
 
 def halves(rows: Predictions, seed: int) -> tuple[Predictions, Predictions]:
-    """Two halves of the rows, drawn."""
+    """Split the rows into two random halves."""
     order = np.random.default_rng(seed).permutation(len(rows.labels))
     first, second = np.split(order, [len(order) // 2])
     return (

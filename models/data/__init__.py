@@ -1,1 +1,1 @@
-"""Datasets: folders, tables, archives, the hub."""
+"""Load datasets from folders, tables, archives and the Hugging Face Hub."""

@@ -1,4 +1,4 @@
-"""A labelled dataset and how it is read and split."""
+"""Labelled datasets, and the settings that say how to load and split them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,21 +12,21 @@ from models.bundle import Task
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which dataset, and how it is read and split.
+    """Settings that select a dataset and say how to load and split it.
 
     Attributes:
-        dataset: A path or, where nothing lies there, one of `NAMES`. A path leads to an `.npz` of
+        dataset: A path or, if nothing exists there, one of `load.NAMES`. The path is an `.npz` of
             encoded images; a folder `train/CLASS/*` and `test/CLASS/*` (or `val`, `validation`),
             or `CLASS/*` alone; a `.csv`, `.tsv` or `.jsonl` of texts, or a folder with two such
-            tables, `train` and `test` (or `validation`). Without a test set, a tenth of every class
-            becomes it.
-        text_column: Header of the texts or, in a table without headers, the column's number from 0.
-        label_column: Likewise of the labels.
-        calibration_size: Training rows held out; None: 5000, or a fifth of the training rows where
-            that is less.
-        image_size: Side of the square that images are scaled to cover and cut to; None: they stay
-            as they are, and all must be of one size.
-        seed: Of every split.
+            tables, `train` and `test` (or `validation`). If there is no test set, a tenth of every
+            class is held out as one.
+        text_column: Header of the texts' column or, in a table without headers, its number from 0.
+        label_column: Header or number of the labels' column.
+        calibration_size: Number of training rows to hold out. None: 5000, or a fifth of the
+            training rows if that is less.
+        image_size: Images are scaled to cover a square of this side and cropped to it. None: images
+            stay as they are and must all have the same size.
+        seed: Seed of every split.
     """
 
     dataset: str
@@ -37,32 +37,32 @@ class DataConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("calibration_size", 1), ("image_size", 1), ("seed", 0)):
+        for name, minimum in (("calibration_size", 1), ("image_size", 1), ("seed", 0)):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}; it must be {least} or more")
+            if value is not None and value < minimum:
+                raise ValueError(f"{name} is {value}; it must be {minimum} or more")
 
 
 class Images(Protocol):
-    """N images of one size, in memory or decoded whenever they are asked for."""
+    """N images of one size, either in memory or decoded at each access."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, H, W, 3)."""
+        """Shape of all images, (N, H, W, 3)."""
 
     def __len__(self) -> int:
-        """N."""
+        """Return the number of images, N."""
 
     def __getitem__(self, rows: NDArray[np.int64] | slice, /) -> NDArray[np.uint8]:
-        """Some of them, (n, H, W, 3).
+        """Return some of the images, (n, H, W, 3).
 
         Raises:
-            ValueError: If one is damaged; it is named.
+            ValueError: If an image is damaged; the message names it.
         """
 
 
 class Split(NamedTuple):
-    """N images or texts, and their labels (N,) or, in segmentation, masks (N, H, W)."""
+    """N images or texts, and their labels (N,) or, for segmentation, masks (N, H, W)."""
 
     inputs: Images | Sequence[str]
     labels: NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""An `.npz` of encoded images."""
+"""Read datasets of encoded images from `.npz` files."""
 
 import itertools
 from pathlib import Path
@@ -25,13 +25,14 @@ CIFAR10_CLASSES = (
 
 
 def read_image_archive(path: Path) -> Samples:
-    """Read `blob` uint8, `off` (N+1,), `y` (N,), `test` (N,) bool and, if it is there, `classes`.
+    """Read an archive of N images, their labels and their split.
 
-    Image i is `blob[off[i]:off[i + 1]]`. Without `classes` they are CIFAR-10's.
+    The file holds `blob` uint8, `off` (N+1,), `y` (N,), `test` (N,) bool and optionally `classes`.
+    Image i is `blob[off[i]:off[i + 1]]`. The default classes are those of CIFAR-10.
 
     Raises:
-        ValueError: If it is no `.npz`, lacks an array, the arrays do not fit together, or a label
-            has no class.
+        ValueError: If the file is not an `.npz`, lacks an array, holds arrays that do not fit
+            together, or has a label without a class.
     """
     arrays = _load_arrays(path)
     if missing := {"blob", "off", "y", "test"} - arrays.keys():
@@ -45,8 +46,7 @@ def read_image_archive(path: Path) -> Samples:
         )
     if is_test.all() or not is_test.any():
         raise ValueError(
-            f"{path} marks {is_test.sum()} of {len(is_test)} images as test; it needs both "
-            f"training and test images"
+            f"{path} marks {is_test.sum()} of {len(is_test)} images as test; mark some, but not all"
         )
     classes = tuple(map(str, arrays["classes"])) if "classes" in arrays else CIFAR10_CLASSES
     if labels.min() < 0 or labels.max() >= len(classes):
@@ -60,7 +60,7 @@ def read_image_archive(path: Path) -> Samples:
 
 def _load_arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        # numpy leaves a file of its own open when the archive is damaged.
+        # Opened here, because numpy does not close its own file if the archive is damaged.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
     except Exception as error:  # numpy and zipfile raise a dozen types on a damaged archive

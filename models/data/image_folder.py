@@ -1,4 +1,4 @@
-"""A folder of images by class."""
+"""Read datasets of images from one folder per class."""
 
 import os
 from pathlib import Path
@@ -15,12 +15,12 @@ TEST_FOLDERS = ("test", "val", "validation")  # the first that exists is the tes
 def read_image_folder(folder: Path) -> Samples:
     """List the images of `train/CLASS/*` and `test/CLASS/*`, or of `CLASS/*` alone.
 
-    The test folder may be called `val` or `validation` where there is no `test`. Class folders may
-    hold folders; names that begin with a dot are passed over.
+    If there is no `test` folder, `val` or `validation` takes its place. Class folders may have
+    subfolders. Names that begin with a dot are ignored.
 
     Raises:
-        ValueError: If there are fewer than two classes, a class folder holds no images, or
-            training and test folder have different classes.
+        ValueError: If there are fewer than two classes, a class folder holds no images, or the
+            training and test folders have different classes.
     """
     train = folder / "train"
     if not train.is_dir() or _has_images(train):  # a class may be called train
@@ -41,17 +41,17 @@ def _test_folder(folder: Path) -> Path:
             return folder / name
     raise ValueError(
         f"{folder} holds train but none of {', '.join(TEST_FOLDERS)}; add one, or give "
-        f"{folder / 'train'}, of which a tenth is then held out as the test set"
+        f"{folder / 'train'} to hold out a tenth of it as the test set"
     )
 
 
 def _list_classes(folder: Path) -> tuple[list[str], list[str]]:
-    """Paths and class names, both (N,), of all images in the class folders."""
+    """List the paths and class names, both (N,), of all images in the class folders."""
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(classes) < 2:
         raise ValueError(
-            f"{folder} holds {len(classes)} class folders; images need one per class, at least "
-            f"two, and texts the tables train and test (.csv, .tsv or .jsonl)"
+            f"{folder} holds {len(classes)} class folders; images need one folder per class and at "
+            f"least two classes, texts need the tables train and test (.csv, .tsv or .jsonl)"
         )
     paths: list[str] = []
     names: list[str] = []

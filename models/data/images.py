@@ -1,4 +1,4 @@
-"""Encoded images, and how training reads them: decoded once, or whenever they are needed."""
+"""Encoded images, and their decoded form for training: all at once, or at each access."""
 
 import hashlib
 import io
@@ -18,45 +18,45 @@ from models.preprocess import FORMATS, ImagePreprocessor, oriented_size
 T = TypeVar("T")
 R = TypeVar("R")
 
-TAIL_BYTES = 4096
+TAIL_BYTES = 4096  # of a file, compared before whole files are
 ITEMS_PER_TASK = 16
 
 
 class EncodedImages(NamedTuple):
-    """Images as PNG, JPEG, WEBP, GIF or BMP.
+    """Images encoded as PNG, JPEG, WEBP, GIF or BMP.
 
     Attributes:
-        items: Their bytes, or the paths of their files, N in all.
-        source: Where they come from, for sentences.
+        items: N images, as bytes or as paths of their files.
+        source: Where the images come from, for messages.
     """
 
     items: Sequence[bytes] | Sequence[str]
     source: str
 
     def read(self, row: int) -> bytes:
-        """The bytes of one image."""
+        """Read the bytes of one image."""
         item = self.items[row]
         return Path(item).read_bytes() if isinstance(item, str) else item
 
     def name(self, row: int) -> str:
-        """What sentences call one image."""
+        """Name one image in a message."""
         item = self.items[row]
         return item if isinstance(item, str) else f"image {row} of {self.source}"
 
     def keys(self) -> list[Hashable]:
-        """One key an image, (N,), equal where two have the same bytes."""
+        """Compute one key per image, (N,); two keys are equal if the images have the same bytes."""
         paths = [item for item in self.items if isinstance(item, str)]
         return _file_keys(paths) if paths else list(self.items)
 
     def common_size(self, image_size: int | None) -> tuple[int, int]:
-        """Height and width to decode to, once every header has been read.
+        """Check the header of every image, and return the height and width to decode to.
 
         Args:
-            image_size: The side of a square; None: the size that all images have.
+            image_size: Side of a square; None: the size that all images have.
 
         Raises:
-            ValueError: If a file is no image or too large, or the images differ in size while
-                `image_size` is None.
+            ValueError: If a file is not an image or is too large, or the images differ in size
+                while `image_size` is None.
         """
         sizes = in_threads(self._header_size, range(len(self.items)))
         if image_size is not None:
@@ -65,40 +65,41 @@ class EncodedImages(NamedTuple):
         for row, size in enumerate(sizes):
             if size != first:
                 raise ValueError(
-                    f"{self.name(row)} is {size[0]}x{size[1]}, {self.name(0)} {first[0]}x"
-                    f"{first[1]}; give --image-size to bring all images to one size"
+                    f"{self.name(row)} is {size[0]}x{size[1]}, but {self.name(0)} is {first[0]}x"
+                    f"{first[1]}; give --image-size to resize all images"
                 )
         return first[1], first[0]
 
     def _header_size(self, row: int) -> tuple[int, int]:
-        """Width and height of the upright image."""
+        """Read the width and height of the upright image."""
         item = self.items[row]
         file = item if isinstance(item, str) else io.BytesIO(item)
         try:
             with Image.open(file, formats=FORMATS) as image:
                 width, height = oriented_size(image)
-        except Exception as error:  # readers of damaged files raise a dozen types
+        except Exception as error:  # Pillow raises a dozen types on damaged files
             raise ValueError(
-                f"{self.name(row)} is damaged or no image of a known format ({', '.join(FORMATS)})"
+                f"{self.name(row)} is damaged or not an image of a known format "
+                f"({', '.join(FORMATS)})"
             ) from error
         if width * height > ImagePreprocessor.max_pixels:
             raise ValueError(
                 f"{self.name(row)} is {width}x{height}, more than {ImagePreprocessor.max_pixels} "
-                f"pixels; scale it down first"
+                f"pixels; scale it down"
             )
         return width, height
 
 
 class LazyImages:
-    """Some of the encoded images, decoded whenever they are asked for.
+    """A selection of encoded images, decoded at each access.
 
-    They are scaled to cover height x width and cut to their middle, as the server does it.
+    Images are scaled to cover height x width and cropped to their centre, as the server does it.
 
     Args:
-        encoded: Images, of which these are some.
-        rows: Which, (N,).
-        height: Of the decoded images.
-        width: Of the decoded images.
+        encoded: The images to select from.
+        rows: Indices of the selected images, (N,).
+        height: Height of the decoded images.
+        width: Width of the decoded images.
     """
 
     def __init__(
@@ -113,10 +114,10 @@ class LazyImages:
         return len(self.rows)
 
     def __getitem__(self, index: NDArray[np.int64] | slice) -> NDArray[np.uint8]:
-        """The images of some positions, (n, H, W, 3).
+        """Decode the images at some positions, (n, H, W, 3).
 
         Raises:
-            ValueError: If one of them is damaged; it is named.
+            ValueError: If an image is damaged; the message names it.
         """
         rows = self.rows[index]
         decoded = np.empty((len(rows), *self.shape[1:]), np.uint8)
@@ -135,7 +136,7 @@ class LazyImages:
 
 
 def in_threads(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """`[work(item) for item in items]`, with disks and decoders at work side by side."""
+    """Compute `[work(item) for item in items]` in threads, so that reading and decoding overlap."""
     tasks = [items[i : i + ITEMS_PER_TASK] for i in range(0, len(items), ITEMS_PER_TASK)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = pool.map(lambda task: [work(item) for item in task], tasks)
@@ -143,18 +144,21 @@ def in_threads(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 
 def _file_keys(paths: Sequence[str]) -> list[Hashable]:
-    """Equal for files of the same bytes; few files are read whole, so that ImageNet is bearable."""
+    """Compute keys that are equal for files with the same bytes.
+
+    Size and last bytes come first, so that few files are read whole: ImageNet has a million.
+    """
     keys: list[tuple[Hashable, ...]] = [()] * len(paths)
-    for look in (os.path.getsize, _tail, _digest):
+    for compute in (os.path.getsize, _tail, _digest):
         counts = Counter(keys)
-        alike = [row for row, key in enumerate(keys) if counts[key] > 1]
-        for row, seen in zip(alike, in_threads(look, [paths[row] for row in alike]), strict=True):
-            keys[row] = (*keys[row], seen)
+        tied = [row for row, key in enumerate(keys) if counts[key] > 1]
+        for row, value in zip(tied, in_threads(compute, [paths[row] for row in tied]), strict=True):
+            keys[row] = (*keys[row], value)
     return list(keys)
 
 
 def _tail(path: str) -> bytes:
-    # Headers of one camera are alike; the last bytes of compressed images are not.
+    # Images of one camera share their headers, but not their last bytes.
     with open(path, "rb") as file:
         file.seek(max(os.path.getsize(path) - TAIL_BYTES, 0))
         return hashlib.blake2b(file.read(), digest_size=16).digest()

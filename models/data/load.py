@@ -1,4 +1,4 @@
-"""Labelled images and texts: training, calibration and test split."""
+"""Load a dataset from any supported source and split it for training, calibration and test."""
 
 import logging
 from pathlib import Path
@@ -20,11 +20,11 @@ IN_MEMORY_BYTES = 2**31  # of decoded images; Tiny ImageNet has 1.4e9
 
 
 def load_dataset(config: DataConfig) -> Dataset:
-    """Read, check and split a dataset.
+    """Load, check and split a dataset.
 
-    A training row whose input also stands in the test set, or in an earlier training row, is
-    dropped; images are compared by their encoded bytes, texts without the blanks around them.
-    Images that take more than 2 GiB stay encoded.
+    A training row is dropped if its input is also in the test set or in an earlier training row.
+    Images are compared by their encoded bytes, texts without surrounding whitespace. Images stay
+    encoded if they would take more than 2 GiB.
 
     Raises:
         ValueError: If the dataset is unknown, damaged, or too small for its calibration set.
@@ -50,19 +50,19 @@ def _read(path: Path, config: DataConfig) -> Samples:
         return read_texts(path, columns)
     if path.exists():
         raise ValueError(
-            f"dataset {path} is of no known format; give an .npz, {', '.join(TABLE_SUFFIXES)} "
+            f"dataset {path} has an unknown format; give an .npz, {', '.join(TABLE_SUFFIXES)} file "
             f"or a folder"
         )
     if config.dataset in HUB_DATASETS:
         return read_hub_dataset(config.dataset)
     if config.dataset == "imagenet":
         raise ValueError(
-            "imagenet cannot be fetched, since all must ask for it themselves; give the folder "
-            "that holds its train/CLASS/* and val/CLASS/*, and --image-size 224"
+            "dataset imagenet cannot be fetched, because every user must request access; give the "
+            "folder with its train/CLASS/* and val/CLASS/*, and --image-size 224"
         )
     raise ValueError(
         f"dataset {config.dataset} is neither a file or folder here nor one of the names "
-        f"{', '.join(NAMES)}"
+        f"{', '.join(NAMES)}; check the path or use one of the names"
     )
 
 
@@ -79,7 +79,7 @@ def _text_dataset(samples: Samples, texts: list[str], config: DataConfig) -> Dat
 
 
 def _image_dataset(samples: Samples, encoded: EncodedImages, config: DataConfig) -> Dataset:
-    log.info("comparing and checking %d images", len(samples.labels))
+    log.info("checking %d images for duplicates and damage", len(samples.labels))
     parts = split_rows(samples, config.calibration_size, config.seed)
     height, width = encoded.common_size(config.image_size)
     lazy = [LazyImages(encoded, part, height, width) for part in parts]
@@ -89,7 +89,7 @@ def _image_dataset(samples: Samples, encoded: EncodedImages, config: DataConfig)
         sum(map(len, parts)),
         width,
         height,
-        "now" if in_memory else "whenever they are used",
+        "into memory" if in_memory else "at each use",
     )
     train, calibration, test = (
         Split(images[:] if in_memory else images, samples.labels[part])

@@ -1,1 +1,1 @@
-"""Networks to ONNX graphs and stored weights."""
+"""Export networks to ONNX graphs and to weights for torch."""

@@ -1,4 +1,4 @@
-"""A trained network as ONNX graphs: one per stage and one per exit head."""
+"""Export a trained network as ONNX graphs: one per stage and one per exit head."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from models.export.weights import with_stored_weights
 from models.networks import multi_exit
 from models.networks.multi_exit import MultiExitModel
 from models.runtime.onnx_backend import OnnxBackend
-from models.runtime.served_head import ServedHead
+from models.runtime.torch_backend import ServedHead
 
 
 class Graphs(NamedTuple):
@@ -29,22 +29,22 @@ class Graphs(NamedTuple):
 def export_graphs(model: MultiExitModel, small: State, large: State) -> Graphs:
     """Trace every stage and head.
 
-    Every size in which the two inputs, or the states they lead to, differ becomes dynamic: rows,
-    and of texts their length.
+    A dimension becomes dynamic if the two inputs, or their states at that stage, differ in its
+    size. These are the rows and, for texts, the length.
 
     Args:
-        model: The network; put into evaluation mode.
-        small: An input of at least two rows; one would be taken for a constant.
-        large: Another of more rows, and of another length where lengths vary.
+        model: The network; it is put into evaluation mode.
+        small: An input of at least two rows; the exporter would treat a single row as a constant.
+        large: An input of more rows, and of another length if lengths vary.
     """
     model.eval()
-    one, other = as_tensors(small), as_tensors(large)
+    first, second = as_tensors(small), as_tensors(large)
     graphs = Graphs([], [])
     for stage, head in zip(model.stages, model.heads, strict=True):
-        graphs.stages.append(_export(stage, one, other))
+        graphs.stages.append(_export(stage, first, second))
         with torch.inference_mode():
-            one, other = _cloned(stage(one)), _cloned(stage(other))
-        graphs.heads.append(_export(ServedHead(head), one, other))
+            first, second = _clone(stage(first)), _clone(stage(second))
+        graphs.heads.append(_export(ServedHead(head), first, second))
     return graphs
 
 
@@ -52,9 +52,9 @@ def write_graphs(graphs: Graphs, folder: Path, weights: Weights = "float32") -> 
     """Write `stages/{k}.onnx` and `heads/{k}.onnx`, each a single file.
 
     Args:
-        graphs: Of all stages and heads.
-        folder: Where the two folders go.
-        weights: How the files store weights; arithmetic is single precision throughout.
+        graphs: Graphs of all stages and heads.
+        folder: Parent of the two folders.
+        weights: Storage type of the weights. All arithmetic stays in single precision.
 
     Returns:
         A backend over the written graphs.
@@ -76,9 +76,9 @@ def _write(graphs: Sequence[onnx.ModelProto], folder: Path, weights: Weights) ->
 
 
 def largest_disagreement(model: MultiExitModel, backend: OnnxBackend, inputs: State) -> float:
-    """Largest difference of any logit between the network and its graphs, stage by stage.
+    """Compute the largest difference of any logit between the network and its graphs.
 
-    Infinite where either has a logit that is no number.
+    The result is infinite if either returns a logit that is not finite.
     """
     model.eval()
     with torch.inference_mode():
@@ -91,35 +91,36 @@ def largest_disagreement(model: MultiExitModel, backend: OnnxBackend, inputs: St
 
 
 def as_tensors(state: State) -> multi_exit.State:
-    """Arrays as a network takes them."""
+    """Convert arrays to the input of a network."""
     tensors = tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in state)
     return tensors[0] if len(tensors) == 1 else tensors
 
 
-def _export(module: nn.Module, state: multi_exit.State, other: multi_exit.State) -> onnx.ModelProto:
-    several = isinstance(state, tuple)
-    parts, others = (state, other) if several else ((state,), (other,))
-    shapes = tuple(_dynamic_sizes(a, b) for a, b in zip(parts, others, strict=True))
+def _export(module: nn.Module, small: multi_exit.State, large: multi_exit.State) -> onnx.ModelProto:
+    is_tuple = isinstance(small, tuple)
+    smalls, larges = (small, large) if is_tuple else ((small,), (large,))
+    shapes = tuple(_dynamic_sizes(a, b) for a, b in zip(smalls, larges, strict=True))
     program = torch.onnx.export(
         module.eval(),
-        (_cloned(state),),
-        input_names=[f"state_in_{i}" for i in range(len(parts))],
-        dynamic_shapes=(shapes if several else shapes[0],),
+        (_clone(small),),
+        input_names=[f"state_in_{i}" for i in range(len(smalls))],
+        dynamic_shapes=(shapes if is_tuple else shapes[0],),
         dynamo=True,
         verbose=False,
-        optimize=False,  # it would fold norms into kernels, which then need single precision
+        # Optimising folds norms into kernels, which half precision would then not hold exactly.
+        optimize=False,
     )
     assert program is not None, "the exporter returns a program unless it is given a file"
     onnxscript.optimizer.fold_constants(program.model)
     onnxscript.optimizer.remove_unused_nodes(program.model)
     graph: onnx.ModelProto = program.model_proto
-    for described in (graph.graph, *graph.graph.node, *graph.graph.value_info):
-        del described.metadata_props[:]  # stack traces, with the paths of this machine
+    for element in (graph.graph, *graph.graph.node, *graph.graph.value_info):
+        del element.metadata_props[:]  # stack traces with local paths
     return graph
 
 
 def _dynamic_sizes(small: Tensor, large: Tensor) -> Mapping[int, object]:
-    """The dimensions in which two inputs differ; the first of a tensor are its rows."""
+    """Name the dimensions in which two inputs differ; the first dimension is the rows."""
     names = {0: torch.export.Dim("rows")}
     return {
         axis: names.get(axis, torch.export.Dim("length"))
@@ -128,8 +129,8 @@ def _dynamic_sizes(small: Tensor, large: Tensor) -> Mapping[int, object]:
     }
 
 
-def _cloned(state: multi_exit.State) -> multi_exit.State:
-    """A state that is no inference tensor."""
+def _clone(state: multi_exit.State) -> multi_exit.State:
+    """Copy a state, because the exporter does not take inference tensors."""
     if isinstance(state, Tensor):
         return state.detach().clone()
     return tuple(part.detach().clone() for part in state)

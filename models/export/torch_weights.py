@@ -1,4 +1,4 @@
-"""The network itself in a bundle, for the torch backend."""
+"""Store a network's weights in a bundle for the torch backend."""
 
 import copy
 from pathlib import Path
@@ -15,31 +15,31 @@ from models.training.run import RunConfig
 def store_network(
     model: MultiExitModel, config: RunConfig, folder: Path, pad_id: int | None
 ) -> dict[str, Any]:
-    """Write the weights, in half precision where that holds them exactly.
+    """Write the weights, in half precision if that holds them exactly.
 
     Args:
         model: The network.
-        config: Of its run.
+        config: The configuration of its run.
         folder: The bundle.
-        pad_id: Of texts, the id of padding in the bundle's tokenizer.
+        pad_id: For texts, the padding id of the bundle's tokenizer.
 
     Returns:
-        What rebuilds the network: the field `network` of the manifest.
+        The field `network` of the manifest, from which the network can be rebuilt.
     """
-    weights = {name: _exactly_halved(value) for name, value in model.state_dict().items()}
+    weights = {name: _halve_if_exact(value) for name, value in model.state_dict().items()}
     save_file(weights, folder / TORCH_WEIGHTS)
     return {"arch": config.arch, "settings": _settings(model, config, pad_id)}
 
 
-def _exactly_halved(value: Tensor) -> Tensor:
-    """A copy: tensors that share memory cannot be stored."""
+def _halve_if_exact(value: Tensor) -> Tensor:
     halved = value.half() if value.is_floating_point() else value
     exact = halved.to(value.dtype).equal(value)
+    # A copy, because safetensors refuses tensors that share memory.
     return (halved if exact else value).detach().clone().contiguous()
 
 
 def _settings(model: MultiExitModel, config: RunConfig, pad_id: int | None) -> dict[str, Any]:
-    """The run's settings, with those of the vocabulary that is left if it was pruned."""
+    """Return the run's settings, with the vocabulary size and padding id left after pruning."""
     settings = copy.deepcopy(config.settings)
     sizes = settings.get("backbone", settings)
     for name, module in model.named_modules():

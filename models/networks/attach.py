@@ -1,4 +1,4 @@
-"""Exits onto a pretrained encoder of transformers, of text or of images."""
+"""Add exits to a pretrained encoder from transformers, for text or images."""
 
 import copy
 import json
@@ -11,22 +11,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from models.networks.encoder import Embed, PooledHead, check_exits, check_size, encoder_stages
+from models.bundle import Task
+from models.networks.encoder import Embed, PooledHead, check_exits, encoder_stages
+from models.networks.family import Family, check_count
 from models.networks.multi_exit import MultiExitModel
 
 
 class Layout(NamedTuple):
-    """Where transformers keeps the parts of an encoder and of its classifier.
+    """The places of the parts of an encoder and its classifier in transformers.
 
     Attributes:
-        classifier: The class of both.
+        classifier: The class that holds both.
         layers: The list of layers inside the encoder.
         linear: The classifier's last layer.
-        pooler: The layer before it, None where the last hidden states are normalised instead.
-        activation: What follows the pooler.
-        num_layers: The setting that is the number of layers.
-        dropout: The setting that is the classifier's dropout.
-        counts_from_pad_id: Whether the first position is that of the padding's id and one more.
+        pooler: The layer before it; None if the last hidden states are normalised instead.
+        activation: The activation after the pooler.
+        num_layers: The setting with the number of layers.
+        dropout: The setting with the classifier's dropout.
+        counts_from_pad_id: Whether positions start at the padding's id plus one instead of 0.
     """
 
     classifier: str
@@ -65,25 +67,25 @@ LAYOUTS = {
     "vit": VIT,
     "deit": VIT._replace(classifier="DeiTForImageClassification"),
 }
-# Settings that change what a network computes or takes, and the only value of each known here.
+# Settings that change the computation or the input, and the only supported value of each.
 KNOWN_SETTINGS = {
     "is_decoder": False,
     "num_channels": 3,
     "position_embedding_type": "absolute",
     "quantization_config": None,
 }
-# Settings of the file a backbone came from, not of the network.
+# Settings that describe the file of a backbone, not the network.
 LEFT_OUT = ("_name_or_path", "architectures", "dtype", "transformers_version")
 
 
 @dataclass(frozen=True)
 class AttachedConfig:
-    """A backbone and where its exits stand: all that rebuilds the network but its weights.
+    """A backbone and the places of its exits: enough to rebuild the network without its weights.
 
     Attributes:
         backbone: The configuration of transformers as plain JSON values.
-        exits_after_layer: Layers, counted from 1, after which an exit stands; the last one ends the
-            list.
+        exits_after_layer: Layers, counted from 1, that an exit follows; the last entry is the last
+            layer.
         num_labels: C.
     """
 
@@ -96,15 +98,15 @@ class AttachedConfig:
         for name, known in KNOWN_SETTINGS.items():
             if (value := self.backbone.get(name, known)) != known:
                 raise ValueError(
-                    f"the backbone's {name} is {value!r}; exits can be put only onto one whose "
-                    f"{name} is {known!r}"
+                    f"the backbone's {name} is {value!r}; exits can be added only if its {name} is "
+                    f"{known!r}"
                 )
-        check_size("num_labels", self.num_labels)
+        check_count("num_labels", self.num_labels)
         check_exits(self.exits_after_layer, self.backbone[layout.num_layers])
 
 
 def max_tokens(config: AttachedConfig) -> int | None:
-    """The most tokens of a text, None for images."""
+    """Return the most tokens of a text; None for images."""
     if image_input(config):
         return None
     backbone = config.backbone
@@ -114,7 +116,7 @@ def max_tokens(config: AttachedConfig) -> int | None:
 
 
 def image_input(config: AttachedConfig) -> tuple[int, int] | None:
-    """Height and width of the images, None for text."""
+    """Return height and width of the images; None for text."""
     size = config.backbone.get("image_size")
     if isinstance(size, int):
         return size, size
@@ -124,14 +126,14 @@ def image_input(config: AttachedConfig) -> tuple[int, int] | None:
 def attached_encoder(config: AttachedConfig) -> MultiExitModel:
     """Build an encoder with a classifier at each exit.
 
-    Of text, its input is token ids (N, L) int64, in which the backbone's padding id is padding, or
-    a tuple of those and an attention mask (N, L), 0 where a token is padding; its state is a tuple
-    of hidden states (N, L, D) and the mask (N, L) int64. Padding changes no answer. Of images,
-    its input is pixels (N, 3, H, W) and its state hidden states (N, L, D).
+    For text, the input is token ids (N, L) int64, in which the backbone's padding id is padding, or
+    a tuple of ids and an attention mask (N, L), 0 where a token is padding. The state is a tuple of
+    hidden states (N, L, D) and the mask (N, L) int64. Padding changes no prediction. For images,
+    the input is pixels (N, 3, H, W) and the state is hidden states (N, L, D).
 
-    The last exit is the classifier that transformers gives the backbone; earlier ones are a pooler
-    with the same activation and a linear layer. Where the backbone normalises its last hidden
-    states, each exit does so with a norm of its own.
+    The last exit is the classifier that transformers gives the backbone. Earlier exits are a pooler
+    with the same activation and a linear layer. If the backbone normalises its last hidden states,
+    each exit has a norm of its own.
 
     Args:
         config: The backbone and its exits.
@@ -139,14 +141,14 @@ def attached_encoder(config: AttachedConfig) -> MultiExitModel:
     Returns:
         The model, randomly initialised, with K = len(exits_after_layer).
     """
-    import transformers  # seconds that other architectures need not wait
+    import transformers  # takes seconds; other networks do not need it
 
     classifier = getattr(transformers, _layout(config.backbone).classifier)
     return _with_exits(config, classifier(_transformers_config(config)))
 
 
 def describe(backbone: str | Path) -> AttachedConfig:
-    """Read what a pretrained encoder is, but not its weights.
+    """Read the configuration of a pretrained encoder, but not its weights.
 
     Args:
         backbone: A folder that `save_pretrained` wrote, or a name on the Hugging Face hub.
@@ -155,30 +157,30 @@ def describe(backbone: str | Path) -> AttachedConfig:
         The backbone with one exit, after its last layer, and one label.
 
     Raises:
-        ValueError: If there is no such backbone or exits cannot be put onto it.
+        ValueError: If there is no such backbone, or exits cannot be added to it.
     """
     from transformers import AutoConfig, PreTrainedConfig
 
     if (Path(backbone) / "adapter_config.json").exists():
         raise ValueError(
             f"{backbone} holds adapters; merge them into their backbone (peft's merge_and_unload) "
-            f"and save that"
+            f"and save the result"
         )
-    sentence = (
+    message = (
         f"{backbone} is neither a folder with the config.json that save_pretrained writes nor a "
         f"model of the Hugging Face hub that can be reached from here"
     )
     try:
         values, _ = PreTrainedConfig.get_config_dict(backbone)
     except OSError as error:
-        raise ValueError(sentence) from error
-    if not values:  # of a folder without the file
-        raise ValueError(sentence)
+        raise ValueError(message) from error
+    if not values:  # a folder without the file
+        raise ValueError(message)
     layout = _layout(values)
     known = {name: value for name, value in values.items() if name not in LEFT_OUT}
     try:
         filled = AutoConfig.for_model(**known).to_dict()
-    except Exception as error:  # transformers has types of its own for wrong values
+    except Exception as error:  # transformers raises types of its own
         raise ValueError(
             f"the config.json of {backbone} holds a value that transformers refuses; give the "
             f"folder that save_pretrained wrote"
@@ -191,22 +193,22 @@ def describe(backbone: str | Path) -> AttachedConfig:
 def attach(
     backbone: str | Path, exits_after_layer: Sequence[int], num_labels: int
 ) -> tuple[AttachedConfig, MultiExitModel]:
-    """Put exits onto a pretrained encoder, fine-tuned or not.
+    """Add exits to a pretrained encoder, fine-tuned or not.
 
-    What the backbone has of a classifier starts the last exit: one that was fine-tuned on as many
-    labels answers there as before.
+    The last exit starts from the backbone's classifier, if it has one. A backbone that was
+    fine-tuned on the same number of labels predicts the same there as before.
 
     Args:
-        backbone: As `describe` takes it.
-        exits_after_layer: As `AttachedConfig` has them.
+        backbone: As for `describe`.
+        exits_after_layer: As in `AttachedConfig`.
         num_labels: C.
 
     Returns:
-        What rebuilds the network, and the network in single precision.
+        The configuration that rebuilds the network, and the network in single precision.
 
     Raises:
-        ValueError: If there is no such backbone, exits cannot be put onto it or not there, or its
-            weights are not those of its configuration.
+        ValueError: If there is no such backbone, exits cannot be added to it or not at these
+            layers, or its weights do not match its configuration.
     """
     import transformers
     from transformers.utils.logging import get_verbosity, set_verbosity
@@ -215,7 +217,7 @@ def attach(
         describe(backbone), exits_after_layer=tuple(exits_after_layer), num_labels=num_labels
     )
     layout, verbosity = _layout(config.backbone), get_verbosity()
-    set_verbosity(logging.ERROR)  # what its report of weights warns of is judged below
+    set_verbosity(logging.ERROR)  # its warnings about weights are handled below
     try:
         classifier, report = getattr(transformers, layout.classifier).from_pretrained(
             backbone,
@@ -246,7 +248,7 @@ def _layout(backbone: Mapping[str, Any]) -> Layout:
     model_type = backbone.get("model_type")
     if model_type not in LAYOUTS:
         raise ValueError(
-            f"exits cannot be put onto a backbone of model_type {model_type!r}; use "
+            f"exits cannot be added to a backbone of model_type {model_type!r}; use "
             f"{', '.join(LAYOUTS)}"
         )
     return LAYOUTS[model_type]
@@ -261,7 +263,7 @@ def _transformers_config(config: AttachedConfig) -> Any:
 
 
 def _with_exits(config: AttachedConfig, classifier: Any) -> MultiExitModel:
-    """Cut a model of transformers, whose classifier becomes the last exit."""
+    """Cut a transformers model into stages; its classifier becomes the last exit."""
     layout, settings = _layout(config.backbone), classifier.config
     encoder = classifier.base_model
     embed = encoder.embeddings
@@ -290,3 +292,16 @@ def _with_exits(config: AttachedConfig, classifier: Any) -> MultiExitModel:
     activation = layout.activation() if layout.pooler else nn.Identity()
     linear = classifier.get_submodule(layout.linear)
     return MultiExitModel(stages, [*heads, PooledHead(pooler, linear, dropout, activation, norm)])
+
+
+def _family(task: Task) -> Family:
+    return Family(
+        task,
+        AttachedConfig,
+        attached_encoder,
+        classes="num_labels",
+        exits="exits_after_layer",
+    )
+
+
+FAMILIES = {"attached-text": _family("text"), "attached-image": _family("image")}

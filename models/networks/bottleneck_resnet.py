@@ -1,4 +1,4 @@
-"""Bottleneck ResNets for 32x32 images, an exit after each group of blocks (He et al. 2016)."""
+"""Bottleneck ResNets for images of 32 pixels, an exit after each group (He et al. 2016)."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.networks.family import Family, class_count
 from models.networks.heads import Conv
 from models.networks.multi_exit import MultiExitModel
 from models.networks.resnet import WIDTHS, ExitHead
@@ -14,7 +15,7 @@ EXPANSION = 4
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut, projected where the shape changes."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut, projected if the shape changes."""
 
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -31,7 +32,7 @@ class Bottleneck(nn.Module):
             self.shortcut.append(nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, 4 width, H / stride, W / stride)."""
+        """Map (N, C_in, H, W) to (N, 4 width, H / stride, W / stride)."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
@@ -46,7 +47,7 @@ def resnet56_3(num_classes: int) -> MultiExitModel:
 def bottleneck_resnet(blocks: Sequence[int], num_classes: int) -> MultiExitModel:
     """Build a bottleneck ResNet of three groups with an exit after each.
 
-    Modules bear the names of the published network, so that its weights can be loaded.
+    Modules have the names of the published network, so that its weights can be loaded.
 
     Args:
         blocks: Bottlenecks in each of the three groups; the second and third halve the image.
@@ -78,3 +79,6 @@ def bottleneck_resnet(blocks: Sequence[int], num_classes: int) -> MultiExitModel
         convs = () if width == WIDTHS[-1] else (Conv(channels // 4, 1),) * 3
         heads.append(ExitHead(channels, convs, num_classes))
     return MultiExitModel(stages, heads)
+
+
+FAMILIES = {"resnet56_3": Family("image", class_count, resnet56_3)}

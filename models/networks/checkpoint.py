@@ -1,7 +1,7 @@
-"""Checkpoints of other programs: their tensors by name, and how they fit a network of ours."""
+"""Read checkpoints of other programs and compare their tensors with those of a network here."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-NAMED = 5  # keys of a kind that an error names
-NOTHING = r"(?!)"  # a pattern that fits no key
+from models.networks.family import format_items
+
+NOTHING = r"(?!)"  # a pattern that matches no key
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict, bare or under `state_dict`, prefixes `module.` taken off.
+    """Read the tensors of a state dict, bare or under `state_dict`; drops prefixes `module.`.
 
     Raises:
-        ValueError: If the path is no `.safetensors`, `.tar` or `.pth` of tensors alone.
+        ValueError: If the path is no `.safetensors`, `.tar` or `.pth` file that holds only tensors.
     """
     if not path.is_file() or path.suffix not in (".safetensors", ".tar", ".pth"):
         raise ValueError(f"{path} does not exist or is no .safetensors, .tar or .pth file")
@@ -45,13 +46,14 @@ def misfits(
     names: Mapping[str, str],
     ignored: str = NOTHING,
 ) -> list[str]:
-    """What keeps a checkpoint from being a network's: what it lacks, has beyond it, has otherwise.
+    """List why a checkpoint does not fit a network: missing, unknown and misshaped tensors.
 
     Args:
         own: The network's state dict.
-        weights: The checkpoint by its own names.
-        names: What the checkpoint calls our keys; norms may lack their counters of batches.
-        ignored: Pattern of names that may be left over.
+        weights: The checkpoint's tensors by its own names.
+        names: The checkpoint's name of each key of `own`; the batch counters of norms may be
+            missing.
+        ignored: Pattern of names in the checkpoint that the network need not have.
     """
     extra = weights.keys() - set(names.values())
     missing = [
@@ -70,10 +72,3 @@ def misfits(
         *format_items("the network has no place for {}", over),
         *format_items("it holds {}", misshaped),
     ]
-
-
-def format_items(sentence: str, items: Iterable[str]) -> list[str]:
-    """The sentence with the first few items in it, or none if there are none."""
-    every = list(items)
-    more = [f"{len(every) - NAMED} more"] if len(every) > NAMED else []
-    return [sentence.format(", ".join(every[:NAMED] + more))] if every else []

@@ -1,4 +1,4 @@
-"""DenseNets for 32x32 images with an exit after each block (Huang et al. 2017)."""
+"""DenseNets for images of 32 pixels with an exit after each block (Huang et al. 2017)."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -7,15 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.networks.family import Family, class_count
 from models.networks.heads import Conv
 from models.networks.multi_exit import MultiExitModel
 from models.networks.resnet import ExitHead
 
-BOTTLENECK = 4  # a layer's 1x1 convolution makes so many times the growth
+BOTTLENECK = 4  # channels after a layer's 1x1 convolution, as a multiple of the growth
 
 
 class DenseLayer(nn.Module):
-    """1x1 and 3x3 convolutions behind their norms; the new maps go before the old ones."""
+    """1x1 and 3x3 convolutions, each after its norm; the new channels precede the old ones."""
 
     def __init__(self, in_channels: int, growth: int) -> None:
         super().__init__()
@@ -26,14 +27,14 @@ class DenseLayer(nn.Module):
         self.conv2 = nn.Conv2d(inner, growth, 3, 1, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, growth + C_in, H, W)."""
+        """Map (N, C_in, H, W) to (N, growth + C_in, H, W)."""
         new = self.conv1(F.relu(self.bn1(x)))
         new = self.conv2(F.relu(self.bn2(new)))
         return torch.cat([new, x], 1)
 
 
 class Transition(nn.Module):
-    """Halves the channels and the image."""
+    """Halve the channels and the sides of the image."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
@@ -41,7 +42,7 @@ class Transition(nn.Module):
         self.conv = nn.Conv2d(in_channels, in_channels // 2, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_in / 2, H / 2, W / 2)."""
+        """Map (N, C_in, H, W) to (N, C_in / 2, H / 2, W / 2)."""
         return F.avg_pool2d(self.conv(F.relu(self.bn(x))), 2)
 
 
@@ -51,13 +52,13 @@ def densenet121(num_classes: int) -> MultiExitModel:
 
 
 def densenet(blocks: Sequence[int], growth: int, num_classes: int) -> MultiExitModel:
-    """Build a DenseNet with an exit behind every transition, and one at the end.
+    """Build a DenseNet with an exit after every transition, and one at the end.
 
-    Modules bear the names of the published network, so that its weights can be loaded.
+    Modules have the names of the published network, so that its weights can be loaded.
 
     Args:
         blocks: Layers per block; a transition ends each but the last.
-        growth: Channels that a layer adds.
+        growth: Channels that each layer adds.
         num_classes: C.
 
     Returns:
@@ -87,3 +88,6 @@ def densenet(blocks: Sequence[int], growth: int, num_classes: int) -> MultiExitM
         heads.append(ExitHead(channels, convs, num_classes))
         parts = {}
     return MultiExitModel(stages, heads)
+
+
+FAMILIES = {"densenet121_4": Family("image", class_count, densenet121)}

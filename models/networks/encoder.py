@@ -1,4 +1,4 @@
-"""BERT with exits between its layers (Devlin et al. 2019), and the parts of any such encoder."""
+"""BERT with exits between its layers (Devlin et al. 2019), and parts shared by all encoders."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,25 +7,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from models.networks.family import Family, check_count
 from models.networks.multi_exit import MultiExitModel, State
 
 PAD_ID = 0
+BERT_BASE = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 512,
+    "exits_after_layer": (3, 6, 9, 12),
+}
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes of the encoder, under the names of transformers, and where its exits stand.
+    """The sizes of the encoder, under the names of transformers, and the places of its exits.
 
     Attributes:
-        vocab_size: Token ids.
+        vocab_size: Number of token ids.
         hidden_size: D.
-        num_hidden_layers: Layers in all.
+        num_hidden_layers: Number of layers.
         num_attention_heads: Attention heads; they share D evenly.
         intermediate_size: Width of a layer's feed-forward part.
-        max_position_embeddings: The most tokens of a text.
+        max_position_embeddings: Most tokens of a text.
         num_labels: C.
-        exits_after_layer: Layers, counted from 1, after which an exit stands; the last one ends the
-            list.
+        exits_after_layer: Layers, counted from 1, that an exit follows; the last entry is the last
+            layer.
     """
 
     vocab_size: int
@@ -40,7 +50,7 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         sizes = {name: value for name, value in vars(self).items() if name != "exits_after_layer"}
         for name, value in sizes.items():
-            check_size(name, value)
+            check_count(name, value)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} cannot be shared by {self.num_attention_heads} "
@@ -49,21 +59,11 @@ class EncoderConfig:
         check_exits(self.exits_after_layer, self.num_hidden_layers)
 
 
-def check_size(name: str, value: object) -> None:
-    """Refuse what is no number above 0.
-
-    Raises:
-        ValueError: Naming it.
-    """
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be a number above 0")
-
-
 def check_exits(exits_after_layer: object, num_layers: int) -> None:
-    """Refuse exits that do not rise from layer 1 or more to the last.
+    """Check that exits rise and that the last one follows the last layer.
 
     Raises:
-        ValueError: Naming them.
+        ValueError: If they do not; the message names them.
     """
     exits = exits_after_layer if isinstance(exits_after_layer, Sequence) else []
     bounds = [0, *exits] if all(isinstance(exit, int) for exit in exits) else []
@@ -76,11 +76,11 @@ def check_exits(exits_after_layer: object, num_layers: int) -> None:
 
 
 class Embed(nn.Module):
-    """Tokens to the state that stages of text pass on.
+    """Map tokens to the state that text stages pass on.
 
     Args:
-        embeddings: Ids (N, L) to hidden states (N, L, D).
-        pad_id: The id that is padding where no mask is given.
+        embeddings: Maps ids (N, L) to hidden states (N, L, D).
+        pad_id: The id that counts as padding if no mask is given.
     """
 
     def __init__(self, embeddings: nn.Module, pad_id: int) -> None:
@@ -89,16 +89,16 @@ class Embed(nn.Module):
         self.pad_id = pad_id
 
     def forward(self, x: State) -> tuple[Tensor, Tensor]:
-        """Ids (N, L), or those and a mask (N, L), to hidden states and the mask in int64."""
+        """Map ids (N, L), or ids and a mask (N, L), to hidden states and the mask in int64."""
         ids, mask = x if isinstance(x, tuple) else (x, x != self.pad_id)
         return self.embeddings(ids), mask.to(torch.int64)
 
 
 class Layers(nn.Module):
-    """The encoder layers between two exits, by their place in the whole encoder.
+    """The encoder layers between two exits, keyed by their place in the whole encoder.
 
-    Its state is hidden states (N, L, D) and a mask (N, L) int64 of text, 0 where a token is
-    padding, or the hidden states alone of images, which have no padding.
+    The state of texts is hidden states (N, L, D) and a mask (N, L) int64, 0 where a token is
+    padding. The state of images, which have no padding, is the hidden states alone.
     """
 
     def __init__(self, layers: Sequence[nn.Module], first: int) -> None:
@@ -106,13 +106,13 @@ class Layers(nn.Module):
         self.layers = nn.ModuleDict({str(i): layer for i, layer in enumerate(layers, first)})
 
     def forward(self, state: State) -> State:
-        """State to state; a mask stays as it is."""
+        """Map state to state; the mask does not change."""
         if isinstance(state, Tensor):
             return self._through(state, None)
         hidden, mask = state
-        # Added to the attention logits; finite, so that a row of padding alone has no NaN.
+        # Added to the attention logits; finite, so that a row of only padding gives no NaN.
         barrier = hidden.new_zeros(mask.shape).masked_fill(mask == 0, torch.finfo(hidden.dtype).min)
-        # A copy of the mask, since the exporter confuses an output that is an input.
+        # Copy the mask: the exporter mishandles an output that is also an input.
         return self._through(hidden, barrier[:, None, None]), mask.clone()
 
     def _through(self, hidden: Tensor, barrier: Tensor | None) -> Tensor:
@@ -122,14 +122,14 @@ class Layers(nn.Module):
 
 
 class PooledHead(nn.Module):
-    """Classifies from the first token, which is never padding.
+    """Classify from the first token, which is never padding.
 
     Args:
-        pooler: D to what `linear` reads.
-        linear: That to the logits.
+        pooler: Maps the first hidden state (N, D) to the input of `linear`.
+        linear: Maps the pooled values to logits.
         dropout: Share of the pooled values that training drops.
-        activation: Of the pooled values, tanh unless given.
-        norm: Comes first where layers leave the hidden states as they are.
+        activation: Activation of the pooled values; tanh if not given.
+        norm: Normalises the hidden state first, for layers that do not.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class PooledHead(nn.Module):
         self.linear = linear
 
     def forward(self, state: State) -> Tensor:
-        """State to logits (N, C)."""
+        """Map a state to logits (N, C)."""
         hidden = state if isinstance(state, Tensor) else state[0]  # (N, L, D)
         pooled = self.activation(self.pooler(self.norm(hidden[:, 0])))
         logits: Tensor = self.linear(self.dropout(pooled))
@@ -158,12 +158,12 @@ class PooledHead(nn.Module):
 def encoder_stages(
     embed: nn.Module, layers: Sequence[nn.Module], exits_after_layer: Sequence[int]
 ) -> list[nn.Module]:
-    """Cut an encoder behind each exit.
+    """Cut an encoder into stages, one ending at each exit.
 
     Args:
-        embed: Input to the first state; it stands at the start of the first stage.
-        layers: All layers, each of hidden states and what is added to its attention logits.
-        exits_after_layer: As `EncoderConfig` has them.
+        embed: Maps the input to the first state; becomes the start of the first stage.
+        layers: All layers; each takes hidden states and a term added to its attention logits.
+        exits_after_layer: As in `EncoderConfig`.
     """
     stages: list[nn.Module] = [
         Layers(layers[first:last], first)
@@ -175,17 +175,17 @@ def encoder_stages(
 def bert_encoder(config: EncoderConfig) -> MultiExitModel:
     """Build a BERT with a pooler and a classifier at each exit.
 
-    Its input is token ids (N, L) int64, in which id 0 is padding, or a tuple of those and an
-    attention mask (N, L), 0 where a token is padding. Padding changes no answer. Its state is a
+    The input is token ids (N, L) int64, in which id 0 is padding, or a tuple of ids and an
+    attention mask (N, L), 0 where a token is padding. Padding changes no prediction. The state is a
     tuple of hidden states (N, L, D) and the mask (N, L) int64.
 
     Args:
-        config: Its sizes and exits.
+        config: Sizes and exits.
 
     Returns:
         The model, randomly initialised, with K = len(exits_after_layer).
     """
-    from transformers import BertConfig, BertModel  # seconds that other architectures need not wait
+    from transformers import BertConfig, BertModel  # takes seconds; other networks do not need it
 
     bert = BertModel(
         BertConfig(
@@ -211,3 +211,15 @@ def bert_encoder(config: EncoderConfig) -> MultiExitModel:
         for _ in stages
     ]
     return MultiExitModel(stages, heads)
+
+
+FAMILIES = {
+    "bert_4": Family(
+        "text",
+        EncoderConfig,
+        bert_encoder,
+        defaults=BERT_BASE,
+        classes="num_labels",
+        exits="exits_after_layer",
+    )
+}

@@ -1,4 +1,4 @@
-"""A small fully-convolutional network with exits, a class for every pixel."""
+"""A small fully-convolutional network with exits that predicts a class for every pixel."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,23 +8,23 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.networks.family import Family
 from models.networks.multi_exit import MultiExitModel
 
-STRIDE = 4  # of the state; logits are brought back to the image's size
-GRID = 8  # cells along each side of what policies read
+STRIDE = 4  # of the state; the heads bring logits back to the image's size
+GRID = 8  # cells along each side of the grid that policies read
 
 
 @dataclass(frozen=True)
 class FCNConfig:
-    """What the network is made of.
+    """The settings of the network.
 
     Attributes:
         num_classes: C.
         stem_width: Channels of the stem's first convolution.
         widths: Channels of each stage, (K,).
-        dilations: Of each stage, the dilations of its residual blocks; they let deeper stages see
-            more of the image at the same resolution. The first stage, which holds the stem, may
-            do without.
+        dilations: The dilations of each stage's residual blocks. They let deeper stages see more of
+            the image at the same resolution. The first stage, which holds the stem, may have none.
     """
 
     num_classes: int
@@ -54,7 +54,7 @@ class FCNConfig:
 
 
 class DilatedBlock(nn.Module):
-    """Two 3x3 convolutions of one dilation and a shortcut, 1x1 where the width changes."""
+    """Two 3x3 convolutions of one dilation and a shortcut, projected if the width changes."""
 
     def __init__(self, in_channels: int, channels: int, dilation: int) -> None:
         super().__init__()
@@ -70,19 +70,19 @@ class DilatedBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_out, H, W)."""
+        """Map (N, C_in, H, W) to (N, C_out, H, W)."""
         return F.relu(self.convs(x) + self.shortcut(x))
 
 
 class MaskHead(nn.Module):
-    """Classifies every pixel of the state, and the image's pixels between them."""
+    """Classify every pixel of the state and interpolate to the pixels of the image."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """State (N, D, H / 4, W / 4) to logits (N, H, W, C)."""
+        """Map a state (N, D, H / 4, W / 4) to logits (N, H, W, C)."""
         coarse = self.conv(x)
         logits = F.interpolate(coarse, scale_factor=STRIDE, mode="bilinear", align_corners=False)
         return logits.permute(0, 2, 3, 1)
@@ -92,7 +92,7 @@ def fcn(config: FCNConfig) -> MultiExitModel:
     """Build the network, for images whose sides are multiples of 8; its state is one tensor.
 
     Args:
-        config: Its widths and depths.
+        config: Widths and depths.
 
     Returns:
         The model, randomly initialised, with an exit per stage; logits are (K, N, H, W, C).
@@ -118,9 +118,9 @@ def fcn(config: FCNConfig) -> MultiExitModel:
 
 
 def coarse_grid(logits: Tensor) -> Tensor:
-    """What policies read of logits (N, H, W, C): log-probabilities of 8 x 8 cells, (N, 64, C).
+    """Reduce logits (N, H, W, C) to log-probabilities of 8 x 8 cells, (N, 64, C), for policies.
 
-    The logits of a cell are the mean of its pixels'; H and W are multiples of 8.
+    The logits of a cell are the mean of those of its pixels; H and W are multiples of 8.
     """
     _, height, width, classes = logits.shape
     cells = logits.reshape(-1, GRID, height // GRID, GRID, width // GRID, classes).mean((2, 4))
@@ -128,9 +128,9 @@ def coarse_grid(logits: Tensor) -> Tensor:
 
 
 def coarse_labels(masks: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The class that most pixels of each cell of the grid have; masks (N, H, W) to (N, 64).
+    """Return the most frequent class of each cell of the grid; masks (N, H, W) to (N, 64).
 
-    The lower class where two have as many.
+    Of two equally frequent classes it is the lower one.
     """
     rows, height, width = masks.shape
     cells = masks.reshape(rows, GRID, height // GRID, GRID, width // GRID).swapaxes(2, 3)
@@ -148,3 +148,6 @@ def _conv(
         nn.Conv2d(in_channels, channels, kernel, stride, padding, dilation=dilation, bias=False),
         nn.BatchNorm2d(channels),
     ]
+
+
+FAMILIES = {"fcn": Family("segmentation", FCNConfig, fcn)}

@@ -1,4 +1,4 @@
-"""Exit heads of the image networks, and how a user writes them."""
+"""The convolutions of image exit heads, and their notation on the command line."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ def parse_heads(text: str) -> tuple[tuple[Conv, ...], ...]:
     """Read heads written as `CHANNELS/STRIDE,...;...`, exits separated by `;`.
 
     Raises:
-        ValueError: If the text is of another form.
+        ValueError: If the text has another form.
     """
     try:
         heads = tuple(
@@ -23,7 +23,7 @@ def parse_heads(text: str) -> tuple[tuple[Conv, ...], ...]:
         )
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"heads {text!r} are not of the form '32/2,64/2;64/2' (channels/stride)"
+            f"heads {text!r} do not have the form '32/2,64/2;64/2' (channels/stride)"
         ) from error
     if any(min(conv) < 1 for head in heads for conv in head):
         raise ValueError(f"heads {text!r} have channels or a stride below 1")

@@ -5,6 +5,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 
 from models.networks.bottleneck_resnet import EXPANSION, Bottleneck
 from models.networks.checkpoint import misfits, read_checkpoint
+from models.networks.family import Family, check_count
 from models.networks.heads import Conv
 from models.networks.multi_exit import MultiExitModel
 from models.networks.resnet import ExitHead
 
 WIDTHS = (64, 128, 256, 512)
-BLOCKS = {  # in each of the four layers, by depth
+BLOCKS = {  # blocks in each of the four layers, by depth
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
     50: (3, 4, 6, 3),
@@ -25,21 +27,21 @@ BLOCKS = {  # in each of the four layers, by depth
     152: (3, 8, 36, 3),
 }
 BOTTLENECKS_FROM = 50
-POOLING = (4, 2, 1, 1)  # of the heads in each layer, to a sixteenth of the image's side or less
+POOLING = (4, 2, 1, 1)  # before the heads in each layer: to a sixteenth of the side or less
 
 
 @dataclass(frozen=True)
 class ImageNetResNetConfig:
-    """What the network is made of.
+    """The settings of the network.
 
     Attributes:
         depth: Layers: 18, 34, 50, 101 or 152.
         num_classes: C.
-        exits: Residual blocks, counted from 1, after which an early exit stands; empty for the
-            plain network.
-        heads: The convolutions of each early exit's head, which follow an average pooling to a
-            sixteenth of the image's side; None for two of them, to a thirty-second and twice to
-            four times the channels of the exit, at most 256 and 512.
+        exits: Residual blocks, counted from 1, that an early exit follows; empty for the plain
+            network.
+        heads: The convolutions of each early exit's head, after an average pooling to a sixteenth
+            of the image's side. None: two convolutions, at a thirty-second of the side, with two
+            and four times the channels of the exit, at most 256 and 512.
     """
 
     depth: int
@@ -50,8 +52,7 @@ class ImageNetResNetConfig:
     def __post_init__(self) -> None:
         if self.depth not in BLOCKS:
             raise ValueError(f"depth {self.depth} is none of {', '.join(map(str, BLOCKS))}")
-        if not isinstance(self.num_classes, int) or self.num_classes < 1:
-            raise ValueError(f"num_classes is {self.num_classes!r}; it must be a number above 0")
+        check_count("num_classes", self.num_classes)
         last = sum(BLOCKS[self.depth])
         if any(a >= b for a, b in itertools.pairwise([0, *self.exits, last])):
             raise ValueError(
@@ -65,7 +66,7 @@ class ImageNetResNetConfig:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, projected where the shape changes."""
+    """Two 3x3 convolutions and a shortcut, projected if the shape changes."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -79,19 +80,19 @@ class BasicBlock(nn.Module):
             self.shortcut.append(nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
+        """Map (N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         return F.relu(out + self.shortcut(x))
 
 
 def imagenet_resnet(config: ImageNetResNetConfig) -> MultiExitModel:
-    """Build a ResNet with an exit after each of the named blocks and one at the end.
+    """Build a ResNet with an exit after each of the given blocks and one at the end.
 
-    Its input is pixels (N, 3, H, W), 224 a side where pretrained weights are used.
+    The input is pixels (N, 3, H, W); pretrained weights expect 224 a side.
 
     Args:
-        config: Its depth, classes and exits.
+        config: Depth, classes and exits.
 
     Returns:
         The model, randomly initialised, with K = len(exits) + 1.
@@ -101,7 +102,7 @@ def imagenet_resnet(config: ImageNetResNetConfig) -> MultiExitModel:
     if config.depth >= BOTTLENECKS_FROM:
         block, expansion = Bottleneck, EXPANSION
     layers = [layer for layer, count in enumerate(BLOCKS[config.depth]) for _ in range(count)]
-    channels = [expansion * WIDTHS[layer] for layer in layers]  # behind each block
+    channels = [expansion * WIDTHS[layer] for layer in layers]  # after each block
     parts: dict[str, nn.Module] = {
         "conv1": nn.Conv2d(3, WIDTHS[0], 7, 2, 3, bias=False),
         "bn1": nn.BatchNorm2d(WIDTHS[0]),
@@ -134,16 +135,16 @@ def imagenet_resnet(config: ImageNetResNetConfig) -> MultiExitModel:
 def load_torchvision_weights(model: MultiExitModel, path: str | Path) -> None:
     """Start the backbone and the last exit from the weights of torchvision's ResNet.
 
-    A classifier `fc` of another number of classes is left out: the last exit starts anew. Norms may
-    lack their counters of batches.
+    A classifier `fc` with another number of classes is ignored: the last exit then starts from
+    random weights. The batch counters of norms may be missing.
 
     Args:
         model: A network of `imagenet_resnet`.
         path: A `.pth`, `.tar` or `.safetensors` of torchvision's state dict.
 
     Raises:
-        ValueError: If the path is no such file, or keys are missing, left over or of another shape,
-            naming them.
+        ValueError: If the path is no such file, or keys are missing, unknown or have another
+            shape; the message names them.
     """
     path, own = Path(path), model.state_dict()
     weights = read_checkpoint(path)
@@ -162,14 +163,25 @@ def load_torchvision_weights(model: MultiExitModel, path: str | Path) -> None:
 
 
 def _default_head(layer: int, channels: int) -> tuple[Conv, Conv]:
-    """Two convolutions at a thirty-second of the image's side."""
+    """Return two convolutions at a thirty-second of the image's side."""
     stride = 1 if layer == len(WIDTHS) - 1 else 2
     return Conv(min(2 * channels, 256), stride), Conv(min(4 * channels, 512), 1)
 
 
 def _torchvision_name(key: str) -> str:
-    """What torchvision calls a key of the backbone or the last exit."""
+    """Return torchvision's name of a key of the backbone or the last exit."""
     name = re.sub(r"^stages\.\d+\.", "", key)
     name = re.sub(r"^heads\.\d+\.linear\.", "fc.", name)
     name = re.sub(r"^(layer\d)_(\d+)\.", r"\1.\2.", name)
     return name.replace(".shortcut.", ".downsample.")
+
+
+FAMILIES = {
+    f"resnet{depth}": Family(
+        "image",
+        partial(ImageNetResNetConfig, depth),
+        imagenet_resnet,
+        defaults={"exits": (sum(blocks[:2]), sum(blocks[:3]))},
+    )
+    for depth, blocks in BLOCKS.items()
+}

@@ -1,4 +1,4 @@
-"""MSDNet: dense layers that keep the image at several scales (Huang et al. 2018)."""
+"""MSDNet: a dense network that keeps the image at several scales (Huang et al. 2018)."""
 
 import itertools
 import math
@@ -9,10 +9,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from models.networks.family import Family
 from models.networks.multi_exit import MultiExitModel
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 CIFAR_HEAD_WIDTH = 128
+PAPER = {  # the EENet paper's network for CIFAR
+    "data": "cifar10",
+    "base": 4,
+    "step": 2,
+    "step_mode": "even",
+    "num_scales": 3,
+    "num_channels": 16,
+    "growth_factor": (1, 2, 4),
+    "prune": "max",
+    "bn_factor": (1, 2, 4),
+    "num_blocks": 5,
+    "growth_rate": 6,
+    "bottleneck": True,
+    "compression": 0.5,
+    "reduction": 0.5,
+}
 
 
 @dataclass(frozen=True)
@@ -22,20 +39,20 @@ class MSDNetConfig:
     Attributes:
         data: `cifar10`, `cifar100` or `imagenet`; sets stem, heads and classes.
         base: Layers before the first exit.
-        step: Layers between exits; with `lin_grow`, by how many more each time.
+        step: Layers between exits; with `lin_grow`, the increase from each exit to the next.
         step_mode: `even` or `lin_grow`.
-        num_scales: S, the scales at the start, each half as fine as the one before.
-        num_channels: Channels behind the stem, times the scale's growth factor.
-        growth_factor: Of each scale, what its channels are multiplied by, (S,).
-        prune: `max` drops the finest scale after each S-th of the layers, `min` only once no exit
-            could see it.
-        bn_factor: Of each scale, the width of a bottleneck over that of its output, (S,).
-        num_blocks: K, the exits.
+        num_scales: S, the scales at the start, each with half the resolution of the one before.
+        num_channels: Channels after the stem, times the scale's growth factor.
+        growth_factor: Multiplier of the channels of each scale, (S,).
+        prune: `max` drops the finest scale after each S-th of the layers, `min` only when no exit
+            can use it any more.
+        bn_factor: Width of a bottleneck relative to its output, for each scale, (S,).
+        num_blocks: K, the number of exits.
         growth_rate: Channels that a layer adds, times the scale's growth factor.
-        bottleneck: Whether a 1x1 convolution stands before each 3x3.
-        compression: Part of the published parameters, used by nothing in the network.
-        reduction: The share of its channels that a transition keeps; 0 leaves transitions out.
-        num_classes: C; None: that of `data`.
+        bottleneck: Whether a 1x1 convolution precedes each 3x3.
+        compression: One of the published parameters; the network does not use it.
+        reduction: Share of the channels that a transition keeps; 0: no transitions.
+        num_classes: C; None: the number of classes of `data`.
     """
 
     data: str
@@ -88,25 +105,25 @@ class MSDNetConfig:
         later = [self.step * k + 1 if grows else self.step for k in range(1, self.num_blocks)]
         return [self.base, *later]
 
-    def scales_behind(self, layer: int) -> int:
-        """How many scales, the coarsest ones, leave a layer, counted from 1; 0 is the stem."""
+    def scales_after(self, layer: int) -> int:
+        """Return the number of (coarsest) scales after a layer, counted from 1; 0 is the stem."""
         total = sum(self.steps)
         if self.prune == "min":
             return min(self.num_scales, total - layer + 1)
         return self.num_scales - max(0, layer - 1) // math.ceil(total / self.num_scales)
 
     def reduced(self, channels: int, layer: int) -> int | None:
-        """The channels behind the transition that follows a layer, None where there is none."""
+        """Return the channels after the transition that follows a layer; None if none follows."""
         total = sum(self.steps)
         if self.prune == "min":
             follows = layer in (total // 3, 2 * total // 3)
         else:
-            follows = self.scales_behind(layer) < self.scales_behind(layer - 1)
+            follows = self.scales_after(layer) < self.scales_after(layer - 1)
         return math.floor(self.reduction * channels) if follows and self.reduction else None
 
 
 class Stem(nn.Module):
-    """The image at every scale."""
+    """Turn the image into features at every scale."""
 
     def __init__(self, config: MSDNetConfig) -> None:
         super().__init__()
@@ -125,7 +142,7 @@ class Stem(nn.Module):
         self.layers = nn.ModuleList([finest, *coarser])
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(N, 3, H, W) to S tensors, finest first."""
+        """Map (N, 3, H, W) to S tensors, finest first."""
         scales = []
         for layer in self.layers:
             x = layer(x)
@@ -134,13 +151,13 @@ class Stem(nn.Module):
 
 
 class MultiScaleLayer(nn.Module):
-    """Adds channels to each scale, made of that scale and of the next finer one.
+    """Add channels to each scale, computed from that scale and the next finer one.
 
     Args:
-        config: Its growth, factors and bottlenecks.
-        channels: Channels in, times the scale's growth factor.
-        scales_in: Scales in.
-        scales_out: Scales out; the finest ones are dropped.
+        config: Growth, factors and bottlenecks.
+        channels: Input channels, times the scale's growth factor.
+        scales_in: Number of input scales.
+        scales_out: Number of output scales; the finest ones are dropped.
     """
 
     def __init__(
@@ -166,7 +183,7 @@ class MultiScaleLayer(nn.Module):
             self.layers.append(parts)
 
     def forward(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Scales in to scales out, finest first."""
+        """Map the input scales to the output scales, finest first."""
         scales = []
         for i, parts in enumerate(self.layers, start=len(state) - len(self.layers)):
             assert isinstance(parts, nn.ModuleDict), "a layer holds its two convolutions by name"
@@ -179,19 +196,19 @@ class MultiScaleLayer(nn.Module):
 
 
 class Transition(nn.Module):
-    """Makes every scale narrower by a 1x1 convolution; widths are per growth factor."""
+    """Reduce the channels of every scale by a 1x1 convolution; widths are per growth factor."""
 
     def __init__(self, factors: Sequence[int], channels: int, reduced: int) -> None:
         super().__init__()
         self.m = nn.ModuleList(_conv(channels * f, reduced * f, 1) for f in factors)
 
     def forward(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Every scale with fewer channels."""
+        """Return every scale with fewer channels."""
         return tuple(conv(x) for conv, x in zip(self.m, state, strict=True))
 
 
 class CoarsestHead(nn.Module):
-    """Classifies from the coarsest scale alone."""
+    """Classify from the coarsest scale alone."""
 
     def __init__(self, in_channels: int, width: int, num_classes: int) -> None:
         super().__init__()
@@ -203,15 +220,15 @@ class CoarsestHead(nn.Module):
         self.linear = nn.Linear(width, num_classes)
 
     def forward(self, state: tuple[Tensor, ...]) -> Tensor:
-        """State to logits (N, C)."""
+        """Map a state to logits (N, C)."""
         logits: Tensor = self.linear(self.m(state[-1]).mean((2, 3)))
         return logits
 
 
 def msdnet(config: MSDNetConfig) -> MultiExitModel:
-    """Build an MSDNet, its state a tuple of one tensor per scale, finest first.
+    """Build an MSDNet; its state is a tuple of one tensor per scale, finest first.
 
-    Modules bear the names of the published network, so that its weights can be loaded.
+    Modules have the names of the published network, so that its weights can be loaded.
 
     Args:
         config: The published parameters.
@@ -226,8 +243,8 @@ def msdnet(config: MSDNetConfig) -> MultiExitModel:
     for step in config.steps:
         stage = nn.Sequential() if stages else nn.Sequential(Stem(config))
         for layer in itertools.islice(layers, step):
-            scales = config.scales_behind(layer)
-            stage.append(MultiScaleLayer(config, channels, config.scales_behind(layer - 1), scales))
+            scales = config.scales_after(layer)
+            stage.append(MultiScaleLayer(config, channels, config.scales_after(layer - 1), scales))
             channels += config.growth_rate
             if reduced := config.reduced(channels, layer):
                 stage.append(Transition(config.growth_factor[-scales:], channels, reduced))
@@ -246,7 +263,7 @@ def msdnet(config: MSDNetConfig) -> MultiExitModel:
 def _conv(
     in_channels: int, out_channels: int, kernel: int, stride: int = 1, *, inner: int | None = None
 ) -> nn.Module:
-    """Convolution, norm and ReLU, behind a 1x1 convolution of `inner` channels if that is given."""
+    """Return convolution, norm and ReLU, after a 1x1 convolution to `inner` channels if given."""
     layers: list[nn.Module] = []
     if inner is not None:
         layers += [nn.Conv2d(in_channels, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU()]
@@ -261,3 +278,6 @@ def _conv(
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and value > 0
+
+
+FAMILIES = {"msdnet": Family("image", MSDNetConfig, msdnet, defaults=PAPER)}

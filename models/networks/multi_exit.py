@@ -1,4 +1,4 @@
-"""A backbone cut into stages, with a classifier after each of them."""
+"""A backbone in stages, with a classifier after each stage."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ class MultiExitModel(nn.Module):
     """A backbone in K stages with an exit head after each.
 
     Stage k maps the state after stage k-1 (the input for k = 0) to its own state; exit head k maps
-    that state to logits. Training and export use the same two lists, so what is trained is what is
-    served. A state is one tensor, or a tuple of them where a backbone carries several: scales, or
-    hidden states and a mask.
+    that state to logits. Training and export use the same two lists, so the network that is trained
+    is the one that is served. A state is one tensor, or a tuple of tensors if a backbone passes on
+    several: scales, or hidden states and a mask.
 
     Args:
         stages: The backbone parts, K modules, state in and state out.
@@ -36,7 +36,7 @@ class MultiExitModel(nn.Module):
 
     @property
     def num_exits(self) -> int:
-        """K, the number of exits, the last one included."""
+        """K, the number of exits, including the last one."""
         return len(self.heads)
 
     def forward(self, x: State) -> Tensor:

@@ -1,17 +1,25 @@
-"""ResNets for 32x32 images, shortcuts without parameters (He et al. 2016, section 4.2)."""
+"""ResNets for images of 32 pixels, shortcuts without parameters (He et al. 2016, section 4.2)."""
 
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.networks.checkpoint import read_checkpoint
+from models.networks.family import Family
 from models.networks.heads import Conv
 from models.networks.multi_exit import MultiExitModel
 
 WIDTHS = (16, 32, 64)
+DEPTHS = (8, 20, 32, 44, 56, 110)
+# The two early heads of the shipped network; docs/training.md explains the choice.
+HEADS = (
+    (Conv(32, 2), Conv(64, 2), Conv(96, 1), Conv(128, 2)),
+    (Conv(64, 2), Conv(128, 2), Conv(128, 1)),
+)
 
 
 class BasicBlock(nn.Module):
@@ -27,7 +35,7 @@ class BasicBlock(nn.Module):
         self.pad = channels - in_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
+        """Map (N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         if self.stride > 1 or self.pad:
@@ -42,8 +50,8 @@ class ExitHead(nn.Module):
     """3x3 convolutions with batch norm and ReLU, global average pooling, one linear layer.
 
     Args:
-        in_channels: Channels of the state it reads.
-        convs: The convolutions, none for the classifier at the network's end.
+        in_channels: Channels of the state that the head reads.
+        convs: The convolutions; empty for the classifier at the end of the network.
         num_classes: C.
     """
 
@@ -61,7 +69,7 @@ class ExitHead(nn.Module):
         self.linear = nn.Linear(in_channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """State to logits (N, C)."""
+        """Map a state to logits (N, C)."""
         logits: Tensor = self.linear(self.convs(x).mean((2, 3)))
         return logits
 
@@ -69,20 +77,19 @@ class ExitHead(nn.Module):
 def cifar_resnet(
     depth: int, num_classes: int, exits: Sequence[int], heads: Sequence[Sequence[Conv]]
 ) -> MultiExitModel:
-    """Build a ResNet of 6n+2 layers with an exit after each of the named blocks and one at the end.
+    """Build a ResNet of 6n+2 layers with an exit after each of the given blocks and one at the end.
 
     Args:
         depth: Layers, 6n+2 (20, 32, 44, 56, 110).
         num_classes: C.
-        exits: Blocks, counted from 1, after which an early exit stands; empty for the plain
-            network.
+        exits: Blocks, counted from 1, that an early exit follows; empty for the plain network.
         heads: The convolutions of each early exit's head, one list per entry of `exits`.
 
     Returns:
         The model, randomly initialised, with K = len(exits) + 1.
 
     Raises:
-        ValueError: If the depth is none of such a network, or the exits do not rise inside it.
+        ValueError: If the depth is not 6n+2, or the exits do not rise inside the network.
     """
     per_group, rest = divmod(depth - 2, 6)
     if rest or per_group < 1:
@@ -127,24 +134,11 @@ def load_plain_weights(model: MultiExitModel, path: Path) -> None:
             linear`.
 
     Raises:
-        ValueError: If a key is missing, left over or of another shape, naming it.
+        ValueError: If a key is missing, unknown or has another shape; the message names it.
     """
     plain = read_checkpoint(path)
-    source: dict[str, str] = {}
-    num_blocks = sum(isinstance(m, BasicBlock) for m in model.modules())
-    block = 0
-    for k, stage in enumerate(model.stages):
-        for i, part in enumerate(stage.children()):
-            if isinstance(part, BasicBlock):
-                group, index = divmod(block, num_blocks // 3)
-                source[f"stages.{k}.{i}."] = f"layer{group + 1}.{index}."
-                block += 1
-            else:
-                source |= {f"stages.{k}.{i}.0.": "conv1.", f"stages.{k}.{i}.1.": "bn1."}
-    source[f"heads.{model.num_exits - 1}.linear."] = "linear."
-
-    own, taken = model.state_dict(), set()
-    for prefix, plain_prefix in source.items():
+    own, used = model.state_dict(), set()
+    for prefix, plain_prefix in _plain_prefixes(model).items():
         for key in [k for k in own if k.startswith(prefix)]:
             plain_key = plain_prefix + key.removeprefix(prefix)
             if plain_key not in plain:
@@ -160,10 +154,56 @@ def load_plain_weights(model: MultiExitModel, path: Path) -> None:
                     f"network needs {tuple(own[key].shape)}"
                 )
             own[key] = plain[plain_key]
-            taken.add(plain_key)
-    if extra := plain.keys() - taken:
+            used.add(plain_key)
+    if extra := plain.keys() - used:
         raise ValueError(
-            f"{path} holds {min(extra)!r}, which this network has no place for; is it of another "
-            f"depth?"
+            f"{path} holds {min(extra)!r}, which this network has no place for; does it have "
+            f"another depth?"
         )
     model.load_state_dict(own)
+
+
+def _plain_prefixes(model: MultiExitModel) -> dict[str, str]:
+    """Map the start of each key of ours to that of the plain network's key."""
+    prefixes: dict[str, str] = {}
+    num_blocks = sum(isinstance(m, BasicBlock) for m in model.modules())
+    block = 0
+    for k, stage in enumerate(model.stages):
+        for i, part in enumerate(stage.children()):
+            if isinstance(part, BasicBlock):
+                group, index = divmod(block, num_blocks // 3)
+                prefixes[f"stages.{k}.{i}."] = f"layer{group + 1}.{index}."
+                block += 1
+            else:
+                prefixes |= {f"stages.{k}.{i}.0.": "conv1.", f"stages.{k}.{i}.1.": "bn1."}
+    prefixes[f"heads.{model.num_exits - 1}.linear."] = "linear."
+    return prefixes
+
+
+class _Settings(NamedTuple):
+    depth: int
+    num_classes: int
+    exits: Sequence[int]
+    heads: Sequence[Sequence[Conv]]
+
+
+def _family(depth: int) -> Family:
+    """Describe a ResNet that has an exit after each third, unless the settings place them."""
+    third = (depth - 2) // 6
+
+    def settings(
+        num_classes: int,
+        exits: Sequence[int] = (third, 2 * third),
+        heads: Sequence[Sequence[Sequence[int]]] | None = None,
+    ) -> _Settings:
+        if heads is None:
+            heads = HEADS if len(exits) == len(HEADS) else (HEADS[-1],) * len(exits)
+        convs = tuple(tuple(Conv(*conv) for conv in head) for head in heads)
+        if any(min(conv) < 1 for head in convs for conv in head):
+            raise ValueError(f"heads {heads} have channels or a stride below 1")
+        return _Settings(depth, num_classes, exits, convs)
+
+    return Family("image", settings, lambda made: cifar_resnet(*made))
+
+
+FAMILIES = {f"resnet{depth}": _family(depth) for depth in DEPTHS}

@@ -1,1 +1,1 @@
-"""Backends that run stages and heads."""
+"""Runtimes that run stages and exit heads: ONNX Runtime, torch, and a replay of recordings."""

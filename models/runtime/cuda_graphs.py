@@ -1,4 +1,4 @@
-"""Steps of a network captured as CUDA graphs: launched by one call instead of one a kernel."""
+"""Capture steps of a network as CUDA graphs: one launch per step instead of one per kernel."""
 
 import threading
 from collections.abc import Callable
@@ -10,16 +10,16 @@ from torch import Tensor
 Tensors = tuple[Tensor, ...]
 Step = Callable[[Tensors], Tensors]
 
-WARM_UP = 3  # runs before a capture, in which libraries choose their kernels
+WARM_UP = 3  # runs before a capture, while libraries choose their kernels
 
 
 class Captured(NamedTuple):
-    """A step of fixed shapes.
+    """A captured step, for inputs of fixed shapes.
 
     Attributes:
-        inputs: What it reads, to be overwritten before a replay.
-        replay: Runs it.
-        outputs: What it wrote, until the next replay.
+        inputs: Tensors that the step reads; overwrite them before a replay.
+        replay: Runs the step.
+        outputs: Tensors that the step wrote; valid until the next replay.
     """
 
     inputs: Tensors
@@ -31,12 +31,13 @@ Capture = Callable[[Step, Tensors], Captured]
 
 
 class CapturedSteps:
-    """Steps that are captured once for every shape of their inputs, when it first comes.
+    """Capture each step when an input shape first occurs, and replay it from then on.
 
-    They share the memory of what lies between input and output, so one is replayed at a time.
+    All captured steps share the memory of their intermediate tensors, so a lock replays one at a
+    time.
 
     Args:
-        capture: Makes a captured step of a step and an example of its inputs.
+        capture: Captures a step, given an example of its inputs.
     """
 
     def __init__(self, capture: Capture) -> None:
@@ -44,7 +45,7 @@ class CapturedSteps:
         self._lock = threading.Lock()
 
     def step(self, step: Step) -> Step:
-        """A step that does the same by replays; what it gives is nobody else's."""
+        """Wrap a step so that it runs by replay; its outputs are copies that the caller owns."""
         captured: dict[tuple[torch.Size, ...], Captured] = {}
 
         def replayed(values: Tensors) -> Tensors:
@@ -53,8 +54,8 @@ class CapturedSteps:
                 if shapes not in captured:
                     captured[shapes] = self._capture(step, values)
                 inputs, replay, outputs = captured[shapes]
-                for place, value in zip(inputs, values, strict=True):
-                    place.copy_(value)
+                for target, value in zip(inputs, values, strict=True):
+                    target.copy_(value)
                 replay()
                 return tuple(output.clone() for output in outputs)
 
@@ -62,7 +63,7 @@ class CapturedSteps:
 
 
 def capture_on(device: torch.device) -> Capture:
-    """What captures steps on a GPU."""
+    """Return a function that captures steps on a GPU."""
     pool: Any = torch.cuda.graph_pool_handle()
 
     def capture(step: Step, values: Tensors) -> Captured:

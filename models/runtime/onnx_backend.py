@@ -1,25 +1,82 @@
-"""ONNX Runtime beneath the engine."""
+"""Run stages and exit heads with ONNX Runtime on the host."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from models.backend import HeadOutput, Part, State, gather_arrays
-from models.runtime.onnx_device_backend import DeviceOnnxBackend
-from models.runtime.onnx_session import CPU, HOST, Device, open_device, open_graphs
+import onnxruntime as ort
+
+from models.backend import HeadOutput, OutOfMemory, Part, State, gather_arrays
+
+Provider = str | tuple[str, dict[str, str]]
+Memory = tuple[str, int]  # ONNX Runtime's name and number of a device's memory
+HOST: Memory = ("cpu", 0)
+
+# Parts of ONNX Runtime's messages about memory: its arenas, C++, CUDA, and CUDA's libraries.
+NO_MEMORY = ("failed to allocate memory", "bad_alloc", "out of memory", "alloc_failed")
+# On a CPU the fused kernel makes texts 7 to 9 % slower than the nodes that it replaces.
+SLOW_ON_CPU = ("SkipLayerNormFusion",)
+
+
+class Device(NamedTuple):
+    """A device that sessions run on.
+
+    Attributes:
+        name: `cpu`, `cuda:0`, ...
+        providers: ONNX Runtime's execution providers, the CPU last.
+    """
+
+    name: str
+    providers: list[Provider]
+
+    @property
+    def memory(self) -> Memory:
+        """Memory that holds states between stages."""
+        kind, _, index = self.name.partition(":")
+        return ("cuda", int(index)) if kind in ("cuda", "tensorrt") else HOST
+
+    @property
+    def for_copies(self) -> "Device":
+        """Device for graphs that only copy rows; leaves out TensorRT, which would compile them."""
+        return self._replace(providers=self.providers[-2:])
+
+
+CPU = Device("cpu", ["CPUExecutionProvider"])
+
+
+class Graph(NamedTuple):
+    """A session and the names of its inputs and outputs."""
+
+    session: ort.InferenceSession
+    inputs: list[str]
+    outputs: list[str]
+
+    def run(self, state: State) -> list[Any]:
+        """Run the graph on arrays of the host.
+
+        Raises:
+            OutOfMemory: If the memory is short; a smaller batch may fit.
+        """
+        try:
+            return list(self.session.run(self.outputs, dict(zip(self.inputs, state, strict=True))))
+        except Exception as error:
+            raise_if_out_of_memory(error)
+            raise
 
 
 class OnnxBackend:
-    """One session per graph, one thread each, shared by all engine workers; arrays on the host.
+    """Run stages and heads on arrays of the host, one session per graph.
 
-    Parallelism comes from the workers: a session of several threads would fight them for the cores.
+    All engine workers share the sessions. A session uses one thread: the workers are the
+    parallelism, and sessions with more threads would compete with them for the cores.
 
     Args:
         stages: Files of the K stage graphs.
         heads: Files of the K exit heads.
-        device: One that takes arrays of the host: the CPU, or OpenVINO's.
+        device: A device that takes arrays of the host: the CPU, or one of OpenVINO.
 
     Raises:
-        ValueError: If a graph cannot be loaded, naming its file.
+        ValueError: If a graph cannot be loaded; the message names its file.
     """
 
     def __init__(self, stages: Sequence[Path], heads: Sequence[Path], device: Device = CPU) -> None:
@@ -29,11 +86,14 @@ class OnnxBackend:
 
     @property
     def num_exits(self) -> int:
-        """K."""
+        """Number of exits, K."""
         return len(self._heads)
 
     def gather(self, parts: Sequence[Part]) -> State:
-        """Pick and join rows."""
+        """Join the rows of all parts; one part that is its whole batch is returned as it is."""
+        state, rows = parts[0]
+        if len(parts) == 1 and list(rows) == list(range(len(state[0]))):
+            return state
         return gather_arrays(parts)
 
     def run_stage(self, stage: int, state: State) -> State:
@@ -45,27 +105,55 @@ class OnnxBackend:
         return HeadOutput(*self._heads[exit].run(state))
 
     def synchronize(self) -> None:
-        """Nothing: every call waits for its answer."""
+        """Do nothing: every call returns only when its result is ready."""
 
 
-def open_onnx_backend(
-    stages: Sequence[Path],
-    heads: Sequence[Path],
-    device: str = "auto",
-    buckets: Sequence[int] = (),
-) -> OnnxBackend | DeviceOnnxBackend:
-    """The backend over graphs that suits a device.
+def open_graph(source: Path | bytes, device: Device) -> Graph:
+    """Load a graph that any number of threads may run at once.
 
     Args:
-        stages: Files of the K stage graphs.
-        heads: Files of the K exit heads.
-        device: As `choose_device` takes it; `auto` is the CPU where CUDA's provider does not load.
-        buckets: Batch sizes that a GPU is given, rising; any if there are none.
+        source: The graph's file, or the content of such a file.
+        device: The device that runs it.
 
     Raises:
-        ValueError: If a graph cannot be loaded, naming its file, or the device is not available.
+        ValueError: If the graph cannot be loaded; the message names its file.
     """
-    opened = open_device(device)
-    if opened.memory == HOST:
-        return OnnxBackend(stages, heads, opened)
-    return DeviceOnnxBackend(stages, heads, opened, buckets)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # the callers are the parallelism
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(
+            source,
+            options,
+            providers=device.providers,
+            enable_fallback=0,
+            disabled_optimizers=SLOW_ON_CPU if device == CPU else (),
+        )
+    except Exception as error:  # ONNX Runtime does not export its exception types
+        name = source if isinstance(source, Path) else "the graph in memory"
+        raise ValueError(
+            f"{name} is not a graph that ONNX Runtime {ort.__version__} can load on "
+            f"{device.name}: {error}"
+        ) from error
+    return Graph(
+        session,
+        [value.name for value in session.get_inputs()],
+        [value.name for value in session.get_outputs()],
+    )
+
+
+def open_graphs(paths: Sequence[Path], device: Device) -> list[Graph]:
+    """Load one graph per file."""
+    return [open_graph(path, device) for path in paths]
+
+
+def raise_if_out_of_memory(error: Exception) -> None:
+    """Raise `OutOfMemory` if an error of ONNX Runtime means that memory is short.
+
+    Raises:
+        OutOfMemory: If it does.
+    """
+    message = str(error).lower()
+    if isinstance(error, MemoryError) or any(words in message for words in NO_MEMORY):
+        raise OutOfMemory(str(error)) from error

@@ -1,4 +1,4 @@
-"""ONNX Runtime on an accelerator: states stay there between stages."""
+"""Run stages and exit heads with ONNX Runtime on an accelerator; states stay on the device."""
 
 import threading
 from collections.abc import Sequence
@@ -8,9 +8,16 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from models.backend import HeadOutput, Part, State, gather_arrays, is_whole
-from models.runtime.buckets import check_buckets, padded
-from models.runtime.onnx_session import (
+from models.backend import (
+    HeadOutput,
+    Part,
+    State,
+    check_buckets,
+    gather_arrays,
+    is_whole,
+    pad_to_bucket,
+)
+from models.runtime.onnx_backend import (
     HOST,
     Device,
     Graph,
@@ -19,25 +26,26 @@ from models.runtime.onnx_session import (
     open_graphs,
     raise_if_out_of_memory,
 )
-from models.runtime.row_graph import Kind, row_graph
+from models.runtime.row_graph import TensorType, row_graph
 
 
 class DeviceOnnxBackend:
-    """One session per graph, and states that are OrtValues in the device's memory.
+    """Run stages and heads on OrtValues in the device's memory, one session per graph.
 
-    Stage 0 copies its arrays there, heads fetch their answers, nothing else moves. The runtime's
-    arena allocates what stages put out: buffers of our own would have to know when the last waiting
-    row leaves a batch, and would save less than a tenth of what a bound run costs besides its
-    graph.
+    Stage 0 copies its arrays to the device and heads copy their results back; nothing else moves.
+    ONNX Runtime's arena allocates the outputs of stages. Our own buffers would have to track when
+    the last waiting row of a batch is gone, and would save less than a tenth of the overhead of a
+    bound run.
 
     Args:
         stages: Files of the K stage graphs.
         heads: Files of the K exit heads.
-        device: A GPU; the CPU works as one does.
-        buckets: Batch sizes, rising, to which `gather` fills batches up; none: as they come.
+        device: A GPU. The CPU works too, which the tests use.
+        buckets: Batch sizes, increasing, to which `gather` pads; empty: no padding.
 
     Raises:
-        ValueError: If a graph cannot be loaded, naming its file, or the buckets do not rise.
+        ValueError: If a graph cannot be loaded (the message names its file), or the buckets do not
+            increase.
     """
 
     def __init__(
@@ -56,77 +64,79 @@ class DeviceOnnxBackend:
 
     @property
     def num_exits(self) -> int:
-        """K."""
+        """Number of exits, K."""
         return len(self._heads)
 
     def gather(self, parts: Sequence[Part]) -> State:
-        """Pick and join rows where they are, filled up to the next bucket."""
-        wanted = padded(parts, self.buckets)
-        first = wanted[0]
+        """Join the rows of all parts where they are, padded to the next bucket."""
+        padded = pad_to_bucket(parts, self.buckets)
+        first = padded[0]
         if isinstance(first.state[0], np.ndarray):
-            return gather_arrays(wanted)
-        if len(wanted) == 1 and is_whole(first, first.state[0].shape()[0]):
+            return gather_arrays(padded)
+        if len(padded) == 1 and is_whole(first, first.state[0].shape()[0]):
             return first.state
-        return self._joiner.join(wanted)
+        return self._joiner.join(padded)
 
     def run_stage(self, stage: int, state: State) -> State:
-        """Run one stage graph; what it puts out stays on the device."""
+        """Run one stage graph; its outputs stay on the device."""
         return run_bound(self._stages[stage], state, self._memory, self._memory)
 
     def run_head(self, exit: int, state: State) -> HeadOutput:
-        """Run one head graph and fetch its answers."""
-        said = run_bound(self._heads[exit], state, self._memory, HOST)
-        return HeadOutput(*(value.numpy() for value in said))
+        """Run one head graph and copy its outputs to the host."""
+        outputs = run_bound(self._heads[exit], state, self._memory, HOST)
+        return HeadOutput(*(value.numpy() for value in outputs))
 
     def synchronize(self) -> None:
-        """Nothing: every run waits for the device."""
+        """Do nothing: every run waits for the device."""
 
 
 class RowJoiner:
-    """Makes one batch of rows of several by small graphs, each made when it is first needed.
+    """Join rows of several batches with small graphs, each built when it is first needed.
 
-    A graph takes a power of two of parts, so that there are few: where parts are missing, batches
-    that give no rows stand in.
+    A graph takes a power of two of parts, so few graphs are needed. Parts without rows fill the
+    rest.
     """
 
     def __init__(self, device: Device) -> None:
         self._device = device.for_copies
-        self._graphs: dict[tuple[tuple[Kind, ...], int], Graph] = {}
+        self._graphs: dict[tuple[tuple[TensorType, ...], int], Graph] = {}
         self._lock = threading.Lock()
 
     def join(self, parts: Sequence[Part]) -> State:
-        """The parts' rows in their order.
+        """Join the rows of all parts, in their order.
 
         Raises:
-            OutOfMemory: If a smaller batch might do.
+            OutOfMemory: If the device's memory is short; a smaller batch may fit.
         """
-        kinds = tuple(Kind(value.element_type(), len(value.shape())) for value in parts[0].state)
-        size = 1 << (len(parts) - 1).bit_length()
-        every = [*parts, *[Part(parts[0].state, ())] * (size - len(parts))]
-        rows = [np.array(part.rows, np.int64) for part in every]
-        values = [part.state[t] for t in range(len(kinds)) for part in every]
+        types = tuple(
+            TensorType(value.element_type(), len(value.shape())) for value in parts[0].state
+        )
+        num_parts = 1 << (len(parts) - 1).bit_length()
+        all_parts = [*parts, *[Part(parts[0].state, ())] * (num_parts - len(parts))]
+        rows = [np.array(part.rows, np.int64) for part in all_parts]
+        values = [part.state[t] for t in range(len(types)) for part in all_parts]
         memory = self._device.memory
-        return run_bound(self._graph(kinds, size), [*rows, *values], memory, memory)
+        return run_bound(self._graph(types, num_parts), [*rows, *values], memory, memory)
 
-    def _graph(self, kinds: tuple[Kind, ...], num_parts: int) -> Graph:
-        key = (kinds, num_parts)
+    def _graph(self, types: tuple[TensorType, ...], num_parts: int) -> Graph:
+        key = (types, num_parts)
         with self._lock:
             if key not in self._graphs:
-                self._graphs[key] = open_graph(row_graph(kinds, num_parts), self._device)
+                self._graphs[key] = open_graph(row_graph(types, num_parts), self._device)
             return self._graphs[key]
 
 
 def run_bound(graph: Graph, values: Sequence[Any], memory: Memory, to: Memory) -> State:
-    """Run a graph with what goes in and comes out bound to where it lies.
+    """Run a graph with its inputs and outputs bound to memory (ONNX Runtime's IO binding).
 
     Args:
-        graph: Its names are those of the values, in order.
-        values: OrtValues of the graph's device, or arrays that are copied there.
-        memory: The device's.
-        to: Where to put what comes out.
+        graph: The graph; its inputs are the values, in order.
+        values: OrtValues on the graph's device, or arrays, which are copied there.
+        memory: The device's memory.
+        to: The memory for the outputs.
 
     Raises:
-        OutOfMemory: If a smaller batch might do.
+        OutOfMemory: If the device's memory is short; a smaller batch may fit.
     """
     binding = graph.session.io_binding()
     try:

@@ -1,4 +1,4 @@
-"""A fake device beneath the engine: stages only take time, heads answer from a recording."""
+"""A fake device for the engine: stages only take time, heads return recorded outputs."""
 
 import threading
 import time
@@ -12,30 +12,31 @@ from numpy.typing import NDArray
 from models.backend import HeadOutput, Part, State, gather_arrays
 from models.stage_costs import StageCosts
 
-MOST_LATE_S = 1e-3  # a pause of the whole machine is no fault of `sleep` and is not made up for
+# Longer delays are pauses of the whole machine, not lateness of `sleep`: do not make up for them.
+MAX_LATENESS_S = 1e-3
 
 
 class ReplayBackend:
-    """Runs one batch at a time, for as long as a table of costs says; needs no network.
+    """Run one batch at a time, for the time in a table of costs; needs no network.
 
-    The state after every stage is one array (A,) of recorded rows. The input of the first stage is
-    either that already, or real input of any shape, which stands for the recorded row that a hash
-    of its bytes points at: the same input always for the same row.
+    The state after every stage is one array (A,) with the indices of recorded rows. The input of
+    the first stage is either such an array, or real input of any shape: a hash of its bytes selects
+    a recorded row, so the same input always gives the same prediction.
 
-    `time.sleep` wakes up some 60 to 100 us late on Linux. The lateness of one batch is taken off
-    the next, which leaves a batch some 10 us too long on average and, on a machine with a core to
-    spare, 19 of 20 within 0.1 ms. Nothing spins: a fake device costs no processor time.
+    `time.sleep` wakes up some 60 to 100 us late on Linux. The next batch sleeps less by the
+    lateness of the one before. A batch is then some 10 us too long on average and, on a machine
+    with a spare core, 19 of 20 are within 0.1 ms. There is no busy waiting: a fake device uses no
+    processor time.
 
     Args:
-        log_probs: Of the recording, (K, N, C).
-        costs: What a batch costs at each stage, K of them; heads are in them. At 0 ms nothing
-            sleeps.
-        sleep: Seconds.
-        clock: Seconds; passes at least as fast as `sleep` sleeps.
+        log_probs: Recorded log-probabilities, (K, N, C).
+        costs: Cost of a batch at each of the K stages, heads included. At 0 ms nothing sleeps.
+        sleep: Sleeps for some seconds.
+        clock: Returns seconds; must advance at least as fast as `sleep` sleeps.
 
     Raises:
-        ValueError: If the recording is a segmentation's, holds no rows, or has another number of
-            exits than the table.
+        ValueError: If the recording is of a segmentation, holds no rows, or differs from the table
+            in the number of exits.
     """
 
     device = "replay"
@@ -55,7 +56,7 @@ class ReplayBackend:
         if len(log_probs) != costs.num_exits:
             raise ValueError(
                 f"the recording has {len(log_probs)} exits, the costs have {costs.num_exits} "
-                f"stages; give one for each exit"
+                f"stages; give one stage per exit"
             )
         self.costs = costs
         self._log_probs = np.asarray(log_probs, np.float32)
@@ -66,39 +67,39 @@ class ReplayBackend:
 
     @property
     def num_exits(self) -> int:
-        """K."""
+        """Number of exits, K."""
         return len(self._log_probs)
 
     def gather(self, parts: Sequence[Part]) -> State:
-        """Pick and join rows."""
+        """Join the rows of all parts."""
         return gather_arrays(parts)
 
     def run_stage(self, stage: int, state: State) -> State:
-        """Hold the device for the batch's time; other threads queue."""
+        """Occupy the device for the batch's time; other threads wait for it."""
         rows = self._recorded_rows(state) if stage == 0 else state[0]
         cost_s = self.costs.batch_ms(stage, len(rows)) / 1e3
         if cost_s > 0:
             with self._busy:
-                self._take(cost_s)
+                self._spend(cost_s)
         return (rows,)
 
     def run_head(self, exit: int, state: State) -> HeadOutput:
-        """Look the rows up."""
+        """Look up the recorded outputs of the rows."""
         log_probs = self._log_probs[exit, state[0]]
         return HeadOutput(log_probs, log_probs)
 
     def synchronize(self) -> None:
-        """Nothing: every call takes its time."""
+        """Do nothing: every call returns only when its time is over."""
 
-    def _take(self, cost_s: float) -> None:
-        """Sleep, less what the batch before slept too long."""
-        rest_s = cost_s - self._late_s
-        if rest_s <= 0:
+    def _spend(self, cost_s: float) -> None:
+        """Sleep, less the time by which the batch before slept too long."""
+        remaining_s = cost_s - self._late_s
+        if remaining_s <= 0:
             self._late_s -= cost_s
             return
         started = self._clock()
-        self._sleep(rest_s)
-        self._late_s = min(max(self._clock() - started - rest_s, 0.0), MOST_LATE_S)
+        self._sleep(remaining_s)
+        self._late_s = min(max(self._clock() - started - remaining_s, 0.0), MAX_LATENESS_S)
 
     def _recorded_rows(self, inputs: State) -> NDArray[np.int64]:
         if len(inputs) == 1 and inputs[0].ndim == 1 and inputs[0].dtype.kind in "iu":
@@ -108,7 +109,7 @@ class ReplayBackend:
 
 
 def _hash(row: Sequence[NDArray[Any]]) -> int:
-    """Of the bytes of one row."""
+    """Hash the bytes of one row."""
     value = 0
     for array in row:
         value = zlib.crc32(array.tobytes(), value)

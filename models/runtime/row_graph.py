@@ -1,7 +1,7 @@
-"""The graph that picks rows from batches and joins them: bytes of an ONNX file.
+"""Write the ONNX graph that selects rows of several batches and joins them.
 
-It is written field by field, since the package that knows the format is none of the server's. The
-numbers of the fields are those of `onnx.proto`.
+The file is encoded field by field, because the server does not install the `onnx` package. The
+field numbers are those of `onnx.proto`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,51 +11,51 @@ IR_VERSION = 8
 OPSET = 13
 
 
-class Kind(NamedTuple):
-    """Of a tensor: ONNX's number of its element type, and how many dimensions it has."""
+class TensorType(NamedTuple):
+    """ONNX's number of a tensor's element type, and its number of dimensions."""
 
     element_type: int
     rank: int
 
 
-INDICES = Kind(element_type=7, rank=1)  # int64
+INDICES = TensorType(element_type=7, rank=1)  # int64
 
 
-def row_graph(kinds: Sequence[Kind], num_parts: int) -> bytes:
+def row_graph(types: Sequence[TensorType], num_parts: int) -> bytes:
     """Write a graph that makes one batch from rows of several.
 
-    Its inputs are `rows_{p}` (R_p,) int64, the places of the rows, then `value_{t}_{p}` (A_p, ...);
-    its outputs `joined_{t}` (sum of R_p, ...), for parts p and tensors t. A part of no rows adds
-    none.
+    For parts p and tensors t, its inputs are `rows_{p}` (R_p,) int64, the indices of the rows, then
+    `value_{t}_{p}` (A_p, ...). Its outputs are `joined_{t}` (sum of R_p, ...). A part may have no
+    rows.
 
     Args:
-        kinds: Of the state's tensors.
-        num_parts: P.
+        types: Types of the state's tensors.
+        num_parts: Number of parts, P.
     """
     parts = range(num_parts)
     inputs = [_value(f"rows_{p}", INDICES) for p in parts]
     outputs, nodes = list[bytes](), list[bytes]()
-    for t, kind in enumerate(kinds):
-        inputs += [_value(f"value_{t}_{p}", kind) for p in parts]
-        outputs.append(_value(f"joined_{t}", kind))
-        picked = [f"picked_{t}_{p}" for p in parts]
-        nodes += [_node("Gather", [f"value_{t}_{p}", f"rows_{p}"], picked[p]) for p in parts]
-        nodes.append(_node("Concat", picked, f"joined_{t}"))
+    for t, type in enumerate(types):
+        inputs += [_value(f"value_{t}_{p}", type) for p in parts]
+        outputs.append(_value(f"joined_{t}", type))
+        selected = [f"selected_{t}_{p}" for p in parts]
+        nodes += [_node("Gather", [f"value_{t}_{p}", f"rows_{p}"], selected[p]) for p in parts]
+        nodes.append(_node("Concat", selected, f"joined_{t}"))
     graph = _fields(1, nodes) + _field(2, "rows") + _fields(11, inputs) + _fields(12, outputs)
     opset = _field(1, "") + _field(2, OPSET)
     return _field(1, IR_VERSION) + _field(7, graph) + _field(8, opset)
 
 
 def _node(operator: str, inputs: Iterable[str], output: str) -> bytes:
-    """A NodeProto along the first dimension."""
+    """Encode a NodeProto that works along the first dimension."""
     axis = _field(1, "axis") + _field(3, 0) + _field(20, 2)  # an AttributeProto: an integer
     return _fields(1, inputs) + _field(2, output) + _field(4, operator) + _field(5, axis)
 
 
-def _value(name: str, kind: Kind) -> bytes:
-    """A ValueInfoProto of a tensor whose sizes are open."""
-    shape = _fields(1, [b""] * kind.rank)
-    return _field(1, name) + _field(2, _field(1, _field(1, kind.element_type) + _field(2, shape)))
+def _value(name: str, type: TensorType) -> bytes:
+    """Encode a ValueInfoProto of a tensor whose sizes are all dynamic."""
+    shape = _fields(1, [b""] * type.rank)
+    return _field(1, name) + _field(2, _field(1, _field(1, type.element_type) + _field(2, shape)))
 
 
 def _fields(number: int, values: Iterable[str | bytes]) -> bytes:
@@ -70,6 +70,6 @@ def _field(number: int, value: int | str | bytes) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first; the eighth says that more follow."""
+    """Encode seven bits per byte, the lowest first; the eighth bit means that more bytes follow."""
     low, high = value & 0x7F, value >> 7
     return bytes([low | 0x80]) + _varint(high) if high else bytes([low])

@@ -1,4 +1,4 @@
-"""torch beneath the engine: the network itself instead of its graphs."""
+"""Run stages and exit heads with torch: the network itself instead of its ONNX graphs."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -10,35 +10,62 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.backend import HeadOutput, OutOfMemory, Part, State, gather_arrays, is_whole
+from models.backend import (
+    HeadOutput,
+    OutOfMemory,
+    Part,
+    State,
+    check_buckets,
+    gather_arrays,
+    is_whole,
+    pad_to_bucket,
+)
 from models.bundle import Bundle, BundleError
+from models.networks import multi_exit
 from models.networks.families import Network
+from models.networks.fcn import coarse_grid
 from models.networks.multi_exit import MultiExitModel
-from models.runtime.buckets import check_buckets, padded
 from models.runtime.cuda_graphs import CapturedSteps, Step, Tensors, capture_on
-from models.runtime.served_head import ServedHead
 
 log = logging.getLogger(__name__)
 
 Mode = Literal["eager", "compile", "cuda-graphs"]
-# What torch says when memory is short where it has no exception type for it.
+# Parts of torch's messages about memory, where it has no exception type for it.
 NO_MEMORY = ("can't allocate memory", "alloc_failed")
 
 
-class TorchBackend:
-    """Stages and heads of a network in evaluation mode; states are tensors on its device.
-
-    On a CPU every call uses as many threads as the process has set.
+class ServedHead(nn.Module):
+    """An exit head that also returns the log-probabilities that policies read.
 
     Args:
-        model: Put into evaluation mode and onto the device.
+        head: Maps a state to logits (A, C), or for segmentation (A, H, W, C).
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, state: multi_exit.State) -> tuple[Tensor, Tensor]:
+        """Compute logits and log-probabilities; for segmentation the latter on a coarser grid."""
+        logits = self.head(state)
+        is_mask = logits.ndim == 4
+        return logits, coarse_grid(logits) if is_mask else logits.log_softmax(-1)
+
+
+class TorchBackend:
+    """Run the stages and heads of a network; states are tensors on its device.
+
+    On a CPU every call uses the number of threads that the process has set.
+
+    Args:
+        model: The network; it is put into evaluation mode and moved to the device.
         device: `cpu`, `cuda` or `cuda:N`.
-        mode: `eager`; `compile`, each stage and head by `torch.compile` when it first runs;
-            `cuda-graphs`, each captured for every shape of batch that comes.
-        buckets: Batch sizes, rising, to which `gather` fills batches up; none: as they come.
+        mode: `eager`; `compile`: `torch.compile` for each stage and head when it first runs;
+            `cuda-graphs`: captures each for every batch shape that occurs.
+        buckets: Batch sizes, increasing, to which `gather` pads; empty: no padding.
 
     Raises:
-        ValueError: If the mode is unknown or not one of the device.
+        ValueError: If the mode is unknown, or the device does not support it.
     """
 
     def __init__(
@@ -50,127 +77,131 @@ class TorchBackend:
     ) -> None:
         if mode not in get_args(Mode):
             raise ValueError(f"mode {mode!r} is unknown; use {', '.join(get_args(Mode))}")
-        self._place = torch.device(device)
-        if mode == "cuda-graphs" and self._place.type != "cuda":
-            raise ValueError(f"mode 'cuda-graphs' needs a GPU, device {device!r} is none")
-        self.device = str(self._place)
+        self._torch_device = torch.device(device)
+        if mode == "cuda-graphs" and self._torch_device.type != "cuda":
+            raise ValueError(
+                f"mode 'cuda-graphs' needs a GPU, not device {device!r}; use eager or compile"
+            )
+        self.device = str(self._torch_device)
         self.buckets = check_buckets(buckets)
-        model.eval().to(self._place)
+        model.eval().to(self._torch_device)
         self._stages = [_step(stage, mode) for stage in model.stages]
         self._heads = [_step(ServedHead(head).eval(), mode) for head in model.heads]
         if mode == "cuda-graphs":
-            captured = CapturedSteps(capture_on(self._place))
+            captured = CapturedSteps(capture_on(self._torch_device))
             self._stages = [captured.step(stage) for stage in self._stages]
             self._heads = [captured.step(head) for head in self._heads]
 
     @property
     def num_exits(self) -> int:
-        """K."""
+        """Number of exits, K."""
         return len(self._heads)
 
     def gather(self, parts: Sequence[Part]) -> State:
-        """Pick and join rows where they are, filled up to the next bucket."""
-        wanted = padded(parts, self.buckets)
-        if isinstance(wanted[0].state[0], np.ndarray):
-            return gather_arrays(wanted)
-        with _serving():
-            picked = [_picked(part) for part in wanted]
-            if len(picked) == 1:
-                return picked[0]
-            return tuple(torch.cat(tensors) for tensors in zip(*picked, strict=True))
+        """Join the rows of all parts where they are, padded to the next bucket."""
+        padded = pad_to_bucket(parts, self.buckets)
+        if isinstance(padded[0].state[0], np.ndarray):
+            return gather_arrays(padded)
+        with _inference():
+            selected = [_select_rows(part) for part in padded]
+            if len(selected) == 1:
+                return selected[0]
+            return tuple(torch.cat(tensors) for tensors in zip(*selected, strict=True))
 
     def run_stage(self, stage: int, state: State) -> State:
-        """Run one stage; what it puts out stays on the device."""
-        with _serving():
-            return self._stages[stage](tuple(self._placed(value) for value in state))
+        """Run one stage; its output stays on the device."""
+        with _inference():
+            return self._stages[stage](tuple(self._to_device(value) for value in state))
 
     def run_head(self, exit: int, state: State) -> HeadOutput:
-        """Run one head and fetch its answers."""
-        with _serving():
-            said = self._heads[exit](tuple(self._placed(value) for value in state))
-            fetched = [answer.to("cpu", non_blocking=True) for answer in said]
+        """Run one head and copy its outputs to the host."""
+        with _inference():
+            outputs = self._heads[exit](tuple(self._to_device(value) for value in state))
+            on_host = [output.to("cpu", non_blocking=True) for output in outputs]
             self.synchronize()
-            return HeadOutput(*(answer.numpy() for answer in fetched))
+            return HeadOutput(*(output.numpy() for output in on_host))
 
     def synchronize(self) -> None:
-        """Wait for what the calling thread told a GPU to do."""
-        if self._place.type == "cuda":
-            torch.cuda.current_stream(self._place).synchronize()
+        """Wait for the work that the calling thread has queued on a GPU."""
+        if self._torch_device.type == "cuda":
+            torch.cuda.current_stream(self._torch_device).synchronize()
 
-    def _placed(self, value: Any) -> Tensor:
+    def _to_device(self, value: Any) -> Tensor:
         if isinstance(value, Tensor):
             return value
-        return torch.tensor(value, device=self._place)
+        return torch.tensor(value, device=self._torch_device)
 
 
 def open_torch_backend(
     bundle: Bundle, device: str = "auto", mode: Mode = "eager", buckets: Sequence[int] = ()
 ) -> TorchBackend:
-    """The network that a bundle holds beside its graphs.
+    """Open the torch network of a bundle.
 
     Args:
-        bundle: Built with `--torch-weights`.
-        device: `cpu`, `cuda`, `cuda:N`, or `auto`: a GPU where torch sees one.
-        mode: As `TorchBackend` takes it.
-        buckets: Likewise.
+        bundle: A bundle that was built with `--torch-weights`.
+        device: `cpu`, `cuda`, `cuda:N`, or `auto`: a GPU if torch finds one.
+        mode: As for `TorchBackend`.
+        buckets: As for `TorchBackend`.
 
     Raises:
-        ValueError: If the bundle holds no network or another's weights, or the device is not to be
-            had.
+        ValueError: If the bundle holds no weights for torch, the weights do not fit its network, or
+            the device is not available.
     """
     network, weights = bundle.manifest.network, bundle.torch_weights
     if network is None or weights is None:
         raise BundleError(
             f"{bundle.folder} holds no weights for torch; build it with --torch-weights"
         )
-    place = choose_torch_device(device)
+    chosen = choose_torch_device(device)
     try:
         model = Network(network.arch, network.settings).build()
         model.load_state_dict(load_file(weights))
-    except (ValueError, RuntimeError) as error:  # of settings, of tensors
+    except (ValueError, RuntimeError) as error:  # unknown settings, tensors that do not fit
         raise BundleError(
             f"{weights} does not fit the bundle's network {network.arch}; build the bundle again"
         ) from error
-    if place == "cpu":
-        # Engine workers are the parallelism. The setting is the whole process's, so it is made
-        # here, where a server starts, and not by every backend.
+    if chosen == "cpu":
+        # Engine workers are the parallelism. The setting holds for the whole process, so it is made
+        # here, where a server starts, and not in every backend.
         torch.set_num_threads(1)
-    return TorchBackend(model, place, mode, buckets)
+    return TorchBackend(model, chosen, mode, buckets)
 
 
 def choose_torch_device(device: str) -> str:
-    """The device that is used, by torch's name.
+    """Return torch's name of a device.
 
     Raises:
-        ValueError: If it is none of torch's, or not available.
+        ValueError: If the backend does not know the device, or it is not available.
     """
     kind, _, index = device.partition(":")
     if kind not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device {device!r} is none of the torch backend's; use auto, cpu or cuda")
+        raise ValueError(
+            f"device {device!r} is unknown to the torch backend; use auto, cpu or cuda"
+        )
     if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
         if kind == "auto":
-            log.info("torch sees no GPU; serving on the CPU")
+            log.info("torch finds no GPU; serving on the CPU")
         return "cpu"
     if int(index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device {device!r} is not available: torch {torch.__version__} sees "
-            f"{torch.cuda.device_count()} GPUs here"
+            f"device {device!r} is not available: torch {torch.__version__} finds "
+            f"{torch.cuda.device_count()} GPUs; use cpu"
         )
     return f"cuda:{int(index or 0)}"
 
 
 def _step(module: nn.Module, mode: Mode) -> Step:
-    """A stage or head as tensors in, tensors out."""
+    """Wrap a stage or head so that its input and output are tuples of tensors."""
     run = torch.compile(module) if mode == "compile" else module
 
     def step(values: Tensors) -> Tensors:
-        made = run(values[0] if len(values) == 1 else values)
-        return made if isinstance(made, tuple) else (made,)
+        output = run(values[0] if len(values) == 1 else values)
+        return output if isinstance(output, tuple) else (output,)
 
     return step
 
 
-def _picked(part: Part) -> Tensors:
+def _select_rows(part: Part) -> Tensors:
     tensors: Tensors = part.state
     if is_whole(part, len(tensors[0])):
         return tensors
@@ -181,14 +212,14 @@ def _picked(part: Part) -> Tensors:
 
 
 @contextmanager
-def _serving() -> Iterator[None]:
-    """No gradients; a lack of memory by the name that engines know."""
+def _inference() -> Iterator[None]:
+    """Disable gradients, and turn torch's errors about memory into `OutOfMemory`."""
     try:
         with torch.inference_mode():
             yield
     except RuntimeError as error:
-        said = str(error).lower()
-        short = isinstance(error, torch.OutOfMemoryError)
-        if short or any(words in said for words in NO_MEMORY):
+        message = str(error).lower()
+        is_memory = isinstance(error, torch.OutOfMemoryError)
+        if is_memory or any(words in message for words in NO_MEMORY):
             raise OutOfMemory(str(error)) from error
         raise

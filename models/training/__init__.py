@@ -1,1 +1,1 @@
-"""Train networks with exits (torch)."""
+"""Train multi-exit networks with torch."""

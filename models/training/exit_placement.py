@@ -1,4 +1,4 @@
-"""Where exits should stand, from what each layer costs."""
+"""Choose the layers that get an exit, from the latency of each layer."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,30 +15,30 @@ WARM_UP = 3
 def suggest_exits(
     layer_latencies_ms: Sequence[float] | NDArray[np.float64], budget_ms: float, num_exits: int
 ) -> tuple[int, ...]:
-    """Choose the layers behind which exits stand, for a mean budget.
+    """Choose the layers that get an exit, for a budget of the mean latency.
 
-    With T the latency of the whole network and f that of the first exit, a mean of B leaves room
-    for a share (B - f) / (T - f) of the samples to run to the end, the others leaving at once. So f
-    must be below B, and how far below is the room that a policy has: half of it, f = B / 2, lets
-    at least B / 2T of the samples through. An exit later than T / K would, under a generous budget,
-    only crowd the others into the end of the network. Hence the rule: the first exit stands behind
-    the last layer that ends by min(B / 2, T / K), or behind the first layer if none does; the
-    others divide the latency from there to the end evenly, each behind the layer nearest to its
-    share, the last one after the last layer.
+    Let T be the latency of the whole network, f that of the first exit, and B the budget. If every
+    request leaves at the first or the last exit, a share (B - f) / (T - f) can run to the end. With
+    f = B / 2, that is at least B / 2T of the requests. Under a large budget, a first exit later
+    than T / K would only crowd the other exits into the end of the network.
+
+    Hence the rule: the first exit follows the last layer that ends by min(B / 2, T / K), or the
+    first layer if none does. The other exits divide the remaining latency evenly, each after the
+    layer nearest to its share, the last one after the last layer.
 
     Latencies of exit heads are not counted.
 
     Args:
-        layer_latencies_ms: Of each layer, (L,).
-        budget_ms: B, of the mean sample.
-        num_exits: K, the last exit included, 2 to L.
+        layer_latencies_ms: Latency of each layer, (L,).
+        budget_ms: Budget of the mean latency, B.
+        num_exits: Number of exits including the last, K, from 2 to L.
 
     Returns:
-        Layers counted from 1, K of them, rising, the last one L.
+        K layer numbers, counted from 1, increasing; the last is L.
 
     Raises:
-        ValueError: If a latency is no number above 0, there are not so many layers, or the first
-            layer alone takes the budget.
+        ValueError: If a latency is not a number above 0, there are fewer layers than exits, or the
+            first layer alone takes the budget.
     """
     layers_ms = np.asarray(layer_latencies_ms, dtype=np.float64)
     if layers_ms.ndim != 1 or not np.isfinite(layers_ms).all() or not (layers_ms > 0).all():
@@ -48,7 +48,8 @@ def suggest_exits(
     num_layers = len(layers_ms)
     if not 2 <= num_exits <= num_layers:
         raise ValueError(
-            f"num_exits is {num_exits}; it must lie between 2 and the {num_layers} layers there are"
+            f"num_exits is {num_exits}; it must lie between 2 and the {num_layers} layers of "
+            f"the network"
         )
     if not budget_ms > layers_ms[0]:
         raise ValueError(
@@ -58,13 +59,13 @@ def suggest_exits(
     ends_ms = np.cumsum(layers_ms)  # (L,)
     total_ms = ends_ms[-1]
     first_ms = min(budget_ms / 2, total_ms / num_exits)
-    by_then = ends_ms <= first_ms * (1 + 1e-9)  # equal layers may differ by rounding
-    first = max(int(by_then.sum()), 1)
+    in_time = ends_ms <= first_ms * (1 + 1e-9)  # equal layers may differ by rounding
+    first = max(int(in_time.sum()), 1)
     exits = [min(first, num_layers - num_exits + 1)]
     for target_ms in np.linspace(ends_ms[exits[0] - 1], total_ms, num_exits)[1:]:
-        to_come = num_exits - len(exits) - 1
+        later_exits = num_exits - len(exits) - 1  # each needs a layer of its own
         nearest = int(np.abs(ends_ms - target_ms).argmin()) + 1
-        exits.append(min(max(nearest, exits[-1] + 1), num_layers - to_come))
+        exits.append(min(max(nearest, exits[-1] + 1), num_layers - later_exits))
     return tuple(exits)
 
 
@@ -75,18 +76,18 @@ def layer_latencies(
     repeats: int = 20,
     clock: Callable[[], float] = time.perf_counter,
 ) -> NDArray[np.float64]:
-    """Time each stage of a network on this machine, with one thread of torch.
+    """Time each stage of a network on this machine, with one torch thread.
 
-    Repeats go round the whole network, so that a slow spell of the machine falls on all alike.
+    Each round runs the whole network, so that a slow spell of the machine affects all stages alike.
 
     Args:
-        model: A network of one stage per layer; put into evaluation mode.
-        example: One typical input, of one row.
-        repeats: Rounds counted, after a few that are not.
-        clock: Seconds.
+        model: A network of one stage per layer; it is put into evaluation mode.
+        example: A typical input of one row.
+        repeats: Number of timed rounds, after a few warm-up rounds.
+        clock: Returns seconds.
 
     Returns:
-        Medians in ms, (L,). What comes before the first layer is counted with it.
+        Median latency of each layer in ms, (L,). Work before the first layer counts as part of it.
     """
     model.eval()
     threads = torch.get_num_threads()
@@ -101,7 +102,7 @@ def layer_latencies(
 
 @torch.inference_mode()
 def _one_round(model: MultiExitModel, example: State, clock: Callable[[], float]) -> list[float]:
-    """Seconds of each stage, L of them."""
+    """Run the network once, and return the seconds of each of its L stages."""
     seconds, state = [], example
     for stage in model.stages:
         start = clock()

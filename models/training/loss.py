@@ -1,4 +1,4 @@
-"""What training minimises: all exits at once, the last one teaching the others."""
+"""Training loss: cross-entropy of all exits, and distillation from the last exit."""
 
 import torch
 import torch.nn.functional as F
@@ -6,22 +6,22 @@ from torch import Tensor
 
 
 def exit_weights(num_exits: int) -> list[float]:
-    """gamma_k = k / (K (K + 1)) for k = 1..K, as in Ilhan et al. 2024, section 3.1."""
+    """Return gamma_k = k / (K (K + 1)) for k = 1..K, as in Ilhan et al. 2024, section 3.1."""
     return [k / (num_exits * (num_exits + 1)) for k in range(1, num_exits + 1)]
 
 
 def joint_loss(logits: Tensor, labels: Tensor, distill_weight: float, temperature: float) -> Tensor:
-    """Weighted cross-entropy of all exits plus what the last exit teaches the earlier ones.
+    """Add up the weighted cross-entropy of all exits and the distillation loss of earlier exits.
 
-    `sum_k gamma_k CE_k + alpha_KL sum_{k<K} tau^2 KL(softmax(z_K / tau) || softmax(z_k / tau))`,
-    the mean over rows, of a segmentation over pixels (Ilhan et al. 2024, section 3.1). The teacher
-    is detached.
+    The loss is the mean over rows (for segmentation over pixels) of
+    `sum_k gamma_k CE_k + alpha_KL sum_{k<K} tau^2 KL(softmax(z_K / tau) || softmax(z_k / tau))`
+    (Ilhan et al. 2024, section 3.1). No gradient flows into the last exit as teacher.
 
     Args:
-        logits: (K, N, C), or (K, N, H, W, C).
-        labels: (N,), or (N, H, W).
-        distill_weight: alpha_KL; 0 leaves the second sum out.
-        temperature: tau.
+        logits: Logits of all exits, (K, N, C) or (K, N, H, W, C).
+        labels: Labels (N,) or masks (N, H, W).
+        distill_weight: Weight of the distillation loss, alpha_KL; 0 leaves it out.
+        temperature: Temperature of the distillation, tau.
 
     Returns:
         The loss, a scalar.

@@ -1,4 +1,4 @@
-"""Joint training of all exits, with self-distillation, checkpoints and resume."""
+"""Train all exits of a network jointly, with self-distillation, checkpoints and resume."""
 
 import json
 import logging
@@ -22,12 +22,12 @@ from models.training.run import BEST, LAST, TrainConfig, write_json
 
 log = logging.getLogger(__name__)
 
-EVALUATE_ROWS = 250
-SETTLED_FROM = 0.8  # share of the epochs after which the learning rate has come down
+EVALUATION_BATCH_SIZE = 250
+SETTLED_FROM = 0.8  # share of the epochs after which the learning rate is low
 
 
 class EpochReport(NamedTuple):
-    """What one epoch reached: mean training loss, and accuracy per exit, (K,) each."""
+    """Result of one epoch: mean training loss, and accuracy of each exit, (K,)."""
 
     epoch: int
     train_loss: float
@@ -40,39 +40,41 @@ class EpochReport(NamedTuple):
 def accuracy_per_exit(
     model: nn.Module, batches: Batches[Any], split: Split, device: str = "cpu"
 ) -> list[float]:
-    """Share of right answers at each exit, (K,), in evaluation mode; of a segmentation by pixel."""
+    """Compute the accuracy at each exit, (K,), in evaluation mode; for segmentation by pixel."""
     model.eval()
-    every = np.arange(len(split.labels))
-    order = batches.order(split.inputs, every, EVALUATE_ROWS)
-    right: Tensor | float = 0.0
-    for start in range(0, len(order), EVALUATE_ROWS):
-        rows = order[start : start + EVALUATE_ROWS]
-        logits = model(_moved(batches.clean(split.inputs, rows), device))
+    order = batches.order(split.inputs, np.arange(len(split.labels)), EVALUATION_BATCH_SIZE)
+    correct: Tensor | float = 0.0
+    for start in range(0, len(order), EVALUATION_BATCH_SIZE):
+        rows = order[start : start + EVALUATION_BATCH_SIZE]
+        logits = model(_to_device(batches.clean(split.inputs, rows), device))
         labels = torch.from_numpy(split.labels[rows]).to(device)
-        right = right + (logits.argmax(-1) == labels).flatten(1).double().mean(1) * len(rows)
-    assert isinstance(right, Tensor), "no dataset is empty"
-    return [float(share) for share in right / len(order)]
+        correct = correct + (logits.argmax(-1) == labels).flatten(1).double().mean(1) * len(rows)
+    assert isinstance(correct, Tensor), "no dataset is empty"
+    return [float(share) for share in correct / len(order)]
 
 
 class Trainer:
-    """Trains one network into a folder and can be killed at any time.
+    """Train one network into a folder; the process may be killed at any time.
 
-    After every `checkpoint_seconds` and every epoch the folder holds `last.safetensors` (weights
-    and the optimizer's state) and `progress.json` (step, reports); `best.safetensors` is the epoch
-    with the highest calibration accuracy, averaged over the exits, among the last fifth. Order,
-    augmentation and dropout are drawn from (seed, epoch, step), so that a resumed run goes on
-    exactly as if it had not stopped.
+    Every `checkpoint_seconds` and after every epoch, the trainer writes `last.safetensors` (weights
+    and optimizer state) and `progress.json` (step and reports). `best.safetensors` holds the
+    weights with the highest calibration accuracy, averaged over the exits, among the last fifth of
+    the epochs. Order, augmentation and dropout depend only on (seed, epoch, step), so a resumed run
+    continues exactly as if it had not stopped.
 
     Args:
-        config: How to train.
-        dataset: The data, already loaded.
-        batches: What turns rows into inputs.
+        config: Settings of the training.
+        dataset: The loaded dataset.
+        batches: Turns rows into network input.
         out: Folder of the run.
         model: The network to start from.
-        device: Where to train, a device of torch.
-        compiled: Train through `torch.compile`.
-        checkpoint_seconds: Longest training lost in a kill.
-        clock: Seconds, monotonic.
+        device: Torch device to train on.
+        compiled: Whether to train through `torch.compile`.
+        checkpoint_seconds: Most training time that a kill can lose.
+        clock: Returns seconds; monotonic.
+
+    Raises:
+        ValueError: If the batch size exceeds the training set.
     """
 
     def __init__(
@@ -114,14 +116,17 @@ class Trainer:
     def run(
         self, on_step: Callable[[int, float], None], on_epoch: Callable[[EpochReport], None]
     ) -> list[EpochReport]:
-        """Train to the end from wherever the folder's checkpoint stands.
+        """Train to the end, from the folder's checkpoint if there is one.
 
         Args:
-            on_step: Told the number of steps done and the step's loss.
-            on_epoch: Told each finished epoch's report.
+            on_step: Called with the number of finished steps and the step's loss.
+            on_epoch: Called with the report of each finished epoch.
 
         Returns:
-            The reports of all epochs, those before a resume included.
+            The reports of all epochs, including those before a resume.
+
+        Raises:
+            ValueError: If the loss is no longer finite.
         """
         self._resume()
         while self.step < self.config.epochs * self.steps_per_epoch:
@@ -129,7 +134,7 @@ class Trainer:
         return self.reports
 
     def _run_epoch(self, on_step: Callable[[int, float], None]) -> EpochReport:
-        started = saved = self.clock()
+        started = last_saved = self.clock()
         epoch = self.step // self.steps_per_epoch
         for inputs, labels in self._batches(epoch):
             loss = self._train_step(inputs, labels)
@@ -141,18 +146,12 @@ class Trainer:
             self.step += 1
             self.loss_sum += loss
             on_step(self.step, loss)
-            # At an epoch's end only with its report: a run resumed there would never make it.
-            due = self.clock() - saved > self.checkpoint_seconds
-            if due and self.step % self.steps_per_epoch:
+            # Not after an epoch's last step: a run resumed from there would never report the epoch.
+            is_due = self.clock() - last_saved > self.checkpoint_seconds
+            if is_due and self.step % self.steps_per_epoch:
                 self._save()
-                saved = self.clock()
-        report = EpochReport(
-            epoch + 1,
-            self.loss_sum / self.steps_per_epoch,
-            accuracy_per_exit(self.model, self.batches, self.dataset.calibration, self.device),
-            accuracy_per_exit(self.model, self.batches, self.dataset.test, self.device),
-            self.clock() - started,
-        )
+                last_saved = self.clock()
+        report = self._evaluate(epoch, started)
         best = max(map(self._merit, self.reports), default=(False, -1.0))
         self.reports.append(report)
         self.loss_sum = 0.0
@@ -161,22 +160,31 @@ class Trainer:
         self._save()
         return report
 
+    def _evaluate(self, epoch: int, started: float) -> EpochReport:
+        return EpochReport(
+            epoch + 1,
+            self.loss_sum / self.steps_per_epoch,
+            accuracy_per_exit(self.model, self.batches, self.dataset.calibration, self.device),
+            accuracy_per_exit(self.model, self.batches, self.dataset.test, self.device),
+            self.clock() - started,
+        )
+
     def _merit(self, report: EpochReport) -> tuple[bool, float]:
-        # Weights that have seen the calibration images before score best there at the start, while
-        # the learning rate has not yet made them forget: only the settled epochs are compared.
-        settled = report.epoch >= SETTLED_FROM * self.config.epochs
-        return settled, float(np.mean(report.calibration_accuracy))
+        # Pretrained weights may have seen the calibration images. They score best there in the
+        # first epochs, before training makes them forget, so the last epochs take precedence.
+        is_settled = report.epoch >= SETTLED_FROM * self.config.epochs
+        return is_settled, float(np.mean(report.calibration_accuracy))
 
     def _batches(self, epoch: int) -> Iterator[tuple[State, Tensor]]:
-        """The epoch's remaining batches, from where `step` stands."""
+        """Yield the epoch's remaining batches, starting at `step`."""
         train, size = self.dataset.train, self.config.batch_size
         rng = np.random.default_rng([self.config.seed, epoch])
-        drawn = rng.permutation(len(train.labels))[: self.steps_per_epoch * size]
-        order = self.batches.order(train.inputs, drawn, size)
+        shuffled = rng.permutation(len(train.labels))[: self.steps_per_epoch * size]
+        order = self.batches.order(train.inputs, shuffled, size)
         for index in range(self.step % self.steps_per_epoch, self.steps_per_epoch):
             rows = order[index * size : (index + 1) * size]
             seed = np.random.SeedSequence([self.config.seed, epoch, index]).generate_state(1)[0]
-            torch.manual_seed(int(seed))  # dropout
+            torch.manual_seed(int(seed))  # for dropout
             yield self.batches.augmented(train.inputs, train.labels, rows, int(seed))
 
     def _train_step(self, inputs: State, labels: Tensor) -> float:
@@ -187,10 +195,10 @@ class Trainer:
         distill_weight = self.config.distill_weight if progress >= self.config.distill_from else 0.0
         self.model.train()
         if self.config.heads_only:
-            self.model.stages.eval()  # norms keep the statistics of the pretraining
+            self.model.stages.eval()  # norms keep their pretrained statistics
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16):
-            logits = self.forward(_moved(inputs, self.device))
+            logits = self.forward(_to_device(inputs, self.device))
         loss = joint_loss(
             logits.float(),
             labels.to(self.device),
@@ -208,10 +216,10 @@ class Trainer:
                 tensors[f"optimizer.{index}.{name}"] = value
         tensors["step"] = torch.tensor(self.step)
         tensors["loss_sum"] = torch.tensor(self.loss_sum, dtype=torch.float64)
-        # Reports first: a kill between the two files leaves a report too many, which the resumed
-        # run drops and earns again, never one too few.
+        # Reports first: a kill between the two writes then leaves one report too many, which the
+        # resumed run drops and makes again. The other order could lose a report.
         write_json(
-            {"step": self.step, "reports": [r._asdict() for r in self.reports]},
+            {"step": self.step, "reports": [report._asdict() for report in self.reports]},
             self.out / "progress.json",
         )
         _save_tensors(tensors, self.out / LAST)
@@ -221,7 +229,13 @@ class Trainer:
         if not path.exists():
             return
         tensors = load_file(path)
-        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        self.model.load_state_dict(
+            {
+                key.removeprefix("model."): value
+                for key, value in tensors.items()
+                if key.startswith("model.")
+            }
+        )
         states: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("optimizer."):
@@ -229,44 +243,48 @@ class Trainer:
                 states.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
         self.step, self.loss_sum = int(tensors["step"]), float(tensors["loss_sum"])
-        done = self.step // self.steps_per_epoch
+        finished_epochs = self.step // self.steps_per_epoch
         progress = json.loads((self.out / "progress.json").read_text())
-        self.reports = [EpochReport(**r) for r in progress["reports"]][:done]
+        self.reports = [EpochReport(**report) for report in progress["reports"][:finished_epochs]]
         log.info("resuming %s at step %d", self.out, self.step)
 
 
 def one_cycle(progress: float, warm_up: float = 0.15) -> float:
-    """Share of the peak learning rate: linear up, then a cosine down to 0."""
+    """Return the share of the peak learning rate: linear warm-up, then cosine decay to 0."""
     if progress < warm_up:
         return 0.1 + 0.9 * progress / warm_up
     return float(0.5 * (1 + np.cos(np.pi * (progress - warm_up) / (1 - warm_up))))
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Kernels and matrices in half precision, as shipped; norms and biases stay single."""
-    weights = model.state_dict()
-    kernels = {k for k, value in weights.items() if value.ndim > 1 and value.is_floating_point()}
-    _save_tensors({k: v.half() if k in kernels else v for k, v in weights.items()}, path)
+    """Write kernels and matrices in half precision, norms and biases in single precision."""
+    _save_tensors(
+        {
+            key: value.half() if value.ndim > 1 and value.is_floating_point() else value
+            for key, value in model.state_dict().items()
+        },
+        path,
+    )
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if config.optimizer == "sgd":
         return torch.optim.SGD(
-            trained,
+            trainable,
             lr=config.peak_lr,
             momentum=0.9,
             nesterov=True,
             weight_decay=config.weight_decay,
         )
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},  # norms, biases
     ]
     return torch.optim.AdamW(groups, lr=config.peak_lr)
 
 
-def _moved(state: State, device: str) -> State:
+def _to_device(state: State, device: str) -> State:
     if isinstance(state, Tensor):
         return state.to(device)
     return tuple(part.to(device) for part in state)

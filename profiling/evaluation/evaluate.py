@@ -1,4 +1,4 @@
-"""What policies make of predictions they have not seen."""
+"""Compare exit policies on recorded predictions that they were not fitted to."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiling.calibration import Predictions, Recorded
-from profiling.evaluation.oracle import oracle_exits
-from scheduler.fitted import POLICIES, Scheduler
-from scheduler.fitting.eenet import fit_eenet
+from scheduler.fitted import Scheduler
 from scheduler.fitting.fit import check_costs, fit_scheduler
+from scheduler.policies import POLICIES
 from scheduler.policy import exits_taken, replay
 
 Array = NDArray[np.float64]
@@ -24,7 +23,7 @@ ROUNDING = 1e-9
 
 
 class Evaluation(NamedTuple):
-    """Realised figures of one policy under one budget."""
+    """The realised costs and accuracies of one policy under one budget."""
 
     policy: str
     budget: float
@@ -39,50 +38,50 @@ class Evaluation(NamedTuple):
 
 
 class ScoredEvaluation(NamedTuple):
-    """One policy under one budget: figures, and the exit of every test sample (M,)."""
+    """The evaluation of one policy under one budget, and the exit of every test sample (M,)."""
 
     evaluation: Evaluation
     exits: NDArray[np.intp]
 
 
 class Comparison(NamedTuple):
-    """Policies side by side on the same predictions.
+    """The evaluations of several policies on the same predictions.
 
     Attributes:
-        costs_ms: (K,).
-        exit_accuracy: Of the test set at each exit, (K,).
-        judged: One for each policy and budget.
+        costs_ms: Latency from the start until each exit, (K,).
+        exit_accuracy: Accuracy of each exit on the whole test set, (K,).
+        scored: One entry for each policy and budget.
         schedulers: The fitted policies, by name.
-        auroc: Per policy and exit, how well the score ranks right answers before wrong ones on
-            the test set; None where all are right or all wrong.
+        auroc: Per policy and exit, how well the score ranks right predictions above wrong ones on
+            the test set; None if all are right or all wrong.
     """
 
     costs_ms: Array
     exit_accuracy: list[float]
-    judged: list[ScoredEvaluation]
+    scored: list[ScoredEvaluation]
     schedulers: dict[str, Scheduler]
     auroc: dict[str, list[float | None]]
 
     @property
     def budgets(self) -> list[float]:
         """Each budget once, in order."""
-        return list(dict.fromkeys(judged.evaluation.budget for judged in self.judged))
+        return list(dict.fromkeys(each.evaluation.budget for each in self.scored))
 
     @property
     def by_policy(self) -> dict[str, list[Evaluation]]:
         """The evaluations of each policy, in the order of the budgets."""
         grouped: dict[str, list[Evaluation]] = {}
-        for judged in self.judged:
-            grouped.setdefault(judged.evaluation.policy, []).append(judged.evaluation)
+        for each in self.scored:
+            grouped.setdefault(each.evaluation.policy, []).append(each.evaluation)
         return grouped
 
     def to_json(self) -> dict[str, Any]:
-        """What `eenet evaluate --json` writes."""
+        """Return the document that `eenet evaluate --json` writes."""
         return {
             "costs": self.costs_ms.tolist(),
             "num_exits": len(self.costs_ms),
             "exit_accuracy": self.exit_accuracy,
-            "results": [judged.evaluation._asdict() for judged in self.judged],
+            "results": [each.evaluation._asdict() for each in self.scored],
             "auroc": self.auroc,
         }
 
@@ -103,61 +102,51 @@ def compare(
         recorded: Calibration and test predictions.
         costs_ms: Latency from the start until each exit, rising, (K,).
         budgets: Mean-cost budgets, within the costs.
-        policies: Of `EVALUATED`.
-        fitted: A scheduler to judge as it is in place of a new fit of its policy.
-        seed: Of fits and intervals.
-        say: Told what is being fitted.
+        policies: Names from `EVALUATED`.
+        fitted: A scheduler to evaluate as it is, instead of a new fit of its policy.
+        seed: Seed of fits and intervals.
+        say: Called with one line about each policy before it is fitted.
 
     Raises:
-        ValueError: If costs, budgets or policies make no sense.
+        ValueError: If costs or budgets do not fit the predictions, or a policy is unknown.
     """
     check_costs(costs_ms, len(recorded.test.log_probs))
     check_budgets(budgets, costs_ms)
     unknown = [name for name in policies if name not in EVALUATED]
     if unknown:
         raise ValueError(f"policy {unknown[0]!r} is unknown; give some of {', '.join(EVALUATED)}")
-    calibration = recorded.calibration
+    evaluator = _Evaluator(recorded, costs_ms, budgets, seed)
     schedulers: dict[str, Scheduler] = {}
-    judged, auroc = [], {}
-    correct = (calibration.correct, recorded.test.correct)
+    scored: list[ScoredEvaluation] = []
     for name in policies:
-        say(f"fitting {name}" if name != ORACLE else "asking the oracle")
-        judge = _Judge(recorded, correct, costs_ms, name, np.random.default_rng(seed))
-        started = time.perf_counter()
+        say(f"fitting {name}" if name != ORACLE else "computing the oracle")
         if name == ORACLE:
-            judged += [judge.oracle(budget) for budget in budgets]
+            scored += evaluator.oracle()
         elif name == PER_BUDGET:
-            judged += [judge.eenet_for(budget, seed) for budget in budgets]
+            scored += evaluator.eenet_per_budget()
         elif fitted is not None and fitted.policy.kind == name:
             schedulers[name] = fitted
-            judged += judge.scheduler(fitted, budgets, 0.0)
+            scored += evaluator.scheduler(name, fitted)
         else:
-            schedulers[name] = fit_scheduler(
-                name, calibration.log_probs, calibration.labels, costs_ms, seed=seed
-            )
-            seconds = time.perf_counter() - started
-            judged += judge.scheduler(schedulers[name], budgets, seconds)
-        if name in schedulers:
-            auroc[name] = ranking_quality(schedulers[name], recorded.test)
-    accuracy = correct[1].mean(0).tolist()
-    return Comparison(costs_ms, accuracy, judged, schedulers, auroc)
+            started = time.perf_counter()
+            schedulers[name] = fit_scheduler(name, *recorded.calibration, costs_ms, seed=seed)
+            scored += evaluator.scheduler(name, schedulers[name], time.perf_counter() - started)
+    accuracy = recorded.test.correct.mean(0).tolist()
+    auroc = {name: ranking_quality(each, recorded.test) for name, each in schedulers.items()}
+    return Comparison(costs_ms, accuracy, scored, schedulers, auroc)
 
 
 def evaluate(
     scheduler: Scheduler, recorded: Recorded, budgets: Sequence[float], seed: int = 0
 ) -> list[Evaluation]:
-    """Replay a fitted scheduler at fixed budgets, no control on top."""
-    correct, rng = (
-        (recorded.calibration.correct, recorded.test.correct),
-        np.random.default_rng(seed),
-    )
-    costs_ms, kind = scheduler.frontier.costs_ms, scheduler.policy.kind
-    judge = _Judge(recorded, correct, costs_ms, kind, rng)
-    return [judged.evaluation for judged in judge.scheduler(scheduler, budgets, 0.0)]
+    """Replay a fitted scheduler at fixed budgets, without a controller."""
+    evaluator = _Evaluator(recorded, scheduler.frontier.costs_ms, budgets, seed)
+    scored = evaluator.scheduler(scheduler.policy.kind, scheduler)
+    return [each.evaluation for each in scored]
 
 
 def spread_budgets(costs_ms: Array, count: int = 7) -> list[float]:
-    """Budgets at even distances inside the range of costs."""
+    """Return evenly spaced budgets inside the range of costs."""
     return [float(budget) for budget in np.linspace(costs_ms[0], costs_ms[-1], count + 2)[1:-1]]
 
 
@@ -165,7 +154,7 @@ def check_budgets(budgets: Sequence[float], costs_ms: Array) -> None:
     """Check that budgets lie between the first and the last exit's cost.
 
     Raises:
-        ValueError: If one does not.
+        ValueError: If a budget does not, or there are none.
     """
     if not budgets:
         raise ValueError("there are no budgets; give at least one")
@@ -178,96 +167,149 @@ def check_budgets(budgets: Sequence[float], costs_ms: Array) -> None:
 
 
 def ranking_quality(scheduler: Scheduler, test: Predictions) -> list[float | None]:
-    """AUROC of (score, right) at each exit, (K,)."""
+    """Return the AUROC of (score, correct) at each exit, (K,)."""
     replayed = replay(scheduler.policy, test.log_probs)
     return [
         _auroc(scored.scores, right) for scored, right in zip(replayed, test.correct.T, strict=True)
     ]
 
 
-class _Judge(NamedTuple):
-    """Replays one policy on both sets."""
+class _Evaluator:
+    """Replay policies on both sets at the same budgets.
 
-    recorded: Recorded
-    correct: tuple[Array, Array]  # of both sets, (N, K) and (M, K)
-    costs_ms: Array
-    policy: str
-    rng: np.random.Generator
+    Args:
+        recorded: Calibration and test predictions.
+        costs_ms: (K,).
+        budgets: Mean costs.
+        seed: Seed of fits, and of each policy's intervals.
+    """
+
+    def __init__(
+        self, recorded: Recorded, costs_ms: Array, budgets: Sequence[float], seed: int
+    ) -> None:
+        self._recorded = recorded
+        self._correct = recorded.calibration.correct, recorded.test.correct  # (N, K) and (M, K)
+        self._costs_ms = costs_ms
+        self._budgets = budgets
+        self._seed = seed
 
     def scheduler(
-        self, scheduler: Scheduler, budgets: Sequence[float], seconds: float
+        self, name: str, scheduler: Scheduler, seconds: float = 0.0
     ) -> list[ScoredEvaluation]:
+        """Evaluate a fitted scheduler; `seconds` is the time that its fit took."""
         policy, frontier = scheduler
-        replays = [replay(policy, part.log_probs) for part in self.recorded]
-        judged = []
-        for budget in budgets:
+        replays = [replay(policy, part.log_probs) for part in self._recorded]
+        rng, scored = np.random.default_rng(self._seed), []
+        for budget in self._budgets:
             parameter = frontier.at_cost(budget).parameter
-            calibration_exits, test_exits = (
-                exits_taken(policy, replayed, parameter) for replayed in replays
-            )
-            judged.append(self._figures(budget, calibration_exits, test_exits, seconds))
-        return judged
+            exits = [exits_taken(policy, replayed, parameter) for replayed in replays]
+            scored.append(self._evaluation(name, budget, exits, seconds, rng))
+        return scored
 
-    def eenet_for(self, budget: float, seed: int) -> ScoredEvaluation:
-        """EENet as in the paper: scores fitted for this budget alone."""
-        started = time.perf_counter()
-        log_probs, labels = self.recorded.calibration
-        span = self.costs_ms[-1] - self.costs_ms[0]
-        inner = np.clip(budget, self.costs_ms[0] + 1e-3 * span, self.costs_ms[-1] - 1e-3 * span)
-        policy = fit_eenet(
-            log_probs, labels, self.costs_ms, budgets_ms=np.array([inner]), seed=seed
-        )
-        seconds = time.perf_counter() - started
-        calibration_exits, test_exits = (
-            exits_taken(policy, replay(policy, part.log_probs), budget) for part in self.recorded
-        )
-        return self._figures(budget, calibration_exits, test_exits, seconds)
+    def eenet_per_budget(self) -> list[ScoredEvaluation]:
+        """Evaluate EENet as in the paper: scores fitted anew for each budget."""
+        from scheduler.fitting.eenet import fit_eenet  # torch takes seconds to import
 
-    def oracle(self, budget: float) -> ScoredEvaluation:
-        calibration_exits, test_exits = (
-            oracle_exits(part, self.costs_ms, budget) for part in self.correct
-        )
-        return self._figures(budget, calibration_exits, test_exits, 0.0)
+        log_probs, labels = self._recorded.calibration
+        first, last = self._costs_ms[[0, -1]]
+        edge = 1e-3 * (last - first)
+        rng, scored = np.random.default_rng(self._seed), []
+        for budget in self._budgets:
+            started = time.perf_counter()
+            inner = np.array([np.clip(budget, first + edge, last - edge)])
+            policy = fit_eenet(log_probs, labels, self._costs_ms, budgets_ms=inner, seed=self._seed)
+            seconds = time.perf_counter() - started
+            exits = [
+                exits_taken(policy, replay(policy, part.log_probs), budget)
+                for part in self._recorded
+            ]
+            scored.append(self._evaluation(PER_BUDGET, budget, exits, seconds, rng))
+        return scored
 
-    def _figures(
+    def oracle(self) -> list[ScoredEvaluation]:
+        """Evaluate the upper bound that knows the labels."""
+        rng, scored = np.random.default_rng(self._seed), []
+        for budget in self._budgets:
+            exits = [oracle_exits(part, self._costs_ms, budget) for part in self._correct]
+            scored.append(self._evaluation(ORACLE, budget, exits, 0.0, rng))
+        return scored
+
+    def _evaluation(
         self,
+        name: str,
         budget: float,
-        calibration_exits: NDArray[np.intp],
-        test_exits: NDArray[np.intp],
+        exits: Sequence[NDArray[np.intp]],
         seconds: float,
+        rng: np.random.Generator,
     ) -> ScoredEvaluation:
+        """Measure the exits (N,) and (M,) of the two sets."""
         (cost, accuracy), (test_cost, test_accuracy) = (
-            (float(self.costs_ms[exits].mean()), float(part[np.arange(len(exits)), exits].mean()))
-            for part, exits in zip(self.correct, (calibration_exits, test_exits), strict=True)
+            (float(self._costs_ms[taken].mean()), float(part[np.arange(len(taken)), taken].mean()))
+            for part, taken in zip(self._correct, exits, strict=True)
         )
-        rows, pixels = len(test_exits), self.recorded.test.labels[0].size
-        # A resample of N rows holds a multinomial number of those with each share of right pixels.
-        wrong = np.rint(pixels * (1 - self.correct[1][np.arange(rows), test_exits])).astype(np.intp)
-        counts = self.rng.multinomial(
-            rows, np.bincount(wrong, minlength=pixels + 1) / rows, RESAMPLES
-        )
-        resampled = counts @ np.linspace(1, 0, pixels + 1) / rows
-        low, high = np.percentile(resampled, [2.5, 97.5]).tolist()
-        rates = (np.bincount(test_exits, minlength=len(self.costs_ms)) / rows).tolist()
+        rates = np.bincount(exits[1], minlength=len(self._costs_ms)) / len(exits[1])
         return ScoredEvaluation(
             Evaluation(
-                self.policy,
-                float(budget),
-                bool(cost <= budget * (1 + ROUNDING)),
-                cost,
-                accuracy,
-                test_cost,
-                test_accuracy,
-                (low, high),
-                rates,
-                seconds,
+                policy=name,
+                budget=float(budget),
+                feasible=bool(cost <= budget * (1 + ROUNDING)),
+                calibration_cost=cost,
+                calibration_accuracy=accuracy,
+                test_cost=test_cost,
+                test_accuracy=test_accuracy,
+                test_accuracy_ci95=self._interval(exits[1], rng),
+                exit_rates=rates.tolist(),
+                fit_seconds=seconds,
             ),
-            test_exits,
+            exits[1],
         )
+
+    def _interval(self, exits: NDArray[np.intp], rng: np.random.Generator) -> tuple[float, float]:
+        """Bootstrap the 95 % interval of the test accuracy at the exits (M,)."""
+        rows, pixels = len(exits), self._recorded.test.labels[0].size
+        correct = self._correct[1][np.arange(rows), exits]
+        # A resample of M rows holds a multinomial number of those with each share of right pixels.
+        wrong = np.rint(pixels * (1 - correct)).astype(np.intp)
+        counts = rng.multinomial(rows, np.bincount(wrong, minlength=pixels + 1) / rows, RESAMPLES)
+        resampled = counts @ np.linspace(1, 0, pixels + 1) / rows
+        low, high = np.percentile(resampled, [2.5, 97.5]).tolist()
+        return low, high
+
+
+def oracle_exits(correct: Array, costs_ms: Array, budget: float) -> NDArray[np.intp]:
+    """Return the exits (N,) with the most right predictions for a budget: an upper bound.
+
+    From the first exit on, every row moves to the exit where a right prediction is cheapest. The
+    cheapest moves of all rows come first, as long as the budget pays for them. Rows that gain
+    nothing leave at the first exit. If exits are right in part (masks), another choice of exits
+    could gain at most one row more.
+
+    Args:
+        correct: The share of each row that each exit has right, in [0, 1], (N, K).
+        costs_ms: Rising costs (K,).
+        budget: At least the first cost.
+    """
+    right, rows = correct.astype(np.float64), np.arange(len(correct))
+    # After each move, (N,) each: the exit, and the highest price paid so far.
+    ends, prices = [np.zeros(len(rows), np.intp)], [np.zeros(len(rows))]
+    for _ in costs_ms[1:]:
+        gains, extra = right - right[rows, ends[-1], None], costs_ms - costs_ms[ends[-1], None]
+        price = np.full(right.shape, np.inf)  # ms per right prediction gained, (N, K)
+        np.divide(extra, gains, out=price, where=(gains > 0) & (extra > 0))
+        best = price.argmin(1)
+        prices.append(np.maximum(prices[-1], price[rows, best]))
+        ends.append(np.where(np.isfinite(prices[-1]), best, ends[-1]))
+    order = np.argsort(np.ravel(prices), kind="stable")
+    spent = np.diff(costs_ms[np.stack(ends)], axis=0, prepend=costs_ms[0]).ravel()
+    paid = order[np.cumsum(spent[order]) <= (budget - costs_ms[0]) * len(rows) * (1 + ROUNDING)]
+    exits = np.zeros(len(rows), np.intp)
+    np.maximum.at(exits, paid % len(rows), np.ravel(ends)[paid])
+    return exits
 
 
 def _auroc(scores: Array, right: Array) -> float | None:
-    """Chance that a right answer (or pixel) scores above a wrong one, ties counting half."""
+    """Return the probability that a right row or pixel scores above a wrong one."""
+    # Ties count half.
     _, ranks = np.unique(scores, return_inverse=True)
     num_right, num_wrong = np.bincount(ranks, right), np.bincount(ranks, 1 - right)  # by score
     pairs = num_right.sum() * num_wrong.sum()

@@ -1,4 +1,4 @@
-"""Figures about policies on recorded predictions."""
+"""Plots of policies on recorded predictions."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,21 +10,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from profiling.calibration import Predictions
-from profiling.evaluation.evaluate import ORACLE, PER_BUDGET, Comparison
-from profiling.evaluation.oracle import oracle_exits
+from profiling.evaluation.evaluate import ORACLE, PER_BUDGET, Comparison, oracle_exits
 from scheduler.fitted import Scheduler
+from scheduler.policies import POLICIES
 from scheduler.policy import exits_taken, replay
 
 Array = NDArray[np.float64]
 
-COLOURS = {
-    "stopping": "#c2410c",
-    "eenet": "#1d4ed8",
-    "maxprob": "#111827",
-    "entropy": "#6b7280",
-    "patience": "#a16207",
-    "maxprob-opt": "#047857",
-    "entropy-opt": "#7c3aed",
+COLOURS = {name: kind.colour for name, kind in POLICIES.items()} | {
     PER_BUDGET: "#60a5fa",
     ORACLE: "#9ca3af",
 }
@@ -44,7 +37,7 @@ STYLE: dict[Any, Any] = {
 
 
 class Curve(NamedTuple):
-    """A policy over many budgets: test costs (B,), accuracies (B,), exits (B, M)."""
+    """Results of a policy at many budgets: test costs (B,), accuracies (B,), exits (B, M)."""
 
     costs: Array
     accuracy: Array
@@ -52,7 +45,7 @@ class Curve(NamedTuple):
 
 
 def curve_of(scheduler: Scheduler, test: Predictions, budgets: Sequence[float]) -> Curve:
-    """Replay a scheduler under many budgets."""
+    """Replay a scheduler at many budgets."""
     replayed = replay(scheduler.policy, test.log_probs)
     exits = np.stack(
         [
@@ -65,7 +58,7 @@ def curve_of(scheduler: Scheduler, test: Predictions, budgets: Sequence[float]) 
 
 
 def exits_at(scheduler: Scheduler, test: Predictions, budget: float) -> NDArray[np.intp]:
-    """The exit (M,) of every test sample under a budget."""
+    """Return the exit (M,) of every test sample under a budget."""
     exits: NDArray[np.intp] = curve_of(scheduler, test, [budget]).exits[0]
     return exits
 
@@ -73,18 +66,32 @@ def exits_at(scheduler: Scheduler, test: Predictions, budget: float) -> NDArray[
 def accuracy_figure(
     comparison: Comparison, curves: dict[str, Curve], test: Predictions, budgets: Sequence[float]
 ) -> Figure:
-    """Accuracy against realised cost for all policies, and the difference to an unlearned one."""
+    """Plot accuracy against realised cost, and the difference to an unlearned policy."""
     figure = Figure(figsize=(9.6, 4.2))
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for policy, curve in curves.items():
         left.plot(curve.costs, 100 * curve.accuracy, color=COLOURS[policy], lw=1.4, label=policy)
-    by_policy = comparison.by_policy
-    for policy, rows in by_policy.items():
+    _plot_intervals(left, comparison, curves)
+    if ORACLE in comparison.by_policy:
+        _plot_oracle(left, comparison, test, budgets)
+    left.plot(comparison.costs_ms, 100 * np.array(comparison.exit_accuracy), "kx", label="one exit")
+    left.set(xlabel="mean cost, ms", ylabel="test accuracy, %")
+    if curves:  # the axes fit the policies; the oracle may leave them
+        low = min(curve.accuracy.min() for curve in curves.values())
+        high = max(max(curve.accuracy.max() for curve in curves.values()), low + 1e-3)
+        left.set_ylim(100 * (low - 0.1 * (high - low)), 100 * (high + 0.25 * (high - low)))
+    left.legend(fontsize=8, loc="lower right")
+    _plot_differences(right, curves, test, budgets)
+    return figure
+
+
+def _plot_intervals(axes: Axes, comparison: Comparison, curves: dict[str, Curve]) -> None:
+    for policy, rows in comparison.by_policy.items():
         if policy == ORACLE:
             continue
         middle = np.array([row.test_accuracy for row in rows])
         low, high = np.transpose([row.test_accuracy_ci95 for row in rows])
-        left.errorbar(
+        axes.errorbar(
             [row.test_cost for row in rows],
             100 * middle,
             100 * np.array([middle - low, high - middle]),
@@ -94,29 +101,24 @@ def accuracy_figure(
             color=COLOURS[policy],
             label=policy if policy not in curves else None,
         )
-    if ORACLE in by_policy:
-        correct = test.correct
-        exits = [oracle_exits(correct, comparison.costs_ms, budget) for budget in budgets]
-        left.plot(
-            [comparison.costs_ms[taken].mean() for taken in exits],
-            [100 * correct[np.arange(len(taken)), taken].mean() for taken in exits],
-            "--",
-            color=COLOURS[ORACLE],
-            lw=1,
-            label="oracle",
-        )
-    left.plot(comparison.costs_ms, 100 * np.array(comparison.exit_accuracy), "kx", label="one exit")
-    left.set(xlabel="mean cost, ms", ylabel="test accuracy, %")
-    if curves:  # the oracle may leave the frame, the policies must fill it
-        low = min(curve.accuracy.min() for curve in curves.values())
-        high = max(max(curve.accuracy.max() for curve in curves.values()), low + 1e-3)
-        left.set_ylim(100 * (low - 0.1 * (high - low)), 100 * (high + 0.25 * (high - low)))
-    left.legend(fontsize=8, loc="lower right")
-    _difference_axes(right, curves, test, budgets)
-    return figure
 
 
-def _difference_axes(
+def _plot_oracle(
+    axes: Axes, comparison: Comparison, test: Predictions, budgets: Sequence[float]
+) -> None:
+    correct = test.correct
+    exits = [oracle_exits(correct, comparison.costs_ms, budget) for budget in budgets]
+    axes.plot(
+        [comparison.costs_ms[taken].mean() for taken in exits],
+        [100 * correct[np.arange(len(taken)), taken].mean() for taken in exits],
+        "--",
+        color=COLOURS[ORACLE],
+        lw=1,
+        label="oracle",
+    )
+
+
+def _plot_differences(
     axes: Axes, curves: dict[str, Curve], test: Predictions, budgets: Sequence[float]
 ) -> None:
     base = next((policy for policy in ("maxprob", "entropy", "patience") if policy in curves), None)
@@ -140,7 +142,7 @@ def _difference_axes(
 
 
 def rates_figure(curves: dict[str, Curve], budgets: Sequence[float]) -> Figure:
-    """Exit rates against budget, one panel for each policy."""
+    """Plot exit rates against budget, one panel for each policy."""
     columns = min(4, len(curves))
     rows = -(-len(curves) // columns)
     figure = Figure(figsize=(2.4 * columns, 2.1 * rows))
@@ -162,32 +164,21 @@ def rates_figure(curves: dict[str, Curve], budgets: Sequence[float]) -> Figure:
 
 
 def scores_figure(scheduler: Scheduler, test: Predictions, budget: float) -> Figure:
-    """Scores of right and wrong answers at each exit, with the thresholds met."""
+    """Plot the scores of right and wrong predictions at each exit, and the thresholds there."""
     policy = scheduler.policy
-    value = np.array([scheduler.frontier.at_cost(budget).parameter])
-    replayed = replay(policy, test.log_probs)
+    parameter = np.array([scheduler.frontier.at_cost(budget).parameter])
     figure = Figure(figsize=(2.4 * policy.num_exits, 2.2))
     panels = figure.subplots(1, policy.num_exits, squeeze=False)[0]
     here, correct = np.ones(len(test.labels), np.bool_), test.correct
-    for exit, (axes, scored) in enumerate(zip(panels, replayed, strict=True)):
-        decision = policy.decide(exit, scored, value)
-        scores, right = scored.scores[here], correct[here, exit]  # a row counts for each by share
+    for exit, (axes, scored) in enumerate(zip(panels, replay(policy, test.log_probs), strict=True)):
         axes.set_title(f"exit {exit}: {here.sum()} samples", fontsize=9)
         axes.set_yticks([])
         axes.set_xlabel("score")
-        if len(scores) == 0:
+        if not here.any():
             continue
-        bins = np.linspace(scores.min(), max(scores.max(), scores.min() + 1e-6), 31)
-        for share, colour in ((right, RIGHT), (1 - right, WRONG)):
-            like = {"weights": share, "color": colour, "log": True}
-            axes.hist(scores, bins, histtype="stepfilled", alpha=0.35, **like)
-            axes.hist(scores, bins, histtype="step", **like)
-        met = np.broadcast_to(decision.thresholds, here.shape)[here]
-        met = met[np.isfinite(met)]
-        if len(met):
-            low, middle, high = np.percentile(met, [5, 50, 95])
-            axes.axvspan(low, high, color="k", alpha=0.12, lw=0)
-            axes.axvline(middle, color="k", lw=1)
+        decision = policy.decide(exit, scored, parameter)
+        _plot_histograms(axes, scored.scores[here], correct[here, exit])
+        _plot_thresholds(axes, np.broadcast_to(decision.thresholds, here.shape)[here])
         here &= ~decision.leave
     figure.legend(
         handles=[
@@ -200,8 +191,26 @@ def scores_figure(scheduler: Scheduler, test: Predictions, budget: float) -> Fig
     return figure
 
 
+def _plot_histograms(axes: Axes, scores: Array, right: Array) -> None:
+    """Plot the scores of right and of wrong rows; a mask counts for both, by its share."""
+    bins = np.linspace(scores.min(), max(scores.max(), scores.min() + 1e-6), 31).tolist()
+    for share, colour in ((right, RIGHT), (1 - right, WRONG)):
+        style: dict[str, Any] = {"weights": share, "color": colour, "log": True}
+        axes.hist(scores, bins, histtype="stepfilled", alpha=0.35, **style)
+        axes.hist(scores, bins, histtype="step", **style)
+
+
+def _plot_thresholds(axes: Axes, thresholds: Array) -> None:
+    """Mark the median and the middle nine tenths of the finite thresholds."""
+    finite = thresholds[np.isfinite(thresholds)]
+    if len(finite):
+        low, middle, high = np.percentile(finite, [5, 50, 95])
+        axes.axvspan(low, high, color="k", alpha=0.12, lw=0)
+        axes.axvline(middle, color="k", lw=1)
+
+
 def reliability_figure(schedulers: dict[str, Scheduler], test: Predictions) -> Figure:
-    """How often answers are right against how sure they look, by exit."""
+    """Plot the share of right predictions against the score, by exit."""
     num_exits = len(test.log_probs)
     figure = Figure(figsize=(2.4 * num_exits, 2.5))
     panels = figure.subplots(1, num_exits, squeeze=False, sharey=True)[0]
@@ -236,7 +245,7 @@ def examples_figure(
     classes: Sequence[str],
     images: NDArray[np.uint8],
 ) -> Figure:
-    """Test images in rows, by the exit they leave at."""
+    """Show test images, one row for each exit at which they leave."""
     num_exits = len(test.log_probs)
     figure = Figure(figsize=(1.1 * EXAMPLES, 1.4 * num_exits))
     grid = figure.subplots(num_exits, EXAMPLES, squeeze=False)
@@ -254,9 +263,10 @@ def examples_figure(
 
 
 def answer_text(test: Predictions, exit: int, row: int, classes: Sequence[str]) -> tuple[str, bool]:
-    """An exit's answer to a row, and whether it is wrong.
+    """Return an exit's prediction for a row as text, and whether it is wrong.
 
-    That is the class with its probability or, of a segmentation, how much is right: never wrong.
+    The text is the class with its probability. For a mask it is the share of right pixels, which
+    does not count as wrong.
     """
     log_probs, label = test.log_probs[exit, row], test.labels[row]
     answer = log_probs.argmax(-1)
@@ -266,7 +276,7 @@ def answer_text(test: Predictions, exit: int, row: int, classes: Sequence[str]) 
 
 
 def chosen_rows(exits: NDArray[np.intp], exit: int) -> list[int]:
-    """A few rows that leave at an exit, spread over the test set."""
+    """Choose a few rows that leave at an exit, spread over the test set."""
     rows = np.flatnonzero(exits == exit)
     if len(rows) == 0:
         return []

@@ -1,4 +1,4 @@
-"""A page of figures about policies on recorded predictions."""
+"""An HTML page with plots of policies on recorded predictions."""
 
 import html
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from profiling.evaluation.evaluate import Comparison, spread_budgets
 from profiling.evaluation.figures import (
     EXAMPLES,
     STYLE,
+    Curve,
     accuracy_figure,
     answer_text,
     chosen_rows,
@@ -24,7 +25,7 @@ from profiling.evaluation.figures import (
     reliability_figure,
     scores_figure,
 )
-from scheduler.fitted import DEFAULT_POLICY
+from scheduler.policies import DEFAULT_POLICY
 
 CURVE_BUDGETS = 40
 PAGE = """<!doctype html>
@@ -55,15 +56,15 @@ def write_report(
     """Write `index.html` and its figures.
 
     Args:
-        folder: Made where it does not exist.
-        name: Of the network, for the title.
-        recorded: The predictions that were compared on.
+        folder: Created if it does not exist.
+        name: The network's name, for the title.
+        recorded: The predictions of the comparison.
         comparison: From `compare`.
         classes: Names of the C classes.
-        images: The test images, (M, H, W, 3), to show examples of; None: examples are a table.
+        images: The test images, (M, H, W, 3), to show as examples; None: show a table.
 
     Returns:
-        The page.
+        The path of the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
     budgets = spread_budgets(comparison.costs_ms, CURVE_BUDGETS)
@@ -73,64 +74,91 @@ def write_report(
     }
     body = [_summary(name, recorded, comparison), _table(comparison)]
     with mpl.rc_context(STYLE):
-        figure = accuracy_figure(comparison, curves, recorded.test, budgets)
         body.append(
             _saved(
-                figure,
+                accuracy_figure(comparison, curves, recorded.test, budgets),
                 folder / "accuracy.svg",
                 "Accuracy against realised mean cost on the test set. Bars: 95 % bootstrap "
-                "intervals at the table's budgets. Right: the same less the first unlearned "
-                "policy's at the same budget, bands from resampling the same rows for both.",
+                "intervals at the table's budgets. Right: the difference to the first unlearned "
+                "policy at the same budget; bands resample the same rows for both.",
             )
         )
         if curves:
-            body.append(
-                _saved(
-                    rates_figure(curves, budgets),
-                    folder / "exit_rates.svg",
-                    "Share of test samples that leave at each exit, by budget.",
-                )
-            )
-            main = DEFAULT_POLICY if DEFAULT_POLICY in curves else next(iter(curves))
-            middle = spread_budgets(comparison.costs_ms, 3)[1]
-            others: list[str] = []
-            for policy, scheduler in comparison.schedulers.items():
-                own = scheduler.policy.thresholds(0.0) is None
-                shown = _saved(
-                    scores_figure(scheduler, recorded.test, middle),
-                    folder / f"scores-{policy}.svg",
-                    f"{policy}: exit scores of right and wrong answers, and the threshold at "
-                    f"budget {middle:.4g} ms"
-                    + (" (median and middle nine tenths: rows have their own)." if own else "."),
-                )
-                (body if policy == main else others).append(shown)
-            if others:
-                more = "".join(others)
-                body.append(f"<details><summary>Other policies</summary>{more}</details>")
-            body.append(
-                _saved(
-                    reliability_figure(comparison.schedulers, recorded.test),
-                    folder / "reliability.svg",
-                    "How often answers are right against how sure they look: bins of equal "
-                    "count; on the diagonal a score is a probability.",
-                )
-            )
-            scheduler = comparison.schedulers[main]
-            exits = exits_at(scheduler, recorded.test, middle)
-            body.append(f"<h2>Examples that leave at each exit ({main}, {middle:.4g})</h2>")
-            body.append(
-                _examples_table(recorded.test, exits, classes)
-                if images is None
-                else _saved(
-                    examples_figure(recorded.test, exits, classes, images),
-                    folder / "examples.svg",
-                    "Test images by the exit they leave at: the answer, red where wrong.",
-                )
-            )
+            body += _policy_sections(folder, recorded.test, comparison, curves, budgets)
+            body += _examples_section(folder, recorded.test, comparison, classes, images)
     page = folder / "index.html"
     title = html.escape(f"{name}: exit policies compared")
     page.write_text(PAGE.format(title=title, body="\n".join(body)))
     return page
+
+
+def _policy_sections(
+    folder: Path,
+    test: Predictions,
+    comparison: Comparison,
+    curves: dict[str, Curve],
+    budgets: Sequence[float],
+) -> list[str]:
+    """Plot exit rates, the scores of each policy and their reliability."""
+    rates = _saved(
+        rates_figure(curves, budgets),
+        folder / "exit_rates.svg",
+        "Share of test samples that leave at each exit, by budget.",
+    )
+    main, middle = _main_policy(comparison), _middle_budget(comparison)
+    sections: list[str] = [rates]
+    others: list[str] = []
+    for policy, scheduler in comparison.schedulers.items():
+        per_row = scheduler.policy.thresholds(0.0) is None
+        scores = _saved(
+            scores_figure(scheduler, test, middle),
+            folder / f"scores-{policy}.svg",
+            f"{policy}: exit scores of right and wrong predictions, and the threshold at "
+            f"budget {middle:.4g} ms"
+            + (" (median and middle nine tenths; each row has its own)." if per_row else "."),
+        )
+        (sections if policy == main else others).append(scores)
+    if others:
+        more = "".join(others)
+        sections.append(f"<details><summary>Other policies</summary>{more}</details>")
+    reliability = _saved(
+        reliability_figure(comparison.schedulers, test),
+        folder / "reliability.svg",
+        "Share of right predictions against the score, in bins of equal count; on the diagonal "
+        "the score is a probability.",
+    )
+    return [*sections, reliability]
+
+
+def _examples_section(
+    folder: Path,
+    test: Predictions,
+    comparison: Comparison,
+    classes: Sequence[str],
+    images: NDArray[np.uint8] | None,
+) -> list[str]:
+    """Show samples that leave at each exit, as images or as a table."""
+    main, middle = _main_policy(comparison), _middle_budget(comparison)
+    exits = exits_at(comparison.schedulers[main], test, middle)
+    heading = f"<h2>Examples that leave at each exit ({main}, {middle:.4g})</h2>"
+    if images is None:
+        return [heading, _examples_table(test, exits, classes)]
+    figure = _saved(
+        examples_figure(test, exits, classes, images),
+        folder / "examples.svg",
+        "Test images by the exit they leave at, with the predicted class, red if wrong.",
+    )
+    return [heading, figure]
+
+
+def _main_policy(comparison: Comparison) -> str:
+    """Choose the policy to show first: the default, if it was compared."""
+    fitted = comparison.schedulers
+    return DEFAULT_POLICY if DEFAULT_POLICY in fitted else next(iter(fitted))
+
+
+def _middle_budget(comparison: Comparison) -> float:
+    return spread_budgets(comparison.costs_ms, 3)[1]
 
 
 def _examples_table(test: Predictions, exits: NDArray[np.intp], classes: Sequence[str]) -> str:
@@ -157,8 +185,8 @@ def _summary(name: str, recorded: Recorded, comparison: Comparison) -> str:
     accuracy = ", ".join(f"{100 * share:.2f}" for share in comparison.exit_accuracy)
     return (
         f"<p>{html.escape(name)}: {num_exits} exits, {num_classes} classes. Policies are fitted to "
-        f"{len(recorded.calibration.labels)} calibration samples and judged on {rows} test "
-        f"samples. Until its exits the network takes {costs} ms; there it is right in {accuracy} "
+        f"{len(recorded.calibration.labels)} calibration samples and evaluated on {rows} test "
+        f"samples. The exits are reached after {costs} ms; they are right for {accuracy} "
         f"% of the {'pixels of the ' if pixels else ''}test set.</p>"
     )
 

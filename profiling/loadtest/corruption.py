@@ -1,4 +1,4 @@
-"""What spoils real inputs: noise, blur, JPEG and haze on images; cuts and slips in texts."""
+"""Corruptions of real inputs: noise, blur, JPEG and low contrast; cut and misspelt texts."""
 
 import io
 import re
@@ -9,27 +9,27 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 SEVERITIES = (1, 2, 3, 4, 5)
-SIDE = 32  # the levels are those of images of this side
+SIDE = 32  # side length of the images that the levels are made for
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SHORTEST_MISSPELT = 4  # letters; a slip in a shorter word often makes another word
 
 _NOISE_DEVIATIONS = (0.04, 0.06, 0.08, 0.09, 0.10)  # of shades from 0 to 1
 _BLUR_DEVIATIONS = (0.4, 0.6, 0.7, 0.8, 1.0)  # pixels
 _JPEG_QUALITIES = (65, 50, 35, 25, 15)
-_CONTRASTS = (0.75, 0.5, 0.4, 0.3, 0.15)  # what is left of it
+_CONTRASTS = (0.75, 0.5, 0.4, 0.3, 0.15)  # share that remains
 
 
 def corrupt(image: Image.Image, kind: str, severity: int, rng: np.random.Generator) -> Image.Image:
-    """Spoil an image, which comes back as RGB of its size.
+    """Corrupt an image; return it as RGB in its size.
 
-    What is seen grows with the severity, not with the size: on larger images the blur is wider in
-    proportion, noise and compression are stronger by the root of it.
+    The visible effect depends on the severity, not on the size: on larger images the blur is wider
+    in proportion, noise and compression are stronger by the square root of it.
 
     Args:
-        image: Of any mode.
+        image: Image of any mode.
         kind: One of `CORRUPTIONS`.
         severity: 1 to 5.
-        rng: Of the noise.
+        rng: Generator of the noise.
 
     Raises:
         ValueError: If there is no such kind or severity.
@@ -43,7 +43,7 @@ def corrupt(image: Image.Image, kind: str, severity: int, rng: np.random.Generat
 
 
 def corrupted_file(data: bytes, kind: str, severity: int, rng: np.random.Generator) -> bytes:
-    """The same from file to file: a PNG, of `jpeg` a JPEG.
+    """Corrupt an image file; return a PNG, or a JPEG for the kind `jpeg`.
 
     Raises:
         ValueError: If there is no such kind or severity.
@@ -51,9 +51,9 @@ def corrupted_file(data: bytes, kind: str, severity: int, rng: np.random.Generat
     with Image.open(io.BytesIO(data)) as image:
         if kind == "jpeg" and severity in SEVERITIES:
             return _jpeg_file(image.convert("RGB"), severity - 1, _scale(image))
-        spoilt = corrupt(image, kind, severity, rng)
+        corrupted = corrupt(image, kind, severity, rng)
     file = io.BytesIO()
-    spoilt.save(file, "PNG")
+    corrupted.save(file, "PNG")
     return file.getvalue()
 
 
@@ -63,9 +63,9 @@ def shorter(text: str, words: int) -> str:
 
 
 def longer(texts: Sequence[str], labels: Sequence[Any], times: int) -> list[str]:
-    """Each text joined with those of its class that follow it, so many in all, (N,).
+    """Join each text with the ones of its class that follow it, `times` in all, (N,).
 
-    Behind the last of a class its first one follows.
+    After the last text of a class its first one follows.
     """
     members: dict[Any, list[int]] = {}
     places = []
@@ -81,7 +81,7 @@ def longer(texts: Sequence[str], labels: Sequence[Any], times: int) -> list[str]
 
 
 def misspelt(text: str, share: float, rng: np.random.Generator) -> str:
-    """A text with a slip of the fingers in so many of its longer words."""
+    """Misspell a share of the longer words of a text."""
 
     def slip(match: re.Match[str]) -> str:
         return _slipped(match[0], rng) if rng.random() < share else match[0]
@@ -90,7 +90,7 @@ def misspelt(text: str, share: float, rng: np.random.Generator) -> str:
 
 
 def _slipped(word: str, rng: np.random.Generator) -> str:
-    """One letter left out, doubled, wrong, or changed with the next."""
+    """Leave out, double, replace or swap one letter."""
     at = int(rng.integers(1, len(word) - 1))  # people seldom miss the first
     before, letter, after = word[:at], word[at], word[at + 1 :]
     wrong = LETTERS[int(rng.integers(len(LETTERS)))]
@@ -136,8 +136,8 @@ def _jpeg_file(image: Image.Image, level: int, scale: float) -> bytes:
     return file.getvalue()
 
 
-_Spoil = Callable[[Image.Image, int, float, np.random.Generator], Image.Image]
-CORRUPTIONS: dict[str, _Spoil] = {
+_Corrupt = Callable[[Image.Image, int, float, np.random.Generator], Image.Image]
+CORRUPTIONS: dict[str, _Corrupt] = {
     "noise": _noise,
     "blur": _blur,
     "jpeg": _jpeg,

@@ -1,4 +1,4 @@
-"""What `eenet loadtest` sends: labelled images or texts, in the forms that are asked for."""
+"""Inputs of `eenet loadtest`: labelled images or texts, clean or corrupted."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ import numpy as np
 
 from models.data.image_folder import SUFFIXES
 from models.data.text_table import Columns, read_texts
-from profiling.loadtest.forms import InputVariant, Modality
+from profiling.loadtest.variants import InputVariant, Modality
 from scheduler.npz import read_arrays
 
 IMAGES = Path(__file__).resolve().parents[2] / "tests/data/cifar10_test_300.npz"
@@ -23,9 +23,9 @@ class Inputs(NamedTuple):
     """Images as files, or texts.
 
     Attributes:
-        modality: Which of them.
-        items: N of them.
-        labels: The true class of each, by number or by name, (N,); None where they have none.
+        modality: Whether they are images or texts.
+        items: Files or texts, N of them.
+        labels: True class of each, by number or by name, (N,); None if there are none.
     """
 
     modality: Modality
@@ -34,13 +34,13 @@ class Inputs(NamedTuple):
 
     @property
     def content_type(self) -> str:
-        """Of the bodies."""
-        # The server reads an image's format from its bytes, whatever image type it is sent as.
+        """Content type of the bodies."""
+        # The server reads an image's format from its bytes and not from the content type.
         return "image/jpeg" if self.modality == "image" else "application/json"
 
     @property
     def files(self) -> list[bytes]:
-        """The images."""
+        """The image files."""
         return [item for item in self.items if isinstance(item, bytes)]
 
     @property
@@ -48,20 +48,20 @@ class Inputs(NamedTuple):
         """The texts."""
         return [item for item in self.items if isinstance(item, str)]
 
-    def bodies(self, form: InputVariant, seed: int) -> list[bytes]:
-        """What is sent of them in one form, (N,)."""
+    def bodies(self, variant: InputVariant, seed: int) -> list[bytes]:
+        """Request bodies of all inputs in one variant, (N,)."""
         rng = np.random.default_rng(seed)
         if self.modality == "image":
-            return form.of_images(self.files, rng)
+            return variant.of_images(self.files, rng)
         labels = [None] * len(self.items) if self.labels is None else self.labels
-        texts = form.of_texts(self.texts, labels, rng)
+        texts = variant.of_texts(self.texts, labels, rng)
         return [json.dumps({"text": text}).encode() for text in texts]
 
     def rows_of(self, classes: Sequence[str] | None) -> list[int]:
-        """Which of them are of some true classes, each named as its label is; None: all.
+        """Indices of the inputs of some true classes, named like their labels; None: all.
 
         Raises:
-            ValueError: If they have no labels, or none this one.
+            ValueError: If there are no labels, or no input has this one.
         """
         if classes is None:
             return list(range(len(self.items)))
@@ -75,16 +75,16 @@ class Inputs(NamedTuple):
         return [row for row, name in enumerate(named) if name in classes]
 
     def of_rows(self, rows: Sequence[int]) -> "Inputs":
-        """Some of them, in this order."""
+        """Select inputs by index, in this order."""
         labels = None if self.labels is None else [self.labels[row] for row in rows]
         return Inputs(self.modality, [self.items[row] for row in rows], labels)
 
 
 def read_inputs(images: Path | None, texts: Path | None, columns: Columns = COLUMNS) -> Inputs:
-    """Read what to send; of an archive with a test mark, the test images.
+    """Read the inputs to send; of an archive that marks test images, only these.
 
     Raises:
-        ValueError: If it cannot be read or holds nothing.
+        ValueError: If the file cannot be read or is empty.
     """
     if texts is not None:
         return _read_table(texts, columns)
@@ -105,7 +105,7 @@ def _read_table(path: Path, columns: Columns) -> Inputs:
 
 
 def _read_folder(folder: Path) -> Inputs:
-    """Images at any depth; the folder that an image lies in is its class."""
+    """Read the images of a folder tree; the folder of an image is its class."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise ValueError(f"{folder} holds no images ({', '.join(SUFFIXES)})")

@@ -1,4 +1,4 @@
-"""Load on an HTTP server: calls one after another, or at given times, and what came of them."""
+"""Generate load on an HTTP server, in a closed or an open loop, and collect the outcomes."""
 
 import asyncio
 import itertools
@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 from profiling.loadtest.http_client import (
     CallResult,
     Clock,
+    ConnectionConfig,
     ConnectionPool,
-    LaneConfig,
     ScheduledCall,
     Target,
 )
-from profiling.loadtest.steps import Schedule
+from profiling.loadtest.schedule import Schedule
 
 OK = "200"
 
 InputSelector = Callable[[int, float], int]
-"""Which call is the n-th, from 0, sent so many seconds after the start."""
+"""Selects the call to send as the n-th, from 0, given the seconds since the start."""
 
 
 class Call(NamedTuple):
-    """One request; its path may hold a query."""
+    """One HTTP request; the path may contain a query."""
 
     path: str
     body: bytes = b""
@@ -35,10 +35,10 @@ class Call(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()
 
     def encode(self, target: Target) -> bytes:
-        """The bytes to send.
+        """Encode the request as bytes.
 
         Raises:
-            ValueError: If a path or a header holds what would end it early.
+            ValueError: If the path or a header contains a blank or a line end.
         """
         kind = () if self.content_type is None else (("Content-Type", self.content_type),)
         length = ("Content-Length", str(len(self.body)))
@@ -46,14 +46,14 @@ class Call(NamedTuple):
         first = f"{self.method} {target.prefix}{self.path} HTTP/1.1"
         lines = [first, *(f"{name}: {value}" for name, value in fields)]
         if first.count(" ") != 2 or any("\r" in line or "\n" in line for line in lines):
-            raise ValueError(f"the call to {self.path!r} holds blanks or line ends; encode them")
+            raise ValueError(f"the call to {self.path!r} contains blanks or line ends; encode them")
         return "\r\n".join([*lines, "", ""]).encode("latin-1") + self.body
 
 
 class SideCalls(NamedTuple):
-    """Calls beside the load, on a connection of their own, at times from its start, (M,).
+    """Calls sent during the load on a connection of their own, at times from its start, (M,).
 
-    There may be none.
+    M may be 0.
     """
 
     calls: Sequence[Call]
@@ -61,17 +61,17 @@ class SideCalls(NamedTuple):
 
 
 class LoadResult(NamedTuple):
-    """What came of N calls, in the order in which they ended; times count from the start.
+    """Outcomes of N calls in the order in which they ended; times count from the start.
 
     Attributes:
-        call: Which of the calls it was, (N,).
-        due_s: When it was to be sent, (N,).
-        sent_s: When it was, (N,); NaN where it ran out of time before a connection was free.
-        latency_ms: From when it was due to the end of its answer, or to its failure, (N,).
-        outcome: The answer's status, such as "200", or why there is none: refused, reset, timed
-            out, malformed; (N,).
-        bodies: Of the answers, N of them; None unless they were to be kept.
-        beside: What came of the calls beside the load, bodies kept.
+        call: Index of the call, (N,).
+        due_s: Time at which it was due, (N,).
+        sent_s: Time of sending, (N,); NaN if it timed out before a connection was free.
+        latency_ms: From when it was due until its response was complete or failed, (N,).
+        outcome: Status of the response, such as "200", or the reason why there is none: refused,
+            reset, timed out, malformed; (N,).
+        bodies: Response bodies, N of them; None unless they were kept.
+        beside: Outcomes of the side calls, with bodies.
     """
 
     call: NDArray[np.intp]
@@ -84,34 +84,34 @@ class LoadResult(NamedTuple):
 
     @property
     def ok(self) -> NDArray[np.bool_]:
-        """Which calls were answered with status 200, (N,)."""
+        """Whether each call was answered with status 200, (N,)."""
         answered: NDArray[np.bool_] = self.outcome == OK
         return answered
 
     @property
     def num_errors(self) -> int:
-        """Calls with any other outcome than status 200."""
+        """Number of calls with another outcome than status 200."""
         return int((~self.ok).sum())
 
     @property
     def outcomes(self) -> dict[str, int]:
-        """How often each outcome came."""
+        """Number of calls by outcome."""
         return dict(sorted(Counter(self.outcome.tolist()).items()))
 
     @property
     def seconds(self) -> float:
-        """From when the first call was due to the last one's end."""
+        """Time from when the first call was due until the last one ended."""
         if not len(self.call):
             return 0.0
         return float((self.due_s + self.latency_ms / 1e3).max() - self.due_s.min())
 
     @property
     def rate(self) -> float:
-        """Calls answered with status 200, a second."""
+        """Calls answered with status 200 per second."""
         return float(self.ok.sum()) / self.seconds if self.seconds else 0.0
 
     def percentiles(self, *percents: float) -> list[float] | None:
-        """Of the latency in ms of the calls answered with status 200; None where none was."""
+        """Latency percentiles in ms of calls answered with status 200; None if there are none."""
         answered = self.latency_ms[self.ok]
         return [float(ms) for ms in np.percentile(answered, percents)] if len(answered) else None
 
@@ -119,7 +119,7 @@ class LoadResult(NamedTuple):
 def closed_loop(
     url: str,
     calls: Sequence[Call],
-    config: LaneConfig,
+    config: ConnectionConfig,
     *,
     seconds: float | None = None,
     count: int | None = None,
@@ -127,17 +127,17 @@ def closed_loop(
     pick: InputSelector | None = None,
     beside: Sequence[SideCalls] = (),
 ) -> LoadResult:
-    """Send on every connection the next call as soon as the answer to the one before is in.
+    """Send the next call on each connection as soon as the previous one is answered.
 
     Args:
-        url: The server's.
-        calls: Taken in turn, from the first, unless picked.
-        config: How they are carried; all its connections are used.
-        seconds: No call is sent after so long; or
-        count: so many calls are sent.
-        warm_up_s: The same load for so long before, not counted.
-        pick: Which of them is next.
-        beside: Other calls meanwhile, counted apart.
+        url: Address of the server.
+        calls: Sent in turn from the first, unless `pick` selects them.
+        config: Settings of the connections; all of them are used.
+        seconds: Time after which no call is sent; or
+        count: number of calls to send.
+        warm_up_s: Duration of the same load before, which is not counted.
+        pick: Selects the next call.
+        beside: Other calls during the load, reported separately.
 
     Raises:
         ValueError: If the arguments make no sense.
@@ -146,12 +146,12 @@ def closed_loop(
         raise ValueError("give either seconds or count")
     clock, choose = config.clock, pick or _in_turn(len(calls))
 
-    async def load(lanes: ConnectionPool, started_s: float) -> list[CallResult]:
-        return await lanes.run_closed_loop(_turns(choose, started_s, seconds, count, clock))
+    async def load(pool: ConnectionPool, started_s: float) -> list[CallResult]:
+        return await pool.run_closed_loop(_turns(choose, started_s, seconds, count, clock))
 
-    async def warm_up(lanes: ConnectionPool) -> None:
+    async def warm_up(pool: ConnectionPool) -> None:
         if warm_up_s > 0:
-            await lanes.run_closed_loop(_turns(choose, clock(), warm_up_s, None, clock))
+            await pool.run_closed_loop(_turns(choose, clock(), warm_up_s, None, clock))
 
     return _run(url, calls, config, load, beside, warm_up)
 
@@ -160,23 +160,23 @@ def open_loop(
     url: str,
     calls: Sequence[Call],
     arrivals_s: NDArray[np.float64],
-    config: LaneConfig,
+    config: ConnectionConfig,
     *,
     pick: InputSelector | None = None,
     beside: Sequence[SideCalls] = (),
 ) -> LoadResult:
-    """Send calls at given times, whether or not those before are answered.
+    """Send calls at given times, whether or not earlier ones are answered.
 
-    A latency counts from when the call was due: if it then waits for a connection because the
-    server is slow, that is the server's latency too.
+    Latency counts from when the call was due: waiting for a connection because the server is slow
+    is part of the server's latency.
 
     Args:
-        url: The server's.
-        calls: Taken in turn, from the first, unless picked.
-        arrivals_s: When, from the start, rising, (N,).
-        config: How they are carried; connections are opened as they are needed.
-        pick: Which of them is next.
-        beside: Other calls meanwhile, counted apart.
+        url: Address of the server.
+        calls: Sent in turn from the first, unless `pick` selects them.
+        arrivals_s: Sending times from the start, rising, (N,).
+        config: Settings of the connections, which are opened as needed.
+        pick: Selects the next call.
+        beside: Other calls during the load, reported separately.
 
     Raises:
         ValueError: If the arguments make no sense.
@@ -186,8 +186,8 @@ def open_loop(
     _check_rising(arrivals_s)
     choose = pick or _in_turn(len(calls))
 
-    async def load(lanes: ConnectionPool, started_s: float) -> list[CallResult]:
-        return await lanes.run_open_loop(
+    async def load(pool: ConnectionPool, started_s: float) -> list[CallResult]:
+        return await pool.run_open_loop(
             [
                 ScheduledCall(choose(n, at_s), started_s + at_s)
                 for n, at_s in enumerate(arrivals_s.tolist())
@@ -198,13 +198,13 @@ def open_loop(
 
 
 def poisson(rate: float, seconds: float, seed: int | Sequence[int]) -> NDArray[np.float64]:
-    """Arrivals at random times, so many a second on average, for so long; rising, (N,)."""
+    """Draw random arrival times at a mean rate per second, rising, (N,)."""
     rng = np.random.default_rng(seed)
     return np.sort(rng.uniform(0.0, seconds, rng.poisson(rate * seconds)))
 
 
 def poisson_steps(rates: Schedule[float], seconds: float, seed: int) -> NDArray[np.float64]:
-    """The same at a rate that changes."""
+    """Draw random arrival times at a rate that changes, rising, (N,)."""
     return np.concatenate(
         [
             begin_s + poisson(rate, end_s - begin_s, (seed, number))
@@ -215,7 +215,7 @@ def poisson_steps(rates: Schedule[float], seconds: float, seed: int) -> NDArray[
 
 def _check_rising(times_s: NDArray[np.float64]) -> None:
     if (np.diff(times_s, prepend=0.0) < 0).any():
-        raise ValueError("give times that rise from 0 s on")
+        raise ValueError("give times that start at 0 s or later and do not fall")
 
 
 def _in_turn(num_calls: int) -> InputSelector:
@@ -225,12 +225,12 @@ def _in_turn(num_calls: int) -> InputSelector:
 def _run(
     url: str,
     calls: Sequence[Call],
-    config: LaneConfig,
+    config: ConnectionConfig,
     load: Callable[[ConnectionPool, float], Awaitable[list[CallResult]]],
     beside: Sequence[SideCalls],
     prepare: Callable[[ConnectionPool], Awaitable[None]] | None = None,
 ) -> LoadResult:
-    """Open the lanes and run a load on them, and what goes beside it on others."""
+    """Open the connections, run the load, and send the side calls on connections of their own."""
     if not calls or config.connections < 1 or config.timeout_s <= 0:
         raise ValueError("give at least one call, one connection and a timeout above 0 s")
     for each in beside:
@@ -240,20 +240,20 @@ def _run(
     payloads = [[call.encode(target) for call in some] for some in (calls, *(b[0] for b in beside))]
 
     async def run() -> LoadResult:
-        lanes, *others = pools = [
+        main, *others = pools = [
             ConnectionPool(target, some, aside if number else config)
             for number, some in enumerate(payloads)
         ]
         try:
             if prepare is not None:
-                await prepare(lanes)
+                await prepare(main)
             started_s = config.clock()
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(other.run_open_loop(_tickets(each, started_s)))
+                    group.create_task(other.run_open_loop(_schedule(each, started_s)))
                     for other, each in zip(others, beside, strict=True)
                 ]
-                ended = await load(lanes, started_s)
+                ended = await load(main, started_s)
             told = tuple(_result(task.result(), started_s, True) for task in tasks)
             return _result(ended, started_s, config.keep_bodies)._replace(beside=told)
         finally:
@@ -264,8 +264,8 @@ def _run(
         return runner.run(run())
 
 
-def _tickets(beside: SideCalls, started_s: float) -> list[ScheduledCall]:
-    """One for each of its times, calls in turn."""
+def _schedule(beside: SideCalls, started_s: float) -> list[ScheduledCall]:
+    """Schedule the side calls: one per time, in turn."""
     return [
         ScheduledCall(number % len(beside.calls), started_s + at_s)
         for number, at_s in enumerate(beside.at_s.tolist())
@@ -273,10 +273,10 @@ def _tickets(beside: SideCalls, started_s: float) -> list[ScheduledCall]:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Of the fastest there is."""
+    """The fastest event loop available."""
     try:
         import uvloop
-    except ImportError:  # there is none for Windows
+    except ImportError:  # not available for Windows
         return asyncio.new_event_loop
     return uvloop.new_event_loop
 
@@ -284,7 +284,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 def _turns(
     pick: InputSelector, started_s: float, seconds: float | None, count: int | None, clock: Clock
 ) -> Iterator[int]:
-    """Calls as they are picked, so many of them or for so long."""
+    """Yield the selected calls, a number of them or for some seconds."""
     for number in itertools.count() if count is None else range(count):
         after_s = clock() - started_s
         if seconds is not None and after_s >= seconds:
@@ -293,11 +293,11 @@ def _turns(
 
 
 def _result(ended: Sequence[CallResult], started_s: float, keep_bodies: bool) -> LoadResult:
-    due_s = np.array([each.ticket.due_s for each in ended], float)
+    due_s = np.array([each.scheduled.due_s for each in ended], float)
     sent_s = [np.nan if each.sent_s is None else each.sent_s for each in ended]
     end_s = np.array([each.end_s for each in ended], float)
     return LoadResult(
-        np.array([each.ticket.call for each in ended], np.intp),
+        np.array([each.scheduled.call for each in ended], np.intp),
         due_s - started_s,
         np.array(sent_s, float) - started_s,
         1e3 * (end_s - due_s),

@@ -1,4 +1,4 @@
-"""What a load test keeps of every sample, every change of the budget and every look at it."""
+"""The log of a load test: every sample, every change of the budget and every poll of it."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,21 +15,21 @@ class SampleLog(NamedTuple):
     """N requests in the order in which they were due; times count from the load's start.
 
     Attributes:
-        due_s: When each was to be sent.
-        sent_s: When it was; NaN where no connection was free in time.
-        latency_ms: From due to answered or failed, as the client sees it.
-        outcome: The answer's status, or why there is none.
-        input: Which of the inputs was sent, by its place in the file.
-        form: In which form, "clean" or another.
-        exit: Where it left; -1 without an answer, as the next three.
-        class_id: What was answered.
-        correct: 1 right, 0 wrong; -1 too where no label is known.
-        late: 1 where the answer came after its deadline, else 0.
-        total_ms: The server's own, NaN without an answer, as the next three.
-        queue_ms: Of it waiting.
-        decode_ms: Of it decoding.
-        compute_ms: Of it in the stages.
-        budget_ms: The server's budget when it was sent; NaN: none.
+        due_s: Time at which each was due.
+        sent_s: Time of sending; NaN if no connection was free in time.
+        latency_ms: From due to answered or failed, at the client.
+        outcome: Status of the response, or the reason why there is none.
+        input: Index of the input in its file.
+        form: Variant of the input, "clean" or another.
+        exit: Exit it took; -1 without a prediction, as the next two.
+        class_id: Predicted class.
+        correct: 1 right, 0 wrong; -1 also if no label is known.
+        late: 1 if the response came after its deadline, else 0.
+        total_ms: Latency at the server, NaN without a prediction, as the next three.
+        queue_ms: Waiting time in it.
+        decode_ms: Decoding time in it.
+        compute_ms: Time in the stages.
+        budget_ms: The server's budget at the time of sending; NaN: none.
     """
 
     due_s: Floats
@@ -60,7 +60,7 @@ class PutLog(NamedTuple):
 
 
 class PollLog(NamedTuple):
-    """P answers of GET /budget; NaN where it says null; feasible 0 or 1."""
+    """P responses of GET /budget; NaN stands for null; feasible is 0 or 1."""
 
     at_s: Floats
     latency_ms: Floats
@@ -78,12 +78,12 @@ class LoadLog(NamedTuple):
     """A load test.
 
     Attributes:
-        measure: The latency that the budget is about.
+        measure: Latency that the budget is about.
         num_exits: K.
-        first_budget_ms: The budget before any change; NaN: none.
-        samples: Every request.
-        puts: Every change of the budget.
-        polls: Every look at it.
+        first_budget_ms: Budget before any change; NaN: none.
+        samples: All requests.
+        puts: All changes of the budget.
+        polls: All polls of the budget.
     """
 
     measure: str
@@ -95,23 +95,23 @@ class LoadLog(NamedTuple):
 
     @property
     def measured_ms(self) -> Floats:
-        """What each sample counts against the budget, NaN without an answer, (N,)."""
+        """Latency of each sample in the budget's measure, NaN without a prediction, (N,)."""
         return self.samples.total_ms if self.measure == "end_to_end" else self.samples.compute_ms
 
 
 class Phase(NamedTuple):
-    """A time in which neither the budget nor the inputs' form changed.
+    """A period in which neither the budget nor the variant of the inputs changed.
 
     Attributes:
-        begin_s: From the load's start.
-        end_s: When the next begins, or the last sample was due.
-        form: Of the inputs.
-        budget_ms: None where there was none.
-        samples: Answered.
-        mean_ms: Of the latency that the budget is about; None without an answer.
-        budget_error: How far the mean lies above the budget, as a share of it.
-        accuracy: Of the answers whose label is known.
-        exit_rates: (K,).
+        begin_s: Start, counted from the load's start.
+        end_s: Start of the next phase, or the time at which the last sample was due.
+        form: Variant of the inputs.
+        budget_ms: Budget; None if there was none.
+        samples: Number of answered samples.
+        mean_ms: Mean latency in the budget's measure; None without an answer.
+        budget_error: Excess of the mean over the budget, as a share of it.
+        accuracy: Accuracy over the samples with a known label.
+        exit_rates: Share of each exit, (K,).
     """
 
     begin_s: float
@@ -126,9 +126,9 @@ class Phase(NamedTuple):
 
 
 def phases(log: LoadLog) -> list[Phase]:
-    """What became of the budget in each phase.
+    """Summarise each phase.
 
-    A sample belongs to the phase in which it was due, though a budget that is set then holds a
+    A sample belongs to the phase in which it was due, although a new budget is in force only a
     moment later.
     """
     samples = log.samples
@@ -147,7 +147,7 @@ def phases(log: LoadLog) -> list[Phase]:
 
 
 def save_log(log: LoadLog, path: Path) -> None:
-    """Write one npz: the samples' fields by their names, the others behind put_ and poll_."""
+    """Write one npz file: samples by field name, the others with the prefixes put_ and poll_."""
     np.savez_compressed(
         path,
         allow_pickle=False,
@@ -164,7 +164,7 @@ def load_log(path: Path) -> LoadLog:
     """Read what `save_log` wrote.
 
     Raises:
-        ValueError: If it cannot be read or lacks an array.
+        ValueError: If the file cannot be read or lacks an array.
     """
     arrays = read_arrays(path, lambda _: True)
     try:

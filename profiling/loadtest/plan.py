@@ -1,4 +1,4 @@
-"""What `eenet loadtest` is to send and when, and the sending of it."""
+"""The plan of `eenet loadtest`: what to send and when; and its execution."""
 
 import argparse
 import json
@@ -10,8 +10,7 @@ from urllib.parse import urlencode
 import numpy as np
 from numpy.typing import NDArray
 
-from profiling.loadtest.forms import InputVariant, read_form
-from profiling.loadtest.http_client import LaneConfig
+from profiling.loadtest.http_client import ConnectionConfig
 from profiling.loadtest.inputs import Inputs
 from profiling.loadtest.load import (
     Call,
@@ -21,11 +20,13 @@ from profiling.loadtest.load import (
     open_loop,
     poisson_steps,
 )
-from profiling.loadtest.steps import Schedule, read_steps
+from profiling.loadtest.schedule import Schedule, read_schedule
+from profiling.loadtest.variants import InputVariant, read_variant
 
 CLOSED_CONNECTIONS, OPEN_CONNECTIONS = 32, 256
 WARM_UP_S = 1.0
-NEW_CONNECTION = (("Connection", "close"),)  # else one that the server closes as it rests may fail
+# A kept connection that the server closes while it is idle could fail a side call.
+NEW_CONNECTION = (("Connection", "close"),)
 T = TypeVar("T")
 
 
@@ -33,69 +34,69 @@ class LoadPlan(NamedTuple):
     """A load.
 
     Attributes:
-        calls: N inputs in each of P forms, form by form.
+        calls: N inputs in each of P variants, variant by variant.
         num_inputs: N.
-        inputs: Which input each call sends, by its place in the file, (P N,).
-        forms: In which form, (P N,).
-        phases: Which of the forms is sent when.
-        groups: Which of the inputs are, by their places among the N.
-        rates: Requests a second; None: as fast as they are answered.
-        seconds: How long.
-        connections: The most at a time.
-        budgets: What is set when; None takes the budget off.
-        looks_s: When GET /budget is asked.
-        model: Whose budget, if not all.
-        seed: Of the arrivals.
+        inputs: Input of each call, by its index in the file, (P N,).
+        variants: Variant of this input, (P N,).
+        phases: Index of the variant to send, by time.
+        groups: Indices of the inputs to send, among the N, by time.
+        rates: Requests per second, by time; None: as fast as they are answered.
+        seconds: Duration.
+        connections: Most connections open at a time.
+        budgets: Budgets to set, by time; None takes the budget off.
+        polls_s: Times at which to poll GET /budget.
+        model: The model whose budget is set, if not all.
+        seed: Seed of the arrivals.
     """
 
     calls: list[Call]
     num_inputs: int
     inputs: NDArray[np.intp]
-    forms: NDArray[np.str_]
+    variants: NDArray[np.str_]
     phases: Schedule[int]
     groups: Schedule[NDArray[np.intp]]
     rates: Schedule[float] | None
     seconds: float
     connections: int
     budgets: Schedule[float | None]
-    looks_s: NDArray[np.float64]
+    polls_s: NDArray[np.float64]
     model: str | None
     seed: int
 
     @property
     def mean_rate(self) -> float | None:
-        """Requests a second that are offered."""
+        """Mean of the offered requests per second."""
         if self.rates is None:
             return None
         spans = self.rates.spans(self.seconds)
         return sum(rate * (end_s - begin_s) for begin_s, end_s, rate in spans) / self.seconds
 
     def pick(self, number: int, after_s: float) -> int:
-        """Inputs in turn, in the form of the time."""
-        form = self.phases.values[self.phases.at(after_s)]
+        """Select the inputs in turn, in the variant of the time."""
+        variant = self.phases.values[self.phases.at(after_s)]
         group = self.groups.values[self.groups.at(after_s)]
-        return form * self.num_inputs + int(group[number % len(group)])
+        return variant * self.num_inputs + int(group[number % len(group)])
 
 
 def read_plan(args: argparse.Namespace, inputs: Inputs) -> LoadPlan:
-    """Make a plan of the flags; inputs are sent in a random order.
+    """Make a plan from the flags; inputs are sent in a random order.
 
     Raises:
-        ValueError: If a flag makes no sense; one sentence that names it.
+        ValueError: If a flag makes no sense; the message names it.
     """
-    steps = _from_start("--phases", args, lambda name: read_form(name, inputs.modality))
-    forms = list(dict.fromkeys(steps.values))
+    steps = _from_start("--phases", args, lambda name: read_variant(name, inputs.modality))
+    variants = list(dict.fromkeys(steps.values))
     classes = _classes(args)
     meant = [inputs.rows_of(each) for each in classes.values]
     rows = np.random.default_rng(args.seed).permutation(np.unique(np.concatenate(meant)))
-    looks = 0 if args.poll_s is None else math.ceil(args.seconds / args.poll_s)
+    polls = 0 if args.poll_s is None else math.ceil(args.seconds / args.poll_s)
     connections = CLOSED_CONNECTIONS if args.rate is None else OPEN_CONNECTIONS
     return LoadPlan(
-        calls=_calls(args, inputs.of_rows(rows.tolist()), forms),
+        calls=_calls(args, inputs.of_rows(rows.tolist()), variants),
         num_inputs=len(rows),
-        inputs=np.tile(rows, len(forms)),
-        forms=np.repeat([form.name for form in forms], len(rows)),
-        phases=Schedule(steps.begins_s, tuple(map(forms.index, steps.values))),
+        inputs=np.tile(rows, len(variants)),
+        variants=np.repeat([each.name for each in variants], len(rows)),
+        phases=Schedule(steps.begins_s, tuple(map(variants.index, steps.values))),
         groups=Schedule(
             classes.begins_s, tuple(np.flatnonzero(np.isin(rows, each)) for each in meant)
         ),
@@ -103,14 +104,14 @@ def read_plan(args: argparse.Namespace, inputs: Inputs) -> LoadPlan:
         seconds=args.seconds,
         connections=args.connections or connections,
         budgets=_budgets(args),
-        looks_s=np.arange(looks) * (args.poll_s or 0.0),
+        polls_s=np.arange(polls) * (args.poll_s or 0.0),
         model=args.model,
         seed=args.seed,
     )
 
 
 def send(url: str, plan: LoadPlan) -> LoadResult:
-    """Carry it out; beside the load are the changes of the budget, then the looks at it."""
+    """Execute a plan; the side calls are the changes of the budget, then the polls."""
     path = budget_path(plan.model)
     puts = [
         Call(
@@ -118,9 +119,9 @@ def send(url: str, plan: LoadPlan) -> LoadResult:
         )
         for ms in plan.budgets.values
     ]
-    look = Call(path, method="GET", headers=NEW_CONNECTION)
-    beside = [SideCalls(puts, plan.budgets.times()), SideCalls([look], plan.looks_s)]
-    config = LaneConfig(plan.connections, keep_bodies=True)
+    poll = Call(path, method="GET", headers=NEW_CONNECTION)
+    beside = [SideCalls(puts, plan.budgets.times()), SideCalls([poll], plan.polls_s)]
+    config = ConnectionConfig(plan.connections, keep_bodies=True)
     if plan.rates is not None:
         arrivals_s = poisson_steps(plan.rates, plan.seconds, plan.seed)
         return open_loop(url, plan.calls, arrivals_s, config, pick=plan.pick, beside=beside)
@@ -136,21 +137,23 @@ def send(url: str, plan: LoadPlan) -> LoadResult:
 
 
 def budget_path(model: str | None) -> str:
-    """Of one model's budget, or of all."""
+    """The route of one model's budget, or of all."""
     return "/budget" + ("" if model is None else "?" + urlencode({"model": model}))
 
 
-def _calls(args: argparse.Namespace, inputs: Inputs, forms: Sequence[InputVariant]) -> list[Call]:
-    """Every input in every form, form by form."""
+def _calls(
+    args: argparse.Namespace, inputs: Inputs, variants: Sequence[InputVariant]
+) -> list[Call]:
+    """Make the calls of every input in every variant, variant by variant."""
     options = {"model": args.model, "budget_ms": args.budget_ms, "deadline_ms": args.deadline_ms}
     query = urlencode({name: value for name, value in options.items() if value is not None})
     path = "/predict" + (f"?{query}" if query else "")
-    bodies = [body for form in forms for body in inputs.bodies(form, args.seed)]
+    bodies = [body for each in variants for body in inputs.bodies(each, args.seed)]
     return [Call(path, body, inputs.content_type) for body in bodies]
 
 
 def _classes(args: argparse.Namespace) -> Schedule[list[str] | None]:
-    """The true classes that are sent, and when; None: all."""
+    """The true classes to send, by time; None: all."""
     if args.classes is None or ":" not in args.classes:
         return Schedule((0.0,), (None if args.classes is None else args.classes.split(","),))
     return _from_start("--classes", args, lambda text: None if text == "all" else text.split("+"))
@@ -174,14 +177,14 @@ def _from_start(flag: str, args: argparse.Namespace, read: Callable[[str], T]) -
 
 
 def _steps(flag: str, args: argparse.Namespace, read: Callable[[str], T]) -> Schedule[T]:
-    """What a flag says; the load must last until its last step.
+    """Read the schedule of a flag; the load must last until its last step.
 
     Raises:
-        ValueError: If it does not, or the flag makes no sense.
+        ValueError: If it does not, or if the flag makes no sense.
     """
     text = getattr(args, flag.removeprefix("--"))
     try:
-        steps = read_steps(text, read)
+        steps = read_schedule(text, read)
     except ValueError as error:
         raise ValueError(f"{flag} is {text!r}: {error}") from error
     if steps.begins_s[-1] >= args.seconds:

@@ -1,4 +1,4 @@
-"""When samples come: made up, or recorded."""
+"""Arrival times of samples: random or recorded."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ Array = NDArray[np.float64]
 
 
 def poisson(rate_per_s: float, count: int, seed: int = 0) -> Array:
-    """Independent users: exponential gaps, (N,) in seconds."""
+    """Arrivals of independent users, with exponential gaps, (N,) in seconds."""
     _check_rate(rate_per_s)
     return np.random.default_rng(seed).exponential(1 / rate_per_s, count).cumsum()
 
@@ -26,12 +26,12 @@ def bursts(
     """Poisson arrivals whose rate jumps at the start of every period, (N,) in seconds.
 
     Args:
-        rate_per_s: On average.
+        rate_per_s: Mean rate.
         count: N.
-        seed: Of the gaps.
-        factor: How much faster than the average they come in a burst, at most 1 / share.
-        period_s: From burst to burst.
-        share: Of the period that is burst.
+        seed: Seed of the gaps.
+        factor: Rate in a burst as a multiple of the mean, at most 1 / share.
+        period_s: Time from burst to burst.
+        share: Share of the period that is a burst.
     """
     _check_rate(rate_per_s)
     if not 1 <= factor <= 1 / share:
@@ -44,12 +44,12 @@ def bursts(
 
 
 def at_once(count: int) -> Array:
-    """A queue that never runs empty until the end, (N,) in seconds."""
+    """Arrivals all at the start, so that the queue is full until the end, (N,) in seconds."""
     return np.zeros(count)
 
 
 def read_trace(path: Path) -> Array:
-    """Recorded arrivals: a number a line, in seconds from any start, (N,) from 0.
+    """Read recorded arrivals: one number per line, in seconds from any start; (N,) from 0.
 
     Raises:
         ValueError: If the file cannot be read or its times do not rise, naming it and the line.

@@ -19,7 +19,7 @@ NEVER = float("inf")
 
 
 class Traffic(NamedTuple):
-    """When samples arrive, rising, in seconds, (N,), and the exit each takes, (N,)."""
+    """Arrival times of samples, rising, in seconds, (N,), and the exit of each, (N,)."""
 
     arrivals_s: Array
     exits: NDArray[np.intp]
@@ -27,13 +27,13 @@ class Traffic(NamedTuple):
 
 @dataclass(frozen=True)
 class Device:
-    """What runs the batches.
+    """A device that runs batches.
 
     Attributes:
-        costs: Of a batch at each stage.
-        workers: Batches at a time, each at the full cost: cores; an accelerator has one.
-        max_batch: Most rows of a batch.
-        jitter: What batches take as multiples of their costs, in turn, over and over.
+        costs: Cost of a batch at each stage.
+        workers: Batches that run at a time, each at the full cost: cores; an accelerator has one.
+        max_batch: Most rows in a batch.
+        jitter: Times of batches as multiples of their costs, used in turn, over and over.
     """
 
     costs: StageCosts
@@ -47,37 +47,28 @@ class Device:
                 f"workers is {self.workers}, max_batch {self.max_batch}; give 1 or more of both"
             )
 
-    def table_ms(self) -> list[list[float]]:
-        """What a batch of 0 to `max_batch` rows costs at each stage, (K, max_batch + 1)."""
-        sizes = range(1, self.max_batch + 1)
-        return [
-            [0.0, *(self.costs.batch_ms(stage, rows) for rows in sizes)]
-            for stage in range(self.costs.num_exits)
-        ]
-
     def capacity_per_s(self, exits: NDArray[np.intp]) -> float:
-        """The samples that can be done if every batch of every stage is full."""
-        table_ms = self.table_ms()
-        reach = [float((exits >= stage).mean()) for stage in range(len(table_ms))]
+        """Samples per second if every batch of every stage is full."""
+        full_ms = [self.costs.batch_ms(k, self.max_batch) for k in range(self.costs.num_exits)]
+        reach = [float((exits >= stage).mean()) for stage in range(self.costs.num_exits)]
         sample_ms = sum(
-            share * times[self.max_batch] / self.max_batch
-            for share, times in zip(reach, table_ms, strict=True)
+            share * times / self.max_batch for share, times in zip(reach, full_ms, strict=True)
         )
         return 1e3 * self.workers / sample_ms
 
 
 @dataclass(frozen=True)
 class Simulated:
-    """What came of the traffic.
+    """The result of a simulation.
 
     Attributes:
-        latency_ms: From arrival to answer, (N,).
-        span_ms: From the first arrival to the last answer.
-        busy_ms: All workers together.
-        batches: Run at each stage, (K,).
-        rows: That needed the stage, over all its batches, (K,).
-        in_flight: Most samples at a time that had left the queue and had no answer yet.
-        device: It ran on.
+        latency_ms: From arrival to prediction, (N,).
+        span_ms: From the first arrival to the last prediction.
+        busy_ms: Busy time of all workers together.
+        batches: Number of batches at each stage, (K,).
+        rows: Number of rows that needed the stage, over all its batches, (K,).
+        in_flight: Most samples at a time that had left the queue and were not finished.
+        device: The device.
     """
 
     latency_ms: Array
@@ -90,47 +81,47 @@ class Simulated:
 
     @property
     def throughput_per_s(self) -> float:
-        """Samples; inf where nothing took time."""
+        """Samples per second; inf if nothing took time."""
         return 1e3 * len(self.latency_ms) / self.span_ms if self.span_ms else NEVER
 
     @property
     def percentiles_ms(self) -> Array:
-        """Of latency: 50, 90, 99."""
+        """Percentiles of latency: 50, 90, 99."""
         percentiles: Array = np.percentile(self.latency_ms, PERCENTILES)
         return percentiles
 
     @property
     def batch_rows(self) -> Array:
-        """Mean rows of a batch that needed the stage, (K,); 0 where none ran."""
+        """Mean rows per batch that needed the stage, (K,); 0 if no batch ran."""
         means: Array = self.rows / np.maximum(self.batches, 1)
         return means
 
     @property
     def occupancy(self) -> Array:
-        """Share of `max_batch` that these rows fill, (K,)."""
+        """These rows as a share of `max_batch`, (K,)."""
         return self.batch_rows / self.device.max_batch
 
     @property
     def utilisation(self) -> float:
-        """Share of the time that workers are busy."""
+        """Share of the time in which workers are busy."""
         return self.busy_ms / (self.span_ms * self.device.workers) if self.span_ms else 0.0
 
 
 def simulate(
     traffic: Traffic, device: Device, mode: str = "refill", discipline: str = DEFAULT_DISCIPLINE
 ) -> Simulated:
-    """Run the traffic through one of the three ways to batch.
+    """Simulate the traffic under one of the three batching modes.
 
     Args:
         traffic: N samples, at least one.
-        device: It runs on.
-        mode: One of `MODES`. In `run-to-completion` a batch formed at the first stage pays for its
-            full size until its last row leaves; in `compaction` only for the rows that are left; in
-            `refill` rows that stay wait at the next stage and are batched with others there.
-        discipline: Of `refill`, one of `DISCIPLINES`.
+        device: The device.
+        mode: One of `MODES`. In `run-to-completion` a batch formed at the first stage costs its
+            full size until its last row leaves; in `compaction` only the remaining rows; in
+            `refill` the remaining rows wait at the next stage and are batched with others there.
+        discipline: Which batch goes next under `refill`, one of `DISCIPLINES`.
 
     Raises:
-        ValueError: If the traffic makes no sense for this device.
+        ValueError: If the traffic does not fit the device.
     """
     _check_traffic(traffic, device)
     if mode == "refill":
@@ -139,7 +130,7 @@ def simulate(
 
 
 class _Recorder:
-    """What happens, written down."""
+    """Records the events of a simulation."""
 
     def __init__(self, traffic: Traffic, num_exits: int) -> None:
         self.arrivals_ms: list[float] = (traffic.arrivals_s * 1e3).tolist()
@@ -147,10 +138,10 @@ class _Recorder:
         self.answered_ms = [0.0] * len(self.exits)
         self.batches, self.rows = [0] * num_exits, [0] * num_exits
         self.busy_ms = 0.0
-        self.begun_ms: list[float] = []  # when samples leave the queue
+        self.begun_ms: list[float] = []  # times at which samples leave the queue
 
     def run(self, now_ms: float, stage: int, rows: int, cost_ms: float) -> None:
-        """Note a batch that starts."""
+        """Record the start of a batch."""
         self.batches[stage] += 1
         self.rows[stage] += rows
         self.busy_ms += cost_ms
@@ -158,14 +149,14 @@ class _Recorder:
             self.begun_ms += [now_ms] * rows
 
     def answer(self, now_ms: float, stage: int, batch: list[int]) -> list[int]:
-        """Note the end of a batch; the rows that stay."""
-        exits, staying = self.exits, []
+        """Record the end of a batch; return the rows that continue."""
+        exits, continuing = self.exits, []
         for row in batch:
             if exits[row] <= stage:
                 self.answered_ms[row] = now_ms
             else:
-                staying.append(row)
-        return staying
+                continuing.append(row)
+        return continuing
 
     def close(self, device: Device) -> Simulated:
         answered_ms = np.array(self.answered_ms)
@@ -211,12 +202,12 @@ class _ReadyLists:
 
 
 def run_refill(traffic: Traffic, device: Device, choose: BatchingPolicy) -> Simulated:
-    """Rows that stay wait at the next stage; a free worker runs the stage that `choose` says."""
-    costs_ms, limit = device.table_ms(), device.max_batch
-    book = _Recorder(traffic, len(costs_ms))
-    ready = _ReadyLists(book.arrivals_ms, len(costs_ms))
+    """Rows that continue wait at the next stage; a free worker runs the stage `choose` returns."""
+    costs_ms, limit = device.costs.table_ms(device.max_batch).tolist(), device.max_batch
+    recorder = _Recorder(traffic, len(costs_ms))
+    ready = _ReadyLists(recorder.arrivals_ms, len(costs_ms))
     running: list[tuple[float, int, int, list[int]]] = []  # end, order, stage, rows
-    coming = deque(enumerate(book.arrivals_ms))
+    coming = deque(enumerate(recorder.arrivals_ms))
     started, factors = 0, itertools.cycle(device.jitter)
     while coming or running:
         now = min(coming[0][1] if coming else NEVER, running[0][0] if running else NEVER)
@@ -225,23 +216,23 @@ def run_refill(traffic: Traffic, device: Device, choose: BatchingPolicy) -> Simu
             ready.put(arrived_ms, 0, [row])
         while running and running[0][0] <= now:
             _, _, stage, batch = heapq.heappop(running)
-            if staying := book.answer(now, stage, batch):
-                ready.put(now, stage + 1, staying)
+            if continuing := recorder.answer(now, stage, batch):
+                ready.put(now, stage + 1, continuing)
         while len(running) < device.workers and ready:
             stage = choose(ready.view(now))
             batch = ready.take(stage, limit)
             cost_ms = costs_ms[stage][len(batch)] * next(factors)
-            book.run(now, stage, len(batch), cost_ms)
+            recorder.run(now, stage, len(batch), cost_ms)
             heapq.heappush(running, (now + cost_ms, started, stage, batch))
             started += 1
-    return book.close(device)
+    return recorder.close(device)
 
 
 def run_together(traffic: Traffic, device: Device, *, compact: bool) -> Simulated:
-    """A batch stays together until its last row leaves; rows are answered as they leave."""
-    costs_ms = device.table_ms()
-    book = _Recorder(traffic, len(costs_ms))
-    arrivals_ms, factors = book.arrivals_ms, itertools.cycle(device.jitter)
+    """A batch stays together until its last row leaves; rows finish as they leave."""
+    costs_ms = device.costs.table_ms(device.max_batch).tolist()
+    recorder = _Recorder(traffic, len(costs_ms))
+    arrivals_ms, factors = recorder.arrivals_ms, itertools.cycle(device.jitter)
     free_ms, first = [-NEVER] * device.workers, 0
     while first < len(arrivals_ms):
         now = max(heapq.heappop(free_ms), arrivals_ms[first])
@@ -252,12 +243,12 @@ def run_together(traffic: Traffic, device: Device, *, compact: bool) -> Simulate
         first, size, stage = first + len(batch), len(batch), 0
         while batch:
             cost_ms = costs_ms[stage][len(batch) if compact else size] * next(factors)
-            book.run(now, stage, len(batch), cost_ms)
+            recorder.run(now, stage, len(batch), cost_ms)
             now += cost_ms
-            batch = book.answer(now, stage, batch)
+            batch = recorder.answer(now, stage, batch)
             stage += 1
         heapq.heappush(free_ms, now)
-    return book.close(device)
+    return recorder.close(device)
 
 
 def _check_traffic(traffic: Traffic, device: Device) -> None:
@@ -276,6 +267,6 @@ def _check_traffic(traffic: Traffic, device: Device) -> None:
 
 
 def _most_in_flight(begun_ms: Array, answered_ms: Array) -> int:
-    times_ms = np.concatenate([answered_ms, begun_ms])  # at a tie the answer counts first
+    times_ms = np.concatenate([answered_ms, begun_ms])  # at a tie the end counts first
     steps = np.repeat([-1, 1], [len(answered_ms), len(begun_ms)])
     return int(steps[np.argsort(times_ms, kind="stable")].cumsum().max())

@@ -1,23 +1,23 @@
-"""How the present differs from calibration: another host, other inputs, a queue."""
+"""Online corrections to the calibrated cost model: host speed, input mix, queueing."""
 
 SMALLEST_RATIO = 1e-6
-MOST_QUEUEING = 20.0  # of waiting, for each millisecond of the mean cost
+MOST_QUEUEING = 20.0  # ms of waiting per ms of mean cost
 SHORTEST_MEMORY = 20.0  # samples
 
 
 class CostEstimate:
-    """Running estimates that turn the frontier's milliseconds into those of now, and back.
+    """Running estimates that convert the frontier's milliseconds into present ones, and back.
 
     Args:
-        cost_ms: What a sample costs by the frontier, before any has been seen.
+        cost_ms: The frontier's cost of a sample, used until the first sample completes.
 
     Attributes:
-        ratio: Measured to predicted time of stages.
-        overhead_ms: What no exit of a sample changes for itself: waiting, decoding.
-        waiting_ms: The part of it that was waiting for others.
-        shift_ms: By how much exits cost more, by the frontier, than it expects at the parameter in
-            force: inputs leave elsewhere than those of calibration.
-        cost_ms: Of recent samples, by the frontier.
+        slowdown: Measured time of stages, relative to the predicted time.
+        overhead_ms: The part of a latency that the exit does not change: waiting, decoding.
+        waiting_ms: The part of the overhead that was waiting for other samples.
+        exit_bias_ms: The difference between the frontier's cost of the exits taken and its
+            expectation at the current parameter; not 0 if inputs differ from calibration.
+        cost_ms: The frontier's cost of recent samples.
     """
 
     def __init__(self, cost_ms: float) -> None:
@@ -35,14 +35,14 @@ class CostEstimate:
         waiting_ms: float,
         memory: float,
     ) -> None:
-        """Take in what a sample took, beside what its exit costs by the frontier.
+        """Learn from the times of one sample.
 
         Args:
-            cost_ms: By the frontier.
-            compute_ms: Measured.
-            overhead_ms: Measured.
-            waiting_ms: Of the overhead.
-            memory: Of the estimates, in samples.
+            cost_ms: The frontier's cost of its exit.
+            compute_ms: Measured time of its stages.
+            overhead_ms: Measured overhead.
+            waiting_ms: The part of the overhead that was waiting.
+            memory: Memory of the estimates, in samples.
         """
         step = 1 / max(memory, SHORTEST_MEMORY)
         self.slowdown = max(
@@ -53,34 +53,34 @@ class CostEstimate:
         self.waiting_ms += step * (waiting_ms - self.waiting_ms)
 
     def learn_shift(self, cost_ms: float, expected_ms: float, memory: float) -> None:
-        """Take in what a sample's exit costs, beside what the frontier expects on average."""
+        """Learn from the cost of a sample's exit and the frontier's expected cost."""
         step = 1 / max(memory, SHORTEST_MEMORY)
         self.exit_bias_ms += step * (cost_ms - expected_ms - self.exit_bias_ms)
 
     def latency_ms(self, cost_ms: float) -> float:
-        """The latency to expect if samples cost so much on average.
+        """Return the expected latency at a mean cost.
 
-        Where they wait for each other, cheaper ones wait less, too.
+        If samples wait for each other, a lower mean cost also shortens the wait.
         """
         waiting_ms = self.waiting_ms + self._queueing * (cost_ms - self.cost_ms)
         fixed_ms = self.overhead_ms - self.waiting_ms
         return cost_ms * self.slowdown + fixed_ms + max(waiting_ms, 0.0)
 
     def cost_at(self, latency_ms: float) -> float:
-        """The mean cost at which samples take so long, as long as some wait."""
+        """Return the mean cost that leads to a mean latency, as long as some samples wait."""
         missing_ms = latency_ms - self.cost_ms * self.slowdown - self.overhead_ms
         return self.cost_ms + missing_ms / (self.slowdown + self._queueing)
 
     def cost_of_one(self, latency_ms: float) -> float:
-        """The cost at which a single sample takes so long: it does not move the queue."""
+        """Return the cost that leads to a latency of one sample, at the present queue."""
         return (latency_ms - self.overhead_ms) / self.slowdown
 
     @property
     def _queueing(self) -> float:
-        """How much waiting moves with the mean cost.
+        """The slope of the waiting time over the mean cost.
 
-        In a queue of utilisation rho a wait w is about c rho / (1 - rho), so that it rises by
-        (w / c) (1 + 1 / (1 - rho)) with c, where 1 / (1 - rho) = 1 + w / c.
+        In a queue with utilisation rho the wait w is about c rho / (1 - rho). Its slope over c is
+        (w / c) (1 + 1 / (1 - rho)), where 1 / (1 - rho) = 1 + w / c.
         """
         share = self.waiting_ms / (self.slowdown * self.cost_ms)
         return min(share * (2 + share), MOST_QUEUEING) * self.slowdown

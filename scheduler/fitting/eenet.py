@@ -1,4 +1,4 @@
-"""Fitting EENet: exit scores and exit distributions in turn, for all budgets at once."""
+"""Fit EENet: exit scores and exit distributions in turn, for all budgets at once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scheduler.eenet import NUM_CONFIDENCES, EENetPolicy, ExitScorer
 from scheduler.frontier import budget_grid
 from scheduler.pixels import correct_share
-from scheduler.policy import score_all
+from scheduler.policy import CalibrationSet, score_all
 from scheduler.thresholds import ThresholdTable, repaired_thresholds, route, tabulate, tilt
 
 Array = NDArray[np.float64]
@@ -23,8 +23,13 @@ SCORE_STEPS, ASSIGNMENT_STEPS = 60, 60
 SCORE_LR, ASSIGNMENT_LR = 3e-3, 2e-2
 EPSILON = 1e-4  # keeps the logarithms of the clamped scores finite
 MAX_WIDTH = 64
-ASSIGNMENT_VALUES = 20_000_000  # probabilities that h is fitted to; rows beyond tell it no more
+ASSIGNMENT_VALUES = 20_000_000  # probabilities that h is fitted to; more rows improve it no more
 NUM_BUDGETS = 24
+
+
+def fit(calibration: CalibrationSet, seed: int) -> EENetPolicy:
+    """Fit the policy for the table of policies."""
+    return fit_eenet(*calibration, seed=seed)
 
 
 def fit_eenet(
@@ -40,19 +45,19 @@ def fit_eenet(
 ) -> EENetPolicy:
     """Fit exit scores g and, per budget, the exit assignment h (Ilhan et al. 2024, section 3).
 
-    g and h take turns: h learns to spend each budget on the exits whose scores promise most, g
-    learns P(correct) on the rows that h sends to each exit, averaged over the budgets so that one g
-    serves them all. The g with the best mean calibration accuracy over the budgets, each repaired
-    to feasibility, is kept; the start (score = max probability) is among the candidates.
+    g and h take turns. h learns to spend each budget at the exits with the highest scores. g learns
+    P(correct) on the rows that h sends to each exit, averaged over the budgets, so that one g
+    serves them all. The g with the best mean calibration accuracy is kept, every budget repaired to
+    feasibility; the start (score = max probability) is one of the candidates.
 
     Args:
         log_probs: Calibration log-probabilities, (K, N, C) or (K, N, P, C).
         labels: (N,) or (N, P).
         costs_ms: Latency from the start until each exit, rising, (K,).
         budgets_ms: Rising budgets that h is fitted for, strictly inside the range of costs, (B,);
-            between them the exit distribution is interpolated. One alone: g is fitted for it, as
-            in the paper. None: 24 over the range.
-        seed: Of the assignment networks.
+            between them the exit distribution is interpolated. A single one fits g for it alone,
+            as in the paper. None: 24 over the range.
+        seed: Seed of the assignment networks.
         rounds: Alternations per restart.
         restarts: Independent starts.
         use_vote: Let the scores see the vote (the paper does, the published code does not).
@@ -77,10 +82,10 @@ def fit_eenet(
 def fit_published(
     policy: EENetPolicy, log_probs: NDArray[np.floating], costs_ms: Array
 ) -> EENetPolicy:
-    """Thresholds for every budget on published scores, from the published assignment.
+    """Fit thresholds for every budget on published scores, from the published assignment.
 
-    Their mean assignment is the exit distribution of the one budget it was fitted for; for the
-    others it is tilted, p_k exp(-theta c_k), until it costs the budget.
+    The mean of the published assignment is the exit distribution of the one budget it was fitted
+    for. For other budgets it is tilted, p_k exp(-theta c_k), until it costs the budget.
 
     Args:
         policy: From `load_published_scheduler`.
@@ -88,18 +93,18 @@ def fit_published(
         costs_ms: Latency from the start until each exit, rising, (K,).
 
     Raises:
-        ValueError: If exits or classes differ from those of the weights.
+        ValueError: If the numbers of exits or classes differ from those of the weights.
     """
     published = policy.assignment(np.exp(log_probs, dtype=np.float64)).mean(0)
     budgets = budget_grid(costs_ms)
-    wanted = np.stack([tilt(published, costs_ms, budget) for budget in budgets])
-    table = tabulate(score_all(policy, log_probs), costs_ms, budgets, wanted)
+    targets = np.stack([tilt(published, costs_ms, budget) for budget in budgets])
+    table = tabulate(score_all(policy, log_probs), costs_ms, budgets, targets)
     return EENetPolicy(table, policy.scorer)
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """More torch threads gain little here, and wait for each other on cores that others use."""
+    """Limit torch to one thread: more gain little here, and wait for each other on busy cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -109,15 +114,15 @@ def _one_thread() -> Iterator[None]:
 
 
 def _alternate(problem: "_Problem", rounds: int, seed: int) -> "Iterator[_Candidate]":
-    """Fit h and g in turns; what each turn leaves is a candidate."""
+    """Fit h and g in turns and yield a candidate after each turn."""
     generator = torch.Generator().manual_seed(seed)
     weights = problem.initial_weights()
     assignment = _Assignment(problem.num_features, len(problem.budgets), generator)
-    for left in reversed(range(rounds + 1)):
+    for remaining in reversed(range(rounds + 1)):
         features, scores = problem.replay(weights)
         shares = _fit_assignment(assignment, features, scores, problem, generator)
         yield problem.candidate(weights, scores, shares)
-        if left > 0:
+        if remaining > 0:
             weights = _fit_scores(weights, features, shares.mean(2).T, problem)
 
 
@@ -130,6 +135,8 @@ class _Candidate(NamedTuple):
 
 
 class _Problem(NamedTuple):
+    """The calibration set, the budgets, and the steps of the fit that need both."""
+
     log_probs: NDArray[np.floating]  # (K, N, C) or (K, N, P, C)
     correct: Array  # (N, K)
     costs: Array  # (K,)
@@ -142,14 +149,14 @@ class _Problem(NamedTuple):
         return [num_classes + NUM_CONFIDENCES + k for k in range(num_exits)]
 
     def initial_weights(self) -> tuple[Array, ...]:
-        """Score = max probability."""
+        """Return the weights at which the score is the max probability."""
         starts = [np.zeros(width) for width in self.num_features]
         for psi in starts:
             psi[self.log_probs.shape[-1]] = 1.0
         return tuple(starts)
 
     def replay(self, weights: tuple[Array, ...]) -> tuple[list[Tensor], Array]:
-        """Features of every exit, K of (N, C + 3 + k), and scores (N, K), as served."""
+        """Return the features of each exit, K of (N, C + 3 + k), and scores (N, K), as served."""
         scorer = ExitScorer(weights)
         history = scorer.start(self.log_probs.shape[1])
         features, columns = [], []
@@ -163,10 +170,10 @@ class _Problem(NamedTuple):
         return features, np.stack(columns, 1)
 
     def candidate(self, weights: tuple[Array, ...], scores: Array, shares: Tensor) -> _Candidate:
-        """Judge scores (N, K) and shares (K, N, B) by the accuracy reached under every budget."""
-        wanted = shares.mean(1).double().numpy().T
+        """Rate scores (N, K) and shares (K, N, B) by their mean accuracy over the budgets."""
+        targets = shares.mean(1).double().numpy().T
         distributions = np.stack(
-            [tilt(p, self.costs, b) for p, b in zip(wanted, self.budgets, strict=True)]
+            [tilt(p, self.costs, b) for p, b in zip(targets, self.budgets, strict=True)]
         )
         accuracies = []
         for distribution, budget in zip(distributions, self.budgets, strict=True):
@@ -182,20 +189,20 @@ class _Problem(NamedTuple):
             np.stack([first, *best.distributions, last]),
         )
         grid = np.union1d(budget_grid(self.costs), self.budgets)
-        wanted = np.stack([np.interp(grid, knots, column) for column in values.T], 1)
+        targets = np.stack([np.interp(grid, knots, column) for column in values.T], 1)
         scores = score_all(_policy(best.weights), self.log_probs)
-        return EENetPolicy(tabulate(scores, self.costs, grid, wanted), ExitScorer(best.weights))
+        return EENetPolicy(tabulate(scores, self.costs, grid, targets), ExitScorer(best.weights))
 
 
 def _policy(weights: tuple[Array, ...]) -> EENetPolicy:
-    """A policy that scores but has no thresholds yet."""
+    """Make a policy that scores but has no thresholds yet."""
     return EENetPolicy(ThresholdTable.closed(len(weights)), ExitScorer(weights))
 
 
 class _Assignment(nn.Module):
-    """h: per exit two layers, ReLU between, raw outputs, one for each of B budgets.
+    """The assignment network h: two layers per exit, ReLU between, one raw output per budget.
 
-    The budgets share the first layer, which fits them all in the time of one and no worse.
+    All budgets share the first layer. That fits them in the time of one, and no worse.
     """
 
     def __init__(
@@ -212,7 +219,7 @@ class _Assignment(nn.Module):
                 nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Log of the assignment r, softmax over exits, (K, N, B)."""
+        """Return the log of the assignment r, a softmax over exits, (K, N, B)."""
         raw = [
             second(torch.relu(first(inputs)))  # (N, B)
             for first, second, inputs in zip(self.first, self.second, features, strict=True)
@@ -263,8 +270,7 @@ def _fit_scores(
         optimizer.zero_grad()
         losses = []
         for k, inputs in enumerate(features):
-            # The clamp must not kill the gradient of scores outside (0, 1): pass it straight
-            # through.
+            # Straight-through: the clamp must not zero the gradient of scores outside (0, 1).
             raw = inputs @ psi[k]
             q = raw + (raw.clamp(EPSILON, 1 - EPSILON) - raw).detach()
             entropy = -(correct[:, k] * q.log() + (1 - correct[:, k]) * (1 - q).log())

@@ -1,4 +1,4 @@
-"""Fitting the stopping policy: logistic regressions, backwards from the last exit."""
+"""Fit the stopping policy: logistic regressions, backwards from the last exit."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 from scheduler.confidence import logistic
 from scheduler.frontier import GRID_STEP
 from scheduler.pixels import correct_share, row_means
-from scheduler.policy import exits_taken, replay
-from scheduler.stopping import NUM_FEATURES, StoppingPolicy, shown_features
+from scheduler.policy import CalibrationSet, exits_taken, replay
+from scheduler.stopping import NUM_FEATURES, StoppingPolicy, stopping_features
 
 Array = NDArray[np.float64]
 
@@ -15,9 +15,19 @@ PRICE_RATIO = 1.6  # between neighbours of the grid of prices
 MAX_PRICES = 32
 FOLDS = 4
 FEATURE_PENALTY, CLASS_PENALTY, INTERCEPT_PENALTY = 10.0, 10.0, 1e-2
-MAX_CLASS_OFFSETS = 128  # with more classes a calibration set says too little about each
+MAX_CLASS_OFFSETS = 128  # with more classes a calibration set has too few rows of each
 NEWTON_STEPS, NEWTON_TOLERANCE = 25, 1e-6
 MAX_LADDER, LADDER_ROUNDS = 1000, 14
+
+
+def fit(calibration: CalibrationSet, seed: int) -> StoppingPolicy:
+    """Fit the policy for the table of policies."""
+    return fit_stopping(*calibration, seed=seed)
+
+
+def parameters(policy: StoppingPolicy, calibration: CalibrationSet) -> Array:
+    """List the policy's prices for the table of policies."""
+    return price_ladder(policy, calibration.log_probs, calibration.costs_ms)
 
 
 def fit_stopping(
@@ -27,16 +37,16 @@ def fit_stopping(
     *,
     seed: int = 0,
 ) -> StoppingPolicy:
-    """Fit P(correct) and, by backward induction at every price, the value of going on.
+    """Fit P(correct) and, by backward induction at every price, the value of running on.
 
-    The values that the regressions aim at come from cross-fitted P(correct): of a row's own label
-    nothing enters what it is promised.
+    The targets of those regressions come from cross-fitted P(correct), so that a row's own label
+    never enters its own continuation value.
 
     Args:
         log_probs: Calibration log-probabilities, (K, N, C) or (K, N, P, C).
         labels: (N,) or (N, P).
         costs_ms: Latency from the start until each exit, rising, (K,).
-        seed: Of the folds.
+        seed: Seed of the folds.
     """
     num_exits, num_rows = log_probs.shape[:2]
     steps_ms, prices = np.diff(costs_ms), _price_grid(costs_ms)
@@ -50,14 +60,7 @@ def fit_stopping(
             rest, rows = folds != fold, folds == fold
             part = design.regress(correct[rest, k], rest, chances[k])
             held_out[rows, k] = design.predict(part, rows)
-    ahead = [np.empty((len(prices), design.inputs.shape[1])) for design in designs[:-1]]
-    for g, price in enumerate(prices):
-        value = held_out[:, -1]
-        for k in reversed(range(num_exits - 1)):
-            near = ahead[k][g - 1] if g > 0 else chances[k]
-            ahead[k][g] = designs[k].regress(value.clip(0, 1), start=near)
-            promised = designs[k].predict(ahead[k][g]) - price * steps_ms[k]
-            value = np.maximum(held_out[:, k], promised)
+    ahead = _continuation_weights(designs, chances, held_out, prices, steps_ms)
     columns = [np.stack([chances[k], *ahead[k]], 1) for k in range(num_exits - 1)]
     raw = [
         design.unscaled(weights)
@@ -68,11 +71,34 @@ def fit_stopping(
     )
 
 
-def price_ladder(policy: StoppingPolicy, log_probs: NDArray[np.floating], costs_ms: Array) -> Array:
-    """Prices from stop-at-once down to run-to-the-end, close enough for any budget, (G,).
+def _continuation_weights(
+    designs: list["_Design"], chances: list[Array], held_out: Array, prices: Array, steps_ms: Array
+) -> list[Array]:
+    """Regress the value of running on at each exit but the last and each price, K - 1 of (G, D).
 
-    Between neighbours the mean cost of the rows rises by about a step of the budget
-    grid at most, or as little as ties allow.
+    Args:
+        designs: The regression inputs of each exit.
+        chances: The weights of P(correct) at each exit, from which the regressions start.
+        held_out: P(correct) of each row, fitted without it, (N, K).
+        prices: (G,).
+        steps_ms: (K - 1,).
+    """
+    ahead = [np.empty((len(prices), design.inputs.shape[1])) for design in designs[:-1]]
+    for g, price in enumerate(prices):
+        value = held_out[:, -1]
+        for k in reversed(range(len(ahead))):
+            start = ahead[k][g - 1] if g > 0 else chances[k]
+            ahead[k][g] = designs[k].regress(value.clip(0, 1), start=start)
+            continuation = designs[k].predict(ahead[k][g]) - price * steps_ms[k]
+            value = np.maximum(held_out[:, k], continuation)
+    return ahead
+
+
+def price_ladder(policy: StoppingPolicy, log_probs: NDArray[np.floating], costs_ms: Array) -> Array:
+    """Return falling prices, from "leave at the first exit" to "run to the last", (G,).
+
+    From one price to the next the mean cost of the rows rises by at most about one step of the
+    budget grid, or by as little as ties allow.
     """
     replayed = replay(policy, log_probs)
 
@@ -98,19 +124,19 @@ def price_ladder(policy: StoppingPolicy, log_probs: NDArray[np.floating], costs_
 
 
 class _Design:
-    """The inputs of the regressions at one exit: scaled features and the answer, one-hot.
+    """The inputs of the regressions at one exit: scaled features and the predicted class, one-hot.
 
-    Of several pixels, the share of each answer.
+    For rows of several pixels, the share of the pixels that predict each class.
     """
 
-    def __init__(self, features: Array, answers: NDArray[np.intp], num_classes: int) -> None:
+    def __init__(self, features: Array, classes: NDArray[np.intp], num_classes: int) -> None:
         self.num_classes = num_classes
         self.mean, self.scale = features.mean(0), features.std(0)
-        self.scale[self.scale < 1e-9] = 1.0  # a constant: the intercept and features not used yet
+        self.scale[self.scale < 1e-9] = 1.0  # constant features: the intercept and unused ones
         self.mean[0] = 0.0
         scaled = (features - self.mean) / self.scale
         with_offsets = num_classes <= MAX_CLASS_OFFSETS
-        one_hot = np.eye(num_classes)[answers] if with_offsets else np.empty((len(answers), 0))
+        one_hot = np.eye(num_classes)[classes] if with_offsets else np.empty((len(classes), 0))
         self.inputs = np.concatenate([scaled, row_means(one_hot, len(scaled))], 1)
         self.penalty = np.full(self.inputs.shape[1], CLASS_PENALTY)
         self.penalty[:NUM_FEATURES] = FEATURE_PENALTY
@@ -119,16 +145,16 @@ class _Design:
     def regress(
         self, targets: Array, rows: NDArray[np.bool_] | None = None, start: Array | None = None
     ) -> Array:
-        """Logistic regression of targets in [0, 1] on the chosen rows, weights (D,)."""
+        """Fit targets in [0, 1] on the chosen rows; returns the weights (D,)."""
         inputs = self.inputs if rows is None else self.inputs[rows]
         return logistic_regression(inputs, targets, self.penalty, start)
 
     def predict(self, weights: Array, rows: NDArray[np.bool_] | None = None) -> Array:
-        """What the weights (D,) say of the chosen rows."""
+        """Return the probabilities that weights (D,) give the chosen rows."""
         return logistic((self.inputs if rows is None else self.inputs[rows]) @ weights)
 
     def unscaled(self, weights: Array) -> tuple[Array, Array]:
-        """Weights (D, J) for features as they come, (F, J), and the class offsets (C, J)."""
+        """Turn weights (D, J) into those of unscaled features, (F, J), and class offsets (C, J)."""
         plain = weights[:NUM_FEATURES] / self.scale[:, None]
         plain[0] -= self.mean[1:] @ plain[1:]
         offsets = np.zeros((self.num_classes, weights.shape[1]))
@@ -140,13 +166,13 @@ def _designs(log_probs: NDArray[np.floating]) -> list[_Design]:
     num_rows, num_classes = log_probs.shape[1], log_probs.shape[-1]
     history, designs = np.zeros((num_rows, num_classes)), []
     for exit, rows in enumerate(log_probs):
-        features, answers, history = shown_features(exit, rows, history)
-        designs.append(_Design(features, answers, num_classes))
+        features, classes, history = stopping_features(exit, rows, history)
+        designs.append(_Design(features, classes, num_classes))
     return designs
 
 
 def _price_grid(costs_ms: Array) -> Array:
-    """0, then rising geometrically to where going on never pays, (G,)."""
+    """Return 0, then prices that rise geometrically until running on never pays, (G,)."""
     steps = np.diff(costs_ms)
     low, high = 0.005 / (costs_ms[-1] - costs_ms[0]), 0.5 / steps.min()
     count = int(np.ceil(np.log(high / low) / np.log(PRICE_RATIO))) + 1
@@ -156,12 +182,12 @@ def _price_grid(costs_ms: Array) -> Array:
 def logistic_regression(
     inputs: Array, targets: Array, penalty: Array, start: Array | None = None
 ) -> Array:
-    """Ridge-penalised logistic regression with fractional targets, by damped Newton steps.
+    """Fit a ridge-penalised logistic regression with fractional targets by damped Newton steps.
 
     Args:
         inputs: (N, D), the first column 1.
         targets: In [0, 1], (N,).
-        penalty: Of each squared weight, positive, (D,).
+        penalty: The penalty on each squared weight, positive, (D,).
         start: Weights to start from, (D,).
 
     Returns:

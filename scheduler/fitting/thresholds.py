@@ -1,12 +1,12 @@
-"""Fitting thresholds to given scores: geometric as published, or optimised under the budget."""
+"""Fit thresholds to given scores: geometric as published, or optimised under the budget."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.baselines import ConfidencePolicy, PatiencePolicy, geometric_distribution
+from scheduler.baselines import ConfidencePolicy, PatiencePolicy
 from scheduler.frontier import budget_grid
 from scheduler.pixels import correct_share
-from scheduler.policy import score_all
+from scheduler.policy import CalibrationSet, score_all
 from scheduler.thresholds import ThresholdTable, route, tabulate
 
 Array = NDArray[np.float64]
@@ -15,18 +15,28 @@ NUM_PRICES = 40
 MAX_SWEEPS = 8
 
 
+def fit_kind(kind: str, calibration: CalibrationSet, seed: int) -> ConfidencePolicy:
+    """Fit a policy of `ConfidencePolicy` for the table of policies; nothing is random."""
+    return fit_confidence(kind, *calibration)
+
+
+def fit_patience_kind(calibration: CalibrationSet, seed: int) -> PatiencePolicy:
+    """Fit the patience policy for the table of policies; nothing is random."""
+    return fit_patience(calibration.log_probs, calibration.costs_ms)
+
+
 def fit_confidence(
     kind: str,
     log_probs: NDArray[np.floating],
     labels: NDArray[np.int64],
     costs_ms: Array,
 ) -> ConfidencePolicy:
-    """Thresholds on an unlearned confidence for every budget.
+    """Fit thresholds on an unlearned confidence for every budget.
 
     Args:
-        kind: maxprob, entropy, maxprob-opt or entropy-opt. `-opt`: thresholds optimised for
-            accuracy under the budget; else from geometric exit distributions (MSDNet, section
-            5.2).
+        kind: maxprob, entropy, maxprob-opt or entropy-opt. `-opt` optimises the thresholds for
+            accuracy under the budget; the others take them from geometric exit distributions
+            (MSDNet, section 5.2).
         log_probs: Calibration log-probabilities, (K, N, C) or (K, N, P, C).
         labels: (N,) or (N, P).
         costs_ms: Latency from the start until each exit, rising, (K,).
@@ -39,35 +49,64 @@ def fit_confidence(
 
 
 def fit_patience(log_probs: NDArray[np.floating], costs_ms: Array) -> PatiencePolicy:
-    """Thresholds on runs of equal answers from geometric exit distributions; args as above."""
+    """Fit thresholds on runs of equal predictions; arguments as in `fit_confidence`."""
     scores = score_all(PatiencePolicy(ThresholdTable.closed(len(costs_ms))), log_probs)
     return PatiencePolicy(geometric_table(scores, costs_ms))
 
 
 def geometric_table(scores: Array, costs_ms: Array) -> ThresholdTable:
-    """Thresholds on scores (N, K) for every budget, from geometric exit distributions."""
+    """Return thresholds on scores (N, K) for every budget, from geometric exit distributions."""
     budgets = budget_grid(costs_ms)
-    wanted = np.stack([geometric_distribution(costs_ms, budget) for budget in budgets])
-    return tabulate(scores, costs_ms, budgets, wanted)
+    targets = np.stack([geometric_distribution(costs_ms, budget) for budget in budgets])
+    return tabulate(scores, costs_ms, budgets, targets)
+
+
+def geometric_distribution(costs: Array, budget: float) -> Array:
+    """Return the exit distribution p_k proportional to q^k that costs the budget (MSDNet, 5.2).
+
+    Args:
+        costs: Rising costs (K,).
+        budget: Between the first and the last cost.
+
+    Returns:
+        p (K,). Outside that range all of it is at the first or the last exit.
+    """
+    if budget <= costs[0] or budget >= costs[-1]:
+        ends = np.zeros(len(costs))
+        ends[0 if budget <= costs[0] else -1] = 1.0
+        return ends
+    low, high = -700.0, 700.0  # log q; e^700 is about the largest that float64 holds
+    for _ in range(200):
+        middle = (low + high) / 2
+        exponents = middle * np.arange(len(costs))
+        weights = np.exp(exponents - exponents.max())
+        distribution: Array = weights / weights.sum()
+        if middle in (low, high):  # no number lies between them
+            break
+        if distribution @ costs > budget:
+            high = middle
+        else:
+            low = middle
+    return distribution
 
 
 def optimised_table(scores: Array, correct: Array, costs_ms: Array) -> ThresholdTable:
-    """Thresholds on scores that are right as often as possible under every budget.
+    """Return thresholds on scores that maximise accuracy under every budget.
 
-    For a price of a millisecond each threshold in turn is moved to where right answers minus
-    priced cost are most, until none moves. The prices give the upper hull of what thresholds on
-    these scores can buy; between two of its points the exit distribution is interpolated. A budget
-    beyond what accuracy profits from is not spent.
+    At a price per millisecond, each threshold in turn moves to the value with the most right
+    predictions minus priced cost, until none moves. All prices together give the upper hull of the
+    accuracies that thresholds on these scores reach; between two of its points the exit
+    distribution is interpolated. The part of a budget that no longer raises accuracy is not spent.
 
     Args:
         scores: (N, K).
-        correct: How much of each row each exit has right, in [0, 1], (N, K).
+        correct: The share of each row that each exit has right, in [0, 1], (N, K).
         costs_ms: Rising costs (K,).
     """
     num_exits = len(costs_ms)
     budgets = budget_grid(costs_ms)
     highest = 1 / np.diff(costs_ms).min()
-    # The last price is next to nothing: it settles ties alone, for the cheaper exit.
+    # The last price is almost 0: it only breaks ties, in favour of the cheaper exit.
     prices = np.append(np.geomspace(highest, highest * 1e-4, NUM_PRICES), highest * 1e-9)
     costs, shares = [float(costs_ms[0])], [np.eye(num_exits)[0]]
     orders = np.argsort(-scores, axis=0, kind="stable")
@@ -78,12 +117,12 @@ def optimised_table(scores: Array, correct: Array, costs_ms: Array) -> Threshold
         if (cost := float(costs_ms[exits].mean())) > costs[-1]:
             costs.append(cost)
             shares.append(np.bincount(exits, minlength=num_exits) / len(exits))
-    wanted = np.stack([np.interp(budgets, costs, column) for column in np.transpose(shares)], 1)
-    return tabulate(scores, costs_ms, np.minimum(budgets, costs[-1]), wanted, parameters=budgets)
+    targets = np.stack([np.interp(budgets, costs, column) for column in np.transpose(shares)], 1)
+    return tabulate(scores, costs_ms, np.minimum(budgets, costs[-1]), targets, parameters=budgets)
 
 
 def _best_thresholds(scores: Array, orders: NDArray[np.intp], gains: Array, start: Array) -> Array:
-    """Coordinate ascent on the mean gain (N, K) of the exits taken, from `start` (K,)."""
+    """Maximise the mean gain (N, K) of the exits taken by coordinate ascent from `start` (K,)."""
     thresholds, num_exits = start.copy(), scores.shape[1]
     for _ in range(MAX_SWEEPS):
         before = thresholds.copy()

@@ -1,4 +1,4 @@
-"""One number that makes a network no surer of itself than it is right (Guo et al. 2017)."""
+"""Temperature scaling: one number that calibrates probabilities (Guo et al. 2017)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,19 +12,19 @@ STEPS = 40
 
 
 def fit_temperature(log_probs: Floats, labels: NDArray[np.int64]) -> float:
-    """The temperature at which the labels are the most likely, between 0.05 and 20.
+    """Return the temperature at which the labels are most likely, between 0.05 and 20.
 
     Args:
         log_probs: (N, C).
         labels: (N,).
     """
     logs = _finite(log_probs)
-    meant = logs[np.arange(len(labels)), labels].mean()
+    label_mean = logs[np.arange(len(labels)), labels].mean()
 
     def slope(sharpness: float) -> float:
-        """Of the mean negative log-likelihood, which is convex in 1 / temperature."""
+        """Return the slope of the mean negative log-likelihood, convex in 1 / temperature."""
         weights = np.exp(sharpness * (logs - logs.max(1, keepdims=True)))
-        return float((weights * logs).sum(1) @ (1 / weights.sum(1)) / len(logs) - meant)
+        return float((weights * logs).sum(1) @ (1 / weights.sum(1)) / len(logs) - label_mean)
 
     low, high = np.log(1 / HIGHEST), np.log(1 / LOWEST)
     for _ in range(STEPS):
@@ -36,7 +36,7 @@ def fit_temperature(log_probs: Floats, labels: NDArray[np.int64]) -> float:
 def draw_labels(
     log_probs: Floats, temperature: float, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Labels (N,), each drawn from its row (N, C) at a temperature."""
+    """Draw a label for each row (N, C) at a temperature; returns (N,)."""
     logs = _finite(log_probs) / temperature
     drawn: NDArray[np.int64] = (logs + rng.gumbel(size=logs.shape)).argmax(1)
     return drawn

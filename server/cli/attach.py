@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from models.networks.families import IMAGENET_RESNETS, Network
 from models.training.run import RUN_FILE, RunConfig, read_run
 from server.cli.options import (
     IMAGENET_SIZE,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from models.data.dataset import DataConfig, Dataset
-    from models.networks.families import Network
     from models.networks.multi_exit import MultiExitModel, State
     from models.training.trainer import EpochReport
 
@@ -47,7 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="folder or hub name of a transformers encoder (BERT, RoBERTa, DistilBERT, ELECTRA, "
         "ViT, DeiT ...), or a torchvision ResNet's state dict (.pth, .safetensors) with --arch",
     )
-    parser.add_argument("--arch", help="network of a state dict: resnet18, 34, 50, 101 or 152")
+    parser.add_argument("--arch", help=f"network of a state dict: {', '.join(IMAGENET_RESNETS)}")
     parser.add_argument(
         "--exits",
         help="layers (for a ResNet: blocks), counted from 1, with an exit after them; the end "
@@ -166,7 +166,6 @@ def _exits(args: argparse.Namespace, is_resnet: bool) -> Sequence[int]:
 def _network(args: argparse.Namespace, exits: Sequence[int], num_classes: int) -> Network:
     """The network of a backbone and exits, without its weights."""
     from models.networks import attach as attaching
-    from models.networks.families import Network
 
     if Path(args.backbone).is_file():
         last = torchvision_resnets()[args.arch]  # a ResNet's last exit is implied

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from models.bundle import Weights
-from scheduler.fitted import DEFAULT_POLICY, POLICIES
+from scheduler.policies import DEFAULT_POLICY, POLICIES, describe_policies
 from server.cli.options import (
     add_data,
     add_json,
@@ -40,7 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--policy",
         choices=POLICIES,
         default=DEFAULT_POLICY,
-        help="exit policy to fit (default: %(default)s)",
+        help=f"exit policy to fit; {describe_policies()} (default: %(default)s)",
     )
     parser.add_argument(
         "--weights",

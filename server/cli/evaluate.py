@@ -200,7 +200,7 @@ def table_of(comparison: Comparison) -> list[str]:
         lines.append(f"{policy:18}" + "".join(f"{cell:>16}" for cell in cells))
     widest = max(
         judged.evaluation.test_accuracy_ci95[1] - judged.evaluation.test_accuracy_ci95[0]
-        for judged in comparison.judged
+        for judged in comparison.scored
     )
     lines.append(f"95 % intervals are at most {50 * widest:.2f} points to either side")
     return lines
@@ -215,7 +215,7 @@ def write_exits(comparison: Comparison, path: Path) -> None:
     """Write the exit of every test sample, int8 (M,), under `POLICY@BUDGET`."""
     arrays: dict[str, Any] = {
         f"{judged.evaluation.policy}@{judged.evaluation.budget}": judged.exits.astype(np.int8)
-        for judged in comparison.judged
+        for judged in comparison.scored
     }
     with path.open("wb") as file:  # a path without .npz stays as it is
         np.savez_compressed(file, allow_pickle=False, **arrays)

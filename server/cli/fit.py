@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scheduler.fitted import DEFAULT_POLICY, FILES, POLICIES, load_scheduler
+from scheduler.fitted import FILES, load_scheduler
+from scheduler.policies import DEFAULT_POLICY, POLICIES, describe_policies
 from server.cli.options import (
     add_costs,
     add_json,
@@ -29,7 +30,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         choices=POLICIES,
-        help=f"exit policy (default: {DEFAULT_POLICY}; with --from-live the bundle's own)",
+        help=f"exit policy; {describe_policies()} (default: {DEFAULT_POLICY}; with --from-live "
+        f"the bundle's own)",
     )
     add_costs(parser, "the bundle's own profile")
     parser.add_argument(

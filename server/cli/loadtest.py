@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from models.data.text_table import Columns
-from profiling.loadtest.answers import State, read_log, said
-from profiling.loadtest.http_client import LaneConfig
+from profiling.loadtest.answers import State, describe_outcome, read_log
+from profiling.loadtest.http_client import ConnectionConfig
 from profiling.loadtest.inputs import COLUMNS, read_inputs
 from profiling.loadtest.load import OK, Call, LoadResult, closed_loop
 from profiling.loadtest.log import LoadLog, phases, save_log
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with time_passes("loading", plan.seconds):
         result = send(args.url, plan)
     log, models = read_log(
-        result, plan.inputs, plan.forms, inputs.labels, before, plan.budgets.values
+        result, plan.inputs, plan.variants, inputs.labels, before, plan.budgets.values
     )
     if args.log is not None:
         save_log(log, args.log)
@@ -163,14 +163,14 @@ def ask_budgets(url: str, model: str | None) -> list[State]:
         ValueError: If the server does not answer, or does not know the model.
     """
     path = budget_path(model)
-    config = LaneConfig(1, timeout_s=ASK_TIMEOUT_S, keep_bodies=True)
+    config = ConnectionConfig(1, timeout_s=ASK_TIMEOUT_S, keep_bodies=True)
     asked = closed_loop(url, [Call(path, method="GET")], config, count=1)
     if asked.bodies is None or not asked.outcome[0].isdigit():
         raise ValueError(
             f"{url} does not answer ({asked.outcome[0]}); start a server there with eenet serve"
         )
     if asked.outcome[0] != OK:
-        raise ValueError(f"{url} answers {path} with {said(asked, 0)}")
+        raise ValueError(f"{url} answers {path} with {describe_outcome(asked, 0)}")
     try:
         models: list[State] = json.loads(asked.bodies[0])["models"]
     except (ValueError, KeyError, TypeError) as error:
@@ -208,7 +208,9 @@ def _report(
         "late": int(samples.late.sum()),
         "measure": log.measure,
         "phases": [phase._asdict() for phase in phases(log)],
-        "budgets_not_set": [said(puts, row) for row in np.flatnonzero(~puts.ok).tolist()],
+        "budgets_not_set": [
+            describe_outcome(puts, row) for row in np.flatnonzero(~puts.ok).tolist()
+        ],
         "budgets": [{name: each.get(name) for name in shown} for each in states],
     }
 

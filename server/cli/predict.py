@@ -8,13 +8,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
-from prometheus_client import CollectorRegistry
 
 from models.bundle import Bundle, load_bundle
 from models.postprocess import mask_png, probabilities
@@ -23,10 +22,9 @@ from scheduler.control.controller import BudgetController, ControllerConfig
 from server.cli.options import add_backend, backend_settings
 from server.cli.progress import Progress
 from server.engine.engine import Engine
-from server.engine.request import Completion, ExitTrace, InferenceRequest, Prediction
+from server.engine.request import ExitTrace, InferenceRequest, Prediction
 from server.engine.warmup import default_budget_ms, measure_costs
 from server.loading import open_backend, read_scheduler
-from server.metrics import Metrics, ModelMetrics
 from server.routes.budget import shown_threshold
 from server.settings import Settings
 
@@ -182,19 +180,15 @@ class Pending:
 
     Attributes:
         item: The input.
-        prediction: Set once the engine, or a failure on the way there, has decided.
-        begun_s: When it was read.
-        done_s: When its prediction was ready.
-        model_input: Set once it is decoded.
-        decode_ms: Time that took.
+        request: Its request to the engine.
+        done: Set once there is a prediction or an error.
+        error: Reason why there is no prediction.
     """
 
     item: Item
-    begun_s: float
-    prediction: Future[Prediction] = field(default_factory=Future)
-    done_s: float = 0.0
-    model_input: ModelInput | None = None
-    decode_ms: float = 0.0
+    request: InferenceRequest
+    done: threading.Event = field(default_factory=threading.Event)
+    error: str | None = None
 
 
 class OfflineModel:
@@ -245,10 +239,7 @@ class OfflineModel:
             parameter,
             workers=settings.workers_on(backend.device),
             max_batch=settings.max_batch or costs.worthwhile_rows(),
-            metrics=ModelMetrics(
-                Metrics(CollectorRegistry(), ""), bundle.manifest.name, backend.num_exits
-            ),
-            on_batch=self._deliver,
+            on_done=self._deliver,
             costs=costs,
             clock=clock,
         )
@@ -264,33 +255,35 @@ class OfflineModel:
 
     def submit(self, item: Item) -> Pending:
         """Start the prediction of an input."""
-        pending = Pending(item, self._clock())
+        request = InferenceRequest(received_s=self._clock(), traced=self._trace)
+        pending = Pending(item, request)
+        request.on_done = pending.done.set
         self._decode_pool.submit(self._decode, pending)
         return pending
 
     def _decode(self, pending: Pending) -> None:
-        """Decode thread: turn the input into a request of the engine."""
+        """Decode thread: decode the input and hand its request to the engine."""
+        request = pending.request
         try:
             if pending.item.error is not None:
                 raise ValueError(pending.item.error)
             started_s = self._clock()
-            pending.model_input = self._preprocess(pending.item.content)
-            pending.decode_ms = (self._clock() - started_s) * 1e3
-            request = InferenceRequest(pending.model_input.state, pending, traced=self._trace)
+            decoded: ModelInput = self._preprocess(pending.item.content)
+            request.decode_ms = (self._clock() - started_s) * 1e3
+            request.state, request.truncated = decoded.state, decoded.truncated
+            request.image_size = decoded.size
             self.engine.submit([request])
-        except Exception as error:  # a bug must not leave the printer waiting
-            pending.prediction.set_exception(error)
+        except Exception as error:  # even a bug of ours must not leave the printer waiting
+            pending.error = str(error)
+            pending.done.set()
 
-    def _deliver(self, completions: list[Completion]) -> None:
-        """Worker thread: hand predictions to the printer."""
-        for request, outcome in completions:
-            pending = request.tag
-            assert isinstance(pending, Pending), "all requests come from submit"
-            pending.done_s = self._clock()
-            if isinstance(outcome, Prediction):
-                pending.prediction.set_result(outcome)
-            else:
-                pending.prediction.set_exception(outcome)
+    def _deliver(self, finished: list[InferenceRequest]) -> None:
+        """Worker thread: hand finished requests to the printer."""
+        done_s = self._clock()
+        for request in finished:
+            request.total_ms = (done_s - request.received_s) * 1e3
+            assert request.on_done is not None, "all requests come from submit"
+            request.on_done()
 
 
 class _Printer:
@@ -343,14 +336,15 @@ class _Printer:
 
 
 def _line(bundle: Bundle, pending: Pending, top_k: int) -> dict[str, Any]:
-    try:
-        prediction = pending.prediction.result()
-    except Exception as error:
-        return {**pending.item.origin, "error": str(error)}
+    """The JSON object of an input; waits for its prediction."""
+    pending.done.wait()
+    request, prediction = pending.request, pending.request.result
+    if not isinstance(prediction, Prediction):
+        return {**pending.item.origin, "error": pending.error or str(prediction)}
     classes = bundle.manifest.classes
-    probs = probabilities(prediction.said.log_probs)
+    probs = probabilities(prediction.output.log_probs)
     ranking = np.argsort(-probs, kind="stable")[:top_k].tolist()
-    assert pending.model_input is not None, "only decoded inputs have predictions"
+    task = bundle.manifest.task
     line: dict[str, Any] = {
         **pending.item.origin,
         "label": classes[ranking[0]],
@@ -363,18 +357,18 @@ def _line(bundle: Bundle, pending: Pending, top_k: int) -> dict[str, Any]:
             for each in ranking
         ],
         "latency_ms": {
-            "total": round((pending.done_s - pending.begun_s) * 1e3, 3),
+            "total": round(request.total_ms, 3),
             "queue": round(prediction.queue_ms, 3),
-            "decode": round(pending.decode_ms, 3),
+            "decode": round(request.decode_ms or 0.0, 3),
             "compute": round(prediction.compute_ms, 3),
         },
     }
     if prediction.trace is not None:
         line["trace"] = [_trace_entry(bundle, entry) for entry in prediction.trace]
-    if bundle.manifest.task == "segmentation" and pending.model_input.size is not None:
-        mask = mask_png(prediction.said.logits, pending.model_input.size)
+    if task == "segmentation" and request.image_size is not None:
+        mask = mask_png(prediction.output.logits, request.image_size)
         line["mask"] = base64.b64encode(mask).decode()
-    if pending.model_input.truncated:
+    if request.truncated:
         line["truncated"] = True
     return line
 

@@ -12,6 +12,7 @@ import uvicorn
 from models.bundle import load_bundle
 from server.app import create_app
 from server.cli.options import log_to_stderr
+from server.http_protocol import HttpProtocol
 from server.lifespan import DrainingServer
 from server.settings import ENV_PREFIX, Settings, load_settings
 
@@ -53,6 +54,8 @@ def run(args: argparse.Namespace) -> None:
         create_app(settings),
         host=settings.host,
         port=settings.port,
+        http=HttpProtocol,
+        ws="none",
         log_config=None,
         access_log=False,
         proxy_headers=False,

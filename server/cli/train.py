@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.networks.families import FAMILIES, Network, describe_trainable, trainable_names
 from models.training.run import LAST, RUN_FILE, RunConfig, TrainConfig, create_run_dir
 from server.cli.options import (
     IMAGENET_SIZE,
@@ -23,10 +24,11 @@ from server.cli.options import (
     torchvision_resnets,
 )
 from server.cli.progress import Progress
+from server.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from models.data.dataset import DataConfig, Dataset
-    from models.networks.families import Family, Network
+    from models.networks.family import Family
     from models.networks.multi_exit import MultiExitModel
     from models.training.trainer import EpochReport
 
@@ -41,8 +43,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--arch",
         required=True,
-        help="resnet20, 32, 44, 56 or 110 (32 px), resnet18, 34, 50, 101 or 152 (224 px), "
-        "resnet56_3, densenet121_4, msdnet, bert_4 or fcn (segmentation)",
+        help=describe_trainable(),
     )
     parser.add_argument(
         "--settings", type=Path, help="JSON of the network's settings, such as MSDNet's `base`"
@@ -85,8 +86,8 @@ def train(args: argparse.Namespace) -> list[EpochReport]:
     import torch
 
     from models.data.load import load_dataset
-    from models.networks.families import Network
 
+    suggest_arch(args.arch)
     family = Network(args.arch).family
     _check_arch(args, family)
     device_of(args.device)
@@ -115,6 +116,17 @@ def train(args: argparse.Namespace) -> list[EpochReport]:
         start=None if args.init is None else str(args.init),
     )
     return run_training(args, config, data, dataset, _build_model(args, network), tokenizer)
+
+
+def suggest_arch(arch: str) -> None:
+    """Suggest the network that an unknown name was meant for.
+
+    Raises:
+        ValueError: If the name is unknown, but close to a known one.
+    """
+    known = trainable_names()
+    if arch not in known and (hint := did_you_mean(arch, known)) and arch not in FAMILIES:
+        raise ValueError(f"unknown network {arch!r}{hint}")
 
 
 def _check_arch(args: argparse.Namespace, family: Family) -> None:
@@ -170,9 +182,8 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
     settings = {} if args.settings is None else read_settings(args.settings)
     if args.exits is not None:
-        layers = args.arch == "bert_4"
         exits = [] if args.exits == "none" else parse_exits(args.exits)
-        settings["exits_after_layer" if layers else "exits"] = exits
+        settings[Network(args.arch).family.exits] = exits
         if args.exits == "none":
             settings["heads"] = []
     if args.heads is not None and args.exits != "none":

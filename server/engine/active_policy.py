@@ -1,4 +1,4 @@
-"""A policy at work: what workers read once per batch, and rows keep."""
+"""The policy and parameter in force: one frozen snapshot, swapped by reference."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from scheduler.policy import ExitPolicy
 
 
 class PolicySnapshot(NamedTuple):
-    """A policy and a parameter of it, and which heads rows under both need, (K,)."""
+    """A policy, one value of its parameter, and whether each exit's head is needed then, (K,)."""
 
     policy: ExitPolicy
     parameter: float
@@ -14,31 +14,30 @@ class PolicySnapshot(NamedTuple):
 
 
 class ActivePolicy:
-    """A policy with the parameter that is in force of it.
+    """A policy whose parameter moves while requests run under it.
 
-    A row keeps the one that it entered with, since its history means nothing to another policy. The
-    parameter moves until the engine goes on with another policy; the rows that are in then leave by
-    the last one.
+    A request keeps the policy it entered with, since its history means nothing to another policy.
+    The parameter moves until the engine switches to another policy; requests that are still in
+    flight then leave by the last value.
 
     Args:
         policy: Scores and decides.
-        parameter: Of it.
+        parameter: Initial value of the policy's parameter.
+
+    Attributes:
+        snapshot: What is in force now; workers read the reference once per batch.
+        has_history: Whether the policy remembers earlier exits.
     """
 
     def __init__(self, policy: ExitPolicy, parameter: float) -> None:
         self.policy = policy
         self.has_history = policy.start(1).shape[1] > 0
-        self._setting = self._at(parameter)
-
-    @property
-    def snapshot(self) -> PolicySnapshot:
-        """What is in force now: one frozen reference, to be read once per batch."""
-        return self._setting
+        self.snapshot = self._at(parameter)
 
     def set(self, parameter: float) -> None:
-        """Move the parameter; every row under this policy meets it at its next exit."""
-        if parameter != self._setting.parameter:
-            self._setting = self._at(parameter)
+        """Move the parameter; it applies to every request under this policy at its next exit."""
+        if parameter != self.snapshot.parameter:
+            self.snapshot = self._at(parameter)
 
     def _at(self, parameter: float) -> PolicySnapshot:
         needs = [self.policy.needs(exit, parameter) for exit in range(self.policy.num_exits)]

@@ -3,16 +3,16 @@
 import sys
 
 from models.stage_costs import StageCosts
-from profiling.simulation.disciplines import BatchPriority
+from scheduler.batching import BatchPriority
 
 
 class BatchLimit:
-    """What is asked for, as far as memory is known to go.
+    """The batch size that is asked for, as far as the device's memory has been seen to allow.
 
     Args:
-        num_exits: K.
-        costs: What batches cost; None: as on a device on which every batch takes the same.
-        rows: Asked for at first.
+        num_exits: Number of exits, K.
+        costs: What batches cost; None: as on a device on which every batch takes the same time.
+        rows: Batch size asked for at first.
     """
 
     def __init__(self, num_exits: int, costs: StageCosts | None, rows: int) -> None:
@@ -27,18 +27,18 @@ class BatchLimit:
         return min(self._asked, self._fits)
 
     def ask(self, rows: int) -> bool:
-        """Ask for larger or smaller batches; whether that is new."""
+        """Ask for larger or smaller batches; return whether that is a change."""
         if rows == self._asked:
             return False
         self._asked = rows
         return True
 
     def halve(self, rows: int) -> int:
-        """So many did not fit: allow half; how many that is."""
+        """Allow half of a batch that did not fit into memory; return how many rows that is."""
         self._fits = min(self._fits, rows // 2)
         return self._fits
 
-    def urgency(self) -> BatchPriority:
-        """What batches up to the limit are worth."""
+    def priority(self) -> BatchPriority:
+        """Return the priorities of batches up to the limit."""
         costs = self._costs or StageCosts.of_exits(self._flat_exits, free_rows=self.rows)
-        return BatchPriority(costs, self.rows)
+        return BatchPriority(costs.table_ms(self.rows))

@@ -1,51 +1,50 @@
-"""The serving loop: rows advance by stages and leave at the first exit that fires."""
+"""The serving loop: requests advance by stages and leave at the first exit that fires."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-from models.backend import HeadOutput, OutOfMemory, StageBackend
+from models.backend import HeadOutput, OutOfMemory, StageBackend, State
 from models.stage_costs import StageCosts
-from scheduler.policy import ExitPolicy
+from scheduler.policy import ExitDecision, ExitPolicy
 from server.engine.active_policy import ActivePolicy
 from server.engine.batch_limit import BatchLimit
 from server.engine.deadlines import Deadlines, deadline_error
-from server.engine.request import AUDIT, Completion, InferenceRequest, Prediction
+from server.engine.observer import EngineObserver, NullObserver
+from server.engine.queue import WorkQueue
+from server.engine.request import AUDIT, AuditResult, InferenceRequest, Prediction
 from server.engine.shadow import ShadowRunner, record_exit
-from server.engine.step import ExitOutput, StageExecutor, StageResult
-from server.engine.trail import AuditResult
-from server.engine.work_queue import WorkQueue
+from server.engine.step import StageExecutor, comparable_scores, trace_exit
 from server.errors import INTERNAL_DETAIL, InferenceFailed, ServeError
-from server.metrics import ModelMetrics, ScoreNote
 
 log = logging.getLogger(__name__)
 
-Array = NDArray[np.float64]
-
 
 class Engine:
-    """Worker threads over one ready list per stage.
+    """Worker threads over one queue per stage.
 
-    A free worker takes the most urgent batch (`ReadyLists`), whatever requests its rows came with;
-    nothing ever waits for a batch to fill. The policy's parameter is one reference that workers
-    read once per batch, so that a change applies to every row at its next exit. Another policy, put
-    in the place of `in_force`, is for rows that enter from then on.
+    A free worker takes the batch of the highest priority (`StageQueues`), whatever requests its
+    rows arrived with; nothing ever waits for a batch to fill. The policy's parameter is one
+    reference that workers read once per batch, so a change applies to every request at its next
+    exit. Another policy, assigned to `active_policy`, is for requests that enter from then on.
 
     Args:
         backend: Runs stages and heads.
         policy: Scores and decides.
-        parameter: The policy's parameter in force.
-        workers: Threads.
-        max_batch: Most rows of a batch; may be set while it runs, and is halved where memory ends.
-        metrics: Told of every batch.
-        on_batch: Called by a worker once per batch that completed rows.
-        on_audit: Called by a worker once for every row with a trail that was answered.
-        costs: What batches cost, to predict deadlines from before any has run.
+        parameter: Initial value of the policy's parameter.
+        workers: Number of threads.
+        max_batch: Most rows of a batch; may be set while it runs, and is halved when memory runs
+            out.
+        on_done: Called by a worker once per batch that finished requests; each has its `result`.
+        on_audit: Called by a worker once for every audited request that was answered.
+        observer: Receives counts.
+        costs: What batches cost, to predict deadlines before any batch has run.
         clock: Seconds, monotonic.
+
+    Attributes:
+        failed: Whether a batch has failed since somebody reset it.
+        last_progress_s: When a worker last began a stage.
     """
 
     def __init__(
@@ -56,26 +55,26 @@ class Engine:
         *,
         workers: int,
         max_batch: int,
-        metrics: ModelMetrics,
-        on_batch: Callable[[list[Completion]], None],
-        on_audit: Callable[[AuditResult], None] = lambda audited: None,
+        on_done: Callable[[list[InferenceRequest]], None],
+        on_audit: Callable[[AuditResult], None] = lambda audit: None,
+        observer: EngineObserver | None = None,
         costs: StageCosts | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.backend = backend
         self.active_policy = ActivePolicy(policy, parameter)
-        self.metrics = metrics
-        self.on_batch = on_batch
         self.clock = clock
         self.failed = False
         self.last_progress_s = clock()
-        self._step = StageExecutor(backend)
-        self._limit = BatchLimit(backend.num_exits, costs, max_batch)
         self.deadlines = Deadlines(backend.num_exits, costs, max_batch)
-        self._queue = WorkQueue(self._limit.urgency(), clock)
-        # Nobody is woken for audits: whoever puts them takes them, once there is slack.
-        self._beyond = ShadowRunner(
-            backend, lambda rows: self._queue.put(rows, len(rows)), on_audit
+        self._on_done = on_done
+        self._observer = observer or NullObserver()
+        self._executor = StageExecutor(backend)
+        self._limit = BatchLimit(backend.num_exits, costs, max_batch)
+        self._queue = WorkQueue(self._limit.priority(), clock)
+        # No worker is woken for shadows: the worker that puts them takes them once it is idle.
+        self._shadows = ShadowRunner(
+            backend, lambda shadows: self._queue.put(shadows, len(shadows)), on_audit
         )
         self._threads = [
             threading.Thread(target=self.run, name=f"engine-{index}", daemon=True)
@@ -88,8 +87,8 @@ class Engine:
             thread.start()
 
     def stop(self) -> None:
-        """Finish the rows that are in, audits left out, then end the workers."""
-        self._beyond.stop()
+        """Finish the requests that are in, drop the audits, then end the workers."""
+        self._shadows.stop()
         self._queue.close(len(self._threads))
         for thread in self._threads:
             thread.join()
@@ -101,12 +100,12 @@ class Engine:
 
     @property
     def policy(self) -> ExitPolicy:
-        """The policy that rows enter under."""
+        """The policy that requests enter under."""
         return self.active_policy.policy
 
     @property
     def parameter(self) -> float:
-        """The policy's parameter in force."""
+        """The active value of the policy's parameter."""
         return self.active_policy.snapshot.parameter
 
     @parameter.setter
@@ -115,190 +114,252 @@ class Engine:
 
     @property
     def max_batch(self) -> int:
-        """Most rows of a batch, as far as memory is known to go."""
+        """Most rows of a batch, as far as memory is known to allow."""
         return self._limit.rows
 
     @max_batch.setter
     def max_batch(self, rows: int) -> None:
         if self._limit.ask(rows):
-            self._queue.set_urgency(self._limit.urgency())
+            self._queue.set_priority(self._limit.priority())
 
     def idle(self) -> bool:
-        """Whether nobody's row waits for a worker."""
+        """Whether no user's request waits for a worker."""
         return self._queue.idle()
 
     @property
     def queue_depths(self) -> list[int]:
-        """Rows waiting before each stage, (K,)."""
+        """Requests waiting for each stage, (K,)."""
         return self._queue.depths(self.backend.num_exits)
 
     def oldest_wait_s(self) -> float:
-        """Age of the row that has waited longest for its next stage; 0 when none waits."""
+        """Return the longest time that a request has waited for its stage; 0 when none waits."""
         return self._queue.oldest_wait_s()
 
-    def submit(self, rows: Sequence[InferenceRequest]) -> None:
-        """Put rows into stage 0's ready list; any thread may."""
-        now, in_force = self.clock(), self.active_policy
-        for row in rows:
-            row.arrived_s = now
-            row.policy = row.policy or in_force
-            row.history = row.policy.policy.start(1)
-            row.shape = tuple(array.shape[1:] for array in row.state)
-        self._queue.put(rows)
+    def submit(self, requests: Sequence[InferenceRequest]) -> None:
+        """Let requests wait for stage 0; any thread may call."""
+        now, active = self.clock(), self.active_policy
+        for request in requests:
+            request.arrived_s = now
+            request.policy = request.policy or active
+            request.history = request.policy.policy.start(1)
+            request.shape = tuple([array.shape[1:] for array in request.state])
+        self._queue.put(requests)
 
-    def cancel(self, rows: Sequence[InferenceRequest]) -> None:
-        """Drop rows that nobody waits for any more; any thread may.
+    def cancel(self, requests: Sequence[InferenceRequest]) -> None:
+        """Drop requests that nobody waits for any more; any thread may call.
 
-        Those that wait are gone at once, those in a batch at its end. They are counted and never
-        completed.
+        Those that wait for a stage go at once, those in a batch when it ends. They are counted and
+        never handed over.
         """
-        for row in rows:
-            row.cancelled = True
-        self.metrics.cancelled.inc(self._queue.remove(rows))
+        for request in requests:
+            request.cancelled = True
+        if dropped := self._queue.remove(requests):
+            self._observer.on_cancelled(dropped)
 
     def run(self) -> None:
-        """Advance rows until the queue is closed and empty; what every worker does."""
+        """Advance batches until the queues are closed and empty; every worker's loop."""
         while batch := self._queue.get():
             self.last_progress_s = self.clock()
             if batch[0].priority == AUDIT:
-                self._beyond.advance(batch)
+                self._shadows.advance(batch)
                 continue
             try:
-                completions = self._advance(batch)
-            except Exception:  # of our own; whatever it is, the rows are told and the worker lives
-                log.exception("a batch of stage %d was lost", batch[0].stage)
-                completions = self._give_up(batch)
-            if completions:
-                self._tell(completions)
-                self._beyond.start(completions)
+                finished = self._advance(batch)
+            except Exception:  # A bug in our code: fail this batch, keep the worker running.
+                log.exception("a batch of stage %d failed", batch[0].stage)
+                finished = self._fail(batch)
+            if finished:
+                self._deliver(finished)
+                if audited := [request for request in finished if request.audit is not None]:
+                    self._shadows.start(audited)
 
-    def _tell(self, completions: list[Completion]) -> None:
+    def _deliver(self, finished: list[InferenceRequest]) -> None:
         try:
-            self.on_batch(completions)
+            self._on_done(finished)
         except Exception:
-            log.exception("%d completed rows could not be told", len(completions))
+            log.exception("%d finished requests could not be handed over", len(finished))
             self.failed = True
 
-    def _give_up(self, batch: list[InferenceRequest]) -> list[Completion]:
-        """Fail those rows of a batch that wait for no further stage."""
+    def _fail(self, batch: list[InferenceRequest]) -> list[InferenceRequest]:
+        """Fail a whole batch, wherever its requests wait."""
         self.failed = True
         self._queue.remove(batch)
-        return [Completion(row, InferenceFailed(INTERNAL_DETAIL)) for row in batch]
+        for request in batch:
+            request.result = InferenceFailed(INTERNAL_DETAIL)
+        return batch
 
-    def _advance(self, batch: list[InferenceRequest], taken: int = 1) -> list[Completion]:
-        """Take rows through their stage; return those that are done, queue the others.
+    def _advance(self, batch: list[InferenceRequest], claimed: int = 1) -> list[InferenceRequest]:
+        """Take requests through their stage; return those that are done, queue the others.
 
-        Behind an exit that none of them needs, they go straight on to the next.
+        After an exit whose head none of them needs, they go straight on to the next stage.
         """
-        completions: list[Completion] = []
+        finished: list[InferenceRequest] = []
         while batch:
-            started = self.clock()
-            rows = self._worth_running(batch, started, completions)
-            if not rows:
+            started_s = self.clock()
+            requests = self._drop_stale(batch, started_s, finished)
+            if not requests:
                 break
+            output: HeadOutput | None = None
+            decision: ExitDecision | None = None
             try:
-                output = self._step(rows)
-                elapsed_ms = (self.clock() - started) * 1e3
+                state = self._executor.run_stage(requests)
+                active = requests[0].policy
+                assert active is not None, "requests enter under a policy"
+                snapshot = active.snapshot  # read after the stage: the latest parameter applies
+                if self._executor.needs_head(requests, snapshot):
+                    output = self._executor.run_head(requests[0].stage, state, len(requests))
+                    decision = self._executor.decide(requests, output, snapshot)
             except OutOfMemory as error:
-                return completions + self._shrink(rows, error)
+                return finished + self._retry_smaller(requests, error)
             except Exception:
-                return completions + self._bisect(rows)
-            self._record(rows, output, elapsed_ms)
-            batch = self._settle(rows, output, elapsed_ms, completions)
-            if batch and output.shown is not None:
-                self._queue.put(batch, taken)
+                return finished + self._bisect(requests)
+            elapsed_ms = (self.clock() - started_s) * 1e3
+            self._report(requests, decision, active, snapshot.parameter, elapsed_ms)
+            batch = self._finish_stage(requests, state, output, decision, snapshot.parameter)
+            finished += [request for request in requests if request.result is not None]
+            if batch and output is not None:
+                self._queue.put(batch, claimed)
                 break
             self.last_progress_s = self.clock()
-            for row in batch:
-                row.ready_s = self.last_progress_s
-        return completions
+            for request in batch:
+                request.ready_s = self.last_progress_s
+        return finished
 
-    def _worth_running(
-        self, batch: list[InferenceRequest], now: float, completions: list[Completion]
-    ) -> list[InferenceRequest]:
-        """The rows that are neither cancelled nor, completed with that, too late for any exit."""
-        rows = []
-        for row in batch:
-            if row.cancelled:
-                self.metrics.cancelled.inc()
-            elif row.stage == 0 and row.deadline_s is not None and now >= row.deadline_s:
-                completions.append(Completion(row, deadline_error()))
-            else:
-                rows.append(row)
-        return rows
-
-    def _record(self, rows: list[InferenceRequest], output: StageResult, elapsed_ms: float) -> None:
-        stage = rows[0].stage
-        self.metrics.note_batch(stage, len(rows), elapsed_ms)
-        self.deadlines.note_batch(rows, self.clock())
-        if output.shown is not None and rows[0].policy is self.active_policy:
-            scores = output.shown.common_scores(rows)
-            if scores is not None:
-                self.metrics.note_scores(ScoreNote(stage, scores, output.parameter))
-
-    def _settle(
+    def _drop_stale(
         self,
-        rows: list[InferenceRequest],
-        output: StageResult,
-        elapsed_ms: float,
-        completions: list[Completion],
+        batch: list[InferenceRequest],
+        now_s: float,
+        finished: list[InferenceRequest],
     ) -> list[InferenceRequest]:
-        """Book the stage on its rows; complete those that leave here, return the others."""
-        state, history, blinds, _, shown = output
-        staying = []
-        for place, row in enumerate(rows):
-            row.compute_ms += elapsed_ms
-            if row.audit is not None:
-                record_exit(row.audit, row, place, output)
-            answer = None if shown is None else self._answer(row, place, shown)
-            if row.cancelled:
-                self.metrics.cancelled.inc()
-            elif answer is not None:
-                row.state = ()  # nothing of it is needed while the answer waits to be told
-                completions.append(Completion(row, answer))
+        """Return the requests worth running: neither cancelled nor too late for any exit."""
+        requests = []
+        for request in batch:
+            if request.cancelled:
+                self._observer.on_cancelled(1)
+            elif _is_too_late(request, now_s):
+                request.result = deadline_error()
+                finished.append(request)
             else:
-                row.state, row.history, row.place = state, history, place
-                row.run_to_end = row.run_to_end or blinds
-                row.stage += 1
-                staying.append(row)
+                requests.append(request)
+        return requests
+
+    def _report(
+        self,
+        requests: list[InferenceRequest],
+        decision: ExitDecision | None,
+        active: ActivePolicy,
+        parameter: float,
+        elapsed_ms: float,
+    ) -> None:
+        for request in requests:
+            request.compute_ms += elapsed_ms
+        stage, now_s = requests[0].stage, self.clock()
+        self._observer.on_step(stage, len(requests), elapsed_ms)
+        took_s = now_s - min([request.ready_s for request in requests])
+        self.deadlines.stages[stage].times.append((now_s, took_s))
+        if decision is not None and active is self.active_policy:
+            scores = comparable_scores(requests, decision)
+            if scores is not None:
+                self._observer.on_scores(stage, scores, parameter)
+
+    def _finish_stage(
+        self,
+        requests: list[InferenceRequest],
+        state: State,
+        output: HeadOutput | None,
+        decision: ExitDecision | None,
+        parameter: float,
+    ) -> list[InferenceRequest]:
+        """Set the results of requests that leave here; return those that go to the next stage.
+
+        Args:
+            requests: The batch, before it moves on.
+            state: The batch after its stage.
+            output: The exit head's output; None where the head was skipped.
+            decision: The policy's; None where the head was skipped, and at the last exit.
+            parameter: The active policy parameter.
+        """
+        leave = [True] * len(requests)
+        if decision is not None and requests[0].stage < self.backend.num_exits - 1:
+            leave = decision.leave.tolist()
+        staying = []
+        for place, request in enumerate(requests):
+            if request.audit is not None:
+                own = parameter if request.parameter is None else request.parameter
+                record_exit(request.audit, place, state, output, own)
+            if request.cancelled:
+                self._observer.on_cancelled(1)
+                continue
+            if output is not None:
+                if request.traced and decision is not None:
+                    request.trace.append(trace_exit(request, place, output, decision))
+                request.result = self._result(request, place, output, leave[place])
+            if request.result is None:
+                request.place, request.state = place, state
+                staying.append(request)
+            else:
+                request.state = ()  # frees the batch while the result waits to be handed over
+        if staying:
+            self._move_on(staying, decision, len(requests))
         return staying
 
-    def _answer(
-        self, row: InferenceRequest, place: int, shown: ExitOutput
+    def _move_on(
+        self, staying: list[InferenceRequest], decision: ExitDecision | None, rows: int
+    ) -> None:
+        """Move requests to the next stage, with what the policy remembers of the batch."""
+        active = staying[0].policy
+        assert active is not None, "requests enter under a policy"
+        skipped = decision is None and active.has_history
+        history = active.policy.start(rows) if decision is None else decision.history
+        for request in staying:
+            request.history = history
+            request.run_to_end = request.run_to_end or skipped
+            request.stage += 1
+
+    def _result(
+        self, request: InferenceRequest, place: int, output: HeadOutput, leaves: bool
     ) -> Prediction | ServeError | None:
-        """What a row that leaves here is told; None if it goes on."""
-        if row.traced:
-            row.trace.append(shown.entry(row, place))
-        leaves, late = shown.leave[place], False
-        if row.deadline_s is not None:
-            now = self.clock()
-            late = now >= row.deadline_s
-            if late and row.stage == 0:
+        """Return the prediction or error of a request that leaves here; None if it stays."""
+        late = False
+        if request.deadline_s is not None:
+            now_s = self.clock()
+            if _is_too_late(request, now_s):
                 return deadline_error()
-            leaves = leaves or self.deadlines.would_miss_next_exit(row, now)
+            late = now_s >= request.deadline_s
+            leaves = leaves or self.deadlines.would_miss_next_exit(request, now_s)
         if not leaves:
             return None
-        trace = row.trace if row.traced else None
-        said = HeadOutput(shown.said.logits[place], shown.said.log_probs[place])
-        return Prediction(row.stage, said, row.compute_ms, row.queue_ms, late, trace)
+        row = HeadOutput(output.logits[place], output.log_probs[place])
+        trace = request.trace if request.traced else None
+        return Prediction(request.stage, row, request.compute_ms, request.queue_ms, late, trace)
 
-    def _shrink(self, rows: list[InferenceRequest], error: OutOfMemory) -> list[Completion]:
-        """Where memory ended, go on with batches of half the size."""
-        if len(rows) > 1:
-            fits = self._limit.halve(len(rows))
-            self._queue.set_urgency(self._limit.urgency())
-            log.warning("memory ended at %d rows; batches of %d from now on: %s",
-                        len(rows), fits, error)  # fmt: skip
-        return self._bisect(rows)
+    def _retry_smaller(
+        self, requests: list[InferenceRequest], error: OutOfMemory
+    ) -> list[InferenceRequest]:
+        """Go on with batches of half the size after memory ran out."""
+        if len(requests) > 1:
+            fits = self._limit.halve(len(requests))
+            self._queue.set_priority(self._limit.priority())
+            log.warning("out of memory with a batch of %d; batches are limited to %d from now on: "
+                        "%s", len(requests), fits, error)  # fmt: skip
+        return self._bisect(requests)
 
-    def _bisect(self, rows: list[InferenceRequest]) -> list[Completion]:
-        """Halve a failed batch until the row to blame stands alone, so that no other fails."""
-        if len(rows) == 1 and rows[0].cancelled:
-            self.metrics.cancelled.inc()
+    def _bisect(self, requests: list[InferenceRequest]) -> list[InferenceRequest]:
+        """Halve a failed batch until the request to blame stands alone, so that no other fails."""
+        if len(requests) > 1:
+            middle = len(requests) // 2
+            first = self._advance(requests[:middle], claimed=0)
+            return first + self._advance(requests[middle:])
+        (request,) = requests
+        if request.cancelled:
+            self._observer.on_cancelled(1)
             return []
-        if len(rows) == 1:
-            log.exception("stage %d failed on a row", rows[0].stage)
-            self.failed = True
-            return [Completion(rows[0], InferenceFailed(INTERNAL_DETAIL))]
-        middle = len(rows) // 2
-        return self._advance(rows[:middle], taken=0) + self._advance(rows[middle:])
+        log.exception("stage %d failed on a request", request.stage)
+        self.failed = True
+        request.result = InferenceFailed(INTERNAL_DETAIL)
+        return [request]
+
+
+def _is_too_late(request: InferenceRequest, now_s: float) -> bool:
+    """Whether the deadline passed before the first exit."""
+    return request.stage == 0 and request.deadline_s is not None and now_s >= request.deadline_s

@@ -1,45 +1,56 @@
-"""A sample on its way through the engine, and what comes of it."""
+"""One request on its way through the engine, and its prediction."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.backend import HeadOutput, State
+from models.backend import HeadOutput, Part, State
 from server.engine.active_policy import ActivePolicy
-from server.engine.trail import AuditTrace
 from server.errors import ServeError
 
 PRIORITIES = 4
-AUDIT = PRIORITIES  # a level below: of rows that nobody waits for
-Shape = tuple[tuple[int, ...], ...]  # of one row's arrays
+AUDIT = PRIORITIES  # the priority below all others: audited rows that no client waits for
+Shape = tuple[tuple[int, ...], ...]
+"""The shapes of one row's arrays; rows of different shapes never share a batch."""
+LogProbs = NDArray[np.float32]
 
 
 class ExitTrace(NamedTuple):
-    """What a row showed at one exit; `threshold` is +inf where the exit never fires."""
+    """Outputs of one exit for one traced request.
+
+    Attributes:
+        exit: k, 0-based.
+        log_probs: Log-probabilities of the classes, (C,) or (P, C).
+        score: The policy's exit score.
+        threshold: The threshold that the score was compared with; +inf where the exit never fires.
+        elapsed_ms: Compute time up to and including this exit.
+    """
 
     exit: int
-    log_probs: NDArray[np.float32]
+    log_probs: LogProbs
     score: float
     threshold: float
     elapsed_ms: float
 
 
 class Prediction(NamedTuple):
-    """A completed row.
+    """The result of a request that left at an exit.
 
     Attributes:
-        exit: Where it left.
-        said: By that exit, of this row alone: logits and log-probabilities (C,).
+        exit: The exit it left at, 0-based.
+        output: That exit's logits and log-probabilities of this row alone, (C,).
         compute_ms: Wall time of the batches it was in, heads and policy included.
         queue_ms: Time it waited for workers.
         late: Whether its deadline had passed.
-        trace: One entry per exit passed, None unless asked for.
+        trace: One entry per exit passed; None unless asked for.
     """
 
     exit: int
-    said: HeadOutput
+    output: HeadOutput
     compute_ms: float
     queue_ms: float
     late: bool
@@ -47,35 +58,86 @@ class Prediction(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class InferenceRequest:
-    """One sample on its way.
+class AuditTrace:
+    """Outputs of every exit for one audited request.
 
     Attributes:
-        state: Of the batch that it last went through a stage with; at first its input, of one row.
-        tag: The caller's own; the engine never looks at it.
-        parameter: The policy's parameter of this row alone, or None for the one in force.
-        deadline_s: On the engine's clock, or None.
-        priority: 0 goes first, 3 last; AUDIT behind all of them.
-        traced: Keep what it showed at each exit.
-        under: The policy that it entered with and keeps; None: the engine's at its entry.
-        trail: Of a row that was chosen for the audit.
-        place: Which row of `state` and `history` it is.
-        history: The policy's, of the same batch, (A, H).
-        shape: Of its input: rows of other shapes never share a batch with it.
-        blind: Whether an exit whose answer the policy needs later was left out, so that this row
-            runs to the end.
-        cancelled: Nobody waits for it any more.
-        arrived_s: When it came into the engine.
+        key: The caller's own; the engine never reads it.
+        exit_outputs: One entry per exit passed: its log-probabilities of the row, (C,) or (P, C);
+            or, where the exit head was skipped, the row after that stage, for the head to run on
+            later.
+        resume_from: The row after the last of these stages, until a shadow request takes over.
+        exit: The exit at which the request left; None before it has.
+        parameter: The policy parameter under which it left, its own or the active one.
     """
 
-    state: State
-    tag: object = None
+    key: int
+    exit_outputs: list[LogProbs | Part] = field(default_factory=list)
+    resume_from: Part | None = None
+    exit: int | None = None
+    parameter: float = math.nan
+
+
+class AuditResult(NamedTuple):
+    """A finished audit: all exits' log-probabilities, (K, C) or (K, P, C); None if it failed."""
+
+    trace: AuditTrace
+    log_probs: LogProbs | None
+
+
+@dataclass(slots=True, eq=False)
+class InferenceRequest:
+    """One sample from its arrival to its prediction.
+
+    Attributes:
+        state: Arrays of the batch it last went through a stage with; at first its input, one row.
+        parameter: This request's own policy parameter; None: the active one.
+        deadline_s: When its answer must be out, on the engine's clock; None: no deadline.
+        priority: 0 goes first, 3 last; AUDIT after all of them.
+        traced: Whether to keep the outputs of each exit.
+        policy: Policy snapshot used for this request's lifetime; None: the engine's current one at
+            submission.
+        audit: Set if the request was chosen for an audit.
+        on_done: Completion callback of the caller, who is handed finished requests a batch at a
+            time; the engine never calls it.
+        result: Set before the request is handed over.
+        request_id: The caller's name for it; None if nobody will ask for it by name.
+        received_s: When the caller received it, on the engine's clock.
+        decode_ms: Time it took to make `state`; None if the caller sent arrays.
+        truncated: Whether the caller cut the input.
+        image_size: Width and height of the image it came from, upright; None if it was none.
+        counts_for_budget: Whether its latency counts for the rolling mean.
+        total_ms: From `received_s` until the result was handed back; set by the caller.
+        place: Its row in `state` and `history`.
+        history: The policy's memory of that batch, (A, H).
+        shape: Shapes of its input.
+        run_to_end: Whether a head that the policy would read later was skipped, so that the
+            request runs to the last exit.
+        cancelled: Nobody waits for it any more.
+        stage: The stage it waits for or is in.
+        arrived_s: When it entered the engine.
+        ready_s: When it last became ready for its stage.
+        compute_ms: Wall time of the batches it was in so far.
+        queue_ms: Time it waited for workers so far.
+        trace: Filled while it runs, if `traced`.
+    """
+
+    state: State = ()
     parameter: float | None = None
     deadline_s: float | None = None
     priority: int = 1
     traced: bool = False
     policy: ActivePolicy | None = None
     audit: AuditTrace | None = None
+    on_done: Callable[[], None] | None = None
+    result: Prediction | ServeError | None = None
+    request_id: str | None = None
+    received_s: float = 0.0
+    decode_ms: float | None = None
+    truncated: bool = False
+    image_size: tuple[int, int] | None = None
+    counts_for_budget: bool = True
+    total_ms: float = 0.0
     place: int = 0
     history: NDArray[np.float64] = field(default_factory=lambda: np.empty((1, 0)))
     shape: Shape = ()
@@ -87,10 +149,3 @@ class InferenceRequest:
     compute_ms: float = 0.0
     queue_ms: float = 0.0
     trace: list[ExitTrace] = field(default_factory=list)
-
-
-class Completion(NamedTuple):
-    """A row and what came of it."""
-
-    row: InferenceRequest
-    outcome: Prediction | ServeError

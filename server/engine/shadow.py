@@ -1,136 +1,154 @@
-"""Beyond the exit that a row was answered at: audited rows go on to the last."""
+"""Shadow inference: audited requests continue to the last exit after they were answered."""
 
 import logging
 from collections.abc import Callable
 
 import numpy as np
 
-from models.backend import Part, StageBackend
-from server.engine.request import AUDIT, Completion, InferenceRequest, Prediction
-from server.engine.step import StageResult, group_by_source_batch
-from server.engine.trail import AuditResult, AuditTrace, LogProbs
+from models.backend import HeadOutput, Part, StageBackend, State
+from server.engine.request import (
+    AUDIT,
+    AuditResult,
+    AuditTrace,
+    InferenceRequest,
+    LogProbs,
+    Prediction,
+)
+from server.engine.step import gather_requests
 
 log = logging.getLogger(__name__)
 
 
 class ShadowRunner:
-    """Takes audited rows on, a stage at a time, below all priorities of users.
+    """Takes audited requests on, a stage at a time, below the priority of every user.
 
-    They are rows of their own: what was answered is done with, and no policy is asked any more.
-    Workers call; every row that begins is told of once.
+    A shadow is a request of its own: the answer is out, and no policy is asked any more. The
+    engine's workers call; every shadow that starts is reported exactly once.
 
     Args:
         backend: Runs stages and heads.
-        put: Lets rows wait for their stage, below all others.
-        tell: Told of every row that comes to the last exit or is lost.
+        put: Lets shadows wait for their stage, below all others.
+        on_audit: Receives every shadow that has reached the last exit or was lost.
     """
 
     def __init__(
         self,
         backend: StageBackend,
         put: Callable[[list[InferenceRequest]], None],
-        tell: Callable[[AuditResult], None],
+        on_audit: Callable[[AuditResult], None],
     ) -> None:
         self._backend = backend
         self._put = put
-        self._tell = tell
-        self._over = False
+        self._on_audit = on_audit
+        self._stopped = False
 
     def stop(self) -> None:
-        """Lose rows from now on, rather than take them further."""
-        self._over = True
+        """Drop shadows from now on instead of running them further."""
+        self._stopped = True
 
-    def start(self, completions: list[Completion]) -> None:
-        """Let the audited among rows that have been answered go on."""
-        for row, outcome in completions:
-            if row.audit is not None and isinstance(outcome, Prediction):
-                row.audit.exit = outcome.exit
-                self._guarded([_further(row, row.audit)], self._begin)
+    def start(self, finished: list[InferenceRequest]) -> None:
+        """Start a shadow for each audited request among those that have been answered."""
+        for request in finished:
+            if request.audit is not None and isinstance(request.result, Prediction):
+                request.audit.exit = request.result.exit
+                self._guarded([_shadow_request(request, request.audit)], self._start)
 
-    def advance(self, rows: list[InferenceRequest]) -> None:
-        """Take rows through the stage that they wait for, or to the exits left out on the way."""
-        last = len(_trail(rows[0]).exit_outputs) == self._backend.num_exits
-        self._guarded(rows, self._end if last else self._step)
+    def advance(self, shadows: list[InferenceRequest]) -> None:
+        """Run the stage that shadows wait for, or the heads that were skipped on their way."""
+        passed = len(_audit(shadows[0]).exit_outputs)
+        act = self._finish if passed == self._backend.num_exits else self._step
+        self._guarded(shadows, act)
 
     def _guarded(
-        self, rows: list[InferenceRequest], act: Callable[[list[InferenceRequest]], None]
+        self, shadows: list[InferenceRequest], act: Callable[[list[InferenceRequest]], None]
     ) -> None:
-        """Whatever happens, rows are told of, and the worker lives."""
+        """Report every shadow exactly once, even if the step raises."""
         try:
-            if not self._over:
-                act(rows)
+            if not self._stopped:
+                act(shadows)
                 return
         except Exception:
-            log.exception("the audit of %d rows was lost at stage %d", len(rows), rows[0].stage)
-        for row in rows:
-            self._tell(AuditResult(_trail(row), None))
+            stage = shadows[0].stage
+            log.exception("the audit of %d requests failed at stage %d", len(shadows), stage)
+        for shadow in shadows:
+            self._on_audit(AuditResult(_audit(shadow), None))
 
-    def _begin(self, rows: list[InferenceRequest]) -> None:
-        (row,) = rows
-        if row.stage < self._backend.num_exits:
-            self._put(rows)
-        elif any(isinstance(said, Part) for said in _trail(row).exit_outputs):
-            # Apart from those that wait for this stage: only heads are left to be run.
-            row.stage, row.shape = row.stage - 1, ()
-            self._put(rows)
+    def _start(self, shadows: list[InferenceRequest]) -> None:
+        (shadow,) = shadows
+        if shadow.stage < self._backend.num_exits:
+            self._put(shadows)
+        elif any(isinstance(output, Part) for output in _audit(shadow).exit_outputs):
+            # Only heads are left to run, so it must not share a batch with those that wait for
+            # this stage: no other request has an empty shape.
+            shadow.stage, shadow.shape = shadow.stage - 1, ()
+            self._put(shadows)
         else:
-            self._end(rows)
+            self._finish(shadows)
 
-    def _step(self, rows: list[InferenceRequest]) -> None:
-        stage = rows[0].stage
-        state = self._backend.run_stage(
-            stage, self._backend.gather([part for part, _ in group_by_source_batch(rows)])
-        )
-        said = self._backend.run_head(stage, state).log_probs
-        for place, row in enumerate(rows):
-            row.state, row.place = state, place
-            row.stage += 1
-            _trail(row).exit_outputs.append(said[place])
+    def _step(self, shadows: list[InferenceRequest]) -> None:
+        stage = shadows[0].stage
+        state = self._backend.run_stage(stage, gather_requests(shadows, self._backend))
+        log_probs = self._backend.run_head(stage, state).log_probs
+        for place, shadow in enumerate(shadows):
+            shadow.state, shadow.place = state, place
+            shadow.stage += 1
+            _audit(shadow).exit_outputs.append(log_probs[place])
         if stage + 1 < self._backend.num_exits:
-            self._put(rows)
+            self._put(shadows)
         else:
-            self._end(rows)
+            self._finish(shadows)
 
-    def _end(self, rows: list[InferenceRequest]) -> None:
-        ended = [AuditResult(_trail(row), self._all_said(_trail(row))) for row in rows]
-        for each in ended:
-            self._tell(each)
-
-    def _all_said(self, trail: AuditTrace) -> LogProbs:
-        """What every exit says, those included that were left out on the way."""
-        said = [
-            self._backend.run_head(exit, self._backend.gather([at])).log_probs[0]
-            if isinstance(at, Part)
-            else at
-            for exit, at in enumerate(trail.exit_outputs)
+    def _finish(self, shadows: list[InferenceRequest]) -> None:
+        results = [
+            AuditResult(_audit(shadow), self._all_outputs(_audit(shadow))) for shadow in shadows
         ]
-        return np.stack(said)
+        for result in results:
+            self._on_audit(result)
+
+    def _all_outputs(self, audit: AuditTrace) -> LogProbs:
+        """Return every exit's log-probabilities, running the heads that were skipped."""
+        outputs = [
+            self._backend.run_head(exit, self._backend.gather([output])).log_probs[0]
+            if isinstance(output, Part)
+            else output
+            for exit, output in enumerate(audit.exit_outputs)
+        ]
+        return np.stack(outputs)
 
 
-def record_exit(trail: AuditTrace, row: InferenceRequest, place: int, output: StageResult) -> None:
-    """Note what an audited row shows at a stage that it passes with a batch of users."""
-    trail.resume_from = here = Part(output.state, [place])
-    shown = output.shown
-    trail.exit_outputs.append(here if shown is None else shown.said.log_probs[place])
-    trail.parameter = output.parameter if row.parameter is None else row.parameter
+def record_exit(
+    audit: AuditTrace, place: int, state: State, output: HeadOutput | None, parameter: float
+) -> None:
+    """Record what an audited request showed at a stage it passed among users' requests.
+
+    Args:
+        audit: Where to record it.
+        place: The request's row in the batch.
+        state: The batch after the stage.
+        output: The exit head's output of the batch; None where the head was skipped.
+        parameter: The policy parameter the request obeyed there.
+    """
+    audit.resume_from = here = Part(state, [place])
+    audit.exit_outputs.append(here if output is None else output.log_probs[place])
+    audit.parameter = parameter
 
 
-def _further(row: InferenceRequest, trail: AuditTrace) -> InferenceRequest:
-    """The row that goes on for one that has been answered."""
-    assert trail.resume_from is not None, "who was answered has been through a stage"
-    state, (place,) = trail.resume_from
-    trail.resume_from = None
+def _shadow_request(answered: InferenceRequest, audit: AuditTrace) -> InferenceRequest:
+    """Return the request that continues for one that has been answered."""
+    assert audit.resume_from is not None, "an answered request has been through a stage"
+    state, (place,) = audit.resume_from
+    audit.resume_from = None
     return InferenceRequest(
         state,
         priority=AUDIT,
-        audit=trail,
+        audit=audit,
         place=place,
-        shape=row.shape,
-        stage=len(trail.exit_outputs),
-        arrived_s=row.arrived_s,
+        shape=answered.shape,
+        stage=len(audit.exit_outputs),
+        arrived_s=answered.arrived_s,
     )
 
 
-def _trail(row: InferenceRequest) -> AuditTrace:
-    assert row.audit is not None, "only audited rows go beyond their exit"
-    return row.audit
+def _audit(request: InferenceRequest) -> AuditTrace:
+    assert request.audit is not None, "only audited requests have shadows"
+    return request.audit

@@ -1,18 +1,16 @@
-"""What exits cost on this host: it is never the machine that built the bundle."""
+"""Measure what exits cost on this host, which is never the machine that built the bundle."""
 
 import logging
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry
 
 from models.backend import OutOfMemory, StageBackend, State
 from models.stage_costs import StageCosts
 from scheduler.frontier import Frontier
 from scheduler.policy import ExitPolicy
 from server.engine.engine import Engine
-from server.engine.request import Completion, InferenceRequest, Prediction
-from server.metrics import Metrics, ModelMetrics
+from server.engine.request import InferenceRequest, Prediction
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +18,7 @@ LARGEST_BATCH = 128
 WARM_UP_S, MEASURE_S, BATCH_S = 0.15, 0.5, 0.1  # of batches of one row, and of each larger size
 WARM_UP_ROUNDS, COST_ROUNDS = (3, 20), (20, 100)  # at least and at most
 BATCH_ROUNDS = (4, 30)
-SAME_SPEED = 0.25  # hosts whose costs differ by no more than this share are taken for the same
+SAME_SPEED = 0.25  # hosts whose costs differ by no more than this share count as equal
 
 
 def measure_costs(
@@ -30,12 +28,12 @@ def measure_costs(
 
     Larger batches are those of doubled sizes, up to `max_batch`; where that is None, as long as
     doubling is worth its wait. Each cost is the lower quartile: at start other processes often
-    share the cores, and what they take is the controller's measured/predicted ratio to know, not
+    share the cores, and the time they take belongs to the controller's slowdown estimate, not to
     the stages' costs.
 
     Args:
-        backend: Whose stages and heads.
-        policy: Whose scores and decisions.
+        backend: Runs the stages and heads to measure.
+        policy: Scores and decides, which counts as part of a stage.
         example: One input row.
         max_batch: The largest size to measure, or None.
 
@@ -69,13 +67,13 @@ def try_policy(backend: StageBackend, policy: ExitPolicy, example: State) -> Non
 
 
 def _sizes(max_batch: int | None) -> list[int]:
-    """The sizes to measure beyond 1."""
+    """Return the batch sizes to measure beyond 1."""
     limit = LARGEST_BATCH if max_batch is None else max_batch
     return sorted({*(2**power for power in range(1, 11) if 2**power < limit), limit} - {1})
 
 
 def _rounds(seconds: float, first_ms: NDArray[np.float64], bounds: tuple[int, int]) -> int:
-    """How many rounds fit into a time, within bounds."""
+    """Return how many rounds fit into a time, within bounds."""
     fewest, most = bounds
     return int(min(max(seconds * 1e3 / max(first_ms.sum(), 1e-3), fewest), most))
 
@@ -83,23 +81,16 @@ def _rounds(seconds: float, first_ms: NDArray[np.float64], bounds: tuple[int, in
 def _batches_ms(
     backend: StageBackend, policy: ExitPolicy, example: State, rows: int, rounds: int
 ) -> NDArray[np.float64]:
-    """Milliseconds of every stage of some batches of a size, (rounds, K)."""
+    """Run batches of a size and return the milliseconds of every stage, (rounds, K)."""
     elapsed: list[list[float]] = []
 
-    def keep(completions: list[Completion]) -> None:
-        for _, outcome in completions[:1]:  # the others of the batch took the same
-            if isinstance(outcome, Prediction):
-                elapsed.append([entry.elapsed_ms for entry in outcome.trace or ()])
+    def keep(finished: list[InferenceRequest]) -> None:
+        for request in finished[:1]:  # the others of the batch took the same time
+            if isinstance(request.result, Prediction):
+                elapsed.append([entry.elapsed_ms for entry in request.result.trace or ()])
 
-    metrics = ModelMetrics(Metrics(CollectorRegistry(), ""), "warm-up", backend.num_exits)
     engine = Engine(
-        backend,
-        policy,
-        policy.never_exit_parameter,
-        workers=1,
-        max_batch=rows,
-        metrics=metrics,
-        on_batch=keep,
+        backend, policy, policy.never_exit_parameter, workers=1, max_batch=rows, on_done=keep
     )
     engine.submit([InferenceRequest(example, traced=True) for _ in range(rows * rounds)])
     engine.start()
@@ -112,10 +103,11 @@ def _batches_ms(
 
 
 def default_budget_ms(default_ms: float, built_on: Frontier, here: Frontier) -> float:
-    """The bundle's default budget on this host.
+    """Return the bundle's default budget on this host.
 
-    It is in milliseconds of the machine that built the bundle. Where this host is much faster or
-    slower they would mean another trade, so the same point of the frontier is kept instead.
+    The bundle states it in milliseconds of the machine that built it. On a much faster or slower
+    host the same milliseconds would mean another trade-off, so the same point of the frontier is
+    kept instead.
     """
     ratio = float(here.costs_ms[-1] / built_on.costs_ms[-1])
     if abs(ratio - 1) <= SAME_SPEED:
@@ -123,6 +115,9 @@ def default_budget_ms(default_ms: float, built_on: Frontier, here: Frontier) -> 
     point = here.at_parameter(built_on.at_cost(default_ms).parameter)
     moved_ms = round(point.expected_cost_ms, 3)
     log.info(
-        "this host takes %.2fx the time: default budget %g ms -> %g ms", ratio, default_ms, moved_ms
+        "this host takes %.2f times as long: default budget %g ms becomes %g ms",
+        ratio,
+        default_ms,
+        moved_ms,
     )
     return moved_ms

@@ -63,7 +63,7 @@ class BuildOptions:
     Attributes:
         name: The model's name in requests.
         data: Dataset with the calibration and the test set.
-        policy: Policy to fit, one of `scheduler.fitted.POLICIES`.
+        policy: Policy to fit, one of `scheduler.policies.POLICIES`.
         weights: Number format in which graphs store weights.
         prune_vocabulary: Keep only the tokens that the training texts use.
         torch: Also store the network itself, for the torch backend.

@@ -45,7 +45,7 @@ def refit(
 
     Args:
         folder: The bundle.
-        policy: One of `scheduler.fitted.POLICIES`.
+        policy: One of `scheduler.policies.POLICIES`.
         costs_ms: Latency from the start until each exit, (K,); None: the bundle's own profile.
         weights: npz of a published fitted EENet scheduler to take scores and assignment from.
         live: Audited rows of a server that replace the calibration set; the test set stays.

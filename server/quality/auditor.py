@@ -1,10 +1,11 @@
 """Chooses the samples to audit and logs their outcome."""
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable
 
-from server.engine.trail import AuditResult, AuditTrace
+from server.engine.request import AuditResult, AuditTrace
 from server.metrics import AuditMetrics
 from server.quality.audit_log import AuditLog
 from server.quality.feedback import key_of
@@ -41,18 +42,27 @@ class Auditor:
         """Number of chosen samples that are neither logged nor given up."""
         return len(self._in_flight)
 
-    def choose(self, request_id: str, slack: Callable[[], bool]) -> AuditTrace | None:
-        """Draw whether an arriving sample is audited.
+    def draw_gap(self) -> int | None:
+        """Draw how many samples pass before the next one is audited; None: no sample ever is.
+
+        The gaps are geometric, so each sample is drawn with the same chance, `share`.
+        """
+        if self.share <= 0:
+            return None
+        if self.share >= 1:
+            return 0
+        return int(math.log(1 - self._rng.random()) / math.log(1 - self.share))
+
+    def choose(self, request_id: str, idle: Callable[[], bool]) -> AuditTrace | None:
+        """Audit a sample that was drawn, if the engine has time for it.
 
         Args:
-            request_id: Id of its request, with its place in a list.
-            slack: Returns whether no request waits in the engine.
+            request_id: Id of the request, with its place in a list.
+            idle: Returns whether no user's request waits in the engine.
         """
-        if self._rng.random() >= self.share:
-            return None
         if len(self._in_flight) >= MOST_IN_FLIGHT:
             self.flush()
-        if len(self._in_flight) >= MOST_IN_FLIGHT or not slack():
+        if len(self._in_flight) >= MOST_IN_FLIGHT or not idle():
             self._skip()
             return None
         trail = AuditTrace(key_of(request_id))
@@ -89,7 +99,8 @@ class Auditor:
 
     def show(self) -> None:
         """Set the gauges."""
-        self._metrics.show(self.log)
+        last = self.log.num_exits - 1
+        self._metrics.show([self.log.at(exit).ratio for exit in range(last)])
 
     def _skip(self) -> None:
         self.skipped += 1

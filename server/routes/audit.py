@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
-from scheduler.monitoring.wilson import wilson
+from scheduler.monitoring.agreement import wilson
 from server.lifespan import server_state
 from server.model import ServedModel
 from server.quality.audit_log import AuditedRow

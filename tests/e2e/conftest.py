@@ -3,7 +3,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
@@ -22,11 +22,11 @@ def start_server() -> Callable[..., AbstractContextManager[Server]]:
     """Makes servers of their own process, ready to be asked, on a free port."""
 
     @contextmanager
-    def start(*options: str) -> Iterator[Server]:
+    def start(*options: str, entry: Sequence[str] = ("-m", "server.cli.main")) -> Iterator[Server]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "server.cli.main", "serve", "--log-level", "warning"]
+        command = [sys.executable, *entry, "serve", "--log-level", "warning"]
         environ = {k: v for k, v in os.environ.items() if not k.startswith("EENET_")}
         started = time.perf_counter()
         process = subprocess.Popen([*command, "--port", str(port), *options], env=environ)

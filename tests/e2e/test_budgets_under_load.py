@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from profiling.loadtest.http_client import LaneConfig
+from profiling.loadtest.http_client import ConnectionConfig
 from profiling.loadtest.load import Call, SideCalls, closed_loop
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def test_no_request_is_dropped_and_each_model_keeps_its_own_budget(
         changes = puts(IMAGES)
         beside = [SideCalls(changes, np.linspace(0.2, 3.5, len(changes)))]
         server.client.put(f"/budget?model={TEXTS}", json={"budget_ms": 8.0})
-        load = closed_loop(url, calls, LaneConfig(8), seconds=4.0, beside=beside)
+        load = closed_loop(url, calls, ConnectionConfig(8), seconds=4.0, beside=beside)
         assert set(load.outcomes) == {"200"} and len(load.call) > 100
         told = load.beside[0].outcome.tolist()
         assert set(told[::2]) == {"200"}

@@ -1,6 +1,4 @@
-import functools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +18,13 @@ WORDS = ("good", "bad", "film", "not", "very", "un", "##ly", "##ing", "##ish", "
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_exports() -> Iterator[None]:
-    """Lets the exporter read its table of operators once, which it else does for every graph."""
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-    with pytest.MonkeyPatch.context() as patch:
-        once = functools.cache(ONNXRegistry.from_torchlib)
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(once))
-        yield
+def exports(quick_exports: None) -> None:
+    """Any test here may export."""
 
 
 @pytest.fixture(scope="session")
 def network() -> MultiExitModel:
-    """Two exits for 8x8 images and batch norms with a past; stage and head 0 fit in half."""
+    """Two exits for 8x8 images; stage and head 0 hold weights that are exact in half precision."""
     torch.manual_seed(1)
     model = cifar_resnet(8, 3, (1,), ((Conv(8, 2),),))
     for module in model.modules():
@@ -57,14 +49,14 @@ def graphs(network: MultiExitModel) -> Graphs:
 
 @pytest.fixture(scope="session")
 def exported(graphs: Graphs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, OnnxBackend]:
-    """The network's graphs: their folder and the backend that the export gave."""
+    """Folder of the network's graphs, and the backend that the export returned."""
     folder = tmp_path_factory.mktemp("exported")
     return folder, write_graphs(graphs, folder)
 
 
 @pytest.fixture(scope="session")
 def word_pieces() -> dict[str, Any]:
-    """What a `tokenizer.json` of 68 WordPiece tokens holds, padding's id 0."""
+    """Content of a `tokenizer.json` with 68 WordPiece tokens; the id of padding is 0."""
     letters = [*LETTERS, *(f"##{letter}" for letter in LETTERS)]
     vocabulary = {token: id for id, token in enumerate([*SPECIAL, *WORDS, *letters])}
     added = [
@@ -129,7 +121,7 @@ def word_pieces() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def tokenizer(word_pieces: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A `tokenizer.json` that cuts and pads to 4 tokens unless told otherwise."""
+    """A `tokenizer.json` that truncates and pads to 4 tokens by default."""
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     path.write_text(json.dumps(word_pieces))
     return path

@@ -1,4 +1,4 @@
-"""The same tests over every backend and device that there is."""
+"""The same tests for every backend and device."""
 
 import copy
 import functools
@@ -18,9 +18,9 @@ from models.backend import HeadOutput, Part, StageBackend, State
 from models.export.onnx_graphs import as_tensors, export_graphs, write_graphs
 from models.networks.encoder import EncoderConfig, bert_encoder
 from models.networks.multi_exit import MultiExitModel
-from models.runtime.onnx_backend import OnnxBackend, open_onnx_backend
+from models.runtime.onnx_backend import CPU, OnnxBackend
 from models.runtime.onnx_device_backend import DeviceOnnxBackend
-from models.runtime.onnx_session import CPU, open_device
+from models.runtime.onnx_devices import open_device, open_onnx_backend
 from models.runtime.torch_backend import TorchBackend
 
 TOKENS = 9
@@ -28,7 +28,7 @@ BUCKETS = (1, 2, 4, 8)
 
 
 class Case(NamedTuple):
-    """A network, its graphs, and its input of some rows."""
+    """A network, its graphs, and a function that makes its input."""
 
     model: MultiExitModel
     stages: list[Path]
@@ -94,7 +94,7 @@ def images(rows: int) -> State:
 
 
 def texts(rows: int) -> State:
-    """The odd ones are shorter by a third."""
+    """Make texts, of which every second is a third shorter."""
     rng = np.random.default_rng(rows)
     ids, mask = rng.integers(1, 50, (rows, TOKENS)), np.ones((rows, TOKENS), np.int64)
     ids[1::2, 6:] = mask[1::2, 6:] = 0
@@ -102,14 +102,14 @@ def texts(rows: int) -> State:
 
 
 def files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Stage and head graphs."""
+    """Return the files of stage and head graphs."""
     stages, heads = ([folder / f"{part}/{k}.onnx" for k in (0, 1)] for part in ("stages", "heads"))
     return stages, heads
 
 
 @pytest.fixture(scope="module")
 def encoder() -> MultiExitModel:
-    """Two exits; its weights are large enough to tell tokens apart."""
+    """An encoder with two exits and weights that are large enough to distinguish tokens."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 16}
     model = bert_encoder(
@@ -165,17 +165,17 @@ def backend(request: pytest.FixtureRequest, opened: Any) -> Iterator[StageBacken
 
 @pytest.fixture(scope="module", params=[on_gpu(name) if name in GPU else name for name in PADDED])
 def padding(request: pytest.FixtureRequest, opened: Any) -> Iterator[StageBackend]:
-    """A backend whose batches are of certain sizes."""
+    """A backend that pads batches to certain sizes."""
     yield opened(PADDED[request.param])
 
 
 def tolerance(backend: StageBackend) -> float:
-    """GPUs round the factors of products to ten bits."""
+    """Return the tolerance: GPUs round the factors of products to ten bits."""
     return 1e-4 if "cpu" in backend.device.lower() else 2e-2
 
 
 def answers(backend: StageBackend, state: State) -> list[HeadOutput]:
-    """What every exit says."""
+    """Run all stages, and return the output of every exit."""
     found = []
     for exit in range(backend.num_exits):
         state = backend.run_stage(exit, state)
@@ -193,11 +193,11 @@ def test_answers_are_those_of_the_network(case: Case, backend: StageBackend, row
     given = case.inputs(rows)
     with torch.inference_mode():
         expected = case.model.eval()(as_tensors(given))
-    for logits, said in zip(expected, answers(backend, given), strict=True):
+    for logits, output in zip(expected, answers(backend, given), strict=True):
         limit = tolerance(backend)
-        np.testing.assert_allclose(said.logits, logits, rtol=limit, atol=limit)
-        np.testing.assert_allclose(said.log_probs, logits.log_softmax(-1), rtol=limit, atol=limit)
-        assert said.logits.dtype == said.log_probs.dtype == np.float32
+        np.testing.assert_allclose(output.logits, logits, rtol=limit, atol=limit)
+        np.testing.assert_allclose(output.log_probs, logits.log_softmax(-1), rtol=limit, atol=limit)
+        assert output.logits.dtype == output.log_probs.dtype == np.float32
 
 
 def test_rows_of_a_batch_do_not_influence_each_other(case: Case, backend: StageBackend) -> None:
@@ -218,7 +218,7 @@ def test_threads_share_a_backend_and_get_the_same_answers(
     case: Case, backend: StageBackend
 ) -> None:
     def work(number: int) -> list[HeadOutput]:
-        """Two batches, joined in front of the last stage."""
+        """Run two batches that are joined before the last stage."""
         one, other = case.inputs(1 + number % 4), case.inputs(2)
         states = [backend.run_stage(0, state) for state in (one, other)]
         parts = [Part(states[0], [number % 4]), Part(states[1], [1, 0])]
@@ -229,9 +229,9 @@ def test_threads_share_a_backend_and_get_the_same_answers(
     with ThreadPoolExecutor(2) as pool:
         together = list(pool.map(work, range(30)))
     for one, other in zip(alone, together, strict=True):
-        for said, again in zip(one, other, strict=True):
-            assert np.array_equal(said.logits, again.logits)
-            assert np.array_equal(said.log_probs, again.log_probs)
+        for output, again in zip(one, other, strict=True):
+            assert np.array_equal(output.logits, again.logits)
+            assert np.array_equal(output.log_probs, again.log_probs)
 
 
 BATCHES = st.lists(st.integers(1, 4), min_size=1, max_size=4)
@@ -239,7 +239,7 @@ BATCHES = st.lists(st.integers(1, 4), min_size=1, max_size=4)
 
 @st.composite
 def picks(draw: st.DrawFn) -> tuple[list[int], list[tuple[int, list[int]]]]:
-    """Sizes of batches, and rows picked from them: a batch's place and some of its rows."""
+    """Draw sizes of batches, and some rows of them: the index of a batch and of its rows."""
     sizes = draw(BATCHES)
     picked = []
     for _ in range(draw(st.integers(1, 9))):
@@ -252,12 +252,12 @@ def picks(draw: st.DrawFn) -> tuple[list[int], list[tuple[int, list[int]]]]:
 def gathered(
     case: Case, backend: StageBackend, drawn: tuple[list[int], list[tuple[int, list[int]]]]
 ) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Each array that a gather makes, and numpy's."""
+    """Yield each array that the backend gathers, and the one that numpy gathers."""
     sizes, picked = drawn
     states = [backend.run_stage(0, case.inputs(size)) for size in sizes]
-    made = backend.gather([Part(states[batch], rows) for batch, rows in picked])
+    joined = backend.gather([Part(states[batch], rows) for batch, rows in picked])
     arrays = [on_host(state) for state in states]
-    for t, value in enumerate(on_host(made)):
+    for t, value in enumerate(on_host(joined)):
         yield value, np.concatenate([arrays[batch][t][rows] for batch, rows in picked])
 
 
@@ -283,7 +283,7 @@ def test_batches_are_filled_up_with_their_last_row(
 
 
 def refilled(case: Case, backend: StageBackend, rows: int, rng: np.random.Generator) -> None:
-    """Whatever batches rows go through, they get the answers of one batch of them all."""
+    """Check that rows get the same output in changing batches as in one batch of all."""
     whole = case.inputs(rows)
     expected = answers(backend, whole)
     places = {row: (whole, row) for row in range(rows)}
@@ -293,12 +293,12 @@ def refilled(case: Case, backend: StageBackend, rows: int, rng: np.random.Genera
         for batch in np.split(order, cuts):
             parts = [Part(places[row][0], [places[row][1]]) for row in batch.tolist()]
             state = backend.run_stage(exit, backend.gather(parts))
-            said = backend.run_head(exit, state)
+            output = backend.run_head(exit, state)
             for place, row in enumerate(batch.tolist()):
                 places[row] = (state, place)
                 limit = tolerance(backend)
-                for found, wanted in zip(said, expected[exit], strict=True):
-                    np.testing.assert_allclose(found[place], wanted[row], rtol=limit, atol=limit)
+                for found, reference in zip(output, expected[exit], strict=True):
+                    np.testing.assert_allclose(found[place], reference[row], rtol=limit, atol=limit)
 
 
 @settings(deadline=None, max_examples=20)

@@ -111,7 +111,7 @@ def test_a_changed_tokenizer_is_damage(tmp_path: Path, tokenizer: Path) -> None:
 def test_a_bundle_whose_tokenizer_is_none_says_so(tmp_path: Path, tokenizer: Path) -> None:
     (tmp_path / "words.json").write_text("{}")
     bundle = load_bundle(make_text_bundle(tmp_path / "bundle", tmp_path / "words.json"))
-    with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer: "):
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer: "):
         bundle.preprocessor(max_pixels=77)
 
 
@@ -123,8 +123,8 @@ def test_task_and_preprocessing_must_agree(tmp_path: Path, task: str) -> None:
         manifest.update(task=task, preprocessing=IMAGES if task == "text" else TEXTS)
 
     edit(tmp_path, swap)
-    assert f"the preprocessing is not that of the task {task}" in refusal(tmp_path)
-    with pytest.raises(ValueError, match=f"not that of the task {task}"):
+    assert f"the preprocessing does not fit the task {task}" in refusal(tmp_path)
+    with pytest.raises(ValueError, match=f"does not fit the task {task}"):
         make_bundle(tmp_path, task=task, preprocessing=IMAGES if task == "text" else TEXTS)
 
 
@@ -134,7 +134,7 @@ def test_a_bad_value_of_the_texts_is_named(
     tmp_path: Path, tokenizer: Path, key: str, value: object
 ) -> None:
     edit(make_text_bundle(tmp_path, tokenizer), lambda m: m["preprocessing"].update({key: value}))
-    assert f"not a bundle description: preprocessing.text.{key}" in refusal(tmp_path)
+    assert f"not a bundle manifest: preprocessing.text.{key}" in refusal(tmp_path)
 
 
 def test_ways_of_storing_weights_are_measured_and_told(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_ways_of_storing_weights_are_measured_and_told(tmp_path: Path) -> None:
     assert manifest.weights == "int8"
     assert manifest.measured["int8"].accuracy == (0.5, 0.7)
     edit(tmp_path, lambda m: m.update(weights="int4"))
-    assert "bundle.json is not a bundle description: weights" in refusal(tmp_path)
+    assert "bundle.json is not a bundle manifest: weights" in refusal(tmp_path)
 
 
 def test_an_older_manifest_stores_single_precision(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_another_format_version_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_key_is_named(tmp_path: Path) -> None:
     edit(make_bundle(tmp_path), lambda m: m.update(colour="red"))
-    assert "bundle.json is not a bundle description: colour" in refusal(tmp_path)
+    assert "bundle.json is not a bundle manifest: colour" in refusal(tmp_path)
 
 
 def test_an_unknown_key_inside_is_named(tmp_path: Path) -> None:
@@ -242,19 +242,19 @@ def test_an_unknown_key_inside_is_named(tmp_path: Path) -> None:
 )
 def test_a_bad_value_is_named(tmp_path: Path, key: str, value: object) -> None:
     edit(make_bundle(tmp_path), lambda m: m.update({key: value}))
-    assert f"bundle.json is not a bundle description: {key}" in refusal(tmp_path)
+    assert f"bundle.json is not a bundle manifest: {key}" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("key", ["format_version", "name", "files", "training", "preprocessing"])
 def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
     edit(make_bundle(tmp_path), lambda m: m.pop(key))
-    assert f"not a bundle description: {key}" in refusal(tmp_path)
+    assert f"not a bundle manifest: {key}" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff\xfe\x00", b"null"])
 def test_a_manifest_that_is_no_json_object_is_named(tmp_path: Path, data: bytes) -> None:
     (make_bundle(tmp_path) / "bundle.json").write_bytes(data)
-    assert f"{tmp_path}/bundle.json is not a bundle description" in refusal(tmp_path)
+    assert f"{tmp_path}/bundle.json is not a bundle manifest" in refusal(tmp_path)
 
 
 def test_a_path_above_the_folder_is_refused(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_a_path_above_the_folder_is_refused(tmp_path: Path) -> None:
         manifest["files"]["../profile.json"] = manifest["files"]["profile.json"]
 
     edit(folder, leave)
-    assert "'../profile.json', which lies outside the bundle" in refusal(folder)
+    assert "'../profile.json', which is outside the bundle" in refusal(folder)
 
 
 def test_a_way_out_and_back_in_is_refused(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_a_way_out_and_back_in_is_refused(tmp_path: Path) -> None:
         manifest["files"]["../bundle/profile.json"] = manifest["files"]["profile.json"]
 
     edit(folder, detour)
-    assert "'../bundle/profile.json', which lies outside the bundle" in refusal(folder)
+    assert "'../bundle/profile.json', which is outside the bundle" in refusal(folder)
 
 
 def test_an_absolute_path_is_refused_even_inside(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_an_absolute_path_is_refused_even_inside(tmp_path: Path) -> None:
         manifest["files"][f"{folder}/profile.json"] = manifest["files"]["profile.json"]
 
     edit(folder, anchor)
-    assert f"'{folder}/profile.json', which lies outside the bundle" in refusal(folder)
+    assert f"'{folder}/profile.json', which is outside the bundle" in refusal(folder)
 
 
 def test_a_path_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_a_symlink_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> No
     (folder / name).rename(tmp_path / "elsewhere")
     os.symlink(tmp_path / "elsewhere", folder / name)
     sentence = refusal(folder)
-    assert "lies outside the bundle" in sentence and name in sentence
+    assert "is outside the bundle" in sentence and name in sentence
 
 
 def test_a_symlink_to_a_bundle_is_followed(tmp_path: Path) -> None:
@@ -332,10 +332,10 @@ def test_a_bundle_of_graphs_alone_has_no_weights_for_torch(tmp_path: Path) -> No
 def test_the_network_and_its_weights_come_together(tmp_path: Path) -> None:
     (tmp_path / "weights.safetensors").write_bytes(b"weights")
     edit(make_bundle(tmp_path, network=NETWORK), lambda m: m.pop("network"))
-    assert "of network and weights.safetensors there is one without the other" in refusal(tmp_path)
+    assert "network and weights.safetensors must both be there, or neither" in refusal(tmp_path)
     edit(tmp_path, lambda m: m.update(network=NETWORK))
     load_bundle(tmp_path)
     edit(tmp_path, lambda m: m["files"].pop("weights.safetensors"))
-    assert "one without the other" in refusal(tmp_path)
+    assert "must both be there, or neither" in refusal(tmp_path)
     edit(tmp_path, lambda m: m.update(network={"arch": "resnet8"}))
     assert "network.settings: Field required" in refusal(tmp_path)

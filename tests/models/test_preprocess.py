@@ -19,9 +19,12 @@ from models.preprocess import (
     FORMATS,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    MAX_SCANS,
+    SMALL_BYTES,
     ImagePreprocessor,
     InvalidInput,
     TextPreprocessor,
+    has_too_many_scans,
 )
 from models.training.batches import normalise
 
@@ -34,7 +37,7 @@ def noise(*shape: int) -> Pixels:
 
 
 def smooth(height: int = 32, width: int = 32) -> Pixels:
-    """An image that lossy formats keep nearly."""
+    """Make an image that lossy formats change little."""
     down, across = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     return np.stack([255 * down, 255 * across, 255 - 127 * (down + across)], -1).astype(np.uint8)
 
@@ -65,7 +68,7 @@ def refusal(data: bytes, of: ImagePreprocessor = preprocess) -> str:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that says how large it is and holds one empty chunk of data."""
+    """Make a PNG with a size in its header and one empty chunk of data."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
@@ -77,6 +80,60 @@ def png_header(width: int, height: int) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
     )
+
+
+def segment(marker: int, data: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+
+
+def with_scans(scans: int, side: int = 16) -> bytes:
+    """Make a grey progressive JPEG: one scan of the means, then empty scans."""
+    frame = struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0"
+    dc_codes = segment(0xC4, b"\0" + bytes([1]) + bytes(15) + b"\0")
+    ac_codes = segment(0xC4, b"\x10" + bytes([1]) + bytes(15) + b"\0")
+    means = segment(0xDA, b"\1\1\0\0\0\1") + bytes(side * side // 512 + 1)
+    bands = segment(0xDA, b"\1\1\0\1\77\0") + bytes(side * side // 512 + 1)
+    tables = segment(0xDB, b"\0" + b"\1" * 64) + segment(0xC2, frame) + dc_codes + ac_codes
+    return b"\xff\xd8" + tables + means + bands * (scans - 1) + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("scans", [MAX_SCANS + 1, MAX_SCANS + 2, 2000])
+def test_a_jpeg_of_too_many_scans_is_refused(scans: int) -> None:
+    data = with_scans(scans)
+    sentence = refusal(data)
+    assert "more than 32 scans" in sentence and "baseline" in sentence
+    with pytest.raises(InvalidInput, match="scans"):
+        preprocess.decode_if_small(data[:8000])
+    for size in (2 * SMALL_BYTES, 2 * SMALL_BYTES + 1):  # at even places and at odd ones
+        assert has_too_many_scans(data[:2] + segment(0xFE, bytes(size)) + data[2:])
+    # Fill bytes before a marker, and a segment full of markers, change nothing.
+    assert has_too_many_scans(data.replace(b"\xff\xda", b"\xff\xff\xff\xda"))
+    assert has_too_many_scans(data[:2] + segment(0xFE, b"\xff\xd9" * 9) + data[2:])
+
+
+def test_a_jpeg_of_as_many_scans_as_encoders_make_is_read() -> None:
+    assert preprocess(with_scans(MAX_SCANS)).size == (16, 16)
+    picture = encode(smooth(300, 200), "JPEG", progressive=True)
+    assert 6 <= picture.count(b"\xff\xda") <= MAX_SCANS
+    assert preprocess(picture).size == (200, 300)
+
+
+def test_what_only_looks_like_scans_is_not_counted() -> None:
+    picture, marks = encode(smooth(), "JPEG"), b"\xff\xda" * 500
+    with_preview = picture[:2] + segment(0xE1, b"Exif" + marks) + picture[2:]
+    for data in (with_preview, picture + marks):  # a film behind the picture, as phones take it
+        assert preprocess(data).size == (32, 32)
+    png = encode(smooth())
+    assert not has_too_many_scans(png + marks)
+
+
+def test_scans_are_counted_in_time_linear_in_the_size() -> None:
+    scans = segment(0xDA, bytes(6)) * (MAX_SCANS + 1)
+    for filler in (segment(0xFE, b""), b"\xff\x00", b"\xff\xff"):
+        data = b"\xff\xd8" + filler * 2_000_000 + scans
+        started = time.perf_counter()
+        assert has_too_many_scans(data)
+        assert time.perf_counter() - started < 1
 
 
 def test_an_rgb_png_of_the_right_size_passes_bit_for_bit() -> None:
@@ -314,14 +371,14 @@ def test_a_damaged_image_is_an_image_or_refused(format: str, data: st.DataObject
 def test_too_many_pixels_are_refused_from_the_header(width: int, height: int) -> None:
     data, started = png_header(width, height), time.perf_counter()
     assert len(data) < 100
-    assert "more than 50000000 pixels" in refusal(data)
+    assert "more than the allowed 50000000 pixels" in refusal(data)
     assert time.perf_counter() - started < 0.5
 
 
 def test_the_pixel_limit_is_exact() -> None:
     small = ImagePreprocessor(32, 32, IMAGENET_MEAN, IMAGENET_STD, max_pixels=120)
     assert small.decode(encode(noise(10, 12, 3))).shape == (32, 32, 3)
-    assert "11x11, more than 120 pixels" in refusal(encode(noise(11, 11, 3)), small)
+    assert "11x11, more than the allowed 120 pixels" in refusal(encode(noise(11, 11, 3)), small)
 
 
 def test_an_image_from_a_file_of_another_suffix_is_read_by_its_bytes(tmp_path: Path) -> None:
@@ -474,7 +531,9 @@ def test_an_empty_text_is_refused(tokenizer: Path, text: str) -> None:
 
 @pytest.mark.parametrize("text", ["\ud83d", "good \udcff", "\ud800" * 1000])
 def test_half_a_character_is_refused(tokenizer: Path, text: str) -> None:
-    with pytest.raises(InvalidInput, match="the text holds half a character; send valid Unicode"):
+    with pytest.raises(
+        InvalidInput, match="the text holds half of a surrogate pair; send valid Unicode"
+    ):
         reader(tokenizer)(text)
 
 
@@ -484,7 +543,7 @@ def test_a_text_of_which_no_token_is_left_is_refused(
     # No special tokens stand around this tokenizer's texts.
     (tmp_path / "t.json").write_text(json.dumps({**word_pieces, "post_processor": None}))
     assert reader(tmp_path / "t.json")("good").state[1].sum() == 1
-    with pytest.raises(InvalidInput, match="the text holds nothing that the model reads"):
+    with pytest.raises(InvalidInput, match="the text holds no tokens of the model"):
         reader(tmp_path / "t.json")("\0\x07")
 
 
@@ -547,7 +606,7 @@ def test_a_row_to_measure_with_is_as_long_as_is_typical(tokenizer: Path) -> None
 def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "t.json").write_text(content)
-    with pytest.raises(ValueError, match=r"t\.json is no tokenizer: "):
+    with pytest.raises(ValueError, match=r"t\.json is not a tokenizer: "):
         reader(tmp_path / "t.json")
 
 
@@ -559,5 +618,5 @@ def test_preprocessors_of_one_tokenizer_are_apart(tokenizer: Path) -> None:
 
 
 def test_half_a_character_is_unreadable(tokenizer: Path) -> None:
-    with pytest.raises(InvalidInput, match="half a character"):
+    with pytest.raises(InvalidInput, match="half of a surrogate pair"):
         reader(tokenizer)("good \ud800")

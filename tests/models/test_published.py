@@ -50,7 +50,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def golden(name: str) -> Path:
-    """A file made by the published code, kept beside the repository and not in it."""
+    """Find a file of the published code, which is kept outside the repository."""
     for folder in Path(__file__).resolve().parents:
         if (path := folder / "shared/golden" / name).exists():
             return path
@@ -58,7 +58,7 @@ def golden(name: str) -> Path:
 
 
 def network(arch: str) -> MultiExitModel:
-    """A random network of `CONFIGS[arch]` whose batch norms have a past."""
+    """Make a random network of `CONFIGS[arch]` with random batch norm statistics."""
     torch.manual_seed(1)
     model = network_of(arch, CONFIGS[arch]).build()
     for module in model.modules():
@@ -70,7 +70,7 @@ def network(arch: str) -> MultiExitModel:
 
 
 def published(arch: str, model: MultiExitModel) -> Weights:
-    """The network's weights under their published names."""
+    """Return the network's weights under their published names."""
     return {published_name(arch, key): value for key, value in model.state_dict().items()}
 
 
@@ -80,7 +80,7 @@ def inputs(arch: str) -> Tensor:
 
 
 def write(path: Path, weights: Weights) -> Path:
-    """Weights as the file that its name promises, tensors of their own in it."""
+    """Write weights in the format of the file's suffix, each tensor with its own memory."""
     own = {name: value.clone() for name, value in weights.items()}
     if path.suffix == ".safetensors":
         save_file(own, path)
@@ -276,12 +276,12 @@ def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arch", "config", "message"),
     [
-        ("resnet56_3", {"classes": 10}, "knows no classes; its keys are num_classes$"),
+        ("resnet56_3", {"classes": 10}, "has no classes; its keys are num_classes$"),
         ("densenet121_4", {"num_classes": 0}, "num_classes is 0; it must be a number above 0"),
         ("resnet56_3", {"num_classes": 10.0}, "num_classes is 10.0; it must be"),
         ("msdnet", {}, "msdnet lacks data, base, step, step_mode, num_scales, 9 more; its keys"),
-        ("msdnet", CONFIGS["msdnet"] | {"depth": 3}, "of msdnet knows no depth; its keys are data"),
-        ("bert", {"vocab": 3}, "of bert lacks vocab_size, .* and knows no vocab; its keys are"),
+        ("msdnet", CONFIGS["msdnet"] | {"depth": 3}, "of msdnet has no depth; its keys are data"),
+        ("bert", {"vocab": 3}, "of bert lacks vocab_size, .* and has no vocab; its keys are"),
         ("bert", CONFIGS["bert"] | {"num_labels": -1}, "num_labels is -1; it must be"),
     ],
 )
@@ -322,7 +322,7 @@ def test_a_file_cut_short_is_one_sentence(tmp_path: Path, msdnet_weights: Weight
 
 
 class Trap:
-    """Leaves a file behind when it is unpickled by a reader that trusts it."""
+    """Writes a file if a reader unpickles it."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark

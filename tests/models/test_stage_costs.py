@@ -138,44 +138,44 @@ def test_the_profiles_of_the_shipped_bundles_can_be_read(name: str, shipped_bund
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        ("{", "is no table of costs"),
-        ("[1, 2]", "is no table of costs"),
+        ("{", "is not a table of stage costs"),
+        ("[1, 2]", "is not a table of stage costs"),
         ('{"batch_sizes": [1]}', "lacks 'stages_ms'"),
         ('{"batch_sizes": [], "stages_ms": [[]]}', "rising sizes that start at 1"),
         ('{"batch_sizes": [2, 4], "stages_ms": [[1, 2]]}', "rising sizes that start at 1"),
         ('{"batch_sizes": [1, 1], "stages_ms": [[1, 2]]}', "rising sizes that start at 1"),
-        ('{"batch_sizes": [1, 2], "stages_ms": [[1, 2], [3]]}', "is no table of costs"),
+        ('{"batch_sizes": [1, 2], "stages_ms": [[1, 2], [3]]}', "is not a table of stage costs"),
         ('{"batch_sizes": [1, 2], "stages_ms": [[1, 2, 3]]}', "each with 2 times"),
-        ('{"batch_sizes": [1], "stages_ms": [1]}', "one row a stage"),
+        ('{"batch_sizes": [1], "stages_ms": [1]}', "one row per stage"),
         ('{"batch_sizes": [1], "stages_ms": [[-1]]}', "negative"),
         ('{"batch_sizes": [1], "stages_ms": [[NaN]]}', "NaN"),
-        ('{"batch_sizes": [1], "stages_ms": [["x"]]}', "is no table of costs"),
-        ('{"batch_sizes": null, "stages_ms": [[1]]}', "is no table of costs"),
+        ('{"batch_sizes": [1], "stages_ms": [["x"]]}', "is not a table of stage costs"),
+        ('{"batch_sizes": null, "stages_ms": [[1]]}', "is not a table of stage costs"),
     ],
 )
 def test_a_file_that_is_no_table_is_named_with_what_is_wrong(
-    tmp_path: Path, content: str, said: str
+    tmp_path: Path, content: str, message: str
 ) -> None:
     path = tmp_path / "costs.json"
     path.write_text(content)
     with pytest.raises(ValueError, match="it needs batch_sizes") as caught:
         read_stage_costs(path)
-    assert str(caught.value).startswith(str(path)) and said in str(caught.value)
+    assert str(caught.value).startswith(str(path)) and message in str(caught.value)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nowhere\.json is no table of costs"):
+    with pytest.raises(ValueError, match=r"nowhere\.json is not a table of stage costs"):
         read_stage_costs(tmp_path / "nowhere.json")
 
 
 @pytest.mark.parametrize(
-    ("costs_ms", "free_rows", "said"),
+    ("costs_ms", "free_rows", "message"),
     [([2.0, 1.0], 1, "rising milliseconds"), ([1.0, 2.0], 0, "free_rows is 0")],
 )
 def test_costs_of_exits_must_rise_and_a_row_is_never_free(
-    costs_ms: list[float], free_rows: int, said: str
+    costs_ms: list[float], free_rows: int, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         StageCosts.of_exits(costs_ms, free_rows)

@@ -128,7 +128,7 @@ ROWS = {"calibration": 20, "test": 30}
 
 
 def sound_arrays() -> dict[str, NDArray[Any]]:
-    """Predictions of 3 exits and 4 classes, as of any framework."""
+    """Predictions of 3 exits and 4 classes, as any framework makes them."""
     rng, arrays = np.random.default_rng(0), {}
     for part, rows in ROWS.items():
         arrays[f"{part}_probs"] = rng.dirichlet(np.ones(4), (3, rows))
@@ -178,13 +178,13 @@ def test_a_probability_of_0_has_a_finite_logarithm(tmp_path: Path) -> None:
     assert np.exp(log_probs[1, 7]) == pytest.approx([0, 1, 0, 0], abs=1e-30)
 
 
-def test_other_arrays_in_the_file_do_no_harm(tmp_path: Path) -> None:
+def test_other_arrays_in_the_file_are_ignored(tmp_path: Path) -> None:
     arrays = sound_arrays() | {"notes": np.array("made yesterday")}
     assert len(load_predictions(write(tmp_path, arrays)).test.labels) == 30
 
 
 @pytest.mark.parametrize("total", [1 - 0.0049, 1 + 0.0049])
-def test_rows_that_nearly_sum_to_1_are_brought_to_it(tmp_path: Path, total: float) -> None:
+def test_rows_that_nearly_sum_to_1_are_scaled(tmp_path: Path, total: float) -> None:
     arrays = sound_arrays()
     exact = load_predictions(write(tmp_path, arrays)).test.log_probs
     arrays["test_probs"] *= total
@@ -204,16 +204,16 @@ def test_rows_that_sum_to_something_else_are_named(tmp_path: Path, part: str, to
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1e-3])
 @pytest.mark.parametrize("part", ROWS)
-def test_values_that_are_no_probabilities_are_named(
+def test_values_that_are_not_probabilities_are_named(
     tmp_path: Path, part: str, value: float
 ) -> None:
     arrays = sound_arrays()
     arrays[f"{part}_probs"][1, 7, 3] = value
     told = refusal(write(tmp_path, arrays))
-    assert f"{part}_probs[1, 7] holds NaN, infinite or negative" in told and "leave" in told
+    assert f"{part}_probs[1, 7] holds NaN, infinite or negative" in told and "remove" in told
 
 
-def test_a_negative_value_is_told_even_where_the_row_sums_to_1(tmp_path: Path) -> None:
+def test_a_negative_value_is_named_even_if_the_row_sums_to_1(tmp_path: Path) -> None:
     arrays = sound_arrays()
     arrays["test_probs"][0, 29] = [-0.5, 0.5, 0.5, 0.5]
     assert "test_probs[0, 29] holds NaN, infinite or negative" in refusal(write(tmp_path, arrays))
@@ -229,7 +229,7 @@ def test_the_first_bad_row_is_the_one_that_is_named(tmp_path: Path) -> None:
 def test_a_missing_array_is_named(tmp_path: Path, name: str) -> None:
     arrays = sound_arrays()
     del arrays[name]
-    assert f"mine.npz lacks {name}; it must hold" in refusal(write(tmp_path, arrays))
+    assert f"mine.npz has no array {name}; it must hold" in refusal(write(tmp_path, arrays))
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_a_missing_array_is_named(tmp_path: Path, name: str) -> None:
     ],
     ids=["2-d", "4-d", "no exits", "no rows", "no classes", "whole", "bool", "complex", "text"],
 )
-def test_probabilities_of_another_shape_or_type_are_told_what_to_be(
+def test_probabilities_of_a_wrong_shape_or_type_are_named(
     tmp_path: Path, change: Callable[[NDArray[Any]], NDArray[Any]]
 ) -> None:
     arrays = sound_arrays()
@@ -278,7 +278,7 @@ def test_a_label_outside_the_classes_is_named(tmp_path: Path, part: str, label: 
     ],
     ids=["too few", "2-d", "float", "bool", "text"],
 )
-def test_labels_of_another_length_or_type_are_told_what_to_be(
+def test_labels_of_a_wrong_length_or_type_are_named(
     tmp_path: Path, change: Callable[[NDArray[Any]], NDArray[Any]]
 ) -> None:
     arrays = sound_arrays()

@@ -17,7 +17,7 @@ NUM_WORDS = 50
 
 
 class RowBackend:
-    """Two exits whose answer tells what the row was made of; notes the shapes that it was given.
+    """Two exits whose output identifies the input of a row; records the input shapes.
 
     Of texts the sum of their tokens, padding left out; of images the sum of their pixels.
     """
@@ -59,7 +59,7 @@ def reader(tokenizer: Path, length_step: int = 4) -> TextPreprocessor:
 
 
 def told(found: np.ndarray) -> list[float]:
-    """What the rows of one exit were made of."""
+    """Decode the inputs of the rows from the output of one exit."""
     return (-found[:, 0].astype(float) - 1).tolist()
 
 
@@ -99,7 +99,7 @@ def test_many_texts_of_a_length_are_recorded_a_few_at_a_time(tokenizer: Path) ->
 
 
 class Images:
-    """Images that are made when asked for: all pixels of row n are n / 10."""
+    """Images generated on access: all pixels of row n are n / 10."""
 
     def __init__(self, rows: int) -> None:
         self.shape = (rows, 2, 3, 3)
@@ -157,9 +157,9 @@ def test_the_first_rows_are_one_input(tokenizer: Path) -> None:
     assert few.shape == (2, 3, 2, 3)
 
 
-def test_texts_are_had_from_splits_of_texts_alone() -> None:
+def test_only_text_splits_have_texts() -> None:
     assert texts_of(Split(["a", "b"], np.zeros(2, np.int64))) == ["a", "b"]
-    with pytest.raises(AssertionError, match="texts"):
+    with pytest.raises(AssertionError, match="text readers"):
         texts_of(Split(Images(2), np.zeros(2, np.int64)))
 
 

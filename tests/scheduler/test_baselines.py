@@ -1,10 +1,8 @@
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from scheduler.baselines import ConfidencePolicy, PatiencePolicy, geometric_distribution
+from scheduler.baselines import ConfidencePolicy, PatiencePolicy
 from scheduler.confidence import entropy_confidence
 from scheduler.policy import score_all
 from scheduler.thresholds import ThresholdTable
@@ -24,30 +22,6 @@ def saying(*answers: int, sure: float = 0.8) -> Array:
 
 def patience(exits: int) -> PatiencePolicy:
     return PatiencePolicy(ThresholdTable.closed(exits))
-
-
-@given(
-    st.lists(st.floats(0.05, 5.0), min_size=2, max_size=6),
-    st.floats(0.01, 0.99),
-)
-def test_geometric_distribution_costs_the_budget_and_is_geometric(
-    gaps: list[float], share: float
-) -> None:
-    costs = np.cumsum(gaps)
-    budget = costs[0] + share * (costs[-1] - costs[0])
-    distribution = geometric_distribution(costs, budget)
-    assert distribution.sum() == pytest.approx(1)
-    assert distribution @ costs == pytest.approx(budget, rel=1e-9)
-    squared, outer = distribution[1:-1] ** 2, distribution[:-2] * distribution[2:]
-    assert squared == pytest.approx(outer, rel=1e-6, abs=1e-12)
-
-
-@pytest.mark.parametrize(("budget", "taken"), [(0.5, 0), (1.0, 0), (4.0, 2), (99.0, 2)])
-def test_geometric_distribution_is_all_at_one_end_outside_the_costs(
-    budget: float, taken: int
-) -> None:
-    distribution = geometric_distribution(np.array([1.0, 2.0, 4.0]), budget)
-    assert distribution.tolist() == np.eye(3)[taken].tolist()
 
 
 @pytest.mark.parametrize("kind", ["maxprob", "maxprob-opt"])

@@ -8,14 +8,13 @@ import pytest
 from numpy.typing import NDArray
 
 from scheduler.fitted import (
-    DEFAULT_POLICY,
     FORMAT_VERSION,
-    POLICIES,
     Scheduler,
     load_scheduler,
     save_scheduler,
 )
 from scheduler.fitting.fit import fit_scheduler
+from scheduler.policies import DEFAULT_POLICY, POLICIES
 from scheduler.policy import exits_taken, replay, score_all
 
 Problem = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]

@@ -168,7 +168,7 @@ def test_the_point_that_runs_all_to_the_end_for_sure_stays_in_place_of_one_as_de
 def test_a_frontier_of_arrays_that_disagree_is_refused() -> None:
     curve = hand_made()
     for points, exits in ((2, 2), (3, 3)):
-        with pytest.raises(ValueError, match="disagree in number"):
+        with pytest.raises(ValueError, match="the numbers of parameters"):
             Frontier(
                 curve.parameters, np.ones((points, exits)), curve.expected_accuracy, curve.costs_ms
             )

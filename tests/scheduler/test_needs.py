@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from scheduler.baselines import ConfidencePolicy, PatiencePolicy
 from scheduler.eenet import NUM_CONFIDENCES, EENetPolicy, ExitScorer
-from scheduler.fitted import POLICIES, Scheduler
+from scheduler.fitted import Scheduler
 from scheduler.fitting.fit import fit_scheduler
+from scheduler.policies import POLICIES
 from scheduler.policy import ExitPolicy, exits_taken, replay
 from scheduler.stopping import NUM_FEATURES, StoppingPolicy
 from scheduler.thresholds import ThresholdTable

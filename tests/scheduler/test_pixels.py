@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from scheduler.baselines import ConfidencePolicy, PatiencePolicy
 from scheduler.eenet import EENetPolicy, ExitScorer
-from scheduler.fitted import POLICIES, Scheduler, load_scheduler, save_scheduler
+from scheduler.fitted import Scheduler, load_scheduler, save_scheduler
 from scheduler.fitting.fit import fit_scheduler
 from scheduler.pixels import (
     correct_share,
@@ -18,6 +18,7 @@ from scheduler.pixels import (
     row_histories,
     row_means,
 )
+from scheduler.policies import POLICIES
 from scheduler.policy import ExitPolicy, exits_taken, replay, score_all
 from scheduler.stopping import StoppingPolicy
 from scheduler.thresholds import ThresholdTable

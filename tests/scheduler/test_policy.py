@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import scheduler.policy
-from scheduler.policy import Decision, Scored, exits_taken, replay, score_all
+from scheduler.policy import ExitDecision, ExitScores, exits_taken, replay, score_all
 
 Array = NDArray[np.float64]
 
@@ -13,7 +13,7 @@ Array = NDArray[np.float64]
 class RunningTotal:
     """Scores a row by its first log-probability plus what earlier exits showed of it.
 
-    The continuation_values is the exit and the score; a row leaves where its score reaches the
+    The continuation values are the exit and the score; a row leaves where its score reaches the
     parameter.
     """
 
@@ -24,14 +24,17 @@ class RunningTotal:
     def start(self, rows: int) -> Array:
         return np.zeros((rows, 1))
 
-    def score(self, exit: int, log_probs: Array, history: Array) -> Scored:
+    def score(self, exit: int, log_probs: Array, history: Array) -> ExitScores:
         scores = log_probs[:, 0] + history[:, 0]
-        return Scored(scores, scores[:, None], np.stack([np.full(len(scores), exit), scores], 1))
+        return ExitScores(
+            scores, scores[:, None], np.stack([np.full(len(scores), exit), scores], 1)
+        )
 
-    def decide(self, exit: int, scored: Scored, parameters: Array) -> Decision:
+    def decide(self, exit: int, scored: ExitScores, parameters: Array) -> ExitDecision:
         thresholds = np.broadcast_to(parameters, scored.scores.shape)
         last = exit == self.num_exits - 1
-        return Decision((scored.scores >= thresholds) | last, thresholds)
+        leave = (scored.scores >= thresholds) | last
+        return ExitDecision(scored.scores, scored.history, leave, thresholds)
 
     def thresholds(self, parameter: float) -> Array:
         return np.array([parameter, parameter, -np.inf])

@@ -8,15 +8,16 @@ import pytest
 from numpy.typing import NDArray
 
 from scheduler.confidence import finite_log_probs
-from scheduler.fitted import POLICIES, Scheduler
-from scheduler.fitting.fit import Problem, fit_scheduler
-from scheduler.policy import ExitPolicy, exits_taken, replay
+from scheduler.fitted import Scheduler
+from scheduler.fitting.fit import fit_scheduler
+from scheduler.policies import POLICIES
+from scheduler.policy import CalibrationSet, ExitPolicy, exits_taken, replay
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-def ordinary(exits: int = 3, classes: int = 4, rows: int = 120, seed: int = 0) -> Problem:
+def ordinary(exits: int = 3, classes: int = 4, rows: int = 120, seed: int = 0) -> CalibrationSet:
     """Later exits are surer and more often right, easy rows right from the first on."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, rows)
@@ -25,15 +26,15 @@ def ordinary(exits: int = 3, classes: int = 4, rows: int = 120, seed: int = 0) -
     for k, strength in enumerate(np.linspace(3, 8, exits)):
         logits[k] += strength * easiness * np.eye(classes)[labels]
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    return Problem(log_probs, labels, np.linspace(1.0, 1.6, exits))
+    return CalibrationSet(log_probs, labels, np.linspace(1.0, 1.6, exits))
 
 
-def identical_exits() -> Problem:
+def identical_exits() -> CalibrationSet:
     problem = ordinary()
     return problem._replace(log_probs=np.stack([problem.log_probs[1]] * 3))
 
 
-def useless_exit() -> Problem:
+def useless_exit() -> CalibrationSet:
     """The second exit says anything, and is sure of it."""
     problem = ordinary()
     noise = 4 * np.random.default_rng(9).normal(size=problem.log_probs[1].shape)
@@ -42,7 +43,7 @@ def useless_exit() -> Problem:
     return problem._replace(log_probs=log_probs)
 
 
-def always(right: bool) -> Problem:
+def always(right: bool) -> CalibrationSet:
     """All exits give the same answers, of different confidence, all right or all wrong."""
     problem = ordinary()
     answers = problem.log_probs[0].argmax(-1)
@@ -52,12 +53,12 @@ def always(right: bool) -> Problem:
     return problem._replace(log_probs=log_probs, labels=(answers + (not right)) % 4)
 
 
-def one_class_only() -> Problem:
+def one_class_only() -> CalibrationSet:
     problem = ordinary()
     return problem._replace(labels=np.zeros_like(problem.labels))
 
 
-def certain() -> Problem:
+def certain() -> CalibrationSet:
     """Half of the rows have probabilities of exactly 0 and 1, right or wrong."""
     problem = ordinary()
     probs = np.exp(problem.log_probs)
@@ -65,7 +66,7 @@ def certain() -> Problem:
     return problem._replace(log_probs=finite_log_probs(probs))
 
 
-def duplicated() -> Problem:
+def duplicated() -> CalibrationSet:
     """Twelve rows, ten times each: scores tie."""
     problem = ordinary()
     return problem.rows(np.arange(120) < 12)._replace(
@@ -74,16 +75,16 @@ def duplicated() -> Problem:
     )
 
 
-def half_precision() -> Problem:
+def half_precision() -> CalibrationSet:
     problem = ordinary()
     return problem._replace(log_probs=problem.log_probs.astype(np.float16))
 
 
-def smallest() -> Problem:
+def smallest() -> CalibrationSet:
     return ordinary().rows(np.arange(120) < 10)
 
 
-def of_pixels(rows: int = 60, pixels: int = 9, classes: int = 4, seed: int = 0) -> Problem:
+def of_pixels(rows: int = 60, pixels: int = 9, classes: int = 4, seed: int = 0) -> CalibrationSet:
     """Rows of several pixels that are as easy as one another."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, (rows, pixels))
@@ -92,19 +93,19 @@ def of_pixels(rows: int = 60, pixels: int = 9, classes: int = 4, seed: int = 0) 
     for k, strength in enumerate((3, 5, 8)):
         logits[k] += strength * easiness * np.eye(classes)[labels]
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    return Problem(log_probs, labels, np.array([1.0, 1.2, 1.6]))
+    return CalibrationSet(log_probs, labels, np.array([1.0, 1.2, 1.6]))
 
 
-def half_precision_pixels() -> Problem:
+def half_precision_pixels() -> CalibrationSet:
     problem = of_pixels()
     return problem._replace(log_probs=problem.log_probs.astype(np.float16))
 
 
-def wide_costs() -> Problem:
+def wide_costs() -> CalibrationSet:
     return ordinary()._replace(costs_ms=np.array([0.01, 1.0, 100.0]))
 
 
-PROBLEMS: dict[str, Callable[[], Problem]] = {
+PROBLEMS: dict[str, Callable[[], CalibrationSet]] = {
     "ordinary, 200 rows": lambda: ordinary(rows=200),
     "2 exits": lambda: ordinary(exits=2),
     "12 exits": lambda: ordinary(exits=12),
@@ -136,22 +137,22 @@ CASES = [(kind, name) for name in PROBLEMS for kind in POLICIES] + [
 
 
 @lru_cache
-def fitted(kind: str, name: str) -> tuple[Scheduler, Problem]:
+def fitted(kind: str, name: str) -> tuple[Scheduler, CalibrationSet]:
     """A policy fitted to a problem, coarsely enough to be done in a moment."""
     problem = (PROBLEMS | LARGE)[name]()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("scheduler.frontier.GRID_STEP", 0.4)
         patched.setattr("scheduler.fitting.stopping.GRID_STEP", 0.02)
         patched.setattr("scheduler.thresholds.REPAIR_STEPS", 12)
-        patched.setattr("scheduler.fitting.eenet.SCORE_STEPS", 10)
-        patched.setattr("scheduler.fitting.eenet.ASSIGNMENT_STEPS", 10)
-        patched.setattr("scheduler.fitting.eenet.NUM_BUDGETS", 4)
+        patched.setattr("scheduler.fitting.eenet.SCORE_STEPS", 3)
+        patched.setattr("scheduler.fitting.eenet.ASSIGNMENT_STEPS", 3)
+        patched.setattr("scheduler.fitting.eenet.NUM_BUDGETS", 3)
         patched.setattr("scheduler.fitting.fit.FOLDS", 2)
         return fit_scheduler(kind, *problem), problem
 
 
 @pytest.fixture(scope="module", params=CASES, ids=[f"{name}-{kind}" for kind, name in CASES])
-def case(request: pytest.FixtureRequest) -> tuple[Scheduler, Problem]:
+def case(request: pytest.FixtureRequest) -> tuple[Scheduler, CalibrationSet]:
     return fitted(*request.param)
 
 
@@ -161,12 +162,12 @@ def forget() -> Iterator[None]:
     fitted.cache_clear()
 
 
-def budgets(problem: Problem) -> Array:
+def budgets(problem: CalibrationSet) -> Array:
     """Five from the first cost to the last."""
     return np.linspace(problem.costs_ms[0], problem.costs_ms[-1], 5)
 
 
-def parameters(scheduler: Scheduler, problem: Problem) -> list[float]:
+def parameters(scheduler: Scheduler, problem: CalibrationSet) -> list[float]:
     """Those that keep five budgets, and the one at which all run on."""
     kept = [scheduler.frontier.at_cost(budget).parameter for budget in budgets(problem)]
     return [*kept, scheduler.policy.never_exit_parameter]
@@ -198,7 +199,7 @@ def serve(policy: ExitPolicy, log_probs: NDArray[np.floating], own: Array) -> In
     return exits
 
 
-def test_no_number_of_it_is_nan(case: tuple[Scheduler, Problem]) -> None:
+def test_no_number_of_it_is_nan(case: tuple[Scheduler, CalibrationSet]) -> None:
     scheduler, problem = case
     arrays = list(arrays_of(scheduler))
     assert len(arrays) >= 6
@@ -211,7 +212,7 @@ def test_no_number_of_it_is_nan(case: tuple[Scheduler, Problem]) -> None:
 
 
 def test_its_frontier_rises_from_all_at_the_first_exit_to_all_at_the_last(
-    case: tuple[Scheduler, Problem],
+    case: tuple[Scheduler, CalibrationSet],
 ) -> None:
     frontier, problem = case[0].frontier, case[1]
     assert (np.diff(frontier.expected_costs_ms) > 0).all()
@@ -224,7 +225,9 @@ def test_its_frontier_rises_from_all_at_the_first_exit_to_all_at_the_last(
     assert frontier.expected_accuracy.max() <= 1
 
 
-def test_its_budgets_are_kept_on_the_calibration_rows(case: tuple[Scheduler, Problem]) -> None:
+def test_its_budgets_are_kept_on_the_calibration_rows(
+    case: tuple[Scheduler, CalibrationSet],
+) -> None:
     scheduler, problem = case
     replayed = replay(scheduler.policy, problem.log_probs)
     for budget in budgets(problem):
@@ -233,7 +236,7 @@ def test_its_budgets_are_kept_on_the_calibration_rows(case: tuple[Scheduler, Pro
         assert problem.costs_ms[exits].mean() <= budget * (1 + 1e-8)
 
 
-def test_it_sends_all_to_the_end_if_told_to_run_on(case: tuple[Scheduler, Problem]) -> None:
+def test_it_sends_all_to_the_end_if_told_to_run_on(case: tuple[Scheduler, CalibrationSet]) -> None:
     scheduler, problem = case
     replayed = replay(scheduler.policy, problem.log_probs)
     exits = exits_taken(scheduler.policy, replayed, scheduler.policy.never_exit_parameter)
@@ -241,7 +244,7 @@ def test_it_sends_all_to_the_end_if_told_to_run_on(case: tuple[Scheduler, Proble
 
 
 def test_rows_decide_alone_as_in_a_batch(
-    case: tuple[Scheduler, Problem], request: pytest.FixtureRequest
+    case: tuple[Scheduler, CalibrationSet], request: pytest.FixtureRequest
 ) -> None:
     scheduler, problem = case
     policy, rows = scheduler.policy, problem.log_probs[:, :20]
@@ -253,7 +256,7 @@ def test_rows_decide_alone_as_in_a_batch(
 
 
 def test_rows_with_parameters_of_their_own_decide_as_alone(
-    case: tuple[Scheduler, Problem],
+    case: tuple[Scheduler, CalibrationSet],
 ) -> None:
     scheduler, problem = case
     policy, rows = scheduler.policy, problem.log_probs

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from scheduler.policy import Scored, exits_taken, replay, score_all
-from scheduler.stopping import NUM_FEATURES, TINY, StoppingPolicy, shown_features
+from scheduler.policy import ExitScores, exits_taken, replay, score_all
+from scheduler.stopping import NUM_FEATURES, TINY, StoppingPolicy, stopping_features
 
 Array = NDArray[np.float64]
 
@@ -30,8 +30,8 @@ def random_log_probs(rows: int, classes: int = 4, seed: int = 0) -> Array:
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-def scored(scores: Array, continuation_values: Array) -> Scored:
-    return Scored(scores, np.empty((len(scores), 0)), continuation_values)
+def scored(scores: Array, continuation_values: Array) -> ExitScores:
+    return ExitScores(scores, np.empty((len(scores), 0)), continuation_values)
 
 
 def continuation(continuation_values: list[float], price: float, exit: int = 0) -> float:
@@ -49,7 +49,7 @@ def logit(chance: float) -> float:
 
 def test_features_of_the_first_exit_are_those_of_its_probabilities_alone() -> None:
     probs = np.array([[0.2, 0.7, 0.1]])
-    features, answers, history = shown_features(0, np.log(probs), np.zeros((1, 3)))
+    features, answers, history = stopping_features(0, np.log(probs), np.zeros((1, 3)))
     entropy = 1 + (probs * np.log(probs)).sum() / np.log(3)
     assert features == pytest.approx(np.array([[1, logit(0.7), 0.7, entropy, 0.5, 0]]))
     assert answers.tolist() == [1]
@@ -58,10 +58,10 @@ def test_features_of_the_first_exit_are_those_of_its_probabilities_alone() -> No
 
 def test_later_exits_read_what_earlier_ones_gave_the_answer_of_now() -> None:
     first, second, third = np.array([[0.9, 0.1]]), np.array([[0.6, 0.4]]), np.array([[0.3, 0.7]])
-    _, _, history = shown_features(0, np.log(first), np.zeros((1, 2)))
-    features, _, history = shown_features(1, np.log(second), history)
+    _, _, history = stopping_features(0, np.log(first), np.zeros((1, 2)))
+    features, _, history = stopping_features(1, np.log(second), history)
     assert features[0, 5] == pytest.approx(logit(0.9))
-    features, _, history = shown_features(2, np.log(third), history)
+    features, _, history = stopping_features(2, np.log(third), history)
     assert features[0, 5] == pytest.approx(logit((0.1 + 0.4) / 2))
     assert history == pytest.approx(np.array([[1.8, 1.2]]))
 
@@ -69,22 +69,22 @@ def test_later_exits_read_what_earlier_ones_gave_the_answer_of_now() -> None:
 def test_features_of_certain_and_of_undecided_rows_are_finite() -> None:
     probs = np.array([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [1 / 3, 1 / 3, 1 / 3]])
     log_probs = np.maximum(np.log(np.maximum(probs, 1e-45)), -100.0)
-    features, _, history = shown_features(0, log_probs, np.zeros((3, 3)))
+    features, _, history = stopping_features(0, log_probs, np.zeros((3, 3)))
     assert np.isfinite(features).all()
     assert features[:, 4] == pytest.approx([1, 0, 0])
-    features, _, _ = shown_features(1, log_probs[::-1], history)
+    features, _, _ = stopping_features(1, log_probs[::-1], history)
     assert np.isfinite(features).all()
 
 
 def test_features_leave_the_history_given_as_it_was() -> None:
     history = np.zeros((5, 4))
-    shown_features(0, random_log_probs(5)[0], history)
+    stopping_features(0, random_log_probs(5)[0], history)
     assert not history.any()
 
 
 def test_features_of_half_precision_logarithms_are_double_precision() -> None:
     log_probs = random_log_probs(5)[0].astype(np.float16)
-    features, _, history = shown_features(0, log_probs, np.zeros((5, 4)))
+    features, _, history = stopping_features(0, log_probs, np.zeros((5, 4)))
     assert features.dtype == history.dtype == np.float64
     assert features[:, 4].max() < 1
 
@@ -95,7 +95,7 @@ def test_features_of_half_precision_logarithms_are_double_precision() -> None:
 def test_score_and_outlook_are_logistic_in_features_and_answer() -> None:
     policy, log_probs = random_policy(), random_log_probs(6)[0]
     row = policy.score(0, log_probs, policy.start(6))
-    features, answers, _ = shown_features(0, log_probs, np.zeros((6, 4)))
+    features, answers, _ = stopping_features(0, log_probs, np.zeros((6, 4)))
     for n in range(6):
         logits = features[n] @ policy.weights[0] + policy.class_offsets[0][answers[n]]
         expected = 1 / (1 + np.exp(-logits))

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from scheduler.baselines import ConfidencePolicy
-from scheduler.policy import Scored
+from scheduler.policy import ExitScores
 from scheduler.thresholds import (
     ThresholdTable,
     quantile_thresholds,
@@ -190,9 +190,9 @@ def table_of_three() -> ThresholdTable:
     return ThresholdTable(np.array([1.0, 2.0, 3.0]), thresholds)
 
 
-def scored(scores: Array) -> Scored:
+def scored(scores: Array) -> ExitScores:
     nothing = np.empty((len(scores), 0))
-    return Scored(scores, nothing, nothing)
+    return ExitScores(scores, nothing, nothing)
 
 
 def policy_of_three() -> ConfidencePolicy:

@@ -23,6 +23,7 @@ from server.cli.main import main
 from server.pipeline.refit import refit
 from server.settings import Settings
 
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PRAISE, BLAME = ("good", "great", "fine"), ("bad", "awful", "dull")
 FILLERS = ("the", "film", "was", "very", "and", "a")
@@ -100,6 +101,7 @@ def run(*arguments: object) -> None:
 @pytest.fixture(scope="session")
 def building_quickly(
     fitting_quickly: Callable[[], AbstractContextManager[None]],
+    quick_exports: None,
 ) -> Callable[[], AbstractContextManager[None]]:
     """Makes contexts in which little is fitted and few rounds are timed."""
 
@@ -200,53 +202,61 @@ def drawing_few() -> Callable[[], AbstractContextManager[None]]:
 
 
 @pytest.fixture(scope="session")
-def text_run(backbone: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def text_run(backbone: Path, reviews: Path, made_once: MadeOnce) -> Path:
     """What `eenet attach` makes of the tiny BERT and the reviews: two exits."""
-    folder = tmp_path_factory.mktemp("runs") / "reviews"
-    run("attach", "--backbone", backbone, "--exits", 1, "--dataset", reviews, "--out", folder,
-        *QUICKLY)  # fmt: skip
-    return folder
+
+    def attach(folder: Path) -> None:
+        run("attach", "--backbone", backbone, "--exits", 1, "--dataset", reviews, "--out", folder,
+            *QUICKLY)  # fmt: skip
+
+    return made_once("runs/reviews", attach)
 
 
 @pytest.fixture(scope="session")
 def text_bundle(
     text_run: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    made_once: MadeOnce,
     building_quickly: Callable[[], AbstractContextManager[None]],
 ) -> Path:
     """A bundle of `text_run`, by the name of reviews."""
-    folder = tmp_path_factory.mktemp("bundles") / "reviews"
-    with building_quickly():
-        run("build", text_run, "--out", folder, "--policy", "maxprob")
-    return folder
+
+    def build(folder: Path) -> None:
+        with building_quickly():
+            run("build", text_run, "--out", folder, "--policy", "maxprob")
+
+    return made_once("bundles/reviews", build)
 
 
 @pytest.fixture(scope="session")
 def mask_run(
-    tmp_path_factory: pytest.TempPathFactory,
+    made_once: MadeOnce,
     drawing_few: Callable[[], AbstractContextManager[None]],
 ) -> Path:
     """A tiny segmentation, two exits, of images of 16x16."""
-    folder = tmp_path_factory.mktemp("runs") / "masks"
-    folder.with_name("fcn.json").write_text(json.dumps(TINY_FCN))
-    with drawing_few():
-        run("train", "--arch", "fcn", "--dataset", "shapes", "--out", folder, *QUICKLY,
-            "--settings", folder.with_name("fcn.json"))  # fmt: skip
-    return folder
+
+    def train(folder: Path) -> None:
+        folder.with_name("fcn.json").write_text(json.dumps(TINY_FCN))
+        with drawing_few():
+            run("train", "--arch", "fcn", "--dataset", "shapes", "--out", folder, *QUICKLY,
+                "--settings", folder.with_name("fcn.json"))  # fmt: skip
+
+    return made_once("runs/masks", train)
 
 
 @pytest.fixture(scope="session")
 def mask_bundle(
     mask_run: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    made_once: MadeOnce,
     building_quickly: Callable[[], AbstractContextManager[None]],
     drawing_few: Callable[[], AbstractContextManager[None]],
 ) -> Path:
     """A bundle of `mask_run`, by the name of shapes."""
-    folder = tmp_path_factory.mktemp("bundles") / "shapes"
-    with building_quickly(), drawing_few():
-        run("build", mask_run, "--out", folder, "--policy", "maxprob")
-    return folder
+
+    def build(folder: Path) -> None:
+        with building_quickly(), drawing_few():
+            run("build", mask_run, "--out", folder, "--policy", "maxprob")
+
+    return made_once("bundles/shapes", build)
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from server.app import create_app
 from server.model import ServedModel
 from server.quality.auditor import MOST_IN_FLIGHT
 from server.quality.feedback import key_of
-from server.sample import Load
 from server.schemas import Options
 from server.settings import Settings
 
@@ -268,11 +267,8 @@ def test_clients_that_leave_give_their_places_back(auditing: Client, images: Ima
     async def leave() -> list[Any]:
         tasks = [
             asyncio.ensure_future(
-                model.predict(
-                    Load(len(file), lambda file=file: file, small=index % 2 == 0),
-                    Options(),
-                    model.clock(),
-                    f"{index}",
+                model.dispatcher.infer(
+                    file, Options(), model.clock(), f"{index}", may_block=index % 2 == 0
                 )
             )
             for index, file in enumerate(images.files[:40])

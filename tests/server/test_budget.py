@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from starlette.testclient import TestClient
 
-from scheduler.fitted import POLICIES
+from scheduler.policies import POLICIES
 
 if TYPE_CHECKING:
     from tests.conftest import Images

@@ -52,6 +52,7 @@ def test_what_was_trained_is_what_answers(
     image_folder: Path,
     tmp_path: Path,
     building_quickly: Callable[[], AbstractContextManager[None]],
+    shortened: None,
 ) -> None:
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     trained = ["--epochs", "1", "--batch-size", "16", "--calibration-size", "12"]

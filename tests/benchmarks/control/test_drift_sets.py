@@ -17,7 +17,7 @@ from benchmarks.control.drift_sets import (
 )
 from models.backend import HeadOutput, State, gather_arrays
 from models.preprocess import ImagePreprocessor, TextPreprocessor
-from profiling.loadtest.forms import InputVariant
+from profiling.loadtest.variants import InputVariant
 
 CLEAN = InputVariant("clean", 0)
 
@@ -66,7 +66,7 @@ def test_images_keep_their_rows_in_every_form() -> None:
     preprocess = ImagePreprocessor(8, 8, mean=(0.5, 0.5, 0.5), std=(1, 1, 1))
     forms = [CLEAN, InputVariant("noise", 5)]
     drift = record_images(SumBackend(), preprocess, files, labels, forms, seed=0)
-    assert drift.forms == ("clean", "noise-5") and drift.tokens is None
+    assert drift.variants == ("clean", "noise-5") and drift.tokens is None
     assert drift.log_probs.shape == (2, 2, 3, 2) and drift.log_probs.dtype == np.float16
     assert drift.accuracy.tolist() == [[1, 0], [1, 0]]
     assert (drift.log_probs[0] != drift.log_probs[1]).any()
@@ -101,7 +101,7 @@ def test_what_is_written_is_read(reader: TextPreprocessor, tmp_path: Path) -> No
         whole: DriftSet = drift._replace(length_costs=costs)
         save_drift_set(whole, tmp_path / "drift.npz")
         read = load_drift_set(tmp_path / "drift.npz")
-        assert read.forms == ("clean",) and (read.log_probs == drift.log_probs).all()
+        assert read.variants == ("clean",) and (read.log_probs == drift.log_probs).all()
         assert read.labels.tolist() == [1, 0]
         assert read.tokens is not None and read.tokens.tolist() == [[4, 4]]
         assert (read.length_costs is None) == (costs is None)

@@ -1,17 +1,18 @@
 import numpy as np
 import pytest
 
-from benchmarks.control.figures import measure_control
-from benchmarks.control.fitted import PolicyReplay
-from benchmarks.control.laws import LAWS, Controlled
-from benchmarks.control.plant import ControlPolicy, Host, run
-from benchmarks.control.rows import RecordedSamples
+from benchmarks.control.laws import LAWS, Controlled, KalmanEstimate
+from benchmarks.control.metrics import measure_control
+from benchmarks.control.policy_replay import PolicyReplay
+from benchmarks.control.recorded_samples import RecordedSamples
 from benchmarks.control.scenarios import Phase, Scenario
+from benchmarks.control.simulated_server import ControlPolicy, Host, run
 from scheduler.baselines import ConfidencePolicy
 from scheduler.control.controller import ControllerConfig
+from scheduler.control.estimates import CostEstimate
 from scheduler.fitting.fit import fit_scheduler
 from scheduler.thresholds import ThresholdTable
-from tests.benchmarks.control.test_plant import COSTS_MS, make_drift
+from tests.benchmarks.control.test_simulated_server import COSTS_MS, make_drift
 
 STEADY = Scenario("steady", (Phase(6000, 200.0, 0.5),))
 
@@ -23,7 +24,7 @@ def rows() -> RecordedSamples:
 
 @pytest.fixture(scope="module")
 def fitted(rows: RecordedSamples) -> PolicyReplay:
-    clean = rows.forms["clean"]
+    clean = rows.variants["clean"]
     log_probs = rows.log_probs[:, clean].astype(np.float64)
     policy, frontier = fit_scheduler("stopping", log_probs, rows.labels[clean], COSTS_MS)
     return PolicyReplay.of(policy, frontier, rows.log_probs)
@@ -81,3 +82,11 @@ def test_prices_are_no_policy_of_thresholds(fitted: PolicyReplay) -> None:
     closed = ConfidencePolicy(ThresholdTable.closed(len(COSTS_MS)), "maxprob")
     with pytest.raises(ValueError, match="maxprob has no price"):
         LAWS["dual"](fitted._replace(policy=closed), 2.0)
+
+
+def test_the_kalman_filter_follows_its_first_samples_faster_than_a_running_mean() -> None:
+    estimate, mean = KalmanEstimate(2.0), CostEstimate(2.0)
+    for each in (estimate, mean):
+        each.update(2.0, 4.0, 0.0, 0.0, 100.0)  # the host takes twice as long
+    assert mean.slowdown < 1.1
+    assert estimate.slowdown == pytest.approx(2.0, abs=0.05)

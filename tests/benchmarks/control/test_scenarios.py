@@ -1,7 +1,7 @@
 import pytest
 
 from benchmarks.control.scenarios import Phase, Scenario, scenarios
-from profiling.loadtest.forms import read_form
+from profiling.loadtest.variants import read_variant
 
 
 @pytest.mark.parametrize(("texts", "modality"), [(False, "image"), (True, "text")])
@@ -9,7 +9,7 @@ def test_every_form_of_inputs_is_one_that_exists(texts: bool, modality: str) -> 
     found = scenarios(100.0, 4, texts=texts)
     forms = {phase.inputs for each in found for phase in each.phases}
     assert len(forms) > 3
-    assert all(read_form(form, modality) for form in forms)  # type: ignore[arg-type]
+    assert all(read_variant(form, modality) for form in forms)  # type: ignore[arg-type]
     assert len({each.name for each in found}) == len(found)
 
 
@@ -30,3 +30,10 @@ def test_what_the_design_names_is_there() -> None:
     assert [phase.budget for phase in by_name["budget steps"].phases] == [0.8, 0.3, 0.8, 0.3]
     assert by_name["1/s"].phases[0].rate_per_s == 1
     assert by_name["1000/s"].phases[0].rate_per_s == 1000
+
+
+def test_a_shortened_scenario_has_its_phases_with_fewer_samples() -> None:
+    both = Scenario("two", (Phase(100, 50.0), Phase(30, 10.0, budget=0.3)))
+    short = both.shortened(40)
+    assert [phase.samples for phase in short.phases] == [40, 30]
+    assert short.phases[1] == both.phases[1] and short.name == "two"

@@ -15,7 +15,7 @@ Splits = dict[str, dict[str, list[Any]]]
 
 
 class Hub(NamedTuple):
-    """A Hub whose answers are set by the test."""
+    """A fake Hub whose responses the test sets."""
 
     splits: dict[str, datasets.DatasetDict]
     offline: list[bool]
@@ -136,8 +136,9 @@ def test_without_the_hub_one_sentence_names_the_local_form(
     answer_with(monkeypatch, OSError("Name or service not known"))
     with pytest.raises(
         ValueError,
-        match=f"{name} cannot be had from the Hugging Face Hub .*{HUB_DATASETS[name].repository}: "
-        f"the Hub does not answer and the cache holds no copy.; give it as .*{remedy}",
+        match=f"dataset {name} is not available from the Hugging Face Hub "
+        f".*{HUB_DATASETS[name].repository}: the Hub does not respond and the cache holds "
+        f"no copy.; give it as .*{remedy}",
     ):
         read_hub_dataset(name)
 
@@ -159,7 +160,7 @@ def test_a_refusal_of_the_hub_is_left_to_the_library(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer_with(monkeypatch, HfHubHTTPError.__new__(HfHubHTTPError))
-    with pytest.raises(ValueError, match="cifar10 cannot be had"):
+    with pytest.raises(ValueError, match="cifar10 is not available"):
         read_hub_dataset("cifar10")
     assert hub.offline == [False]
 
@@ -169,7 +170,7 @@ def test_a_repository_that_has_changed_is_one_sentence(hub: Hub) -> None:
     hub.splits["fancyzhx/ag_news"] = dataset_dict(
         {"words": datasets.Value("string")}, {"train": split, "test": split}
     )
-    with pytest.raises(ValueError, match=r"ag_news cannot be had from .*label.*; give it as"):
+    with pytest.raises(ValueError, match=r"ag_news is not available from .*label.*; give it as"):
         read_hub_dataset("ag_news")
 
 
@@ -179,6 +180,6 @@ def test_the_library_itself_fails_fast_when_it_is_offline(
     answer_with(monkeypatch, OSError("Name or service not known"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     started = time.perf_counter()
-    with pytest.raises(ValueError, match="the Hub does not answer and the cache holds no copy"):
+    with pytest.raises(ValueError, match="the Hub does not respond and the cache holds no copy"):
         read_hub_dataset("cifar10")
     assert time.perf_counter() - started < 2

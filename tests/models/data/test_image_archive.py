@@ -46,11 +46,13 @@ def test_a_lacking_array_is_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"), [(np.arange(12), "0..11"), (np.arange(12) % 3 - 1, "-1..1")]
+    ("labels", "message"), [(np.arange(12), "0..11"), (np.arange(12) % 3 - 1, "-1..1")]
 )
-def test_labels_without_a_class_are_refused(tmp_path: Path, labels: np.ndarray, said: str) -> None:
+def test_labels_without_a_class_are_refused(
+    tmp_path: Path, labels: np.ndarray, message: str
+) -> None:
     path = write_archive(tmp_path / "d.npz", y=labels)
-    with pytest.raises(ValueError, match=f"labels {said} but 10 classes"):
+    with pytest.raises(ValueError, match=f"labels {message} but 10 classes"):
         read_image_archive(path)
 
 

@@ -105,14 +105,15 @@ def test_a_class_folder_without_images_is_named(tmp_path: Path) -> None:
 def test_a_folder_without_a_test_folder_says_what_to_do(tmp_path: Path) -> None:
     path = write_folder(tmp_path, ("train", "later"))
     with pytest.raises(
-        ValueError, match=r"train but none of test, val, validation; add one, or give .*/train,"
+        ValueError,
+        match=r"train but none of test, val, validation; add one, or give .*/train to hold",
     ):
         read_image_folder(path)
 
 
-@pytest.mark.parametrize(("part", "said"), [("test", "training"), ("train", "test")])
-def test_a_class_of_one_part_alone_is_named(tmp_path: Path, part: str, said: str) -> None:
+@pytest.mark.parametrize(("part", "message"), [("test", "training"), ("train", "test")])
+def test_a_class_of_one_part_alone_is_named(tmp_path: Path, part: str, message: str) -> None:
     path = write_folder(tmp_path)
     save(path / part / "cow/0.png")
-    with pytest.raises(ValueError, match=f"the {said} rows of .* lack the class 'cow'"):
+    with pytest.raises(ValueError, match=f"the {message} rows of .* lack the class 'cow'"):
         read_image_folder(path)

@@ -12,14 +12,14 @@ from models.preprocess import ImagePreprocessor
 
 
 def png(red: int, width: int = 4, height: int = 4) -> bytes:
-    """A flat image that can be told from the others."""
+    """Make an image of one colour, which differs from the others."""
     stream = io.BytesIO()
     Image.new("RGB", (width, height), (red, 255 - red, 7)).save(stream, "PNG")
     return stream.getvalue()
 
 
 def turned_jpeg(width: int, height: int) -> bytes:
-    """An image that EXIF turns by a quarter."""
+    """Make an image that EXIF rotates by 90 degrees."""
     exif = Image.Exif()
     exif[0x0112] = 6
     stream = io.BytesIO()
@@ -75,7 +75,7 @@ def test_the_common_size_is_that_of_the_upright_image() -> None:
 def test_images_of_several_sizes_need_an_image_size() -> None:
     encoded = EncodedImages([png(1), png(1), png(1, 6, 5)], "d")
     with pytest.raises(
-        ValueError, match="image 2 of d is 6x5, image 0 of d 4x4; give --image-size"
+        ValueError, match="image 2 of d is 6x5, but image 0 of d is 4x4; give --image-size"
     ):
         encoded.common_size(None)
     assert encoded.common_size(9) == (9, 9)
@@ -84,7 +84,7 @@ def test_images_of_several_sizes_need_an_image_size() -> None:
 @pytest.mark.parametrize("data", [b"", b"no image", png(1)[:20]])
 @pytest.mark.parametrize("image_size", [None, 4])
 def test_what_is_no_image_is_named(data: bytes, image_size: int | None) -> None:
-    with pytest.raises(ValueError, match="image 1 of d is damaged or no image of a known"):
+    with pytest.raises(ValueError, match="image 1 of d is damaged or not an image of a known"):
         EncodedImages([png(1), data], "d").common_size(image_size)
 
 

@@ -17,7 +17,7 @@ SHARED = Path(__file__).resolve().parents[2].parent / "shared/data"
 
 
 def image(red: int, size: int = 4) -> Image.Image:
-    """A flat image that can be told from the others."""
+    """Make an image of one colour, which differs from the others."""
     return Image.new("RGB", (size, size), (red, 255 - red, 7))
 
 
@@ -123,7 +123,7 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
 
 
 def write_texts(folder: Path) -> Path:
-    """Ten texts to train with and two to test with."""
+    """Write ten texts for training and two for test."""
     folder.mkdir()
     for name, rows in (("train", range(10)), ("test", range(10, 12))):
         lines = [json.dumps({"review": f"text {i}", "stars": i % 2 + 4}) for i in rows]
@@ -164,7 +164,7 @@ def test_what_is_neither_path_nor_name_is_refused(name: str) -> None:
 
 def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "d.parquet").write_text("")
-    with pytest.raises(ValueError, match=r"d\.parquet is of no known format; give an \.npz, \.csv"):
+    with pytest.raises(ValueError, match=r"d\.parquet has an unknown format; give an \.npz, \.csv"):
         load_dataset(DataConfig(str(tmp_path / "d.parquet")))
 
 

@@ -17,7 +17,7 @@ def samples(texts: list[str], labels: list[int], is_test: list[bool] | None = No
 
 @st.composite
 def data_sets(draw: st.DrawFn) -> Samples:
-    """Up to 60 texts, some of them repeated; at least two differing ones to train with."""
+    """Draw up to 60 texts with duplicates, at least two different ones for training."""
     texts = draw(st.lists(st.sampled_from([f"t{i}" for i in range(40)]), max_size=60))
     labels = draw(st.lists(st.integers(0, 1), min_size=len(texts), max_size=len(texts)))
     is_test = draw(st.lists(st.booleans(), min_size=len(texts), max_size=len(texts)))
@@ -64,7 +64,7 @@ def test_of_repeated_inputs_the_first_stays_and_the_log_tells(
     with caplog.at_level(logging.INFO):
         split = split_rows(data, 1, 0)
     assert sorted([*split.train, *split.calibration]) == [0, 1, 5]
-    assert "dropped 1 training rows that also stand in the test set and 2" in caplog.text
+    assert "dropped 1 training rows that are also in the test set and 2" in caplog.text
 
 
 def test_nothing_is_logged_where_nothing_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
@@ -93,7 +93,9 @@ def test_a_tenth_of_every_class_becomes_the_test_set() -> None:
 
 
 def test_a_class_of_one_row_cannot_be_held_out() -> None:
-    with pytest.raises(ValueError, match=r"class 'b' has 1 row; it needs one to train and one"):
+    with pytest.raises(
+        ValueError, match=r"class 'b' has too few rows \(1\); it needs at least one to train"
+    ):
         split_rows(samples(["x", "y", "z", "z"], [0, 0, 1, 1]), None, 0)
 
 
@@ -121,7 +123,7 @@ def test_the_calibration_set_leaves_training_rows(size: int) -> None:
 
 def test_a_training_set_that_is_the_test_set_is_refused() -> None:
     data = samples(["x", "y", "x", "y"], [0, 1, 0, 1], [False, False, True, True])
-    with pytest.raises(ValueError, match="0 training rows are left after 2 that repeat others"):
+    with pytest.raises(ValueError, match="0 training rows are left after dropping 2 duplicates"):
         split_rows(data, None, 0)
 
 
@@ -141,20 +143,20 @@ def test_classes_are_sorted(names: list[str], classes: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("is_test", "said"),
+    ("is_test", "message"),
     [
         ([False, False, True, True], "test rows of d lack the class 'b'"),
         ([True, True, False, False], "training rows of d lack the class 'b'"),
     ],
 )
-def test_classes_of_one_part_alone_are_named(is_test: list[bool], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_classes_of_one_part_alone_are_named(is_test: list[bool], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         index_labels(["a", "b", "a", "a"], np.array(is_test), "d")
 
 
 def test_of_many_lacking_classes_a_few_are_named() -> None:
     names = [*"abcdefgh", "a"]
-    with pytest.raises(ValueError, match="'b', 'c', 'd', 'e', 'f' and 2 more; every"):
+    with pytest.raises(ValueError, match="'b', 'c', 'd', 'e', 'f' and 2 more; add rows"):
         index_labels(names, np.arange(9) == 8, "d")
 
 

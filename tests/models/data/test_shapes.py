@@ -11,7 +11,7 @@ Array = NDArray[np.float32]
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A set small enough to be drawn in a moment."""
+    """Make the dataset small, so that it is drawn quickly."""
     for name, rows in (("TRAIN_ROWS", 120), ("CALIBRATION_ROWS", 30), ("TEST_ROWS", 60)):
         monkeypatch.setattr(models.data.shapes, name, rows)
 
@@ -63,7 +63,7 @@ def test_every_class_has_pixels_and_most_are_background() -> None:
 
 
 def test_some_images_are_plain_and_some_are_hard() -> None:
-    """What neighbouring pixels of one class differ by is noise."""
+    """Estimate the noise from neighbouring pixels of one class."""
     train = drawn().train
     images, masks = np.asarray(train.inputs[:]).astype(float), train.labels
     same = (masks[:, :, 1:] == masks[:, :, :-1])[..., None]
@@ -86,7 +86,7 @@ def test_a_size_that_is_no_multiple_of_8_is_refused() -> None:
 
 
 def outline(kind: int, radius: float = 0.8) -> NDArray[np.bool_]:
-    """Where a lone shape in the middle of 201 x 201 pixels lies, its first tip to the right."""
+    """Draw a single shape in the middle of 201 x 201 pixels, with its first tip to the right."""
     places = np.linspace(-1, 1, 201, dtype=np.float32)
     across, down = places[None, None, :], places[None, :, None]
     flat = np.zeros((1, 1, 1), np.float32)

@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.data.dataset import DataConfig
@@ -73,6 +73,7 @@ def test_a_csv_quotes_and_a_tsv_does_not(tmp_path: Path) -> None:
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
 
 
+@settings(deadline=None)  # each example writes two files
 @given(st.lists(TEXTS, min_size=2))
 def test_any_text_survives_csv_and_json(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str]
@@ -155,17 +156,17 @@ BAD = [
     ("d.csv", "\n\n", "holds no texts"),
     ("d.jsonl", "\n", "holds no texts"),
     ("d.tsv", "text\tlabel\n", "holds no texts"),
-    ("d.tsv", TSV + "a\tb\tc\n", "line 4 of .* has 3 columns, the first 2"),
-    ("d.csv", "text,label\n\n'a\nb',x\n", "line 3 of .* has 1 columns, the first 2"),
-    ("d.csv", 'text,label\n"a\nb",x,y\n', "line 2 of .* has 3 columns, the first 2"),
-    ("d.csv", 'text,label\na,b\n"c"d,e\n', "row that begins in line 3 of .* is no CSV"),
-    ("d.csv", 'text,label\na,b\n"c,e\nf,g\n', "row that begins in line 3 of .* is no CSV"),
+    ("d.tsv", TSV + "a\tb\tc\n", "line 4 of .* has 3 columns, but the first row has 2"),
+    ("d.csv", "text,label\n\n'a\nb',x\n", "line 3 of .* has 1 columns, but the first row has 2"),
+    ("d.csv", 'text,label\n"a\nb",x,y\n', "line 2 of .* has 3 columns, but the first row has 2"),
+    ("d.csv", 'text,label\na,b\n"c"d,e\n', "row that begins in line 3 of .* is not valid CSV"),
+    ("d.csv", 'text,label\na,b\n"c,e\nf,g\n', "row that begins in line 3 of .* is not valid CSV"),
     ("d.tsv", TSV + " \tyes\n", "line 4 of .* has an empty text; remove the row"),
     ("d.tsv", TSV + "fine\t \n", "line 4 of .* has an empty label; remove the row"),
     ("d.tsv", TSV.encode() + b"caf\xe9\tyes\n", "line 4 of .* is not UTF-8; save the file"),
     ("d.csv", "text,label\na,b\n".encode("utf-16"), "line 1 of .* is not UTF-8; save"),
-    ("d.jsonl", '{"text": "a", "label": 1}\n{"text"\n', "line 2 of .* is no JSON: "),
-    ("d.jsonl", "[1]\n", "line 1 of .* is no JSON object"),
+    ("d.jsonl", '{"text": "a", "label": 1}\n{"text"\n', "line 2 of .* is not valid JSON: "),
+    ("d.jsonl", "[1]\n", "line 1 of .* is not a JSON object"),
     ("d.jsonl", '{"text": 1, "label": 1}', "line 1 of .* has the text 1; it must be a string"),
     ("d.jsonl", '{"text": "a", "label": 0.5}', r"has the label 0\.5; it must be a string or an"),
     ("d.jsonl", '{"text": "a", "label": null}', "has the label None; it must be"),
@@ -177,12 +178,12 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "said"), BAD)
+@pytest.mark.parametrize(("name", "content", "message"), BAD)
 def test_a_bad_table_is_one_sentence_with_file_and_line(
-    tmp_path: Path, name: str, content: str | bytes, said: str
+    tmp_path: Path, name: str, content: str | bytes, message: str
 ) -> None:
     path = write(tmp_path / name, content)
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         read_texts(path, NAMED)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -202,7 +203,7 @@ def test_half_a_character_is_named_by_its_line(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text(
         '{"text": "a", "label": 0}\n{"text": "\\ud800", "label": 1}\n'
     )
-    with pytest.raises(ValueError, match=r"line 2 of .*t\.jsonl holds half a character"):
+    with pytest.raises(ValueError, match=r"line 2 of .*t\.jsonl holds half of a surrogate pair"):
         load_dataset(DataConfig(str(tmp_path / "t.jsonl")))
 
 

@@ -27,7 +27,7 @@ NAMES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int8": T
 
 @pytest.fixture(scope="module")
 def encoder() -> tuple[MultiExitModel, Graphs]:
-    """One exit behind a layer with large enough weights to tell tokens apart, and its graphs."""
+    """One exit after a layer with weights large enough to distinguish tokens, and its graphs."""
     torch.manual_seed(0)
     model = bert_encoder(
         EncoderConfig(
@@ -75,7 +75,7 @@ def answers(backend: OnnxBackend, state: State) -> list[Array]:
 
 
 def rounded(model: MultiExitModel, weights: Weights) -> MultiExitModel:
-    """The network with the weights that such a graph stores."""
+    """Copy the network with the weights that such a graph stores."""
     again = copy.deepcopy(model).eval()
     with torch.no_grad():
         for value in again.parameters():
@@ -87,7 +87,7 @@ def rounded(model: MultiExitModel, weights: Weights) -> MultiExitModel:
 
 
 def in_levels(value: torch.Tensor) -> Iterable[torch.Tensor]:
-    """The tensor in 255 levels for each place of its first and of its last axis."""
+    """Round a tensor to 255 levels per channel, along its first and along its last axis."""
     for axis in (0, value.ndim - 1):
         others = [i for i in range(value.ndim) if i != axis]
         step = value.abs().amax(others, keepdim=True) / 127
@@ -103,7 +103,7 @@ def size(folder: Path) -> int:
 
 
 def product(matrix: Array) -> onnx.ModelProto:
-    """The graph of one product with a matrix, and of a sum with a vector."""
+    """Make a graph that multiplies by a matrix and adds a vector."""
     graph = helper.make_graph(
         [
             helper.make_node("MatMul", ["x", "matrix"], ["y"]),
@@ -122,7 +122,7 @@ def product(matrix: Array) -> onnx.ModelProto:
 
 
 def held(graph: onnx.ModelProto) -> Array:
-    """The matrix of a `product` as it is once it is loaded."""
+    """Return the matrix of a `product` graph as the runtime loads it."""
     onnx.checker.check_model(graph, full_check=True)
     session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     (rows,) = session.run(None, {"x": np.eye(session.get_inputs()[0].shape[1], dtype=np.float32)})

@@ -319,12 +319,12 @@ def test_impossible_exits_are_refused(
     [
         (
             {"is_decoder": True},
-            "backbone's is_decoder is True; .* only onto .* is_decoder is False",
+            "backbone's is_decoder is True; .* only if .* is_decoder is False",
         ),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key';"),
         (
             {"num_channels": 1},
-            "num_channels is 1; exits can be put only onto one whose num_channels",
+            "num_channels is 1; exits can be added only if its num_channels",
         ),
         ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}; exits can be"),
         ({"hidden_size": "wide"}, r"the config.json of .* holds a value that transformers refuses"),

@@ -1,6 +1,9 @@
 import functools
+import importlib
 import json
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +16,7 @@ from models.backend import HeadOutput, Part, State, gather_arrays
 from models.bundle import Task
 from models.data.dataset import Dataset, Split
 from models.export.onnx_graphs import as_tensors, export_graphs, largest_disagreement, write_graphs
-from models.networks.bottleneck_resnet import bottleneck_resnet
-from models.networks.densenet import densenet
-from models.networks.families import FAMILIES, Network
+from models.networks.families import FAMILIES, MODULES, Network, trainable_names
 from models.networks.fcn import coarse_grid
 from models.networks.heads import Conv
 from models.networks.multi_exit import MultiExitModel
@@ -80,11 +81,6 @@ NETWORKS = {
 
 
 TEXTS = [name for name, network in NETWORKS.items() if network.family.task == "text"]
-# The two whose settings are but their classes stand in with fewer layers of the same kind.
-SHORT: dict[str, Callable[[int], MultiExitModel]] = {
-    "resnet56_3": lambda num_classes: bottleneck_resnet((1, 1, 1), num_classes),
-    "densenet121_4": lambda num_classes: densenet((1, 2), 4, num_classes),
-}
 
 
 class Trained(NamedTuple):
@@ -147,14 +143,6 @@ def train(network: Network, model: MultiExitModel, out: Path, tokenizer: Path) -
 
 
 @pytest.fixture(scope="module")
-def shortened() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, build in SHORT.items():
-            patch.setitem(FAMILIES, name, FAMILIES[name]._replace(build=build))  # type: ignore[arg-type]
-        yield
-
-
-@pytest.fixture(scope="module")
 def trained(
     tmp_path_factory: pytest.TempPathFactory,
     tokenizer: Path,
@@ -191,12 +179,14 @@ def trained(
     return make
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.fixture(scope="module", params=NETWORKS)
+def made(request: pytest.FixtureRequest, trained: Callable[[str], Trained]) -> Trained:
+    """Each of them in turn: processes that share this file seldom train the same one."""
+    return trained(request.param)
+
+
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 3), (1, 16), (2, 9), (7, 5), (4, 13)])
-def test_graphs_of_what_was_trained_agree_with_it(
-    trained: Callable[[str], Trained], name: str, rows: int, tokens: int
-) -> None:
-    made = trained(name)
+def test_graphs_of_what_was_trained_agree_with_it(made: Trained, rows: int, tokens: int) -> None:
     state = made.inputs(rows, tokens)
     assert largest_disagreement(made.model, made.backend, state) < 1e-4
     with torch.inference_mode():
@@ -209,22 +199,18 @@ def test_graphs_of_what_was_trained_agree_with_it(
         np.testing.assert_allclose(answer.log_probs, log_probs, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
 def test_answers_differ_from_row_to_row_and_from_exit_to_exit(
-    trained: Callable[[str], Trained], name: str
+    made: Trained,
 ) -> None:
-    made = trained(name)
     first, *later = (answer.logits for answer in made.answers(made.inputs(6)))
     assert first.std(0).min() > 5e-4
     for logits in later:
         assert logits.std(0).min() > 5e-4 and np.abs(logits - first).max() > 1e-2
 
 
-@pytest.mark.parametrize("name", NETWORKS)
 def test_rows_do_not_depend_on_the_others_of_their_batch(
-    trained: Callable[[str], Trained], name: str
+    made: Trained,
 ) -> None:
-    made = trained(name)
     state = made.inputs(5)
     together = made.answers(state)
     for row in range(5):
@@ -234,11 +220,9 @@ def test_rows_do_not_depend_on_the_others_of_their_batch(
                 np.testing.assert_allclose(a[0], b[row], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
 def test_rows_are_not_even_touched_by_what_is_no_number(
-    trained: Callable[[str], Trained], name: str
+    made: Trained,
 ) -> None:
-    made = trained(name)
     state = made.inputs(5)
     strange = tuple(array.copy() for array in state)
     if made.task == "text":
@@ -252,12 +236,9 @@ def test_rows_are_not_even_touched_by_what_is_no_number(
             np.testing.assert_allclose(a[2], b[2], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("made", TEXTS, indirect=True)
 @pytest.mark.parametrize("padding", [1, 7])
-def test_padding_changes_no_answer(
-    trained: Callable[[str], Trained], name: str, padding: int
-) -> None:
-    made = trained(name)
+def test_padding_changes_no_answer(made: Trained, padding: int) -> None:
     ids, mask = made.inputs(4)
     wide = ((0, 0), (0, padding))
     padded = np.pad(ids, wide, constant_values=made.pad_id), np.pad(mask, wide)
@@ -282,10 +263,28 @@ def test_settings_survive_json(name: str, shortened: None) -> None:
         assert torch.equal(again.eval()(as_tensors(x)), model.eval()(as_tensors(x)))
 
 
-@pytest.mark.parametrize("arch", [name for name in FAMILIES if not name.startswith("attached")])
+def test_the_table_lists_the_networks_of_every_module() -> None:
+    for line in MODULES:
+        module = importlib.import_module(f"models.networks.{line.module}")
+        assert tuple(module.FAMILIES) == line.names
+    assert len(FAMILIES) == sum(len(line.names) for line in MODULES)
+
+
+def test_the_table_can_be_listed_without_torch() -> None:
+    listing = (
+        "import sys; from models.networks.families import describe_trainable; "
+        "print(describe_trainable()); print('torch' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True)
+    described, torch_is_imported = shown.stdout.splitlines()
+    assert torch_is_imported == "False"
+    assert all(name in described for name in trainable_names())
+    assert "attached" not in described
+
+
+@pytest.mark.parametrize("arch", trainable_names())
 def test_every_family_has_settings_to_train_with(arch: str) -> None:
-    family = FAMILIES[arch]
-    assert family is Network(arch).family
+    family = Network(arch).family
     with torch.device("meta"):  # where weights take no time
         model = Network(arch, {**family.defaults, family.classes: 7}).build()
     assert model.num_exits > 1
@@ -321,19 +320,19 @@ def test_an_unknown_architecture_is_told_with_those_that_there_are(arch: str) ->
     ("arch", "settings", "told"),
     [
         ("resnet8", {}, "of resnet8 lacks num_classes; its keys are num_classes, exits, heads$"),
-        ("resnet8", {"num_classes": 2, "depth": 8}, "of resnet8 knows no depth; its keys are"),
+        ("resnet8", {"num_classes": 2, "depth": 8}, "of resnet8 has no depth; its keys are"),
         ("resnet18", {"num_classes": 2}, "of resnet18 lacks exits; its keys are num_classes, ex"),
-        ("resnet18", {"num_classes": 2, "exits": [1], "depth": 34}, "resnet18 knows no depth;"),
-        ("resnet56_3", {"classes": 2}, "lacks num_classes and knows no classes; its keys are num"),
-        ("densenet121_4", {"num_classes": 2, "growth": 12}, "knows no growth; its keys are num_cl"),
+        ("resnet18", {"num_classes": 2, "exits": [1], "depth": 34}, "resnet18 has no depth;"),
+        ("resnet56_3", {"classes": 2}, "lacks num_classes and has no classes; its keys are num"),
+        ("densenet121_4", {"num_classes": 2, "growth": 12}, "has no growth; its keys are num_cl"),
         ("msdnet", {"num_classes": 2}, "of msdnet lacks data, base, step, step_mode, num_scales,"),
-        ("bert_4", {"num_classes": 2}, "bert_4 lacks vocab_size, .* and knows no num_classes;"),
-        ("fcn", {"num_classes": 2, "depth": 3, "width": 4}, "of fcn knows no depth, width; its k"),
+        ("bert_4", {"num_classes": 2}, "bert_4 lacks vocab_size, .* and has no num_classes;"),
+        ("fcn", {"num_classes": 2, "depth": 3, "width": 4}, "of fcn has no depth, width; its k"),
         ("attached-text", {"num_labels": 2}, "attached-text lacks backbone, exits_after_layer;"),
         (
             "attached-image",
             {**EXITS, "backbone": {}, "exits": [1]},
-            "attached-image knows no exits",
+            "attached-image has no exits",
         ),
     ],
 )
@@ -353,8 +352,8 @@ def test_settings_that_are_missing_or_unknown_are_told(
             {"num_classes": 2, "exits": (1,), "heads": ((), ())},
             "1 early exits need as many heads, got 2",
         ),
-        ("resnet8", {"num_classes": 2, "exits": 1}, "a setting of resnet8 is of the wrong kind"),
-        ("fcn", {"num_classes": 2, "dilations": (1, 2, 4)}, "a setting of fcn is of the wrong k"),
+        ("resnet8", {"num_classes": 2, "exits": 1}, "a setting of resnet8 has the wrong type"),
+        ("fcn", {"num_classes": 2, "dilations": (1, 2, 4)}, "a setting of fcn has the wrong t"),
         ("resnet50", {"num_classes": 2, "exits": (16,)}, r"exits \[16\] must rise and lie between"),
         ("resnet56_3", {"num_classes": 0}, "num_classes is 0; it must be a number above 0"),
         ("densenet121_4", {"num_classes": "2"}, "num_classes is '2'; it must be a number above 0"),

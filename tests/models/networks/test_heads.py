@@ -18,7 +18,7 @@ def test_heads_are_read(text: str, heads: tuple[tuple[Conv, ...], ...]) -> None:
 
 @pytest.mark.parametrize("text", ["32", "32/2/1", "a/b", "32/2;x", "32/", "/2", "32/2.5", "32 2"])
 def test_heads_of_another_form_are_refused_with_an_example(text: str) -> None:
-    with pytest.raises(ValueError, match=r"not of the form '32/2,64/2;64/2'"):
+    with pytest.raises(ValueError, match=r"do not have the form '32/2,64/2;64/2'"):
         parse_heads(text)
 
 

@@ -10,7 +10,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees
 
 
 class Recorder:
-    """Captures as a GPU does, by running the step again on the same tensors."""
+    """Captures a step as a GPU does: a replay runs it again on the same tensors."""
 
     def __init__(self) -> None:
         self.shapes: list[list[int]] = []

@@ -1,59 +1,23 @@
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper
 
-from models.backend import Part
-from models.runtime import onnx_backend
-from models.runtime.onnx_backend import OnnxBackend, open_onnx_backend
-from models.runtime.onnx_device_backend import DeviceOnnxBackend
-from models.runtime.onnx_session import CPU, Device
+from models.backend import OutOfMemory, Part
+from models.runtime.onnx_backend import CPU, HOST, OnnxBackend, open_graph, raise_if_out_of_memory
+from models.runtime.onnx_device_backend import DeviceOnnxBackend, run_bound
 
 Files = tuple[list[Path], list[Path]]
-HAS_CUDA = "CUDAExecutionProvider" in ort.get_available_providers()
 
 
 @pytest.fixture
 def exported_files(exported: tuple[Path, OnnxBackend]) -> Files:
-    """Stage and head graphs."""
+    """Return the files of stage and head graphs."""
     stages, heads = (
         [exported[0] / f"{part}/{k}.onnx" for k in (0, 1)] for part in ("stages", "heads")
     )
     return stages, heads
-
-
-@pytest.mark.skipif(HAS_CUDA, reason="this ONNX Runtime has CUDA's provider")
-def test_a_backend_says_where_it_runs(exported_files: Files) -> None:
-    for device in ("cpu", "auto"):
-        backend = open_onnx_backend(*exported_files, device)
-        assert isinstance(backend, OnnxBackend) and backend.device == "cpu"
-    with pytest.raises(ValueError, match="needs the gpu runtime"):
-        open_onnx_backend(*exported_files, "cuda")
-
-
-class OnGpu(NamedTuple):
-    """What a backend on a GPU is made of."""
-
-    stages: list[Path]
-    heads: list[Path]
-    device: Device
-    buckets: tuple[int, ...]
-
-
-def test_a_gpu_keeps_states_and_other_devices_take_arrays(
-    exported_files: Files, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(onnx_backend, "DeviceOnnxBackend", OnGpu)
-    gpu, openvino = Device("cuda:0", []), Device("openvino:CPU", CPU.providers)
-    for device in (gpu, openvino, CPU):
-        monkeypatch.setattr(onnx_backend, "open_device", lambda name, device=device: device)
-        backend = open_onnx_backend(*exported_files, device.name, (1, 4))
-        if device == gpu:
-            assert backend == (*exported_files, gpu, (1, 4))
-        else:
-            assert isinstance(backend, OnnxBackend) and backend.device == device.name
 
 
 @pytest.mark.parametrize("data", [b"", b"no graph", b"\x08\x0a" * 50])
@@ -78,3 +42,69 @@ def test_a_whole_batch_is_not_copied(exported_files: Files) -> None:
     state = backend.run_stage(0, (np.zeros((3, 3, 8, 8), np.float32),))
     (again,) = backend.gather([Part(state, range(3))])
     assert again is state[0]
+
+
+@pytest.mark.parametrize("rows", [[0, 2, 1], [0, 1], [2], [0, 1, 2, 2]])
+def test_rows_that_are_not_the_whole_batch_are_copied(
+    exported_files: Files, rows: list[int]
+) -> None:
+    values = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
+    (gathered,) = OnnxBackend(*exported_files).gather([Part((values,), rows)])
+    assert np.array_equal(gathered, values[rows])
+
+
+def filler(folder: Path) -> Path:
+    """Write a graph that returns `count` zeros."""
+    zeros = helper.make_tensor("zero", TensorProto.FLOAT, [1], [0.0])
+    graph = helper.make_graph(
+        [
+            helper.make_node("ConstantOfShape", ["count"], ["zeros"], value=zeros),
+            helper.make_node("Neg", ["zeros"], ["out"]),
+        ],
+        "filler",
+        [helper.make_tensor_value_info("count", TensorProto.INT64, [1])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n"])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (folder / "filler.onnx").write_bytes(model.SerializeToString())
+    return folder / "filler.onnx"
+
+
+def test_what_the_runtime_says_when_memory_is_short_is_understood(tmp_path: Path) -> None:
+    graph = open_graph(filler(tmp_path), CPU)
+    few, many = np.array([3]), np.array([10**13])
+    with pytest.raises(OutOfMemory, match="Failed to allocate memory"):
+        graph.run((many,))
+    with pytest.raises(OutOfMemory, match="Failed to allocate memory"):
+        run_bound(graph, (many,), HOST, HOST)
+    assert graph.run((few,))[0].shape == (3,)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "Error in execution: Non-zero status code returned while running Conv node. Status "
+            "Message: bfc_arena.cc:376 void* onnxruntime::BFCArena::AllocateRawInternal Failed to "
+            "allocate memory for requested buffer of size 12884901888"
+        ),
+        Exception("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc"),
+        Exception("CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc(&p, size)"),
+        Exception("CUDNN_STATUS_ALLOC_FAILED"),
+        Exception("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0"),
+        MemoryError("std::bad_alloc"),
+    ],
+)
+def test_a_lack_of_memory_has_many_names(error: Exception) -> None:
+    with pytest.raises(OutOfMemory) as caught:
+        raise_if_out_of_memory(error)
+    assert caught.value.__cause__ is error
+
+
+def test_other_errors_are_left_to_the_caller(tmp_path: Path) -> None:
+    raise_if_out_of_memory(ValueError("Required inputs (['x']) are missing"))
+    graph = open_graph(filler(tmp_path), CPU)
+    for run in (graph.run, lambda state: run_bound(graph, state, HOST, HOST)):
+        with pytest.raises(Exception, match=r"(?i)unexpected input data type") as caught:
+            run((np.array([3.0], np.float32),))
+        assert not isinstance(caught.value, OutOfMemory)

@@ -7,14 +7,13 @@ import pytest
 
 from models.backend import OutOfMemory, Part, State
 from models.runtime import onnx_device_backend
-from models.runtime.onnx_backend import OnnxBackend
+from models.runtime.onnx_backend import CPU, HOST, Graph, OnnxBackend
 from models.runtime.onnx_device_backend import DeviceOnnxBackend, RowJoiner, run_bound
-from models.runtime.onnx_session import CPU, HOST, Graph
 
 
 @pytest.fixture
 def backend(exported: tuple[Path, OnnxBackend]) -> DeviceOnnxBackend:
-    """Keeps states as a GPU would, on the CPU."""
+    """A backend on the CPU that keeps states as on a GPU."""
     stages, heads = (
         [exported[0] / f"{part}/{k}.onnx" for k in (0, 1)] for part in ("stages", "heads")
     )
@@ -34,13 +33,13 @@ def test_states_are_values_of_the_device_and_answers_are_on_the_host(
 ) -> None:
     state = backend.run_stage(0, (images(2),))
     assert all(isinstance(value, ort.OrtValue) for value in state)
-    said = backend.run_head(0, state)
-    assert isinstance(said.logits, np.ndarray) and said.logits.shape == (2, 3)
-    before = said.log_probs.copy()
+    output = backend.run_head(0, state)
+    assert isinstance(output.logits, np.ndarray) and output.logits.shape == (2, 3)
+    before = output.log_probs.copy()
     del state
     for _ in range(5):
         backend.run_head(0, backend.run_stage(0, (images(2) + 1,)))
-    assert np.array_equal(said.log_probs, before)  # no other run writes into them
+    assert np.array_equal(output.log_probs, before)  # no other run writes into them
 
 
 def test_a_whole_batch_stays_where_it_is(backend: DeviceOnnxBackend) -> None:
@@ -67,12 +66,12 @@ def test_arrays_are_joined_on_the_host_before_the_first_stage(backend: DeviceOnn
 
 
 def test_few_graphs_join_rows_whatever_the_number_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[int] = []
+    built: list[int] = []
     write = onnx_device_backend.row_graph
     monkeypatch.setattr(
         onnx_device_backend,
         "row_graph",
-        lambda kinds, n: (made.append(n), write(kinds, n))[1],
+        lambda kinds, n: (built.append(n), write(kinds, n))[1],
     )
     joiner = RowJoiner(CPU)
     floats, ids = np.arange(12.0).reshape(4, 3), np.arange(8).reshape(4, 2)
@@ -81,31 +80,31 @@ def test_few_graphs_join_rows_whatever_the_number_of_parts(monkeypatch: pytest.M
         joined = joiner.join([Part(state, [parts % 4])] * parts)
         for value, array in zip(joined, (floats, ids), strict=True):
             assert np.array_equal(value.numpy(), array[[parts % 4] * parts])
-    assert made == [1, 2, 4, 8, 16]
+    assert built == [1, 2, 4, 8, 16]
     joiner.join([Part(on_device(floats), [0])])
-    assert made[5:] == [1]  # of other tensors
+    assert built[5:] == [1]  # of other tensors
 
 
 def test_a_graph_that_many_threads_need_at_once_is_made_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made: list[Graph] = []
+    built: list[Graph] = []
     open_graph = onnx_device_backend.open_graph
 
     def counted(*given: object) -> Graph:
-        made.append(open_graph(*given))  # type: ignore[arg-type]
-        return made[-1]
+        built.append(open_graph(*given))  # type: ignore[arg-type]
+        return built[-1]
 
     monkeypatch.setattr(onnx_device_backend, "open_graph", counted)
     joiner, state = RowJoiner(CPU), on_device(np.arange(5))
     with ThreadPoolExecutor(4) as pool:
         joined = list(pool.map(lambda row: joiner.join([Part(state, [row])] * 3), [0, 1, 2, 3] * 5))
     assert [value.numpy().tolist() for (value,) in joined] == [[row] * 3 for row in range(4)] * 5
-    assert len(made) == 1
+    assert len(built) == 1
 
 
 class Full:
-    """A session whose device has no room."""
+    """A session whose device has no memory left."""
 
     def io_binding(self) -> "Full":
         return self

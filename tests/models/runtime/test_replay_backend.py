@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.backend import Part, StageBackend
-from models.runtime.replay_backend import MOST_LATE_S, ReplayBackend
+from models.runtime.replay_backend import MAX_LATENESS_S, ReplayBackend
 from models.stage_costs import StageCosts
 
 FREE = StageCosts.of_exits([0.0, 0.0])
@@ -17,7 +17,7 @@ LOG_PROBS = np.log(RNG.dirichlet(np.ones(3), (2, 7)))  # (K, N, C)
 
 
 class Watch:
-    """A clock that only its own sleep moves, which oversleeps by `late_s`."""
+    """A clock that advances only by its own sleep, which oversleeps by `late_s`."""
 
     def __init__(self, late_s: float = 0.0) -> None:
         self.now, self.late_s, self.asked = 0.0, late_s, list[float]()
@@ -35,9 +35,9 @@ def test_recorded_rows_answer_with_their_recording_at_every_exit() -> None:
     assert (backend.num_exits, backend.device) == (2, "replay")
     state = backend.run_stage(0, (np.array([6, 0, 6]),))
     for exit in (0, 1):
-        said = backend.run_head(exit, state)
-        assert np.array_equal(said.log_probs, LOG_PROBS[exit, [6, 0, 6]].astype(np.float32))
-        assert said.logits.dtype == said.log_probs.dtype == np.float32
+        output = backend.run_head(exit, state)
+        assert np.array_equal(output.log_probs, LOG_PROBS[exit, [6, 0, 6]].astype(np.float32))
+        assert output.logits.dtype == output.log_probs.dtype == np.float32
         state = backend.run_stage(1, state)
 
 
@@ -99,7 +99,7 @@ def test_a_pause_of_the_machine_is_not() -> None:
     backend = ReplayBackend(LOG_PROBS[:1], StageCosts.of_exits([10.0]), watch.sleep, watch)
     for _ in range(2):
         backend.run_stage(0, (np.zeros(1, np.int64),))
-    assert watch.asked == pytest.approx([0.010, 0.010 - MOST_LATE_S])
+    assert watch.asked == pytest.approx([0.010, 0.010 - MAX_LATENESS_S])
 
 
 def test_the_device_runs_one_batch_at_a_time() -> None:

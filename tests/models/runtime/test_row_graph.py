@@ -3,10 +3,10 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from models.runtime.onnx_session import CPU, open_graph
-from models.runtime.row_graph import Kind, row_graph
+from models.runtime.onnx_backend import CPU, open_graph
+from models.runtime.row_graph import TensorType, row_graph
 
-FLOATS, IDS = Kind(TensorProto.FLOAT, 3), Kind(TensorProto.INT64, 2)
+FLOATS, IDS = TensorType(TensorProto.FLOAT, 3), TensorType(TensorProto.INT64, 2)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 8, 64])
@@ -34,6 +34,6 @@ def test_it_picks_rows_and_joins_them_and_parts_may_give_none() -> None:
 
 
 def test_names_longer_than_one_byte_of_length_are_written() -> None:
-    kinds = [Kind(TensorProto.FLOAT16, 1)] * 3
+    kinds = [TensorType(TensorProto.FLOAT16, 1)] * 3
     model = onnx.load_from_string(row_graph(kinds, 256))
     assert len(model.graph.input) == 4 * 256 and len(model.graph.node[-1].input) == 256

@@ -23,7 +23,7 @@ SETTINGS: dict[str, object] = {"num_classes": 2, "exits": [1], "heads": [[[4, 2]
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """Gives the process its number of threads back."""
+    """Restore the process's number of threads."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -39,7 +39,7 @@ def linear() -> MultiExitModel:
 
 
 def make_bundle(folder: Path, **network: object) -> Bundle:
-    """A bundle whose graphs and scheduler are stand-ins."""
+    """Make a bundle whose graphs and scheduler are placeholders."""
     graphs = [f"{part}/{k}.onnx" for part in ("stages", "heads") for k in range(2)]
     others = ["scheduler.json", "scheduler.npz", "calibration.npz", "profile.json"]
     for name in (*graphs, *others):
@@ -63,7 +63,7 @@ def make_bundle(folder: Path, **network: object) -> Bundle:
 def make_torch_bundle(
     folder: Path, settings: dict[str, object] = SETTINGS
 ) -> tuple[Bundle, MultiExitModel]:
-    """A bundle with a network's weights, and the network; its settings may be another's."""
+    """Make a bundle with a network's weights; the settings may be of another network."""
     torch.manual_seed(3)
     model = Network("resnet8", SETTINGS).build()
     save_file(model.state_dict(), folder / "weights.safetensors")
@@ -73,18 +73,18 @@ def make_torch_bundle(
 def test_states_are_tensors_and_answers_are_on_the_host() -> None:
     backend, values = TorchBackend(linear()), rows(3)
     state = backend.run_stage(0, (values,))
-    said = backend.run_head(0, state)
+    output = backend.run_head(0, state)
     assert isinstance(state[0], Tensor) and state[0].shape == (3, 4)
-    assert isinstance(said.logits, np.ndarray) and said.log_probs.shape == (3, 2)
-    np.testing.assert_allclose(np.exp(said.log_probs).sum(1), 1, atol=1e-6)
+    assert isinstance(output.logits, np.ndarray) and output.log_probs.shape == (3, 2)
+    np.testing.assert_allclose(np.exp(output.log_probs).sum(1), 1, atol=1e-6)
     assert backend.device == "cpu" and backend.num_exits == 2
 
 
 def test_networks_are_put_into_evaluation_mode() -> None:
     model = MultiExitModel([nn.Dropout(0.5)], [nn.Dropout(0.5)]).train()
     backend, values = TorchBackend(model), rows(4)
-    said = backend.run_head(0, backend.run_stage(0, (values,)))
-    assert np.array_equal(said.logits, values)
+    output = backend.run_head(0, backend.run_stage(0, (values,)))
+    assert np.array_equal(output.logits, values)
 
 
 def test_inputs_that_cannot_be_written_are_fine_and_stay_as_they_are() -> None:
@@ -101,7 +101,7 @@ def test_a_whole_batch_stays_where_it_is() -> None:
 
 
 class Full(nn.Module):
-    """A stage that has no room for more than one row."""
+    """A stage that has memory for one row only."""
 
     def __init__(self, error: Exception | None = None) -> None:
         super().__init__()
@@ -148,13 +148,13 @@ def test_compiled_stages_answer_as_the_network_does() -> None:
     torch.manual_seed(0)
     model = MultiExitModel([nn.Linear(3, 4)], [nn.Linear(4, 2)])  # a graph takes seconds to compile
     eager, compiled = TorchBackend(model), TorchBackend(model, mode="compile")
-    said, again = (b.run_head(0, b.run_stage(0, (rows(2),))) for b in (eager, compiled))
-    np.testing.assert_allclose(again.logits, said.logits, atol=1e-5)
-    np.testing.assert_allclose(again.log_probs, said.log_probs, atol=1e-5)
+    output, again = (b.run_head(0, b.run_stage(0, (rows(2),))) for b in (eager, compiled))
+    np.testing.assert_allclose(again.logits, output.logits, atol=1e-5)
+    np.testing.assert_allclose(again.log_probs, output.log_probs, atol=1e-5)
 
 
 def test_a_mode_that_the_device_does_not_have_is_an_error() -> None:
-    with pytest.raises(ValueError, match="'cuda-graphs' needs a GPU, device 'cpu' is none"):
+    with pytest.raises(ValueError, match="'cuda-graphs' needs a GPU, not device 'cpu'"):
         TorchBackend(linear(), mode="cuda-graphs")
     with pytest.raises(ValueError, match="'fast' is unknown; use eager, compile, cuda-graphs"):
         TorchBackend(linear(), mode="fast")  # type: ignore[arg-type]
@@ -166,10 +166,10 @@ def test_a_bundles_network_is_the_one_that_it_was_built_of(tmp_path: Path, threa
     torch.set_num_threads(2)
     backend = open_torch_backend(bundle, "cpu", buckets=(4,))
     assert torch.get_num_threads() == 1 and backend.buckets == (4,)
-    said = backend.run_head(0, backend.run_stage(0, (images,)))
+    output = backend.run_head(0, backend.run_stage(0, (images,)))
     with torch.inference_mode():
         expected = model.eval()(torch.from_numpy(images))[0]
-    np.testing.assert_allclose(said.logits, expected, atol=1e-6)
+    np.testing.assert_allclose(output.logits, expected, atol=1e-6)
 
 
 def test_a_bundle_of_graphs_alone_says_how_to_get_the_network(tmp_path: Path) -> None:
@@ -191,13 +191,15 @@ def test_weights_of_another_network_are_an_error(
 def test_without_a_gpu_the_cpu_serves() -> None:
     assert choose_torch_device("cpu") == choose_torch_device("auto") == "cpu"
     for device in ("cuda", "cuda:1"):
-        with pytest.raises(ValueError, match=f"'{device}' is not available: torch .* sees 0 GPUs"):
+        with pytest.raises(
+            ValueError, match=f"'{device}' is not available: torch .* finds 0 GPUs; use cpu"
+        ):
             choose_torch_device(device)
 
 
 @pytest.mark.parametrize("device", ["openvino", "tensorrt:0"])
 def test_a_device_of_another_runtime_is_an_error(device: str) -> None:
-    with pytest.raises(ValueError, match=f"'{device}' is none of the torch backend's; use auto"):
+    with pytest.raises(ValueError, match=f"'{device}' is unknown to the torch backend; use auto"):
         choose_torch_device(device)
 
 

@@ -68,8 +68,8 @@ def test_a_budget_above_the_first_layer_can_always_be_kept(
         ([2.0, 3.0], 2.0, 2, "budget_ms 2 cannot be kept: the first layer alone takes 2 ms; raise"),
         ([2.5, 3.0], 1.0, 2, "budget_ms 1 cannot be kept: the first layer alone takes 2.5 ms"),
         ([2.0, 3.0], float("nan"), 2, "budget_ms nan cannot be kept"),
-        ([2.0, 3.0], 4.0, 1, "num_exits is 1; it must lie between 2 and the 2 layers there are"),
-        ([2.0, 3.0], 4.0, 3, "num_exits is 3; it must lie between 2 and the 2 layers there are"),
+        ([2.0, 3.0], 4.0, 1, "num_exits is 1; it must lie between 2 and the 2 layers of the"),
+        ([2.0, 3.0], 4.0, 3, "num_exits is 3; it must lie between 2 and the 2 layers of the"),
         ([2.0, 0.0], 4.0, 2, r"layer_latencies_ms is \[2.0, 0.0\]; it must be a list of numbers a"),
         ([2.0, float("inf")], 4.0, 2, r"layer_latencies_ms is \[2.0, inf\]; it must be a list"),
     ],
@@ -82,7 +82,7 @@ def test_what_cannot_be_placed_is_told(
 
 
 class Clock:
-    """Stands still but for the layers that move it."""
+    """A clock that only layers advance."""
 
     def __init__(self) -> None:
         self.now = 5.0
@@ -92,7 +92,7 @@ class Clock:
 
 
 class Layer(nn.Module):
-    """Takes the seconds it is told, and ten times as many in every fifth round."""
+    """A layer that takes some seconds, and ten times as many in every fifth round."""
 
     def __init__(self, clock: Clock, seconds: float) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ def test_the_same_run_may_claim_its_folder_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"arch": "resnet20"}, r"arch = 'resnet8', not 'resnet20'; give another --out"),
         ({"classes": ("cat", "cow")}, r"classes = \['cat', 'dog'\], not \['cat', 'cow'\]"),
@@ -58,11 +58,11 @@ def test_the_same_run_may_claim_its_folder_again(tmp_path: Path) -> None:
     ],
 )
 def test_another_run_is_refused_by_the_setting_that_differs(
-    tmp_path: Path, changes: dict[str, Any], told: str
+    tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     create_run_dir(tmp_path, TRAINED)
     before = (tmp_path / "run.json").read_bytes()
-    with pytest.raises(ValueError, match=rf"{tmp_path} holds a run with .*{told}|{told}"):
+    with pytest.raises(ValueError, match=rf"{tmp_path} holds a run with .*{message}|{message}"):
         create_run_dir(tmp_path, replace(TRAINED, **changes))
     assert (tmp_path / "run.json").read_bytes() == before
 

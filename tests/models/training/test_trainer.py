@@ -35,7 +35,7 @@ class Killed(Exception):
 
 
 def make_split(rows: int, seed: int) -> Split:
-    """Noise whose brightness tells its class."""
+    """Noise images whose brightness depends on the class."""
     labels = np.arange(rows) % 2
     noise = np.random.default_rng(seed).integers(0, 100, (rows, 4, 4, 3))
     return Split((noise + 150 * labels[:, None, None, None]).astype(np.uint8), labels)
@@ -52,7 +52,7 @@ def network(seed: int = 0) -> MultiExitModel:
 
 
 def make_texts(rows: int, seed: int) -> Split:
-    """Texts of all lengths, one word of which tells their class."""
+    """Texts of many lengths; one word depends on the class."""
     rng, labels = np.random.default_rng(seed), np.arange(rows) % 2
     texts = [f"{('bad', 'good')[label]}{' film' * rng.integers(0, 9)}" for label in labels]
     return Split(texts, labels)
@@ -63,7 +63,7 @@ def make_text_dataset() -> Dataset:
 
 
 def encoder(seed: int = 0) -> MultiExitModel:
-    """Two layers that drop a tenth of everything in training."""
+    """Two layers with a dropout of a tenth."""
     torch.manual_seed(seed)
     return bert_encoder(
         EncoderConfig(
@@ -85,7 +85,7 @@ def ticking() -> Callable[[], float]:
 
 
 def run(out: Path, *, seed: int = 0, kill_at: int | None = None) -> list[EpochReport]:
-    """Train with a checkpoint after every step; a kill comes before that of its own step."""
+    """Train with a checkpoint after every step; a kill comes before its step's checkpoint."""
     out.mkdir(exist_ok=True)
 
     def on_step(step: int, loss: float) -> None:
@@ -112,7 +112,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def outcome(out: Path) -> Any:
-    """Everything a run leaves behind but how long it took, each tensor as its hash."""
+    """Files of a run without durations, each tensor as its hash."""
     reports = json.loads((out / "progress.json").read_text())["reports"]
     for report in reports:
         del report["seconds"]
@@ -132,7 +132,7 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
 
 def test_accuracy_is_counted_per_exit() -> None:
     class Brightness(torch.nn.Module):
-        """Exit 0 always says class 0, exit 1 tells the classes by their brightness."""
+        """Predict class 0 at exit 0, and the class of the brightness at exit 1."""
 
         def forward(self, x: Tensor) -> Tensor:
             bright = x.mean((1, 2, 3))
@@ -146,7 +146,7 @@ def test_accuracy_is_counted_per_exit() -> None:
 
 def test_accuracy_of_a_segmentation_is_counted_by_pixel() -> None:
     class Half(torch.nn.Module):
-        """Exit 0 says class 0 everywhere, exit 1 class 1 in the left half."""
+        """Predict class 0 everywhere at exit 0, and class 1 in the left half at exit 1."""
 
         def forward(self, x: Tensor) -> Tensor:
             logits = torch.zeros(2, len(x), 4, 4, 2)
@@ -172,12 +172,12 @@ def test_evaluation_does_not_depend_on_how_the_rows_are_parted(
         (network(), IMAGES, make_split(7, 0)),
         (encoder(), texts, make_texts(7, 0)),
     ):
-        monkeypatch.setattr(training, "EVALUATE_ROWS", 7)
+        monkeypatch.setattr(training, "EVALUATION_BATCH_SIZE", 7)
         with torch.inference_mode():
             whole = model.eval()(batches.clean(split.inputs, np.arange(7)))
         right = (whole.argmax(-1) == torch.from_numpy(split.labels)).double().mean(1).tolist()
         model.register_forward_hook(lambda module, x, logits: seen.append(logits))
-        monkeypatch.setattr(training, "EVALUATE_ROWS", rows)
+        monkeypatch.setattr(training, "EVALUATION_BATCH_SIZE", rows)
         assert accuracy_per_exit(model, batches, split) == pytest.approx(right)
         parted, order = torch.cat(seen, 1), batches.order(split.inputs, np.arange(7), rows)
         assert whole.shape == parted.shape == (2, 7, 2)
@@ -207,7 +207,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 
 
 def kill_while_writing(monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
-    """End the process, so to speak, before the nth file takes its place."""
+    """Simulate a kill before the nth file is put in place."""
     calls, replace = itertools.count(1), os.replace
 
     def replace_or_die(part: Path, path: Path) -> None:
@@ -290,7 +290,7 @@ def test_a_batch_larger_than_the_training_set_is_refused(tmp_path: Path) -> None
 
 
 def train_texts(out: Path, tokenizer: Path, *, seed: int = 0, kill_at: int | None = None) -> None:
-    """Train an encoder with a checkpoint after every step; a kill comes before that of its own."""
+    """Train an encoder with a checkpoint after every step; a kill comes before its checkpoint."""
     out.mkdir(exist_ok=True)
 
     def on_step(step: int, loss: float) -> None:

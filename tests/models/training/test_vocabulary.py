@@ -50,7 +50,7 @@ def write(described: dict[str, Any], folder: Path) -> Path:
 
 
 def pruned(tokenizer: Path, folder: Path) -> tuple[MultiExitModel, Path]:
-    """A network without the tokens that `TEXTS` do not use, and its tokenizer."""
+    """Prune a network to the tokens that `TEXTS` use; return it and its tokenizer."""
     model, path = encoder(size_of(tokenizer)), folder / "pruned.json"
     path.write_text(prune_vocabulary(model, tokenizer, TEXTS))
     return model, path
@@ -139,7 +139,7 @@ def test_special_ids_are_those_of_their_tokens(tokenizer: Path, tmp_path: Path) 
 
 
 def shuffled(described: dict[str, Any]) -> dict[str, Any]:
-    """The same tokenizer whose special tokens come last."""
+    """Move the special tokens of the tokenizer to the end."""
     moved = copy.deepcopy(described)
     vocabulary = moved["model"]["vocab"]
     size = len(vocabulary)
@@ -168,11 +168,11 @@ def test_what_the_tokenizers_library_makes_of_a_vocabulary_can_be_pruned(
     word_pieces: dict[str, Any], tmp_path: Path
 ) -> None:
     vocabulary = shuffled(word_pieces)["model"]["vocab"]
-    made = BertWordPieceTokenizer(vocabulary)
-    made.save(str(tmp_path / "made.json"))
-    described = json.loads((tmp_path / "made.json").read_text())
+    built = BertWordPieceTokenizer(vocabulary)
+    built.save(str(tmp_path / "built.json"))
+    described = json.loads((tmp_path / "built.json").read_text())
     assert described["post_processor"]["type"] == "BertProcessing"
-    _, path = pruned(tmp_path / "made.json", tmp_path)
+    _, path = pruned(tmp_path / "built.json", tmp_path)
     encoding = uncut(path).encode("good film")
     assert encoding.tokens == ["[CLS]", "good", "film", "[SEP]"]
     kept = json.loads(path.read_text())["model"]["vocab"]

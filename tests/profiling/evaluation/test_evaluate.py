@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-import profiling.evaluation.evaluate
+import scheduler.fitting.eenet
 from profiling.calibration import Predictions, Recorded, load_predictions
 from profiling.evaluation.evaluate import (
     EVALUATED,
@@ -25,9 +25,10 @@ from profiling.evaluation.evaluate import (
 )
 from scheduler.baselines import ConfidencePolicy, PatiencePolicy
 from scheduler.eenet import EENetPolicy
-from scheduler.fitted import POLICIES, Scheduler
+from scheduler.fitted import Scheduler
 from scheduler.fitting.fit import fit_scheduler
 from scheduler.frontier import Frontier
+from scheduler.policies import POLICIES
 from scheduler.policy import exits_taken, replay, score_all
 from scheduler.thresholds import ThresholdTable
 
@@ -151,8 +152,8 @@ def test_policies_are_compared_on_masks() -> None:
     found = compare(recorded, COSTS, budgets=BUDGETS)
     right, rows = recorded.test.correct, np.arange(200)
     assert found.exit_accuracy == pytest.approx(right.mean(0).tolist())
-    best = {j.evaluation.budget: j for j in found.judged if j.evaluation.policy == "oracle"}
-    for result, exits in found.judged:
+    best = {j.evaluation.budget: j for j in found.scored if j.evaluation.policy == "oracle"}
+    for result, exits in found.scored:
         assert result.feasible
         assert result.test_accuracy == pytest.approx(right[rows, exits].mean())
         low, high = result.test_accuracy_ci95
@@ -190,14 +191,14 @@ def comparison(recorded: Recorded) -> Comparison:
 def exits_of(comparison: Comparison) -> dict[tuple[str, float], list[int]]:
     return {
         (judged.evaluation.policy, judged.evaluation.budget): judged.exits.tolist()
-        for judged in comparison.judged
+        for judged in comparison.scored
     }
 
 
 def test_there_is_one_result_for_every_policy_and_budget(comparison: Comparison) -> None:
     assert EVALUATED == (*POLICIES, "eenet-per-budget", "oracle")
     assert list(exits_of(comparison)) == list(itertools.product(EVALUATED, BUDGETS))
-    assert len(comparison.judged) == len(EVALUATED) * len(BUDGETS)
+    assert len(comparison.scored) == len(EVALUATED) * len(BUDGETS)
 
 
 def test_the_document_is_that_of_the_contract(comparison: Comparison) -> None:
@@ -227,7 +228,7 @@ def test_every_figure_is_that_of_the_exits_taken(
     assert comparison.exit_accuracy == pytest.approx(
         [(test.log_probs[k].argmax(1) == test.labels).mean() for k in range(3)]
     )
-    for result, exits in comparison.judged:
+    for result, exits in comparison.scored:
         answers = test.log_probs[exits, rows].argmax(1)
         assert result.test_cost == pytest.approx(COSTS[exits].mean())
         assert result.test_accuracy == pytest.approx((answers == test.labels).mean())
@@ -237,7 +238,7 @@ def test_every_figure_is_that_of_the_exits_taken(
 
 
 def test_every_policy_keeps_every_budget_on_the_calibration_set(comparison: Comparison) -> None:
-    for result, _ in comparison.judged:
+    for result, _ in comparison.scored:
         assert result.feasible and result.calibration_cost <= result.budget * (1 + 1e-9)
         assert result.calibration_cost >= 1
 
@@ -246,7 +247,7 @@ def test_budgets_at_both_ends_of_the_costs_are_kept(recorded: Recorded) -> None:
     at_ends = compare(
         recorded, COSTS, budgets=[1.0, 3.3], policies=["maxprob", "stopping", "eenet-per-budget"]
     )
-    for result, _ in at_ends.judged:
+    for result, _ in at_ends.scored:
         assert result.feasible
         assert result.budget == 3.3 or result.test_cost == 1.0
 
@@ -276,7 +277,7 @@ def test_no_exit_depends_on_the_other_test_rows(recorded: Recorded, comparison: 
 def test_the_oracle_keeps_the_budget_and_none_that_keeps_it_is_right_more_often(
     comparison: Comparison,
 ) -> None:
-    results = [result for result, _ in comparison.judged]
+    results = [result for result, _ in comparison.scored]
     oracles = {result.budget: result for result in results if result.policy == "oracle"}
     assert list(oracles) == BUDGETS
     for budget, oracle in oracles.items():
@@ -355,7 +356,7 @@ def test_a_fitted_scheduler_is_judged_as_it_is(
         recorded, COSTS, budgets=BUDGETS, policies=["entropy", "maxprob"], fitted=fitted
     )
     assert found.schedulers["maxprob"] is fitted
-    results = [judged.evaluation for judged in found.judged]
+    results = [judged.evaluation for judged in found.scored]
     assert results[3:] == evaluate(fitted, recorded, BUDGETS)
     new, own = exits_of(comparison), exits_of(found)
     for budget in BUDGETS:  # the other policy is fitted to the calibration set as ever
@@ -367,18 +368,18 @@ def test_a_fitted_scheduler_is_judged_as_it_is(
 def test_eenet_per_budget_is_fitted_for_each_budget_alone(
     recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit, asked, made = profiling.evaluation.evaluate.fit_eenet, [], []
+    fit, asked, made = scheduler.fitting.eenet.fit_eenet, [], []
 
     def watched(*args: object, budgets_ms: NDArray[np.float64], seed: int) -> EENetPolicy:
         asked.append((budgets_ms.tolist(), seed))
         made.append(fit(*args, budgets_ms=budgets_ms, seed=seed))  # type: ignore[arg-type]
         return made[-1]
 
-    monkeypatch.setattr(profiling.evaluation.evaluate, "fit_eenet", watched)
+    monkeypatch.setattr(scheduler.fitting.eenet, "fit_eenet", watched)
     found = compare(recorded, COSTS, budgets=BUDGETS, policies=["eenet-per-budget"], seed=5)
     assert asked == [([budget], 5) for budget in BUDGETS]
     assert found.schedulers == {} and found.auroc == {}
-    for policy, (result, exits) in zip(made, found.judged, strict=True):
+    for policy, (result, exits) in zip(made, found.scored, strict=True):
         replayed = replay(policy, recorded.test.log_probs)
         assert exits.tolist() == exits_taken(policy, replayed, result.budget).tolist()
         assert result.fit_seconds > 0
@@ -386,8 +387,8 @@ def test_eenet_per_budget_is_fitted_for_each_budget_alone(
 
 def test_a_seed_makes_every_run_the_same(recorded: Recorded, comparison: Comparison) -> None:
     again = compare(recorded, COSTS, budgets=BUDGETS, policies=["stopping", "eenet", "oracle"])
-    first = {(j.evaluation.policy, j.evaluation.budget): j for j in comparison.judged}
-    for result, exits in again.judged:
+    first = {(j.evaluation.policy, j.evaluation.budget): j for j in comparison.scored}
+    for result, exits in again.scored:
         before = first[result.policy, result.budget]
         assert result._replace(fit_seconds=0) == before.evaluation._replace(fit_seconds=0)
         assert np.array_equal(exits, before.exits)

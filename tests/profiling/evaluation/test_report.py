@@ -86,7 +86,7 @@ def test_the_table_has_every_figure(folder: Path, comparison: Comparison) -> Non
     page = (folder / "index.html").read_text()
     for policy in ("maxprob", "stopping", "oracle"):
         (line,) = re.findall(rf"<tr[^>]*><td>{policy}</td>.*?</tr>", page)
-        shown = [j.evaluation for j in comparison.judged if j.evaluation.policy == policy]
+        shown = [j.evaluation for j in comparison.scored if j.evaluation.policy == policy]
         cells = [f"{100 * row.test_accuracy:.2f} ({row.test_cost:.3f})" for row in shown]
         assert re.findall(r"<td>([\d.]+ \([\d.]+\))</td>", line) == cells
 
@@ -170,7 +170,7 @@ def test_a_curve_is_what_replaying_at_each_budget_gives(
 ) -> None:
     for name, scheduler in comparison.schedulers.items():
         curve = curve_of(scheduler, recorded.test, BUDGETS)
-        judged = [j for j in comparison.judged if j.evaluation.policy == name]
+        judged = [j for j in comparison.scored if j.evaluation.policy == name]
         for place, (result, exits) in enumerate(judged):
             assert np.array_equal(curve.exits[place], exits)
             assert np.array_equal(exits_at(scheduler, recorded.test, result.budget), exits)

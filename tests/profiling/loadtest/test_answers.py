@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from profiling.loadtest.answers import read_log, said
+from profiling.loadtest.answers import describe_outcome, read_log
 from profiling.loadtest.load import LoadResult
 
 LATENCY = {"total": 4.0, "queue": 1.0, "decode": 0.5, "compute": 2.0}
@@ -34,7 +34,7 @@ def log_of(load: LoadResult, **changes: Any) -> Any:
     count = len(load.call)
     given: dict[str, Any] = {
         "inputs": np.arange(count),
-        "forms": np.array(["clean"] * count),
+        "variants": np.array(["clean"] * count),
         "labels": None,
         "before": [{"model": "other", "budget_ms": 9.0}, {"model": "pets", "budget_ms": None}],
         "budgets_ms": (),
@@ -92,6 +92,6 @@ def test_what_another_server_says_is_one_sentence(body: bytes) -> None:
 
 def test_without_an_answer_the_servers_own_sentence_is_told() -> None:
     load = result([b'{"error": "full"}', b"no JSON"], ["429", "500"])
-    assert [said(load, 0), said(load, 1)] == ["429: full", "500"]
+    assert [describe_outcome(load, 0), describe_outcome(load, 1)] == ["429: full", "500"]
     with pytest.raises(ValueError, match="no request was answered; the first: 429: full"):
         log_of(load)

@@ -32,15 +32,15 @@ def shades(image: Image.Image) -> NDArray[np.float64]:
 def harm(kind: str, severity: int, side: int = 32) -> float:
     """Root mean square change of a shade."""
     clean = image(side)
-    spoilt = corrupt(clean, kind, severity, np.random.default_rng(0))
-    return float(np.sqrt(((shades(spoilt) - shades(clean)) ** 2).mean()))
+    corrupted = corrupt(clean, kind, severity, np.random.default_rng(0))
+    return float(np.sqrt(((shades(corrupted) - shades(clean)) ** 2).mean()))
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
 def test_an_image_keeps_its_size_and_suffers_with_severity(kind: str) -> None:
     for mode in ("RGB", "L", "RGBA", "P"):
-        spoilt = corrupt(image(32, mode), kind, 3, np.random.default_rng(0))
-        assert spoilt.size == (32, 32) and spoilt.mode == "RGB"
+        corrupted = corrupt(image(32, mode), kind, 3, np.random.default_rng(0))
+        assert corrupted.size == (32, 32) and corrupted.mode == "RGB"
     harms = [harm(kind, severity) for severity in (1, 2, 3, 4, 5)]
     assert harms == sorted(harms) and len(set(harms)) == 5
     assert harms[0] > 1 and harms[-1] < 80
@@ -83,8 +83,8 @@ def test_files_hold_the_same_image(kind: str) -> None:
     data = corrupted_file(file.getvalue(), kind, 4, np.random.default_rng(0))
     with Image.open(io.BytesIO(data)) as opened:
         assert opened.format == ("JPEG" if kind == "jpeg" else "PNG")
-        spoilt = corrupt(image(32), kind, 4, np.random.default_rng(0))
-        assert (shades(opened) == shades(spoilt)).all()
+        corrupted = corrupt(image(32), kind, 4, np.random.default_rng(0))
+        assert (shades(opened) == shades(corrupted)).all()
 
 
 def test_an_unknown_corruption_is_one_sentence() -> None:

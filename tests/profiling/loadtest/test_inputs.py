@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from models.data.text_table import Columns
-from profiling.loadtest.forms import InputVariant
 from profiling.loadtest.inputs import Inputs, read_inputs
+from profiling.loadtest.variants import InputVariant
 
 CLEAN = InputVariant("clean", 0)
 

@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, contextmanager
 import numpy as np
 import pytest
 
-from profiling.loadtest.http_client import LaneConfig
+from profiling.loadtest.http_client import ConnectionConfig
 from profiling.loadtest.load import Call, SideCalls, closed_loop, open_loop, poisson, poisson_steps
-from profiling.loadtest.steps import Schedule
+from profiling.loadtest.schedule import Schedule
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Serving = Callable[[Handler], AbstractContextManager[str]]
@@ -85,7 +85,7 @@ def test_calls_are_sent_in_turn_and_answered_as_they_are(serving: Serving) -> No
         return answer(body)
 
     with serving(answering(echo)) as url:
-        config = LaneConfig(2, keep_bodies=True)
+        config = ConnectionConfig(2, keep_bodies=True)
         result = closed_loop(f"{url}/prefix/", CALLS, config, count=7)
     assert sorted(result.call.tolist()) == [0, 0, 0, 1, 1, 2, 2]
     assert result.bodies == [CALLS[call].body for call in result.call]
@@ -103,7 +103,7 @@ def test_every_connection_waits_for_its_answer_and_is_kept(serving: Serving) -> 
         await respond(reader, writer)
 
     with serving(handle) as url:
-        result = closed_loop(url, CALLS, LaneConfig(3), seconds=0.2, warm_up_s=0.1)
+        result = closed_loop(url, CALLS, ConnectionConfig(3), seconds=0.2, warm_up_s=0.1)
     assert len(opened) == 3
     assert 15 <= len(result.call) <= 33  # 3 connections, at most 11 answers each
     assert result.due_s.min() >= 0 and result.due_s.max() < 0.2
@@ -118,7 +118,7 @@ def test_an_answer_may_come_in_chunks_or_after_an_announcement(serving: Serving)
     announced = b"HTTP/1.1 100 Continue\r\n\r\n" + answer(b"later")
     bodies = {"/a": chunked, "/b": announced, "/c": answer(b"", "204 No Content")}
     with serving(answering(lambda head, body: bodies[head.split()[1]])) as url:
-        result = closed_loop(url, CALLS, LaneConfig(1, keep_bodies=True), count=4)
+        result = closed_loop(url, CALLS, ConnectionConfig(1, keep_bodies=True), count=4)
     assert result.bodies == [b"abcde", b"later", b"", b"abcde"]
     assert result.outcome.tolist() == ["200", "200", "204", "200"]
     assert result.num_errors == 1
@@ -127,7 +127,7 @@ def test_an_answer_may_come_in_chunks_or_after_an_announcement(serving: Serving)
 def test_what_is_no_answer_is_counted_and_the_load_goes_on(serving: Serving) -> None:
     answers = {"/a": None, "/b": b"no HTTP at all\r\n\r\n", "/c": answer(b"busy", "429 Too Many")}
     with serving(answering(lambda head, body: answers[head.split()[1]])) as url:
-        result = closed_loop(url, CALLS, LaneConfig(1, keep_bodies=True), count=6)
+        result = closed_loop(url, CALLS, ConnectionConfig(1, keep_bodies=True), count=6)
     assert result.outcome.tolist() == ["reset", "malformed", "429"] * 2
     assert result.bodies is not None and result.bodies[2] == b"busy"
     assert result.num_errors == 6 and result.rate == 0
@@ -141,14 +141,14 @@ def test_half_an_answer_is_a_reset(serving: Serving) -> None:
         writer.close()
 
     with serving(handle) as url:
-        result = closed_loop(url, CALLS, LaneConfig(1, keep_bodies=True), count=2)
+        result = closed_loop(url, CALLS, ConnectionConfig(1, keep_bodies=True), count=2)
     assert result.outcomes == {"reset": 2}
 
 
 def test_a_connection_that_the_server_closes_is_renewed(serving: Serving) -> None:
     closing = answer(b"bye", "200 OK", "Connection: close")
     with serving(answering(lambda head, body: closing)) as url:
-        result = closed_loop(url, CALLS, LaneConfig(2), count=8)
+        result = closed_loop(url, CALLS, ConnectionConfig(2), count=8)
     assert result.outcomes == {"200": 8}
 
 
@@ -156,7 +156,7 @@ def test_a_server_that_is_not_there_refuses_every_call() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    result = closed_loop(url, CALLS, LaneConfig(2), seconds=0.12)
+    result = closed_loop(url, CALLS, ConnectionConfig(2), seconds=0.12)
     assert set(result.outcomes) == {"refused"}
     assert 2 <= len(result.call) <= 8  # each connection rests before it tries again
 
@@ -169,8 +169,8 @@ def test_a_call_that_takes_too_long_is_given_up(serving: Serving) -> None:
             writer.close()
 
     with serving(silent) as url:
-        one = closed_loop(url, CALLS, LaneConfig(2, timeout_s=0.1), count=4)
-        many = open_loop(url, CALLS, np.zeros(20), LaneConfig(2, timeout_s=0.1))
+        one = closed_loop(url, CALLS, ConnectionConfig(2, timeout_s=0.1), count=4)
+        many = open_loop(url, CALLS, np.zeros(20), ConnectionConfig(2, timeout_s=0.1))
     assert one.outcomes == {"timed out": 4}
     assert (one.latency_ms >= 100).all() and (one.latency_ms < 300).all()
     assert many.outcomes == {"timed out": 20} and many.latency_ms.max() < 400
@@ -180,7 +180,7 @@ def test_a_call_that_takes_too_long_is_given_up(serving: Serving) -> None:
 def test_an_open_loop_sends_when_calls_are_due_whatever_is_answered(serving: Serving) -> None:
     arrivals = np.arange(20) * 0.005
     with serving(answering(lambda head, body: answer(b"ok"), wait_s=0.05)) as url:
-        result = open_loop(url, CALLS, arrivals, LaneConfig(64))
+        result = open_loop(url, CALLS, arrivals, ConnectionConfig(64))
     order = np.argsort(result.due_s)
     assert result.due_s[order] == pytest.approx(arrivals)
     assert result.call[order].tolist() == [number % 3 for number in range(20)]
@@ -191,7 +191,7 @@ def test_an_open_loop_sends_when_calls_are_due_whatever_is_answered(serving: Ser
 
 def test_waiting_for_a_free_connection_counts(serving: Serving) -> None:
     with serving(answering(lambda head, body: answer(b"ok"), wait_s=0.02)) as url:
-        result = open_loop(url, CALLS, np.zeros(10), LaneConfig(1))
+        result = open_loop(url, CALLS, np.zeros(10), ConnectionConfig(1))
     order = np.argsort(result.sent_s)
     assert result.outcomes == {"200": 10}
     assert (result.latency_ms[order] >= 20 * np.arange(1, 11) - 1).all()
@@ -220,8 +220,8 @@ def test_calls_may_be_picked_by_number_and_time(serving: Serving) -> None:
         return 2 if after_s >= 0.05 else number % 2
 
     with serving(answering(lambda head, body: answer(b"ok"))) as url:
-        opened = open_loop(url, CALLS, np.arange(10) * 0.01, LaneConfig(8), pick=pick)
-        closed = closed_loop(url, CALLS, LaneConfig(1), seconds=0.1, pick=pick)
+        opened = open_loop(url, CALLS, np.arange(10) * 0.01, ConnectionConfig(8), pick=pick)
+        closed = closed_loop(url, CALLS, ConnectionConfig(1), seconds=0.1, pick=pick)
     order = np.argsort(opened.due_s)
     assert opened.call[order].tolist() == [0, 1, 0, 1, 0, 2, 2, 2, 2, 2]
     assert ((closed.call == 2) == (closed.due_s >= 0.05)).mean() > 0.9
@@ -241,8 +241,10 @@ def test_calls_beside_the_load_have_a_connection_and_a_count_of_their_own(
     beside = [SideCalls(puts, np.array([0.0, 0.05])), SideCalls([CALLS[0]], np.array([0.02, 0.04]))]
     with serving(answering(echo)) as url:
         for result in (
-            closed_loop(url, CALLS[1:], LaneConfig(2), seconds=0.1, warm_up_s=0.02, beside=beside),
-            open_loop(url, CALLS[1:], np.arange(10) * 0.01, LaneConfig(2), beside=beside),
+            closed_loop(
+                url, CALLS[1:], ConnectionConfig(2), seconds=0.1, warm_up_s=0.02, beside=beside
+            ),
+            open_loop(url, CALLS[1:], np.arange(10) * 0.01, ConnectionConfig(2), beside=beside),
         ):
             put, other = result.beside
             assert result.bodies is None and set(result.outcomes) == {"200"}
@@ -256,7 +258,7 @@ def test_times_are_those_of_the_clock(serving: Serving) -> None:
         return 10 * time.perf_counter()
 
     with serving(answering(lambda head, body: answer(b"ok"), wait_s=0.01)) as url:
-        result = closed_loop(url, CALLS, LaneConfig(1, clock=clock), count=3)
+        result = closed_loop(url, CALLS, ConnectionConfig(1, clock=clock), count=3)
     assert 100 <= result.latency_ms.min() < 1000
 
 
@@ -271,24 +273,24 @@ def test_times_are_those_of_the_clock(serving: Serving) -> None:
 )
 def test_a_bad_address_is_one_sentence(url: str, named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        closed_loop(url, CALLS, LaneConfig(1), count=1)
+        closed_loop(url, CALLS, ConnectionConfig(1), count=1)
 
 
 def test_what_makes_no_sense_is_refused_before_anything_is_sent() -> None:
-    url, one = "http://localhost:1", LaneConfig(1)
+    url, one = "http://localhost:1", ConnectionConfig(1)
     with pytest.raises(ValueError, match="seconds or count"):
         closed_loop(url, CALLS, one)
     with pytest.raises(ValueError, match="at least one call"):
         closed_loop(url, [], one, count=1)
     with pytest.raises(ValueError, match="one connection"):
-        closed_loop(url, CALLS, LaneConfig(0), count=1)
+        closed_loop(url, CALLS, ConnectionConfig(0), count=1)
     with pytest.raises(ValueError, match="line ends"):
         closed_loop(url, [Call("/a\r\nX: 1")], one, count=1)
     with pytest.raises(ValueError, match="line ends"):
         closed_loop(url, [Call("/a", headers=(("X", "1\n2"),))], one, count=1)
-    with pytest.raises(ValueError, match="rise"):
+    with pytest.raises(ValueError, match="do not fall"):
         open_loop(url, CALLS, np.array([1.0, 0.5]), one)
     with pytest.raises(ValueError, match="one arrival"):
         open_loop(url, CALLS, np.array([]), one)
-    with pytest.raises(ValueError, match="rise"):
+    with pytest.raises(ValueError, match="do not fall"):
         closed_loop(url, CALLS, one, count=1, beside=[SideCalls(CALLS, np.array([1.0, 0.0]))])

@@ -14,7 +14,6 @@ from profiling.simulation.disciplines import (
     oldest,
     overdue,
     shallowest,
-    useful_shares,
 )
 
 CPU = StageCosts.of_exits([1.0, 2.0, 3.0])
@@ -72,10 +71,3 @@ def test_urgent_prefers_few_old_rows_at_low_load_and_full_batches_under_backlog(
 
 def test_urgent_is_oldest_where_batches_save_nothing() -> None:
     assert by_priority(CPU, 16)(ready([16, 1, 1], [96.0, 95.0, 95.5])) == 1
-
-
-def test_the_useful_share_is_that_of_what_a_stage_can_do() -> None:
-    first, *_ = useful_shares(StageCosts((1, 4), np.array([[1.0, 2.0]])), 4)
-    assert first == pytest.approx([0, 0.5, 0.75, 0.9, 1])
-    assert useful_shares(StageCosts.of_exits([0.0]), 4)[0] == [0, 0.25, 0.5, 0.75, 1]
-    assert useful_shares(CPU, 3)[1] == pytest.approx([0, 1, 1, 1])

@@ -74,7 +74,7 @@ def test_one_worker_is_never_idle_while_rows_wait(
 @given(cases())
 def test_every_free_worker_takes_a_batch_while_rows_wait(case: tuple[Traffic, Device]) -> None:
     traffic, device = case
-    table_ms, ends_ms = device.table_ms(), list[float]()
+    table_ms, ends_ms = device.costs.table_ms(device.max_batch), list[float]()
 
     def choose(ready: Ready) -> int:
         ends_ms[:] = [end for end in ends_ms if end > ready.now_ms]

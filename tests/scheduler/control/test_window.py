@@ -32,8 +32,8 @@ def test_where_few_come_it_has_room_for_those_of_its_age() -> None:
 
 def test_what_stays_for_the_horizon_is_all_but_the_oldest() -> None:
     window = RollingWindow(4, 60.0, 1)
-    for left_ms in (100.0, 1.0, 2.0, 4.0, 8.0):
-        window.add(0.0, 1.0, 0, left_ms)
+    for credit_ms in (100.0, 1.0, 2.0, 4.0, 8.0):
+        window.add(0.0, 1.0, 0, credit_ms)
     assert [window.credit_ms(horizon) for horizon in range(6)] == [15, 14, 12, 8, 0, 0]
     fresh = RollingWindow(10, 60.0, 1)
     fresh.add(0.0, 1.0, 0, 3.0)
@@ -58,11 +58,11 @@ def test_it_is_a_plain_list_of_the_newest(
 ) -> None:
     window, now_s = RollingWindow(size, 60.0, 3), 0.0
     kept: list[tuple[float, float, int, float]] = []
-    for latency_ms, exit, left_ms, wait_s in samples:
+    for latency_ms, exit, credit_ms, wait_s in samples:
         now_s += wait_s
-        window.add(now_s, latency_ms, exit, left_ms)
+        window.add(now_s, latency_ms, exit, credit_ms)
         window.expire(now_s)
-        kept = [*kept, (now_s, latency_ms, exit, left_ms)][-size:]
+        kept = [*kept, (now_s, latency_ms, exit, credit_ms)][-size:]
         kept = [each for each in kept if now_s - each[0] <= 60.0]
         assert len(window) == len(kept) <= window.capacity <= size
         assert window.mean_ms == pytest.approx(math.fsum(e[1] for e in kept) / len(kept), abs=1e-6)

@@ -7,11 +7,13 @@ import pytest
 from numpy.typing import NDArray
 
 import scheduler.fitting.fit
+import scheduler.fitting.thresholds
 from scheduler.confidence import finite_log_probs
 from scheduler.eenet import load_published_scheduler
-from scheduler.fitted import POLICIES, Scheduler
-from scheduler.fitting.fit import Problem, check_costs, check_problem, fit_scheduler
-from scheduler.policy import exits_taken, replay, score_all
+from scheduler.fitted import Scheduler
+from scheduler.fitting.fit import check_calibration, check_costs, fit_scheduler
+from scheduler.policies import POLICIES
+from scheduler.policy import CalibrationSet, exits_taken, replay, score_all
 from scheduler.thresholds import ThresholdPolicy
 
 Array = NDArray[np.float64]
@@ -34,21 +36,21 @@ class Fitted(NamedTuple):
     """A fitted scheduler, what it was fitted to, and rows it was not fitted to."""
 
     scheduler: Scheduler
-    problem: Problem
-    fresh: Problem
+    problem: CalibrationSet
+    fresh: CalibrationSet
 
 
 @pytest.fixture(scope="module", params=POLICIES)
 def fitted(request: pytest.FixtureRequest, make_problem: Callable[..., Made]) -> Fitted:
-    problem, fresh = (Problem(*make_problem(rows=1000, seed=seed)) for seed in (0, 1))
+    problem, fresh = (CalibrationSet(*make_problem(rows=1000, seed=seed)) for seed in (0, 1))
     return Fitted(fit_scheduler(request.param, *problem), problem, fresh)
 
 
-def exits_of(scheduler: Scheduler, problem: Problem, parameter: float) -> NDArray[np.intp]:
+def exits_of(scheduler: Scheduler, problem: CalibrationSet, parameter: float) -> NDArray[np.intp]:
     return exits_taken(scheduler.policy, replay(scheduler.policy, problem.log_probs), parameter)
 
 
-def accuracy(problem: Problem, exits: NDArray[np.intp]) -> float:
+def accuracy(problem: CalibrationSet, exits: NDArray[np.intp]) -> float:
     answers = problem.log_probs.argmax(-1)[exits, np.arange(len(exits))]
     return float((answers == problem.labels).mean())
 
@@ -136,13 +138,11 @@ def test_other_costs_index_the_same_exits_anew(fitted: Fitted, costs: tuple[floa
     assert same > len(moved) / 10
 
 
-@pytest.mark.parametrize("kind", ["eenet", "maxprob", "entropy", "patience"])
-def test_budgets_without_ties_are_spent_between_grid_points_too(
-    make_problem: Callable[..., Made], kind: str
-) -> None:
-    problem = Problem(*make_problem(rows=1000))
-    scheduler = fit_scheduler(kind, *problem)
-    assert isinstance(scheduler.policy, ThresholdPolicy)
+def test_budgets_without_ties_are_spent_between_grid_points_too(fitted: Fitted) -> None:
+    scheduler, problem, _ = fitted
+    kind = scheduler.policy.kind
+    if kind == "stopping" or kind.endswith("-opt"):
+        return  # these may leave a budget unspent that accuracy does not profit from
     for budget in np.random.default_rng(0).uniform(1.0, 1.3, 20):
         spent = problem.costs_ms[exits_of(scheduler, problem, budget)].mean()
         assert 0.99 * budget <= spent <= budget
@@ -162,14 +162,14 @@ def test_same_seed_gives_the_same_frontier_and_another_other_folds(
 # Cross-fitting
 
 
-def pure_noise(rows: int = 60, classes: int = 20, seed: int = 0) -> Problem:
+def pure_noise(rows: int = 60, classes: int = 20, seed: int = 0) -> CalibrationSet:
     """Which exit is right is drawn by lot: what a fit finds in it is not there."""
     rng = np.random.default_rng(seed)
     logits = 2 * rng.normal(size=(3, rows, classes))
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     right = rng.integers(0, 3, rows)
     labels = log_probs.argmax(-1)[right, np.arange(rows)]
-    return Problem(log_probs, labels, np.array([1.0, 1.1, 1.3]))
+    return CalibrationSet(log_probs, labels, np.array([1.0, 1.1, 1.3]))
 
 
 @pytest.mark.parametrize("kind", ["stopping", "eenet", "maxprob-opt"])
@@ -211,10 +211,10 @@ def test_each_row_is_left_out_once_by_fewer_folds_if_there_are_very_many(
         fitted_to.append(log_probs[0, :, 0])
         return fit_patience(log_probs, costs_ms)
 
-    fit_patience = scheduler.fitting.fit.fit_patience
-    monkeypatch.setattr(scheduler.fitting.fit, "fit_patience", recording)
+    fit_patience = scheduler.fitting.thresholds.fit_patience
+    monkeypatch.setattr(scheduler.fitting.thresholds, "fit_patience", recording)
     if large:
-        monkeypatch.setattr(scheduler.fitting.fit, "LARGE_PROBLEM", log_probs.size)
+        monkeypatch.setattr(scheduler.fitting.fit, "LARGE_SET", log_probs.size)
     fit_scheduler("patience", log_probs, labels, costs)
     assert sorted(len(rows) for rows in fitted_to) == sorted(fits)
     left_out = [np.setdiff1d(log_probs[0, :, 0], rows) for rows in fitted_to[1:]]
@@ -235,7 +235,7 @@ def test_published_weights_get_thresholds_and_keep_their_scores(
     scheduler = fit_scheduler("eenet", log_probs, labels, costs, published=published)
     assert np.array_equal(score_all(scheduler.policy, log_probs), score_all(published, log_probs))
     for budget in np.linspace(costs[0], costs[-1], 6):
-        exits = exits_of(scheduler, Problem(log_probs, labels, costs), budget)
+        exits = exits_of(scheduler, CalibrationSet(log_probs, labels, costs), budget)
         assert costs[exits].mean() <= budget * (1 + 1e-12)
         assert scheduler.frontier.at_cost(budget).expected_cost_ms <= budget * (1 + 1e-8)
 
@@ -244,7 +244,7 @@ def test_published_weights_are_a_policy_eenet_and_no_other(
     make_problem: Callable[..., Made],
 ) -> None:
     published = load_published_scheduler(PUBLISHED)
-    with pytest.raises(ValueError, match="published weights are a policy 'eenet', not 'maxprob'"):
+    with pytest.raises(ValueError, match="weights belong to the policy 'eenet', not to 'maxprob'"):
         fit_scheduler("maxprob", *make_problem(rows=20), published=published)
 
 
@@ -270,7 +270,7 @@ def test_costs_may_be_a_list(make_problem: Callable[..., Made]) -> None:
 
 
 def test_rows_of_a_problem_are_chosen_in_all_its_arrays(make_problem: Callable[..., Made]) -> None:
-    problem = Problem(*make_problem(rows=20))
+    problem = CalibrationSet(*make_problem(rows=20))
     chosen = problem.labels == 1
     part = problem.rows(chosen)
     assert np.array_equal(part.log_probs, problem.log_probs[:, chosen])
@@ -284,7 +284,7 @@ def with_value(array: NDArray[Any], place: Any, value: float) -> NDArray[Any]:
     return changed
 
 
-BREAKS: dict[str, tuple[Callable[[Problem], Problem], str]] = {
+BREAKS: dict[str, tuple[Callable[[CalibrationSet], CalibrationSet], str]] = {
     "no exits axis": (
         lambda p: p._replace(log_probs=p.log_probs[0]),
         r"predictions have the shape \(30, 5\); give \(K, N, C\)",
@@ -341,14 +341,14 @@ def test_a_problem_that_does_not_fit_together_is_named(
     make_problem: Callable[..., Made], broken: str
 ) -> None:
     change, sentence = BREAKS[broken]
-    problem = change(Problem(*make_problem(rows=30)))
+    problem = change(CalibrationSet(*make_problem(rows=30)))
     with pytest.raises(ValueError, match=sentence):
-        check_problem(problem)
+        check_calibration(problem)
     with pytest.raises(ValueError, match=sentence):
         fit_scheduler("maxprob", *problem)
 
 
-PIXEL_BREAKS: dict[str, tuple[Callable[[Problem], Problem], str]] = {
+PIXEL_BREAKS: dict[str, tuple[Callable[[CalibrationSet], CalibrationSet], str]] = {
     "one label a row": (
         lambda p: p._replace(labels=p.labels[:, 0]),
         r"labels have the shape \(30,\).*for each of the 30 rows and each of their 6 pixels",
@@ -363,7 +363,7 @@ PIXEL_BREAKS: dict[str, tuple[Callable[[Problem], Problem], str]] = {
     ),
     "no pixels": (
         lambda p: p._replace(log_probs=p.log_probs[:, :, :0], labels=p.labels[:, :0]),
-        r"predictions have the shape \(3, 30, 0, 5\); give .* of a segmentation \(K, N, P, C\)",
+        r"predictions have the shape \(3, 30, 0, 5\); give .* for a segmentation \(K, N, P, C\)",
     ),
     "an axis more": (
         lambda p: p._replace(log_probs=p.log_probs[..., None, :]),
@@ -382,14 +382,14 @@ def test_a_problem_of_pixels_that_does_not_fit_together_is_named(
 ) -> None:
     change, sentence = PIXEL_BREAKS[broken]
     log_probs, labels, costs = make_problem(rows=180)
-    pixels = Problem(log_probs.reshape(3, 30, 6, 5), labels.reshape(30, 6), costs)
-    check_problem(pixels)
+    pixels = CalibrationSet(log_probs.reshape(3, 30, 6, 5), labels.reshape(30, 6), costs)
+    check_calibration(pixels)
     with pytest.raises(ValueError, match=sentence):
-        check_problem(change(pixels))
+        check_calibration(change(pixels))
 
 
 def test_the_smallest_problem_passes(make_problem: Callable[..., Made]) -> None:
-    check_problem(Problem(*make_problem(rows=10, classes=2)))
+    check_calibration(CalibrationSet(*make_problem(rows=10, classes=2)))
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from scheduler.baselines import geometric_distribution
 from scheduler.fitting.thresholds import (
     fit_confidence,
     fit_patience,
+    geometric_distribution,
     geometric_table,
     optimised_table,
 )
@@ -188,3 +188,27 @@ def test_three_exits_are_split_nearly_as_well_as_by_trying_every_pair_of_thresho
     best, ours = (each.max(0) for each in worth)
     assert (ours >= best - 1 / rows - 1e-9).all()
     assert np.median(best - ours) < 0.3 / rows
+
+
+@given(
+    st.lists(st.floats(0.05, 5.0), min_size=2, max_size=6),
+    st.floats(0.01, 0.99),
+)
+def test_geometric_distribution_costs_the_budget_and_is_geometric(
+    gaps: list[float], share: float
+) -> None:
+    costs = np.cumsum(gaps)
+    budget = costs[0] + share * (costs[-1] - costs[0])
+    distribution = geometric_distribution(costs, budget)
+    assert distribution.sum() == pytest.approx(1)
+    assert distribution @ costs == pytest.approx(budget, rel=1e-9)
+    squared, outer = distribution[1:-1] ** 2, distribution[:-2] * distribution[2:]
+    assert squared == pytest.approx(outer, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize(("budget", "taken"), [(0.5, 0), (1.0, 0), (4.0, 2), (99.0, 2)])
+def test_geometric_distribution_is_all_at_one_end_outside_the_costs(
+    budget: float, taken: int
+) -> None:
+    distribution = geometric_distribution(np.array([1.0, 2.0, 4.0]), budget)
+    assert distribution.tolist() == np.eye(3)[taken].tolist()

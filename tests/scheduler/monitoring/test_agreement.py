@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from scheduler.fitted import POLICIES
 from scheduler.fitting.fit import fit_scheduler
 from scheduler.frontier import Frontier
-from scheduler.monitoring.agreement import Agreed, AgreementCurve, AgreementFloor
-from scheduler.policy import Scored, exits_taken, replay
+from scheduler.monitoring.agreement import AgreementCount, AgreementCurve, AgreementFloor
+from scheduler.policies import POLICIES
+from scheduler.policy import ExitScores, exits_taken, replay
 from scheduler.thresholds import ThresholdPolicy, ThresholdTable
 
 Array = NDArray[np.float64]
@@ -29,9 +29,9 @@ class ByTheFirst(ThresholdPolicy):
     def start(self, rows: int) -> Array:
         return np.empty((rows, 0))
 
-    def score(self, exit: int, log_probs: NDArray[np.floating], history: Array) -> Scored:
+    def score(self, exit: int, log_probs: NDArray[np.floating], history: Array) -> ExitScores:
         chances = np.exp(log_probs[..., 0], dtype=np.float64)
-        return Scored(chances.reshape(len(chances), -1).mean(1), history, history)
+        return ExitScores(chances.reshape(len(chances), -1).mean(1), history, history)
 
 
 def toy() -> tuple[ByTheFirst, Frontier]:
@@ -73,7 +73,7 @@ def test_the_curve_is_the_true_one() -> None:
         agreed = curve.at(budget)
         assert agreed.early == pytest.approx(20_000 * (3 - budget) / 2, rel=0.05)
         assert agreed.share == pytest.approx(true_agreement(budget), abs=0.01)
-    assert curve.at(3.0) == Agreed(0, 0) and curve.at(3.0).share == 1
+    assert curve.at(3.0) == AgreementCount(0, 0) and curve.at(3.0).share == 1
 
 
 def test_only_the_window_counts() -> None:
@@ -107,7 +107,7 @@ def test_rows_do_at_each_point_what_the_policy_does_there(kind: str, make_proble
         exits = exits_taken(policy, replayed, parameter)
         early = exits < 2
         alike = answers[exits, np.arange(200)] == answers[2]
-        assert curve.at(parameter) == Agreed(int((early & alike).sum()), int(early.sum()))
+        assert curve.at(parameter) == AgreementCount(int((early & alike).sum()), int(early.sum()))
 
 
 def test_pixels_answer_by_the_class_of_the_largest_share() -> None:

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from scheduler.fitted import POLICIES, Scheduler
+from scheduler.fitted import Scheduler
 from scheduler.fitting.fit import fit_scheduler
 from scheduler.frontier import Frontier
 from scheduler.monitoring import drift
 from scheduler.monitoring.drift import ScoreDrift
-from scheduler.policy import Scored
+from scheduler.policies import POLICIES
+from scheduler.policy import ExitScores
 from scheduler.thresholds import ThresholdPolicy, ThresholdTable
 
 COSTS = np.array([1.0, 1.4, 2.0])
@@ -33,8 +34,8 @@ class ScorePolicy(ThresholdPolicy):
 
     def score(
         self, exit: int, log_probs: NDArray[np.floating], history: NDArray[np.float64]
-    ) -> Scored:
-        return Scored(log_probs[:, 0].astype(np.float64), history, history)
+    ) -> ExitScores:
+        return ExitScores(log_probs[:, 0].astype(np.float64), history, history)
 
 
 def predictions(rows: int, seed: int, strength: float = 1.0) -> tuple[Array, NDArray[np.int64]]:
@@ -175,12 +176,12 @@ def test_memory_is_bounded_by_points_and_rows() -> None:
     prices = np.random.default_rng(0).uniform(-3, 3, 3000)
     for price in prices.tolist():
         watched.add(0, np.array([0.5]), price)
-    assert len(watched._references) <= drift.MOST_POINTS
-    many = np.zeros((2, drift.MOST_ROWS + 500, 2))
+    assert len(watched._references) <= drift.MAX_POINTS
+    many = np.zeros((2, drift.MAX_ROWS + 500, 2))
     policy = ScorePolicy(ThresholdTable.closed(2))
     frontier = Frontier(np.zeros(1), np.array([[0.0, 1.0]]), np.ones(1), np.array([1.0, 2.0]))
     large = ScoreDrift(policy, frontier, many, np.random.default_rng(0))
-    assert len(large._replayed[0].scores) == drift.MOST_ROWS
+    assert len(large._replayed[0].scores) == drift.MAX_ROWS
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from scheduler.monitoring.wilson import wilson
+from scheduler.monitoring.agreement import wilson
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def test_what_is_no_backbone_is_one_sentence(
     config = json.loads((backbone / "config.json").read_text())
     (tmp_path / "other/config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
     said = sentence(*command(tmp_path / "other", reviews, tmp_path / "run"))
-    assert "exits cannot be put onto a backbone of model_type 'gpt2'; use bert" in said
+    assert "exits cannot be added to a backbone of model_type 'gpt2'; use bert" in said
     (tmp_path / "other/config.json").write_text(json.dumps({**config, "hidden_size": 48}))
     said = sentence(*command(tmp_path / "other", reviews, tmp_path / "run"))
     assert "give the folder that save_pretrained wrote" in said

@@ -279,7 +279,7 @@ def test_a_server_that_does_not_answer_as_ours_is_one_sentence(
 ) -> None:
     with pytest.raises(ValueError, match="does not answer \\(refused\\)"):
         loadtest("http://127.0.0.1:1", "--images", archive)
-    with pytest.raises(ValueError, match="no address"):
+    with pytest.raises(ValueError, match="is not an address"):
         loadtest("127.0.0.1", "--images", archive)
     for budgets, said in (
         ((404, {"error": "no model of that name"}), "404: no model of that name"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from models.training.run import RunConfig
-from scheduler.fitted import POLICIES
+from scheduler.policies import POLICIES, describe_policies
 from server.cli.main import COMMANDS, main
 
 
@@ -88,6 +88,7 @@ def test_every_policy_may_be_asked_for_and_stopping_is_the_default(
     text = " ".join(capsys.readouterr().out.split())
     assert f"--policy {{{','.join(POLICIES)}}}" in text
     assert "default: stopping" in text
+    assert command == "build" or describe_policies() in text
 
 
 def test_every_setting_is_a_flag_with_its_variable(capsys: pytest.CaptureFixture[str]) -> None:

@@ -160,7 +160,7 @@ def test_a_folder_of_another_start_is_refused(
         (("--heads", "4/0"), "heads '4/0'"),
         (("--arch", "resnet9"), "architecture 'resnet9' is unknown; use one of resnet8, resnet20"),
         (("--arch", "attached-text"), "attached-text is made by `eenet attach`"),
-        (("--arch", "fcn"), "the configuration of fcn knows no exits, heads"),
+        (("--arch", "fcn"), "the configuration of fcn has no exits, heads"),
         (("--seed", "-1"), "seed is -1; it must be 0 or more"),
         (("--device", "gpu"), "device 'gpu' is unknown; use auto, cpu or cuda"),
         (("--device", "cuda:0"), "device 'cuda:0' is not available"),
@@ -261,7 +261,7 @@ def test_exits_that_are_no_numbers_are_named(exits: str) -> None:
     [
         ("{", "cannot be read as JSON"),
         ("[1]", "holds no JSON object"),
-        ('{"depth": 9}', "knows no depth; its keys are num_classes, exits, heads"),
+        ('{"depth": 9}', "has no depth; its keys are num_classes, exits, heads"),
         ("\xff", "cannot be read as JSON"),
         (None, "cannot be read as JSON"),
     ],
@@ -514,7 +514,7 @@ def test_settings_of_the_wrong_kind_are_one_sentence(
         tmp_path / "r",
     ]
     said = sentence("train", "--arch", "resnet8", *flags)
-    assert "a setting of resnet8 is of the wrong kind" in said
+    assert "a setting of resnet8 has the wrong type" in said
     (tmp_path / "odd.json").write_text('{"heads": [[[4, 0]], [[4, 2]]]}')
     said = sentence("train", "--arch", "resnet8", *flags)
     assert "heads [[[4, 0]], [[4, 2]]] have channels or a stride below 1" in said

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry
 
 from benchmarks.virtual_time import VirtualTime
 from models.runtime.replay_backend import ReplayBackend
@@ -13,12 +12,10 @@ from models.stage_costs import StageCosts
 from profiling.simulation.arrivals import poisson
 from scheduler.baselines import ConfidencePolicy
 from scheduler.thresholds import ThresholdTable
-from server.engine.deadlines import TRIAL_S, Deadlines
+from server.engine.deadlines import RECENT_S, REFRESH_S, TRIAL_S, Deadlines
 from server.engine.engine import Engine
-from server.engine.request import Completion, InferenceRequest, Prediction
-from server.engine.stage_times import RECENT_S, REFRESH_S
+from server.engine.request import InferenceRequest, Prediction
 from server.errors import DeadlineExceeded
-from server.metrics import Metrics, ModelMetrics
 
 COSTS = StageCosts((1, 4), np.array([[1.0, 2.5], [10.0, 16.0], [10.0, 16.0]]))
 CORE = StageCosts.of_exits([1.0, 1.75, 2.5])
@@ -59,44 +56,44 @@ def test_where_nothing_is_known_one_row_a_second_may_try_and_whoever_has_longer(
 
 def test_the_longest_wait_of_a_batch_counts_for_its_stage() -> None:
     deadlines = Deadlines(3, COSTS, 4)
-    deadlines.note_batch([row(1, ready_s=0.9), row(1, ready_s=0.7)], 1.0)
+    deadlines.stages[1].times.append((1.0, 0.3))
     assert leaves(deadlines, 0.29, 1.0)
     assert not leaves(deadlines, 0.31, 1.0)
 
 
 def test_the_way_to_the_answer_counts_too() -> None:
     deadlines = Deadlines(3, COSTS, 4)
-    deadlines.note_batch([row(1, ready_s=0.9)], 1.0)
-    deadlines.note_delivery(0.2, 1.0)
+    deadlines.stages[1].times.append((1.0, 0.1))
+    deadlines.delivery.times.append((1.0, 0.2))
     assert leaves(deadlines, 0.29, 1.0)
     assert not leaves(deadlines, 0.31, 1.0)
 
 
 def test_what_was_slow_once_is_tried_again() -> None:
     deadlines = Deadlines(3, COSTS, 4)
-    deadlines.note_batch([row(1)], 60.0)
+    deadlines.stages[1].times.append((60.0, 60.0))
     assert leaves(deadlines, 1.0, 60.0)
     later_s = 60.0 + RECENT_S + REFRESH_S + 0.1
     assert not leaves(deadlines, 0.1, later_s)
     assert leaves(deadlines, 0.1, later_s)
-    deadlines.note_batch([row(1, ready_s=later_s)], later_s + 0.02)
+    deadlines.stages[1].times.append((later_s + 0.02, 0.02))
     assert not leaves(deadlines, 0.1, later_s + 0.03)
 
 
 class Seen(NamedTuple):
     """What became of rows, in their order."""
 
-    outcomes: list[Completion]
+    outcomes: list[InferenceRequest]
     latency_ms: np.ndarray
 
     def in_time(self, among: np.ndarray, deadline_ms: float) -> float:
         """Share of rows that were answered and not later."""
-        answered = [isinstance(each.outcome, Prediction) for each in self.outcomes]
+        answered = [isinstance(each.result, Prediction) for each in self.outcomes]
         return float((answered & (self.latency_ms <= deadline_ms))[among].mean())
 
     def exits(self, among: np.ndarray) -> np.ndarray:
         """Of those answered."""
-        outcomes = [self.outcomes[place].outcome for place in np.flatnonzero(among)]
+        outcomes = [self.outcomes[place].result for place in np.flatnonzero(among)]
         return np.array([each.exit for each in outcomes if isinstance(each, Prediction)])
 
 
@@ -105,17 +102,17 @@ def run(
 ) -> Seen:
     """An engine of one worker, a third of whose rows leave at each exit, in virtual time."""
     time, rng = VirtualTime(), np.random.default_rng(0)
-    seen: dict[object, tuple[Completion, float]] = {}
+    seen: dict[object, tuple[InferenceRequest, float]] = {}
     confidences = np.random.default_rng(1).uniform(0.5, 1.0, (3, RECORDED))
     log_probs = np.log(np.stack([confidences, *[(1 - confidences) / 3] * 3], axis=2))
 
     def sleep(seconds: float) -> None:
         time.sleep(seconds * float(np.exp(0.2 * rng.standard_normal())))
 
-    def on_batch(completions: list[Completion]) -> None:
+    def on_batch(completions: list[InferenceRequest]) -> None:
         for each in completions:
-            assert each.row.tag not in seen, "completed twice"
-            seen[each.row.tag] = each, 1e3 * (time.clock() - each.row.arrived_s)
+            assert each.request_id not in seen, "completed twice"
+            seen[each.request_id] = each, 1e3 * (time.clock() - each.arrived_s)
 
     table = ThresholdTable(
         np.array([1.0, 2.0]),
@@ -127,14 +124,13 @@ def run(
         1.0,
         workers=0,
         max_batch=max_batch,
-        metrics=ModelMetrics(Metrics(CollectorRegistry(), "test"), "fake", 3),
-        on_batch=on_batch,
+        on_done=on_batch,
         costs=costs,
         clock=time.clock,
     )
     engine.stop()  # so that `run` returns where nothing waits
     for place, (each, arrival_s) in enumerate(zip(rows, arrivals_s.tolist(), strict=True)):
-        each.state, each.tag = (np.array([place % RECORDED]),), place
+        each.state, each.request_id = (np.array([place % RECORDED]),), place
         time.at(arrival_s, partial(engine.submit, [each]))
     while time.skip():
         engine.run()
@@ -188,7 +184,7 @@ def test_under_overload_by_deadlines_no_row_starves() -> None:
     others = np.array([each.deadline_s is None for each in rows])
     # A tenth of twice what the core can do at most, and every other batch is theirs.
     assert seen.latency_ms[others].max() < 1500
-    late = [each.outcome for each in seen.outcomes if isinstance(each.outcome, DeadlineExceeded)]
+    late = [each.result for each in seen.outcomes if isinstance(each.result, DeadlineExceeded)]
     assert late
 
 

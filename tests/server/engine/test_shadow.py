@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
 
 from models.backend import HeadOutput, State, gather_arrays
 from scheduler.baselines import ConfidencePolicy, PatiencePolicy
@@ -19,12 +18,10 @@ from scheduler.policy import ExitPolicy
 from scheduler.thresholds import ThresholdTable
 from server.engine.active_policy import ActivePolicy
 from server.engine.engine import Engine
-from server.engine.request import AUDIT, Completion, InferenceRequest, Prediction
+from server.engine.request import AUDIT, AuditResult, AuditTrace, InferenceRequest, Prediction
 from server.engine.shadow import ShadowRunner, record_exit
-from server.engine.step import StageResult
-from server.engine.trail import AuditResult, AuditTrace
 from server.errors import InferenceFailed
-from server.metrics import Metrics, ModelMetrics
+from tests.fakes import RecordingObserver
 
 NEVER, POISON = math.inf, -1.0
 TABLE = ThresholdTable(np.array([1.0, 2.0]), np.array([[0.9, 0.8, -NEVER], [NEVER, NEVER, -NEVER]]))
@@ -75,19 +72,18 @@ def row(
 
 def engine_of(
     backend: Any,
-    on_batch: Callable[[list[Completion]], None] = lambda completions: None,
+    on_batch: Callable[[list[InferenceRequest]], None] = lambda completions: None,
     on_audit: Callable[[AuditResult], None] = lambda audited: None,
     *,
     by: ExitPolicy = BY_CONFIDENCE,
     parameter: float = 1.0,
-    registry: CollectorRegistry | None = None,
+    observer: RecordingObserver | None = None,
     workers: int = 1,
     max_batch: int = 1,
 ) -> Engine:
-    metrics = ModelMetrics(Metrics(registry or CollectorRegistry(), ""), "fake", 3)
     return Engine(
-        backend, by, parameter, workers=workers, max_batch=max_batch, metrics=metrics,
-        on_batch=on_batch, on_audit=on_audit,
+        backend, by, parameter, workers=workers, max_batch=max_batch, observer=observer,
+        on_done=on_batch, on_audit=on_audit,
     )  # fmt: skip
 
 
@@ -114,8 +110,8 @@ def test_a_row_is_answered_at_its_exit_and_only_then_goes_on() -> None:
     run_to_the_end(engine, told, 5)
     first, completion, second, third, audited = told
     assert (first, second, third) == (0, 1, 2)
-    assert completion.outcome.exit == 0 and completion.outcome.compute_ms > 0
-    assert audited.trail is trail and (trail.exit, trail.parameter) == (0, 1.0)
+    assert completion.result.exit == 0 and completion.result.compute_ms > 0
+    assert audited.trace is trail and (trail.exit, trail.parameter) == (0, 1.0)
     assert [0.95, 0.6, 0.7] == shares(audited)
 
 
@@ -124,7 +120,7 @@ def test_exits_that_no_user_needs_are_asked_only_after_the_answer() -> None:
     backend = Backend()
     heads_at_answer: list[int] = []
 
-    def on_batch(completions: list[Completion]) -> None:
+    def on_batch(completions: list[InferenceRequest]) -> None:
         heads_at_answer.extend(exit for kind, exit, _ in backend.ran if kind == "head")
 
     engine = engine_of(backend, on_batch, told.append, parameter=2.0, max_batch=4)
@@ -134,7 +130,7 @@ def test_exits_that_no_user_needs_are_asked_only_after_the_answer() -> None:
     run_to_the_end(engine, told, 1)
     assert heads_at_answer == [2]
     assert [0.95, 0.6, 0.7] == shares(told[0])
-    assert (told[0].trail.exit, told[0].trail.parameter) == (2, 2.0)
+    assert (told[0].trace.exit, told[0].trace.parameter) == (2, 2.0)
     assert [len(names) for _, names in backend.stages()] == [3, 3, 3], "its stages run once"
 
 
@@ -144,7 +140,7 @@ def test_a_row_that_has_come_past_a_left_out_exit_is_asked_there_too() -> None:
     engine = engine_of(Backend(), on_audit=told.append, by=ConfidencePolicy(only_second, "maxprob"))
     engine.submit([row(0.6, 0.95, 0.7, trail=AuditTrace(0))])
     run_to_the_end(engine, told, 1)
-    assert told[0].trail.exit == 1
+    assert told[0].trace.exit == 1
     assert [0.6, 0.95, 0.7] == shares(told[0])
 
 
@@ -153,7 +149,7 @@ def test_a_row_that_left_under_its_own_parameter_says_so() -> None:
     engine = engine_of(Backend(), on_audit=told.append, parameter=2.0)
     engine.submit([row(0.95, 0.6, 0.7, trail=AuditTrace(0), parameter=1.0)])
     run_to_the_end(engine, told, 1)
-    assert (told[0].trail.exit, told[0].trail.parameter) == (0, 1.0)
+    assert (told[0].trace.exit, told[0].trace.parameter) == (0, 1.0)
 
 
 def test_audits_run_when_no_row_of_users_waits_and_share_no_batch_with_them() -> None:
@@ -224,52 +220,46 @@ def test_audits_that_wait_are_no_pressure_and_no_depth() -> None:
 
 def test_audit_work_is_in_no_metric_of_batches() -> None:
     told: list[Any] = []
-    registry = CollectorRegistry()
-    engine = engine_of(Backend(), on_audit=told.append, registry=registry)
+    observer = RecordingObserver()
+    engine = engine_of(Backend(), on_audit=told.append, observer=observer)
     engine.submit([row(0.95, 0.6, 0.7, trail=AuditTrace(0)), row(0.6, 0.85, 0.7)])
     run_to_the_end(engine, told, 1)
-    engine.metrics.flush()
-    counts = [
-        registry.get_sample_value(f"eenet_{name}_count", {"model": "fake", "stage": str(stage)})
-        for name in ("stage_latency_seconds", "batch_size")
-        for stage in range(3)
-    ]
-    assert counts == [2, 1, 0] * 2
+    assert [(stage, rows) for stage, rows, _ in observer.steps] == [(0, 1), (0, 1), (1, 1)]
 
 
 def test_an_audit_that_fails_is_told_as_lost_and_hurts_nobody() -> None:
     told: list[Any] = []
-    done: list[Completion] = []
+    done: list[InferenceRequest] = []
     engine = engine_of(Backend(), done.extend, told.append)
     engine.submit(
         [row(0.95, POISON, 0.7, trail=AuditTrace(0)), row(0.95, 0.6, 0.7, trail=AuditTrace(1))]
     )
     run_to_the_end(engine, told, 2)
-    assert [completion.outcome.exit for completion in done] == [0, 0]  # type: ignore[union-attr]
-    lost = {audited.trail.key: audited.log_probs is None for audited in told}
+    assert [completion.result.exit for completion in done] == [0, 0]  # type: ignore[union-attr]
+    lost = {audited.trace.key: audited.log_probs is None for audited in told}
     assert lost == {0: True, 1: False}
     assert not engine.failed
 
 
 def test_a_row_that_is_never_answered_is_not_told() -> None:
     told: list[Any] = []
-    done: list[Completion] = []
+    done: list[InferenceRequest] = []
     engine = engine_of(Backend(), done.extend, told.append)
     gone = row(0.6, 0.6, 0.7, trail=AuditTrace(1))
     engine.submit([row(POISON, 0.6, 0.7, trail=AuditTrace(0)), gone])
     engine.cancel([gone])
     run_to_the_end(engine, done, 1)
-    assert isinstance(done[0].outcome, InferenceFailed)
+    assert isinstance(done[0].result, InferenceFailed)
     assert not told and len(done) == 1
 
 
-def answered(trail: AuditTrace, backend: Any) -> Completion:
+def answered(trail: AuditTrace, backend: Any) -> InferenceRequest:
     """A row that left at exit 0, as the engine leaves it."""
     left = row(0.95, 0.6, 0.7, trail=trail)
-    state = left.state
-    record_exit(trail, left, 0, StageResult(state, np.empty((1, 0)), False, 1.0, None))
-    said = HeadOutput(*[backend.run_head(0, state).logits[0]] * 2)
-    return Completion(left, Prediction(0, said, 1.0, 0.0, False, None))
+    record_exit(trail, 0, left.state, None, 1.0)
+    said = HeadOutput(*[backend.run_head(0, left.state).logits[0]] * 2)
+    left.result = Prediction(0, said, 1.0, 0.0, False, None)
+    return left
 
 
 def test_once_it_is_over_rows_are_lost_wherever_they_are() -> None:
@@ -281,7 +271,7 @@ def test_once_it_is_over_rows_are_lost_wherever_they_are() -> None:
     beyond.advance(waiting)
     beyond.start([answered(AuditTrace(1), backend)])
     assert len(waiting) == 1 and not backend.stages()
-    assert [(each.trail.key, each.log_probs) for each in told] == [(0, None), (1, None)]
+    assert [(each.trace.key, each.log_probs) for each in told] == [(0, None), (1, None)]
 
 
 CONFIDENCE = st.sampled_from([0.6, 0.85, 0.95])
@@ -308,7 +298,7 @@ STEPS = st.one_of(
 def test_every_audited_row_that_was_answered_is_told_once_whatever_happens(
     steps: list[tuple[str, Any]], max_batch: int, workers: int
 ) -> None:
-    done: list[Completion] = []
+    done: list[InferenceRequest] = []
     told: list[AuditResult] = []
     backend = Backend(lambda stage, names: time.sleep(0.0001))
     engine = engine_of(backend, done.extend, told.append, workers=workers, max_batch=max_batch)
@@ -321,7 +311,7 @@ def test_every_audited_row_that_was_answered_is_told_once_whatever_happens(
             for confidences, poisoned, audited in what:
                 shown = [POISON if k == poisoned else sure for k, sure in enumerate(confidences)]
                 key = len(rows) + len(new)
-                new.append(row(*shown, tag=key, trail=AuditTrace(key) if audited else None))
+                new.append(row(*shown, request_id=key, trail=AuditTrace(key) if audited else None))
             rows += new
             given_to += what
             engine.submit(new)
@@ -335,14 +325,14 @@ def test_every_audited_row_that_was_answered_is_told_once_whatever_happens(
             time.sleep(what)
     engine.stop()
 
-    names = [completion.row.tag for completion in done]
+    names = [completion.request_id for completion in done]
     assert len(set(names)) == len(names), "nobody is answered twice"
     wanted = {
-        completion.row.tag: completion.outcome.exit
+        completion.request_id: completion.result.exit
         for completion in done
-        if completion.row.audit is not None and isinstance(completion.outcome, Prediction)
+        if completion.audit is not None and isinstance(completion.result, Prediction)
     }
-    assert sorted(audited.trail.key for audited in told) == sorted(wanted)
+    assert sorted(audited.trace.key for audited in told) == sorted(wanted)
     for trail, log_probs in told:
         confidences, poisoned, _ = given_to[trail.key]
         assert trail.exit == wanted[trail.key] and trail.parameter in (1.0, 2.0)
@@ -368,20 +358,20 @@ def test_answers_and_the_work_for_them_are_those_without_an_audit(
     max_batch: int,
 ) -> None:
     def exits(chosen: int) -> tuple[dict[Any, int], list[tuple[str, int, list[float]]]]:
-        done: list[Completion] = []
+        done: list[InferenceRequest] = []
         told: list[AuditResult] = []
         backend = Backend()
         options = {"by": by, "parameter": parameter, "max_batch": max_batch}
         engine = engine_of(backend, done.extend, told.append, **options)
         engine.submit(
             [
-                row(*each, name=place / 100, tag=place,
+                row(*each, name=place / 100, request_id=place,
                     trail=AuditTrace(place) if chosen >> place & 1 else None)
                 for place, each in enumerate(confidences)
             ]
         )  # fmt: skip
         run_to_the_end(engine, done, len(confidences))
-        return {each.row.tag: each.outcome.exit for each in done}, backend.ran  # type: ignore[union-attr]
+        return {each.request_id: each.result.exit for each in done}, backend.ran  # type: ignore[union-attr]
 
     with_audit, ran = exits(audited)
     without, plain = exits(0)

@@ -13,7 +13,8 @@ from models.bundle import load_bundle
 from profiling.calibration import Predictions, Recorded, load_recorded
 from profiling.evaluation.evaluate import evaluate, spread_budgets
 from scheduler.eenet import EENetPolicy, load_published_scheduler
-from scheduler.fitted import FILES, POLICIES, Scheduler, load_scheduler
+from scheduler.fitted import FILES, Scheduler, load_scheduler
+from scheduler.policies import POLICIES
 from server.cli.main import main
 from server.pipeline.refit import profiled_costs, refit
 
