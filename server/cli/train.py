@@ -126,7 +126,7 @@ def suggest_arch(arch: str) -> None:
     """
     known = trainable_names()
     if arch not in known and (hint := did_you_mean(arch, known)) and arch not in FAMILIES:
-        raise ValueError(f"unknown network {arch!r}{hint}")
+        raise ValueError(f"architecture {arch!r} is unknown{hint}")
 
 
 def _check_arch(args: argparse.Namespace, family: Family) -> None:

@@ -139,24 +139,25 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def backbone(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
+def backbone(made_once: MadeOnce, tokenizer: Tokenizer) -> Path:
     """A BERT of two layers that has learnt nothing, as `save_pretrained` leaves it."""
     import transformers
 
-    folder = tmp_path_factory.mktemp("backbone") / "tiny-bert"
-    torch.manual_seed(0)
-    config = transformers.BertConfig(vocab_size=tokenizer.get_vocab_size(), **TINY_BERT)
-    transformers.utils.logging.disable_progress_bar()
-    transformers.BertModel(config).save_pretrained(folder)
-    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **dict(zip(names, SPECIAL, strict=True))
-    ).save_pretrained(folder)
-    return folder
+    def save(folder: Path) -> None:
+        torch.manual_seed(0)
+        config = transformers.BertConfig(vocab_size=tokenizer.get_vocab_size(), **TINY_BERT)
+        transformers.utils.logging.disable_progress_bar()
+        transformers.BertModel(config).save_pretrained(folder)
+        names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+        transformers.PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, **dict(zip(names, SPECIAL, strict=True))
+        ).save_pretrained(folder)
+
+    return made_once("backbone/tiny-bert", save)  # its path is in the runs that are shared
 
 
 @pytest.fixture(scope="session")
-def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reviews(made_once: MadeOnce) -> Path:
     """120 texts of 2 to 12 words, which praise or blame; the label is in the last word."""
     random, lines = np.random.default_rng(0), {}
     while len(lines) < 120:
@@ -166,9 +167,13 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
             random.choice((BLAME, PRAISE)[label]),
         ]
         lines[" ".join(words)] = ("blame", "praise")[label]
-    path = tmp_path_factory.mktemp("reviews") / "reviews.csv"
-    path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in lines.items()))
-    return path
+    table = "text,label\n" + "".join(f"{text},{label}\n" for text, label in lines.items())
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "reviews.csv").write_text(table)
+
+    return made_once("reviews", write) / "reviews.csv"
 
 
 @pytest.fixture(scope="session")

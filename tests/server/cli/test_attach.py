@@ -226,7 +226,7 @@ def test_a_backbone_without_a_tokenizer_is_one_sentence(
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "bare" / name).unlink()
     said = sentence(*command(tmp_path / "bare", reviews, tmp_path / "run"))
-    assert "comes without a tokenizer that can be read" in said
+    assert "has no tokenizer that can be read" in said
 
 
 def test_a_tokenizer_of_more_tokens_than_the_backbone_is_one_sentence(
@@ -539,7 +539,7 @@ def test_an_encoder_of_oblong_images_is_refused(
     config = json.loads((vit / "config.json").read_text())
     (vit / "config.json").write_text(json.dumps({**config, "image_size": [8, 16]}))
     said = sentence(*command(vit, image_folder, tmp_path / "run"))
-    assert f"{vit} reads images of 16x8; only squares are supported" in said
+    assert f"{vit} reads images of 16x8; only square images are supported" in said
 
 
 def test_chosen_exits_stay_when_the_run_goes_on(

@@ -193,8 +193,8 @@ BAD_FLAGS = {
     "budget of nothing": (["--budgets", "0"], "budget 0 is 0, outside 1 to 3.3"),
     "budget too large": (["--budgets", "2,4"], "budget 1 is 4, outside 1 to 3.3"),
     "budget not a number": (["--budgets", "nan"], "budget 0 is nan, outside 1 to 3.3"),
-    "unknown policy": (["--policies", "maxprob,best"], "policy 'best' is unknown; give some of"),
-    "no policy": (["--policies", ""], "policy '' is unknown; give some of"),
+    "unknown policy": (["--policies", "maxprob,best"], "unknown policy 'best'; choose from"),
+    "no policy": (["--policies", ""], "unknown policy ''; choose from"),
 }
 
 
@@ -381,7 +381,7 @@ def test_images_of_another_data_set_are_refused(
     shutil.move(dataset / "test/ape/0.png", dataset / "test/bee/ape.png")
     command = ["evaluate", str(bundle), "--dataset", str(dataset), *everything_into(out)]
     assert main(command) == 2
-    assert "has other test labels than the predictions" in complaint(capsys)
+    assert "does not have the test labels of the predictions" in complaint(capsys)
     assert list(out.iterdir()) == []
 
 

@@ -222,6 +222,7 @@ class Built(NamedTuple):
     run: Path
     bundle: Bundle
     printed: list[str]
+    json: str
 
 
 @pytest.fixture(scope="module")
@@ -235,16 +236,16 @@ def small(
     """A BERT of foreign latencies whose classes stand in another order than those of the data, in
     eight bits and without the words that are not used.
     """
-    from contextlib import redirect_stdout
+    from contextlib import redirect_stderr, redirect_stdout
     from io import StringIO
 
-    folder, out = tmp_path_factory.mktemp("small"), StringIO()
+    folder, out, shown = tmp_path_factory.mktemp("small"), StringIO(), StringIO()
     more = ["--latencies", latencies, "--class-names", "praise,blame"]
     assert main(bert.command(folder / "run", *more)) == 0
     flags = ["--dataset", reviews, "--weights", "int8", "--prune-vocabulary", "--json"]
-    with redirect_stdout(out):
+    with redirect_stdout(out), redirect_stderr(shown):
         bundle = build(folder / "run", folder / "small", *flags)
-    return Built(folder / "run", bundle, out.getvalue().splitlines())
+    return Built(folder / "run", bundle, shown.getvalue().splitlines(), out.getvalue())
 
 
 def test_both_ways_of_storing_weights_are_measured(small: Built) -> None:
@@ -272,10 +273,10 @@ def test_labels_are_numbered_as_the_checkpoint_numbers_its_classes(
     assert shown == pytest.approx(test.correct.mean(0), abs=1e-4)
 
 
-def test_what_is_printed_names_both_and_ends_with_json(small: Built) -> None:
+def test_what_is_printed_names_both_and_the_json_stands_alone(small: Built) -> None:
     lines = [line for line in small.printed if re.match(r"(float32|int8): test accuracy", line)]
     assert [line.partition(":")[0] for line in lines] == ["float32", "int8"]
-    told = json.loads(small.printed[-1])
+    told = json.loads(small.json)
     assert set(told) == {"bundle", "exit_accuracy", "evaluations"}
     assert told["bundle"] == str(small.bundle.folder) and len(told["exit_accuracy"]) == 2
 
@@ -378,7 +379,7 @@ def test_a_golden_checkpoint_becomes_a_bundle_that_answers_as_published(
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        (["--classes", "5"], "settings.json is of 10 classes, --classes says 5"),
+        (["--classes", "5"], "settings.json has 10 classes, but --classes is 5"),
         (["--arch", "vgg"], "arch 'vgg' is unknown; use resnet56_3 or densenet121_4 or msdnet"),
         (["--arch", "resnet56"], "arch 'resnet56' is unknown"),
         (["--settings", "nowhere.json"], "nowhere.json cannot be read as JSON"),
@@ -386,13 +387,13 @@ def test_a_golden_checkpoint_becomes_a_bundle_that_answers_as_published(
         (["--settings", "{list}"], "holds no JSON object"),
         (["--settings", "{blocks}"], "does not fit this msdnet: it lacks"),
         (["--settings", "{odd}"], "data is"),
-        (["--latencies", "nowhere.csv"], "nowhere.csv holds no plain numbers"),
-        (["--latencies", "{words}"], "holds no plain numbers"),
+        (["--latencies", "nowhere.csv"], "nowhere.csv does not hold plain numbers only"),
+        (["--latencies", "{words}"], "does not hold plain numbers only"),
         (["--latencies", "{three}"], "holds 3 numbers"),
         (["--latencies", "{falling}"], "give 2, the seconds until each exit, rising"),
         (["--latencies", "{zero}"], "give 2, the seconds until each exit, rising"),
         (["--latencies", "{endless}"], "give 2, the seconds until each exit, rising"),
-        (["--class-names", "a,b"], "--class-names holds 2 names, --classes says 10"),
+        (["--class-names", "a,b"], "--class-names holds 2 names, but --classes is 10"),
         (["--mean", "0.5"], "--mean is 0.5; give three numbers"),
         (["--mean", "a,b,c"], "--mean and --std take three numbers"),
         (["--std", "1,0,1"], "--std is 1,0,1; give three numbers"),
@@ -518,7 +519,7 @@ def test_an_imported_run_is_built_only_with_data_that_fits(
     said = sentence(*build, "--dataset", ten_classes, "--calibration-size", 50)
     assert "calibration size 50 must lie between 1 and 49" in said
     said = sentence(*build, "--dataset", reviews)
-    assert "the dataset is one of the task text, the run of image" in said
+    assert "the dataset is of the task text, but the run is of image" in said
     assert not (tmp_path / "bundle").exists()
 
 
@@ -537,4 +538,4 @@ def test_class_names_are_kept_and_put_the_data_in_their_order(
     assert [ordered.classes[label] for label in ordered.test.labels] == ["a", "j", "d"]
     assert in_order(given, given.classes) is given and in_order(given, ()) is given
     said = sentence(*msdnet.command(tmp_path / "other"), "--class-names", "a,b")
-    assert "--class-names holds 2 names, --classes says 10" in said
+    assert "--class-names holds 2 names, but --classes is 10" in said

@@ -158,7 +158,7 @@ def test_a_folder_of_another_start_is_refused(
         (("--exits", "0"), "must rise and lie between 1 and 2"),
         (("--exits", "1,2"), "2 early exits need as many heads, got 1"),
         (("--heads", "4/0"), "heads '4/0'"),
-        (("--arch", "resnet9"), "architecture 'resnet9' is unknown; use one of resnet8, resnet20"),
+        (("--arch", "resnet9"), "architecture 'resnet9' is unknown; did you mean 'resnet"),
         (("--arch", "attached-text"), "attached-text is made by `eenet attach`"),
         (("--arch", "fcn"), "the configuration of fcn has no exits, heads"),
         (("--seed", "-1"), "seed is -1; it must be 0 or more"),
@@ -242,7 +242,23 @@ def test_no_exits_make_a_plain_network() -> None:
         assert Network("resnet20", {"num_classes": 2, **made}).build().num_exits == 1
 
 
-@pytest.mark.parametrize("arch", ["resnet", "vgg16", "resnet56x", "ResNet56", "resnet-56", ""])
+@pytest.mark.parametrize(
+    ("arch", "meant"),
+    [
+        ("resnet56x", "resnet56"),
+        ("ResNet56", "resnet56"),
+        ("msd-net", "msdnet"),
+        ("brt_4", "bert_4"),
+    ],
+)
+def test_an_architecture_that_was_meant_is_suggested(
+    dataset: Path, tmp_path: Path, sentence: Callable[..., str], arch: str, meant: str
+) -> None:
+    said = sentence(*command(dataset, tmp_path / "run", "--arch", arch))
+    assert f"architecture '{arch}' is unknown; did you mean '{meant}'?" in said
+
+
+@pytest.mark.parametrize("arch", ["vgg16", "alexnet", ""])
 def test_an_unknown_architecture_is_named(
     dataset: Path, tmp_path: Path, sentence: Callable[..., str], arch: str
 ) -> None:

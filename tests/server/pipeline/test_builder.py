@@ -258,7 +258,7 @@ def test_a_name_that_requests_cannot_give_is_refused_before_anything_is_done(
     case: Case, tmp_path: Path, name: str
 ) -> None:
     said: list[str] = []
-    with pytest.raises(ValueError, match="no name for a model; give a --name of at most 64"):
+    with pytest.raises(ValueError, match="not a valid name of a model; give a --name of"):
         build(case.run, tmp_path / "bundle", said.append, name=name)
     assert said == [] and list(tmp_path.iterdir()) == []
 
@@ -267,7 +267,7 @@ def test_the_folders_name_is_the_models_unless_told_otherwise(
     case: Case, tmp_path: Path, sentence: Callable[..., str]
 ) -> None:
     said = sentence("build", case.run_folder, "--out", tmp_path / "my bundle")
-    assert "'my bundle' is no name for a model" in said
+    assert "'my bundle' is not a valid name of a model" in said
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_the_folders_name_is_the_models_unless_told_otherwise(
         (["--calibration-size", "9"], "there are 9 calibration rows; give a --calibration-size"),
         (["--calibration-size", "30"], "--calibration-size 30 would calibrate on rows that"),
         (["--dataset", "nowhere"], "dataset nowhere is neither a file or folder here nor"),
-        (["--dataset", "{reviews}"], "the dataset is one of the task text, the run of image"),
+        (["--dataset", "{reviews}"], "the dataset is of the task text, but the run is of image"),
         (["--image-size", "0"], "image_size is 0; it must be 1 or more"),
     ],
 )
