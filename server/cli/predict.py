@@ -1,7 +1,6 @@
 """`eenet predict`: predictions without a server, as JSON lines."""
 
 import argparse
-import base64
 import json
 import queue
 import sys
@@ -13,19 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-import numpy as np
-
 from models.bundle import Bundle, load_bundle
-from models.postprocess import mask_png, probabilities
+from models.postprocess import mask_png
 from models.preprocess import ModelInput
 from scheduler.control.controller import BudgetController, ControllerConfig
 from server.cli.options import add_backend, backend_settings
 from server.cli.progress import Progress
 from server.engine.engine import Engine
-from server.engine.request import ExitTrace, InferenceRequest, Prediction
+from server.engine.request import InferenceRequest, Prediction
 from server.engine.warmup import default_budget_ms, measure_costs
 from server.loading import open_backend, read_scheduler
-from server.routes.budget import shown_threshold
+from server.routes.predict import optional_fields, prediction_fields
 from server.settings import Settings
 
 EXAMPLE = """eenet predict my-bundle photo.jpg folder-of-images --budget-ms 1.5 --top-k 3
@@ -273,9 +270,7 @@ class OfflineModel:
             request.state, request.truncated = decoded.state, decoded.truncated
             request.image_size = decoded.size
             self.engine.submit([request])
-        except (
-            Exception
-        ) as error:  # even after a bug in our code, the printer must not wait for ever
+        except Exception as error:  # A bug in our code: the printer must not wait for ever.
             pending.error = str(error)
             pending.done.set()
 
@@ -343,47 +338,11 @@ def _line(bundle: Bundle, pending: Pending, top_k: int) -> dict[str, Any]:
     request, prediction = pending.request, pending.request.result
     if not isinstance(prediction, Prediction):
         return {**pending.item.origin, "error": pending.error or str(prediction)}
-    classes = bundle.manifest.classes
-    probs = probabilities(prediction.output.log_probs)
-    ranking = np.argsort(-probs, kind="stable")[:top_k].tolist()
-    task = bundle.manifest.task
-    line: dict[str, Any] = {
-        **pending.item.origin,
-        "label": classes[ranking[0]],
-        "class_id": ranking[0],
-        "confidence": float(probs[ranking[0]]),
-        "exit": prediction.exit,
-        "num_exits": bundle.manifest.num_exits,
-        "top_k": [
-            {"label": classes[each], "class_id": each, "probability": float(probs[each])}
-            for each in ranking
-        ],
-        "latency_ms": {
-            "total": round(request.total_ms, 3),
-            "queue": round(prediction.queue_ms, 3),
-            "decode": round(request.decode_ms or 0.0, 3),
-            "compute": round(prediction.compute_ms, 3),
-        },
-    }
-    if prediction.trace is not None:
-        line["trace"] = [_trace_entry(bundle, entry) for entry in prediction.trace]
-    if task == "segmentation" and request.image_size is not None:
+    manifest, mask = bundle.manifest, None
+    if manifest.task == "segmentation" and request.image_size is not None:
         mask = mask_png(prediction.output.logits, request.image_size)
-        line["mask"] = base64.b64encode(mask).decode()
-    if request.truncated:
-        line["truncated"] = True
-    return line
-
-
-def _trace_entry(bundle: Bundle, entry: ExitTrace) -> dict[str, Any]:
-    probs = probabilities(entry.log_probs)
-    best = int(probs.argmax())
-    is_last = entry.exit == bundle.manifest.num_exits - 1
     return {
-        "exit": entry.exit,
-        "label": bundle.manifest.classes[best],
-        "confidence": float(probs[best]),
-        "score": entry.score,
-        "threshold": shown_threshold(entry.threshold, last=is_last),
-        "elapsed_ms": round(entry.elapsed_ms, 3),
+        **pending.item.origin,
+        **prediction_fields(request, manifest.classes, manifest.num_exits, top_k),
+        **optional_fields(request, manifest.classes, manifest.num_exits, mask),
     }

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pydantic_core
 from fastapi import APIRouter, Request, Response
-from numpy.typing import NDArray
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from models.postprocess import probabilities
 from server.dispatch import SMALL_PAYLOAD, Payload
-from server.engine.request import InferenceRequest
+from server.engine.request import ExitTrace, InferenceRequest
 from server.engine.request import Prediction as EnginePrediction
 from server.errors import InvalidContent, ServeError, UnsupportedMedia
 from server.forms import read_form, require_utf_8
@@ -191,24 +190,42 @@ async def _to_json(
     model: ServedModel, served: InferenceRequest, options: Options
 ) -> dict[str, Any]:
     """Return the JSON of one answer, with its mask if the model draws one."""
-    prediction = served.result
-    assert isinstance(prediction, EnginePrediction), "the dispatcher returns answered requests"
     mask = await model.dispatcher.draw_mask(served) if model.task == "segmentation" else None
-    probs = probabilities(prediction.output.log_probs)
-    ranking = np.argsort(-probs, kind="stable")[: options.top_k]
-    top_k = list(zip(ranking.tolist(), probs[ranking].tolist(), strict=True))
-    best, confidence = top_k[0]
-    result: dict[str, Any] = {
+    return {
         "model": model.name,
         "version": model.version,
-        "label": model.classes[best],
+        **prediction_fields(served, model.classes, model.num_exits, options.top_k),
+        "request_id": served.request_id,
+        **optional_fields(served, model.classes, model.num_exits, mask),
+    }
+
+
+def prediction_fields(
+    served: InferenceRequest, classes: Sequence[str], num_exits: int, top_k: int
+) -> dict[str, Any]:
+    """Return the JSON fields that every prediction has.
+
+    Args:
+        served: An answered request.
+        classes: Names of the C classes.
+        num_exits: Number of exits, K.
+        top_k: Number of classes to list.
+    """
+    prediction = served.result
+    assert isinstance(prediction, EnginePrediction), "only answered requests have predictions"
+    probs = probabilities(prediction.output.log_probs)
+    ranking = np.argsort(-probs, kind="stable")[:top_k]
+    listed = list(zip(ranking.tolist(), probs[ranking].tolist(), strict=True))
+    best, confidence = listed[0]
+    return {
+        "label": classes[best],
         "class_id": best,
         "confidence": confidence,
         "exit": prediction.exit,
-        "num_exits": model.num_exits,
+        "num_exits": num_exits,
         "top_k": [
-            {"label": model.classes[c], "class_id": c, "probability": probability}
-            for c, probability in top_k
+            {"label": classes[c], "class_id": c, "probability": probability}
+            for c, probability in listed
         ],
         "latency_ms": {
             "total": round(served.total_ms, 3),
@@ -216,36 +233,38 @@ async def _to_json(
             "decode": round(served.decode_ms or 0.0, 3),
             "compute": round(prediction.compute_ms, 3),
         },
-        "request_id": served.request_id,
     }
+
+
+def optional_fields(
+    served: InferenceRequest, classes: Sequence[str], num_exits: int, mask: bytes | None
+) -> dict[str, Any]:
+    """Return the JSON fields that appear only where they apply: trace, mask and marks."""
+    prediction = served.result
+    assert isinstance(prediction, EnginePrediction), "only answered requests have predictions"
+    fields: dict[str, Any] = {}
     if prediction.trace is not None:
-        result["trace"] = _trace(model, prediction)
+        fields["trace"] = [_trace_entry(entry, classes, num_exits) for entry in prediction.trace]
     if mask is not None:
-        result["mask"] = base64.b64encode(mask).decode()
+        fields["mask"] = base64.b64encode(mask).decode()
     if served.truncated:
-        result["truncated"] = True
+        fields["truncated"] = True
     if prediction.late:
-        result["deadline_exceeded"] = True
-    return result
+        fields["deadline_exceeded"] = True
+    return fields
 
 
-def _trace(model: ServedModel, prediction: EnginePrediction) -> list[dict[str, Any]]:
-    return [
-        {
-            "exit": entry.exit,
-            **_winner(model, entry.log_probs),
-            "score": entry.score,
-            "threshold": shown_threshold(entry.threshold, last=entry.exit == model.num_exits - 1),
-            "elapsed_ms": round(entry.elapsed_ms, 3),
-        }
-        for entry in prediction.trace or ()
-    ]
-
-
-def _winner(model: ServedModel, log_probs: NDArray[np.float32]) -> dict[str, Any]:
-    probs = probabilities(log_probs)
+def _trace_entry(entry: ExitTrace, classes: Sequence[str], num_exits: int) -> dict[str, Any]:
+    probs = probabilities(entry.log_probs)
     best = int(probs.argmax())
-    return {"label": model.classes[best], "confidence": float(probs[best])}
+    return {
+        "exit": entry.exit,
+        "label": classes[best],
+        "confidence": float(probs[best]),
+        "score": entry.score,
+        "threshold": shown_threshold(entry.threshold, last=entry.exit == num_exits - 1),
+        "elapsed_ms": round(entry.elapsed_ms, 3),
+    }
 
 
 def _json(content: dict[str, Any]) -> Response:
