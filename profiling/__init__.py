@@ -1,1 +1,1 @@
-"""What exits cost and what they buy."""
+"""Measure what exits cost and what they buy."""

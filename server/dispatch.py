@@ -1,4 +1,4 @@
-"""Both directions of a request: bytes to the engine, and its result back to whoever waits."""
+"""Both directions of a request: bytes to the engine, and its result back to the client."""
 
 import asyncio
 import base64

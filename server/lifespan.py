@@ -152,10 +152,10 @@ class ServerState:
             model.start(loop)
 
     async def stop(self) -> None:
-        """Turn new requests away, answer those that are in, then end all threads.
+        """Reject new requests, answer those in flight, then end all threads.
 
-        By now the drain time is over, or nobody waits for an answer any more. So a picture that is
-        still being decoded is not waited for.
+        By now the drain time is over, or no client waits for an answer any more. So an image that
+        is still being decoded holds up nothing.
         """
         self.admission.not_ready = DRAINING
         for model in self.models.values():

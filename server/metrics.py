@@ -67,6 +67,13 @@ class Metrics:
             ["model", "version", "policy", "device"],
             registry=registry,
         )
+        self._add_latencies()
+        self._add_control()
+        self._add_quality()
+        for reason in REJECTIONS:
+            self.rejected.labels(reason)
+
+    def _add_latencies(self) -> None:
         self.request_latency = self._latency(
             "request", "Headers received to answer ready, a sample."
         )
@@ -83,8 +90,10 @@ class Metrics:
             "Rows of one executed batch.",
             ["model", "stage"],
             buckets=BATCH_BUCKETS,
-            registry=registry,
+            registry=self.registry,
         )
+
+    def _add_control(self) -> None:
         self.queue_depth = self._gauge("queue_depth", "Rows waiting before a stage.", "stage")
         self.queue_oldest = self._gauge(
             "queue_oldest_seconds", "Age of the row that has waited longest."
@@ -107,12 +116,14 @@ class Metrics:
         self.exit_rate = self._gauge(
             "exit_rate", "Share of the window's samples that left here.", "exit"
         )
-        self.audit = AuditFamilies(registry)
+
+    def _add_quality(self) -> None:
+        self.audit = AuditFamilies(self.registry)
         self.feedback_samples = Counter(
             "eenet_feedback_samples",
             "Answers that a true label came for.",
             ["model", "exit"],
-            registry=registry,
+            registry=self.registry,
         )
         self.feedback_accuracy = self._gauge(
             "feedback_accuracy_ratio",
@@ -128,8 +139,6 @@ class Metrics:
         self.promise_yields = self._gauge(
             "promise_yields", "1 while this promise gives way to the other.", "promise"
         )
-        for reason in REJECTIONS:
-            self.rejected.labels(reason)
 
     def observe_request(self, route: str, status: int) -> None:
         """Count one answered request under a known route, or as `other`."""
@@ -149,7 +158,7 @@ class Metrics:
 
 
 class AuditFamilies:
-    """What is registered once an app.
+    """The metric families of the audit, registered once per app.
 
     Args:
         registry: Where.

@@ -88,27 +88,23 @@ class ServedModel:
             clock=clock,
         )
         backend = open_backend(bundle, settings)
-        policy, built_on = scheduler = read_scheduler(bundle)
-        example = self.dispatcher.example
+        scheduler = read_scheduler(bundle)
+        policy, example = scheduler.policy, self.dispatcher.example
         self._costs = measure_costs(backend, policy, example, settings.max_batch)
+        costs_ms = self._costs.costs_ms.round(3).tolist()
+        log.info("%s costs %s ms until each exit on this host", self.name, costs_ms)
         self._max_batch = settings.max_batch or self._costs.worthwhile_rows()
         self._scheduler = calibrate_to_host(bundle, scheduler, self._costs)
         self._agreement_target = AgreementTarget(settings.min_agreement, settings.prefer)
         self.quality = AgreementGuard(self._scheduler, self._agreement_target)
         self._floor_parameter: float | None = None
-        frontier = self._scheduler.frontier
-        costs_ms = self._costs.costs_ms.round(3).tolist()
-        log.info("%s costs %s ms until each exit on this host", self.name, costs_ms)
         budget_ms = settings.budget_ms
         if budget_ms is None and manifest.default_budget_ms is not None:
-            budget_ms = default_budget_ms(manifest.default_budget_ms, built_on, frontier)
-        config = ControllerConfig(window=settings.window)
+            frontier = self._scheduler.frontier
+            budget_ms = default_budget_ms(manifest.default_budget_ms, scheduler.frontier, frontier)
         self.feedback = Feedback(self.num_exits)
         self.measure: Measure = settings.measure
-        self._controllers: dict[Measure, BudgetController] = {
-            "compute": BudgetController(frontier, budget_ms, config),
-            "end_to_end": BudgetController(frontier, budget_ms, config),
-        }
+        self._controllers = _controllers(self._scheduler, budget_ms, settings.window)
         self.engine = Engine(
             backend,
             policy,
@@ -247,3 +243,14 @@ class ServedModel:
         self.auditor.flush()
         for exit, scores, parameter in self._metrics.take_scores():
             self.quality.drift.add(exit, scores, parameter)
+
+
+def _controllers(
+    scheduler: CalibratedPolicy, budget_ms: float | None, window: int
+) -> dict[Measure, BudgetController]:
+    """Make one controller per measure: both follow all samples, so that either can take over."""
+    config = ControllerConfig(window=window)
+    return {
+        "compute": BudgetController(scheduler.frontier, budget_ms, config),
+        "end_to_end": BudgetController(scheduler.frontier, budget_ms, config),
+    }

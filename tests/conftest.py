@@ -12,10 +12,15 @@ from typing import Any, NamedTuple
 # are cores may run tests. Read when numpy and torch are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import numpy as np
 import pytest
 from filelock import FileLock
 from numpy.typing import NDArray
+
+# Machines are shared: how long one example takes says nothing.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 # torch keeps a million objects alive, which a collection visits one by one. An export makes so many
 # more that collections took a fifth of its time.

@@ -164,7 +164,7 @@ def load_plain_weights(model: MultiExitModel, path: Path) -> None:
 
 
 def _plain_prefixes(model: MultiExitModel) -> dict[str, str]:
-    """Map the start of each key of ours to that of the plain network's key."""
+    """Map the start of each of our keys to the start of the plain network's key."""
     prefixes: dict[str, str] = {}
     num_blocks = sum(isinstance(m, BasicBlock) for m in model.modules())
     block = 0

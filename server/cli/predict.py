@@ -273,7 +273,9 @@ class OfflineModel:
             request.state, request.truncated = decoded.state, decoded.truncated
             request.image_size = decoded.size
             self.engine.submit([request])
-        except Exception as error:  # even a bug of ours must not leave the printer waiting
+        except (
+            Exception
+        ) as error:  # even after a bug in our code, the printer must not wait for ever
             pending.error = str(error)
             pending.done.set()
 

@@ -1,4 +1,4 @@
-"""How many rows a batch may hold."""
+"""The limit on the rows of a batch."""
 
 import sys
 

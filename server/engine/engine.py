@@ -336,7 +336,7 @@ class Engine:
     def _retry_smaller(
         self, requests: list[InferenceRequest], error: OutOfMemory
     ) -> list[InferenceRequest]:
-        """Go on with batches of half the size after memory ran out."""
+        """Retry with batches of half the size after memory ran out."""
         if len(requests) > 1:
             fits = self._limit.halve(len(requests))
             self._queue.set_priority(self._limit.priority())

@@ -1,4 +1,4 @@
-"""What the engine reports about its work, for metrics and drift."""
+"""The engine's reports about its work, for metrics and drift."""
 
 from typing import Protocol
 

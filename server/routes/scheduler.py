@@ -14,7 +14,7 @@ router = APIRouter(tags=["scheduler"])
 
 @router.post("/scheduler/reload")
 async def reload_scheduler(request: Request, query: Annotated[ModelQuery, Query()]) -> Reloads:
-    """Go on with the schedulers that the bundles now hold; requests in flight keep theirs."""
+    """Switch to the schedulers that the bundles hold now; requests in flight keep theirs."""
     meant = server_state(request).select_models(query.model)
     try:
         fresh = [await asyncio.to_thread(model.reload_scheduler) for model in meant]
