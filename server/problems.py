@@ -50,9 +50,6 @@ def format_validation_error(error: ValidationError | RequestValidationError) -> 
     return f"{where}: {message}, got {given[:80]!r}{hint}"
 
 
-first_error = format_validation_error
-
-
 def problem(status: int, code: str, detail: str, request_id: str) -> dict[str, Any]:
     """The body of an error answer (RFC 9457), the same text under `detail` and `error`."""
     return {

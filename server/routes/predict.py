@@ -19,7 +19,7 @@ from server.errors import InvalidContent, ServeError, UnsupportedMedia
 from server.forms import read_form, require_utf_8
 from server.lifespan import server_state
 from server.model import Modality, ServedModel
-from server.problems import first_error, parse_json, problem
+from server.problems import format_validation_error, parse_json, problem
 from server.routes.budget import shown_threshold
 from server.schemas import Options, PredictBody, Prediction, Predictions, Problem
 
@@ -183,7 +183,7 @@ def _options(given: Mapping[str, Any]) -> Options:
     try:
         return Options.model_validate(dict(given))
     except ValidationError as error:
-        raise InvalidContent(first_error(error)) from error
+        raise InvalidContent(format_validation_error(error)) from error
 
 
 async def _to_json(
