@@ -30,6 +30,7 @@ class _Job(NamedTuple):
             result = self.run()
         except BaseException as error:
             self.future.set_exception(error)
+            del self  # the error's traceback holds this frame, which would hold error and payload
         else:
             self.future.set_result(result)
 

@@ -118,6 +118,7 @@ class Dispatcher:
                 self.engine.cancel([request])
             if request.audit is not None:
                 self._auditor.give_up(request.audit)
+            request.result = None  # the error's traceback holds the request: leave no cycle
             raise
         return request
 

@@ -14,8 +14,11 @@ from starlette.requests import Request
 from server.errors import MalformedRequest, UnsupportedMedia
 
 UTF_8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
-# Also as RFC 2231 spells it: charset*=utf-8''NAME, charset*0=NAME.
-CHARSET = re.compile(r"charset(?:\*\d*)*\s*=\s*\"?(?:utf-8'[^']*')?([^\s;\"]*)", re.IGNORECASE)
+# Name and value of each parameter; a quoted value may hold anything.
+PARAMETER = re.compile(r";\s*([^=;\s]+)\s*=\s*(\"(?:[^\"\\]|\\.)*\"|[^;]*)")
+# A charset as RFC 2231 spells it, too: charset*=utf-8''NAME, charset*0=NAME.
+CHARSET_NAME = re.compile(r"charset(?:\*\d*)*", re.IGNORECASE)
+RFC_2231_PREFIX = re.compile(r"utf-8'[^']*'", re.IGNORECASE)
 
 
 def require_utf_8(content_type: str) -> None:
@@ -25,9 +28,10 @@ def require_utf_8(content_type: str) -> None:
         UnsupportedMedia: If it is not UTF-8, or its subset ASCII.
     """
     _, params = parse_options_header(content_type)
-    read_by_parser = params.get(b"charset", b"utf-8").decode("latin-1")
-    for name in (read_by_parser, *CHARSET.findall(content_type)):
-        _require(name)
+    _require(params.get(b"charset", b"utf-8").decode("latin-1"))  # as the form's parser reads it
+    for name, value in PARAMETER.findall(content_type):
+        if CHARSET_NAME.fullmatch(name):
+            _require(RFC_2231_PREFIX.sub("", value.strip().strip('"'), count=1))
 
 
 def _require(name: str) -> None:

@@ -115,6 +115,7 @@ class HttpProtocol(HttpToolsProtocol):
         # The parser accepts no line end within a value, so each is one line again.
         lines += [b"%s: %s" % field for field in self.headers if field[0] != b"upgrade"]
         self._offered = False
+        self._ended = self._began_behind  # the head that begins again began where it did before
         self.parser = HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from models.bundle import TOKENIZER, Bundle, TextInput, load_bundle
@@ -43,7 +45,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     manifest = bundle.manifest
     policy, frontier = load_scheduler(bundle.folder)
     costs_ms = frontier.costs_ms.tolist()  # those that the default budget was chosen at
-    accuracy = load_recorded(bundle.folder / "calibration.npz").test.correct.mean(0)
+    accuracy = _test_accuracy(bundle.folder / "calibration.npz")
     default_ms = manifest.default_budget_ms
     point = None if default_ms is None else frontier.at_cost(default_ms)
     return {
@@ -77,11 +79,24 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     }
 
 
+def _test_accuracy(path: Path) -> NDArray[np.float64]:
+    """Accuracy of every exit on the recorded test set, (K,)."""
+    try:
+        accuracy: NDArray[np.float64] = load_recorded(path).test.correct.mean(0)
+    except (EOFError, KeyError, OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); build the bundle again") from error
+    return accuracy
+
+
 def _input(bundle: Bundle) -> dict[str, Any]:
     settings = bundle.manifest.preprocessing
     if not isinstance(settings, TextInput):
         return {"kind": "image", "height": settings.height, "width": settings.width}
-    tokenizer = Tokenizer.from_file(str(bundle.folder / TOKENIZER))
+    path = bundle.folder / TOKENIZER
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more specific
+        raise ValueError(f"{path} is not a tokenizer ({error}); build the bundle again") from error
     return {
         "kind": "text",
         "max_tokens": settings.max_tokens,

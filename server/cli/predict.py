@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import queue
 import sys
 import threading
@@ -92,6 +93,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--budget-ms and --parameter both choose where inputs exit; give one")
     if args.budget_ms is not None and not 0 < args.budget_ms < float("inf"):
         raise ValueError(f"--budget-ms is {args.budget_ms:g}; give a number above 0")
+    if args.parameter is not None and math.isnan(args.parameter):
+        raise ValueError("--parameter is nan; give a number")
     if args.top_k < 1:
         raise ValueError(f"--top-k is {args.top_k}; give 1 or more")
 
@@ -297,7 +300,7 @@ class _Printer:
 
     def __init__(self, line: Callable[[Pending], dict[str, Any]], total: int | None) -> None:
         self.failed = 0
-        self.error: OSError | None = None
+        self.error: Exception | None = None
         self._line = line
         self._queue: queue.Queue[Pending | None] = queue.Queue(IN_FLIGHT)
         # On a terminal the lines themselves are the progress.
@@ -320,13 +323,13 @@ class _Printer:
     def _run(self) -> None:
         printed = 0
         while (pending := self._queue.get()) is not None:
-            line = self._line(pending)
-            self.failed += "error" in line
             try:
+                line = self._line(pending)
+                self.failed += "error" in line
                 if self.error is None:
-                    print(json.dumps(line, ensure_ascii=False), flush=True)
-            except OSError as error:
-                self.error = error  # the rest is taken from the queue, so that nobody waits
+                    print(json.dumps(line), flush=True)  # ASCII: it suits any terminal or pipe
+            except Exception as error:
+                self.error = error  # take the rest from the queue, so that the reader never waits
             printed += 1
             if self._progress is not None:
                 self._progress.update(printed)

@@ -85,7 +85,11 @@ def check_address(host: str, port: int) -> None:
     except OSError as error:
         raise ValueError(f"host {host!r} is unknown ({error}); give another --host") from error
     for family, kind, protocol, _, address in dict.fromkeys(found):
-        with socket.socket(family, kind, protocol) as probe:
+        try:
+            probe = socket.socket(family, kind, protocol)
+        except OSError:  # the kernel lacks the family, and the server will skip it too
+            continue
+        with probe:
             # As the server itself will: a port in TIME_WAIT is free, and IPv6 is IPv6 alone.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:

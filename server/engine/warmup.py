@@ -92,9 +92,15 @@ def _batches_ms(
     engine = Engine(
         backend, policy, policy.never_exit_parameter, workers=1, max_batch=rows, on_done=keep
     )
-    engine.submit([InferenceRequest(example, traced=True) for _ in range(rows * rounds)])
+    requests = [InferenceRequest(example, traced=True) for _ in range(rows * rounds)]
+    engine.submit(requests)
     engine.start()
-    engine.stop()
+    try:
+        engine.stop()
+    except BaseException:  # Ctrl-C: the worker must not run while the interpreter ends
+        engine.cancel(requests)
+        engine.stop()
+        raise
     if engine.max_batch < rows:
         raise OutOfMemory(f"{rows} rows")
     if len(elapsed) < rounds:

@@ -16,7 +16,7 @@ from server.dispatch import SMALL_PAYLOAD, Payload
 from server.engine.request import ExitTrace, InferenceRequest
 from server.engine.request import Prediction as EnginePrediction
 from server.errors import InvalidContent, ServeError, UnsupportedMedia
-from server.forms import read_form, require_utf_8
+from server.forms import read_form
 from server.lifespan import server_state
 from server.model import Modality, ServedModel
 from server.problems import format_validation_error, parse_json, problem
@@ -79,7 +79,6 @@ async def predict(request: Request) -> Response:
 
 
 async def _answer_json(request: Request) -> Response:
-    require_utf_8(request.headers["content-type"])
     body, state = await request.body(), server_state(request)
     if len(body) <= SMALL_PAYLOAD:
         parsed = parse_json(PredictBody, body)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,24 @@ def test_a_stuck_job_does_not_hold_the_process() -> None:
         "DecodePool(1).submit(threading.Event().wait)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 0
+
+
+def test_a_job_that_raises_is_freed_without_the_garbage_collector() -> None:
+    class Payload:
+        pass
+
+    def fail(payload: Payload) -> None:
+        raise ValueError("damaged")
+
+    pool, payload = DecodePool(1), Payload()
+    gone = weakref.ref(payload)
+    gc.disable()
+    try:
+        future = pool.submit(fail, payload)
+        assert isinstance(future.exception(timeout=10), ValueError)
+        del future, payload
+        pool.submit(int).result(timeout=10)  # the thread has let go of the job before
+        assert gone() is None
+    finally:
+        gc.enable()
+        pool.shutdown()

@@ -74,11 +74,28 @@ def test_other_charsets_are_refused_before_they_are_looked_up(
     client: TestClient, looked_up: list[str], charset: str
 ) -> None:
     body = part('name="text"', b"-" + b"a" * 1000) + b"--B--\r\n"
-    for content_type in (f"{FORM}; {charset}", f"application/json; {charset}"):
-        detail = problem(client, content_type, body)
-        assert (detail["status"], detail["code"]) == (415, "unsupported_media_type")
-        assert "send UTF-8" in detail["detail"]
+    detail = problem(client, f"{FORM}; {charset}", body)
+    assert (detail["status"], detail["code"]) == (415, "unsupported_media_type")
+    assert "send UTF-8" in detail["detail"]
     assert looked_up == []
+
+
+@pytest.mark.parametrize("charset", ["charset=punycode", "charset=latin-1", 'profile="charset=x"'])
+def test_json_is_utf_8_whatever_its_content_type_says(
+    client: TestClient, looked_up: list[str], charset: str
+) -> None:
+    detail = problem(client, f"application/json; {charset}", b'{"image": "!"}')
+    assert (detail["status"], detail["code"]) == (422, "invalid_content")
+    assert "base64" in detail["detail"] and looked_up == []
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    ["boundary=xcharset=9", 'boundary="abc; charset=x"', 'boundary=B; x="charset=punycode"',
+     "boundary=B"],
+)  # fmt: skip
+def test_only_the_charset_itself_names_a_charset(parameters: str) -> None:
+    require_utf_8(f"multipart/form-data; {parameters}")
 
 
 @pytest.mark.parametrize("charset", REFUSED[:1] + REFUSED[-3:])
@@ -104,7 +121,7 @@ def test_utf_8_is_taken_by_all_its_names(client: TestClient, images: Images, cha
 
 
 def test_no_charset_is_utf_8() -> None:
-    require_utf_8("application/json")
+    require_utf_8("multipart/form-data")
     require_utf_8("multipart/form-data; boundary=charset")
     with pytest.raises(UnsupportedMedia):
         require_utf_8("text/plain; charset=utf-7")

@@ -243,6 +243,16 @@ def test_a_large_head_behind_another_request_is_refused_after_its_answer(size: i
     assert got.statuses == [200, 431]
 
 
+def test_an_offer_behind_another_request_has_no_larger_limit() -> None:
+    fields = b"".join(b"X-%d: %s\r\n" % (index, b"a" * 900) for index in range(90))
+    first = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+    second = b"GET /b HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n" + fields
+    whole = first + second + b"\r\n"
+    assert 31_000 < 32 * 1024 < len(second)
+    answered = talk(whole[:-31_000], whole[-31_000:])
+    assert statuses(answered.transport) == [200, 431]
+
+
 def test_one_byte_at_a_time_is_counted_too() -> None:
     got = talk(*cut(b"GET / HTTP/1.1\r\nX: " + b"a" * MAX_HEAD_BYTES, 1))
     assert got.statuses == [431]
