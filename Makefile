@@ -23,7 +23,7 @@ serve: .venv/.serve-$(RUNTIME)
 test: .venv/.dev
 	.venv/bin/python -m pytest $(or $(ARGS),--numprocesses auto --maxprocesses 8 --dist worksteal)
 
-## Check the exit policies against their accuracy bars.
+## Check that the exit policies reach their minimum accuracies (bars).
 bars: .venv/.dev
 	mkdir -p build
 	for seed in 0 1 2; do .venv/bin/python -m benchmarks.predictions digits --seed $$seed --out build/digits$$seed.npz; done
@@ -50,7 +50,7 @@ bench: .venv/.dev
 	.venv/bin/python -m benchmarks.growth
 	.venv/bin/python -m benchmarks.engine
 
-## Measure this server against its peers.
+## Measure this server against other inference servers.
 bench-peers: .venv/.dev
 	.venv/bin/python -m benchmarks.peers.run
 
