@@ -1,6 +1,9 @@
 # The two commands of the README are `make serve` and `make test`; `make` lists them all.
 PYTHON ?= python3
 RUNTIME ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
+$(if $(filter cpu gpu,$(RUNTIME)),,$(error RUNTIME is '$(RUNTIME)'; give cpu or gpu))
+# One runtime for serving and for development: the wheels of the two own the same package folder.
+DEV = .venv/.dev-$(RUNTIME)
 PIP = .venv/bin/python -m pip --disable-pip-version-check install -c constraints.txt
 URL = http://localhost:$${EENET_PORT:-8000}
 
@@ -11,7 +14,7 @@ help:
 	@awk -F: '/^## / {text = substr($$0, 4)} /^[a-z-]+:/ {printf "make %-13s %s\n", $$1, text; text = ""}' Makefile
 
 ## Create .venv and install everything that training and development need.
-install: .venv/.dev
+install: $(DEV)
 
 ## Install the runtime and serve the shipped networks on port 8000.
 serve: .venv/.serve-$(RUNTIME)
@@ -20,51 +23,51 @@ serve: .venv/.serve-$(RUNTIME)
 
 # Without ARGS in several processes; a few tests end sooner in one, without the start of others.
 ## Run the tests; ARGS go to pytest, as in ARGS="tests/server/engine -k cancel".
-test: .venv/.dev
+test: $(DEV)
 	.venv/bin/python -m pytest $(or $(ARGS),--numprocesses auto --maxprocesses 8 --dist worksteal)
 
 ## Check that the exit policies reach their minimum accuracies (bars).
-bars: .venv/.dev
+bars: $(DEV)
 	mkdir -p build
 	for seed in 0 1 2; do .venv/bin/python -m benchmarks.predictions digits --seed $$seed --out build/digits$$seed.npz; done
 	.venv/bin/python -m benchmarks.policy_bars models/zoo/cifar10-resnet56 digits:1,2,3.3,5 build/digits0.npz build/digits1.npz build/digits2.npz
 
 ## Check in simulation that latency budgets are held.
-control: .venv/.dev
+control: $(DEV)
 	for inputs in image text; do .venv/bin/python -m benchmarks.control.simulated $$inputs --policies stopping --laws frozen --seeds 2; done
 	.venv/bin/python -m benchmarks.control.report build/control/image-stopping.npz build/control/text-stopping.npz --goals
 
 ## Measure how the real server holds budgets.
-control-http: .venv/.dev
+control-http: $(DEV)
 	.venv/bin/python -m benchmarks.control.over_http
 	.venv/bin/python -m benchmarks.control.report build/control/real.npz
 
 ## Load the server fully for two minutes and look for leaks.
-soak: .venv/.dev
+soak: $(DEV)
 	.venv/bin/python -m benchmarks.soak
 
 ## Measure policies, quality, growth and the engine.
-bench: .venv/.dev
+bench: $(DEV)
 	.venv/bin/python -m benchmarks.policies
 	.venv/bin/python -m benchmarks.quality.run
 	.venv/bin/python -m benchmarks.growth
 	.venv/bin/python -m benchmarks.engine
 
 ## Measure this server against other inference servers.
-bench-peers: .venv/.dev
+bench-peers: $(DEV)
 	.venv/bin/python -m benchmarks.peers.run
 
 ## Run every benchmark on tiny sizes, to see that it works.
-bench-smoke: .venv/.dev
+bench-smoke: $(DEV)
 	.venv/bin/python -m benchmarks.smoke
 
 ## Measure the gain of refilling batches, and validate the simulator.
-simulation: .venv/.dev
+simulation: $(DEV)
 	.venv/bin/python -m benchmarks.refill
 	.venv/bin/python -m benchmarks.validate_simulation
 
 ## Run every linter; .pre-commit-config.yaml calls the same.
-lint: .venv/.dev
+lint: $(DEV)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
@@ -79,7 +82,7 @@ lint: .venv/.dev
 	$(PIP) -e '.[$*]'
 	touch $@
 
-.venv/.dev: .venv/bin/python pyproject.toml constraints.txt
+.venv/.dev-%: .venv/bin/python pyproject.toml constraints.txt
 	@echo "installing everything for training and development into .venv: some minutes the first time"
-	$(PIP) -e '.[cpu,train,dev]'
+	$(PIP) -e '.[$*,train,dev]'
 	touch $@

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pydantic_core
 from numpy.typing import NDArray
 
 from models.backend import StageBackend, State
@@ -58,7 +59,7 @@ def print_report(figures: Figures, *, smoke: bool) -> None:
     if smoke:
         print(SMOKE_NOTE)
     about = {"machine": machine_name(), "cores": len(os.sched_getaffinity(0)), "smoke": smoke}
-    print(json.dumps(about | figures), flush=True)
+    print(pydantic_core.to_json(about | figures, inf_nan_mode="null").decode(), flush=True)
 
 
 def print_figures(figures: Figures, indent: str = "  ") -> None:

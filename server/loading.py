@@ -33,7 +33,12 @@ def open_backend(bundle: Bundle, settings: Settings) -> StageBackend:
     """
     if settings.backend == "torch":
         # Imported here because torch is not on the serving path.
-        from models.runtime.torch_backend import open_torch_backend
+        try:
+            from models.runtime.torch_backend import open_torch_backend
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"{error.name} is not installed, which backend torch needs; run make install"
+            ) from error
 
         buckets = BUCKETS if settings.torch_mode == "cuda-graphs" else ()
         return open_torch_backend(bundle, settings.device, settings.torch_mode, buckets)

@@ -141,7 +141,10 @@ class ServedModel:
             controller.set_budget(budget_ms)
         self.engine.parameter = self.controller.parameter
         self.engine.max_batch = self._batch_within(budget_ms)
-        log.info("%s: budget %s ms of %s latency", self.name, budget_ms, measure)
+        shown = (
+            "no budget" if budget_ms is None else f"budget {budget_ms:g} ms of {measure} latency"
+        )
+        log.info("%s: %s", self.name, shown)
 
     def reload_scheduler(self) -> CalibratedPolicy:
         """Read and try the scheduler that the bundle's folder holds now; any thread, blocks.

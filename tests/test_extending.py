@@ -39,6 +39,9 @@ fitted = fit_scheduler("margin", *calibration, np.array([1.0, 2.0, 3.3]))
 save_scheduler(fitted, folder)
 loaded = load_scheduler(folder)
 assert type(loaded.policy).__name__ == "MarginPolicy"
+assert len(loaded.frontier) > 20
+# Costs whose means are not exact in binary, as those of a real host.
+assert len(fit_scheduler("margin", *calibration, np.array([0.8627, 1.62, 2.213])).frontier) > 20
 for parameter in loaded.frontier.parameters[::20]:
     exits = [
         exits_taken(each.policy, replay(each.policy, test.log_probs), parameter)

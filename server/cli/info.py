@@ -1,7 +1,6 @@
 """`eenet info`: describes a bundle."""
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,11 +38,11 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     """Describe a verified bundle.
 
     Raises:
-        ValueError: If its scheduler, profile or predictions cannot be read.
+        ValueError: If its scheduler or predictions cannot be read.
     """
     manifest = bundle.manifest
     policy, frontier = load_scheduler(bundle.folder)
-    costs_ms = json.loads((bundle.folder / "profile.json").read_text())["costs_ms"]
+    costs_ms = frontier.costs_ms.tolist()  # those that the default budget was chosen at
     accuracy = load_recorded(bundle.folder / "calibration.npz").test.correct.mean(0)
     default_ms = manifest.default_budget_ms
     point = None if default_ms is None else frontier.at_cost(default_ms)

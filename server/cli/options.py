@@ -325,8 +325,8 @@ def require_training_extra() -> None:
         import torch  # noqa: F401
     except ImportError as error:
         raise ValueError(
-            f"{error.name} is not installed; training and building need the extra: pip install "
-            f"'.[train,cpu]'"
+            f"{error.name} is not installed; commands that train, build, fit or evaluate need it: "
+            f"run make install"
         ) from error
 
 

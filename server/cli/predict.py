@@ -161,7 +161,7 @@ def _texts(file: str, stdin: TextIO) -> Iterator[Item]:
     except OSError as error:
         yield Item({"file": file}, None, f"cannot be read: {error.strerror or error}")
     except UnicodeDecodeError as error:
-        yield Item({"file": file}, None, f"is not UTF-8 text: {error}")
+        yield Item({"file": file}, None, f"the model reads texts, and this is not UTF-8: {error}")
 
 
 def _lines(file: str, lines: Iterable[str]) -> Iterator[Item]:

@@ -115,7 +115,8 @@ def default_budget_ms(default_ms: float, built_on: Frontier, here: Frontier) -> 
     point = here.at_parameter(built_on.at_cost(default_ms).parameter)
     moved_ms = round(point.expected_cost_ms, 3)
     log.info(
-        "this host takes %.2f times as long: default budget %g ms becomes %g ms",
+        "this host takes %.2f times as long to the last exit: the default budget of %g ms becomes "
+        "%g ms, which makes the same trade-off",
         ratio,
         default_ms,
         moved_ms,

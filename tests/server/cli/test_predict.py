@@ -148,7 +148,7 @@ def test_a_file_of_other_characters_is_a_line(
 ) -> None:
     (tmp_path / "latin").write_bytes(b"caf\xe9\n")
     (line,) = predict(shipped_text_bundle, tmp_path / "latin", status=1)
-    assert line["error"].startswith("is not UTF-8 text")
+    assert line["error"].startswith("the model reads texts, and this is not UTF-8")
 
 
 @pytest.mark.parametrize(
