@@ -26,7 +26,7 @@ serve: .venv/.serve-$(RUNTIME)
 test: $(DEV)
 	.venv/bin/python -m pytest $(or $(ARGS),--numprocesses auto --maxprocesses 8 --dist worksteal)
 
-## Check the exit policies against their accuracy bars.
+## Check that the exit policies reach their minimum accuracies (bars).
 bars: $(DEV)
 	mkdir -p build
 	for seed in 0 1 2; do .venv/bin/python -m benchmarks.predictions digits --seed $$seed --out build/digits$$seed.npz; done
@@ -53,7 +53,7 @@ bench: $(DEV)
 	.venv/bin/python -m benchmarks.growth
 	.venv/bin/python -m benchmarks.engine
 
-## Measure this server against its peers.
+## Measure this server against other inference servers.
 bench-peers: $(DEV)
 	.venv/bin/python -m benchmarks.peers.run
 
