@@ -91,9 +91,10 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
     """Answer an error of the router: no such path, no such method."""
     assert isinstance(error, HTTPException), "registered for this class alone"
     code = HTTP_CODES.get(error.status_code, "http")
-    detail = (
-        error.detail if error.status_code != 404 else f"there is no {request.url.path}; see /docs"
-    )
-    return problem_response(
-        error.status_code, code, detail, request.state.request_id, dict(error.headers or {})
-    )
+    detail, headers = error.detail, dict(error.headers or {})
+    if error.status_code == 404:
+        detail = f"there is no {request.url.path}; see /docs"
+    elif error.status_code == 405:
+        allowed = headers.get("Allow", "another method")
+        detail = f"{request.method} is not allowed on {request.url.path}; use {allowed}"
+    return problem_response(error.status_code, code, detail, request.state.request_id, headers)

@@ -28,7 +28,9 @@ SAME_LABELS = 0.999
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("folder", metavar="BUNDLE", type=Path, nargs="?", help="a bundle, or")
+    parser.add_argument(
+        "folder", metavar="BUNDLE", type=Path, nargs="?", help="a bundle; or give --predictions"
+    )
     parser.add_argument(
         "--predictions",
         type=Path,

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import uvicorn
 
@@ -29,7 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             f"--{name.replace('_', '-')}",
             action="append" if name == "bundle" else "store",
             default=argparse.SUPPRESS,
-            metavar=name.rpartition("_")[2].upper(),
+            metavar=_metavar(name, field.annotation),
             help=f"{field.description}{shown}; ${ENV_PREFIX}{name.upper()}",
         )
     parser.add_argument(
@@ -37,6 +38,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="TOML file of the same settings, named with underscores",
     )
+
+
+def _metavar(name: str, annotation: Any) -> str:
+    """Return the values of a setting that has few, else the last word of its name."""
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    return name.rpartition("_")[2].upper()
 
 
 def run(args: argparse.Namespace) -> None:
