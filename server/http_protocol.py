@@ -7,18 +7,16 @@ without limit and time in its square, and a request that offers another protocol
 import os
 from typing import Any
 
-import pydantic_core
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from server.errors import HeadTooLarge, MethodNotAllowed, ServeError, UrlTooLong
-from server.problems import problem
+from server.problems import problem_response
 
 MAX_HEAD_BYTES = 32 * 1024  # of all that is not a body: head, chunk sizes and extensions, trailers
 MAX_FIELDS = 100
 CHUNK_BYTES = 32  # of framing that every chunk may have for nothing
 LINGER_S, LINGER_BYTES = 1.0, 2**20
-PROBLEM_TYPE = b"application/problem+json"
 INVALID = "Invalid HTTP request received."
 
 
@@ -233,15 +231,14 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _answer(self, refusal: ServeError) -> bytes:
         request_id = os.urandom(16).hex()
-        detail = problem(refusal.status, refusal.code, refusal.detail, request_id)
-        content = pydantic_core.to_json(detail)
+        answer = problem_response(
+            refusal.status, refusal.code, refusal.detail, request_id, refusal.headers
+        )
         fields = [
             *self.server_state.default_headers,
-            *[(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()],
-            (b"content-type", PROBLEM_TYPE),
-            (b"content-length", str(len(content)).encode()),
+            *answer.raw_headers,
             (b"x-request-id", request_id.encode()),
             (b"connection", b"close"),
         ]
         lines = b"".join([b"%s: %s\r\n" % field for field in fields])
-        return STATUS_LINE[refusal.status] + lines + b"\r\n" + content
+        return STATUS_LINE[refusal.status] + lines + b"\r\n" + bytes(answer.body)

@@ -15,7 +15,7 @@ from server.dispatch import Dispatcher
 from server.engine.active_policy import ActivePolicy
 from server.engine.engine import Engine
 from server.engine.request import InferenceRequest, Prediction
-from server.engine.warmup import default_budget_ms, measure_costs, try_policy
+from server.engine.warmup import budget_on_host_ms, measure_costs, try_policy
 from server.errors import ServeError
 from server.loading import (
     CalibratedPolicy,
@@ -99,9 +99,9 @@ class ServedModel:
         self.quality = AgreementGuard(self._scheduler, self._agreement_target)
         self._floor_parameter: float | None = None
         budget_ms = settings.budget_ms
-        if budget_ms is None and manifest.default_budget_ms is not None:
+        if budget_ms is None:
             frontier = self._scheduler.frontier
-            budget_ms = default_budget_ms(manifest.default_budget_ms, scheduler.frontier, frontier)
+            budget_ms = budget_on_host_ms(manifest.default_budget_ms, scheduler.frontier, frontier)
         self.feedback = Feedback(self.num_exits)
         self.measure: Measure = settings.measure
         self._controllers = _controllers(self._scheduler, budget_ms, settings.window)

@@ -60,8 +60,8 @@ def test_first_screen_has_claims_with_commands_a_request_and_a_picture() -> None
         assert INLINE.search(claim), f"a claim names no command: {claim}"
     requests = [each for each in EXAMPLES if each.commands in first and each.response is not None]
     assert len(requests) == 1
-    (picture,) = re.findall(r"!\[[^\]]+\]\((.+?)\)", first)
-    assert (ROOT / picture).is_file()
+    (image,) = re.findall(r"!\[[^\]]+\]\((.+?)\)", first)
+    assert (ROOT / image).is_file()
 
 
 def test_targets_of_make_exist() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from models.bundle import Bundle, load_bundle
+from models.data.image_folder import SUFFIXES
 from models.postprocess import mask_png
 from models.preprocess import ModelInput
 from scheduler.control.controller import BudgetController, ControllerConfig
@@ -21,7 +22,7 @@ from server.cli.options import add_backend, backend_settings
 from server.cli.progress import Progress
 from server.engine.engine import Engine
 from server.engine.request import InferenceRequest, Prediction
-from server.engine.warmup import default_budget_ms, measure_costs
+from server.engine.warmup import budget_on_host_ms, measure_costs
 from server.loading import open_backend, read_scheduler
 from server.routes.predict import optional_fields, prediction_fields
 from server.settings import Settings
@@ -29,7 +30,6 @@ from server.settings import Settings
 EXAMPLE = """eenet predict my-bundle photo.jpg folder-of-images --budget-ms 1.5 --top-k 3
   cat texts.txt | eenet predict my-text-bundle -"""
 STDIN = "-"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 IN_FLIGHT = 64  # inputs between reading and printing
 SOME_FAILED = 1  # exit status
 
@@ -139,7 +139,7 @@ def read_items(
 
 def _image_paths(path: Path) -> list[Path]:
     """The images of a folder and its subfolders; a file as it is, as is a folder without any."""
-    found = sorted(each for each in path.rglob("*") if each.suffix.lower() in IMAGE_SUFFIXES)
+    found = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES)
     return found or [path]
 
 
@@ -222,8 +222,8 @@ class OfflineModel:
         policy, built_on = read_scheduler(bundle)
         costs = measure_costs(backend, policy, self._preprocess.example, settings.max_batch)
         frontier = built_on.with_costs(costs.costs_ms)
-        if budget_ms is None and bundle.manifest.default_budget_ms is not None:
-            budget_ms = default_budget_ms(bundle.manifest.default_budget_ms, built_on, frontier)
+        if budget_ms is None:
+            budget_ms = budget_on_host_ms(bundle.manifest.default_budget_ms, built_on, frontier)
         if parameter is None and budget_ms is None:
             parameter = policy.never_exit_parameter
         elif parameter is None and budget_ms is not None:

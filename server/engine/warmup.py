@@ -108,13 +108,15 @@ def _batches_ms(
     return np.diff(np.array(elapsed), axis=1, prepend=0.0)
 
 
-def default_budget_ms(default_ms: float, built_on: Frontier, here: Frontier) -> float:
-    """Return the bundle's default budget on this host.
+def budget_on_host_ms(default_ms: float | None, built_on: Frontier, here: Frontier) -> float | None:
+    """Return the bundle's default budget on this host; None if the bundle has none.
 
     The bundle states it in milliseconds of the machine that built it. On a much faster or slower
     host the same milliseconds would mean another trade-off, so the same point of the frontier is
     kept instead.
     """
+    if default_ms is None:
+        return None
     ratio = float(here.costs_ms[-1] / built_on.costs_ms[-1])
     if abs(ratio - 1) <= SAME_SPEED:
         return default_ms

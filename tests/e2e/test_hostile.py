@@ -27,7 +27,7 @@ CHUNKED = POST + b"Content-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 OFFER = b"Upgrade: %s\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAA\r\n"
 LONG = b"a" * 300_000
-# A server whose decoders never come back from a picture.
+# A server whose decoders never return from an image.
 STUCK = """
 import sys, threading
 from models.preprocess import ImagePreprocessor

@@ -113,15 +113,15 @@ def test_a_jpeg_of_too_many_scans_is_refused(scans: int) -> None:
 
 def test_a_jpeg_of_as_many_scans_as_encoders_make_is_read() -> None:
     assert preprocess(with_scans(MAX_SCANS)).size == (16, 16)
-    picture = encode(smooth(300, 200), "JPEG", progressive=True)
-    assert 6 <= picture.count(b"\xff\xda") <= MAX_SCANS
-    assert preprocess(picture).size == (200, 300)
+    jpeg = encode(smooth(300, 200), "JPEG", progressive=True)
+    assert 6 <= jpeg.count(b"\xff\xda") <= MAX_SCANS
+    assert preprocess(jpeg).size == (200, 300)
 
 
 def test_what_only_looks_like_scans_is_not_counted() -> None:
-    picture, marks = encode(smooth(), "JPEG"), b"\xff\xda" * 500
-    with_preview = picture[:2] + segment(0xE1, b"Exif" + marks) + picture[2:]
-    for data in (with_preview, picture + marks):  # a film behind the picture, as phones take it
+    jpeg, marks = encode(smooth(), "JPEG"), b"\xff\xda" * 500
+    with_preview = jpeg[:2] + segment(0xE1, b"Exif" + marks) + jpeg[2:]
+    for data in (with_preview, jpeg + marks):  # a film after the image, as phones store it
         assert preprocess(data).size == (32, 32)
     png = encode(smooth())
     assert not has_too_many_scans(png + marks)

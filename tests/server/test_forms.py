@@ -106,18 +106,18 @@ def test_the_charset_of_a_text_is_utf_8_too(client: TestClient, charset: str) ->
 
 
 def test_the_charset_field_of_browsers_is_utf_8_too(client: TestClient, images: Images) -> None:
-    picture = part('name="file"; filename="a.jpg"', images.files[0]) + b"--B--\r\n"
-    detail = problem(client, FORM, part('name="_charset_"', b"utf-16") + picture)
+    image = part('name="file"; filename="a.jpg"', images.files[0]) + b"--B--\r\n"
+    detail = problem(client, FORM, part('name="_charset_"', b"utf-16") + image)
     assert detail["status"] == 415
-    answer = problem(client, FORM, part('name="_charset_"', b"UTF-8") + picture)
+    answer = problem(client, FORM, part('name="_charset_"', b"UTF-8") + image)
     assert answer["model"] == "cifar10-resnet56"
 
 
 @pytest.mark.parametrize("charset", TAKEN)
 def test_utf_8_is_taken_by_all_its_names(client: TestClient, images: Images, charset: str) -> None:
     require_utf_8(f"text/plain; {charset}")
-    picture = part('name="file"; filename="a.jpg"', images.files[0]) + b"--B--\r\n"
-    assert "label" in problem(client, f"{FORM}; {charset}", picture)
+    image = part('name="file"; filename="a.jpg"', images.files[0]) + b"--B--\r\n"
+    assert "label" in problem(client, f"{FORM}; {charset}", image)
 
 
 def test_no_charset_is_utf_8() -> None:

@@ -1,4 +1,4 @@
-"""Bytes in, answers out: the protocol on a transport that keeps what it is told."""
+"""Bytes in, answers out: the protocol on a transport that records what is written."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ def test_one_byte_at_a_time_is_counted_too() -> None:
     assert got.statuses == [431]
 
 
-def test_whoever_goes_on_sending_is_cut_off() -> None:
+def test_a_client_that_keeps_sending_is_cut_off() -> None:
     got = talk(b"GET / HTTP/1.1\r\nX: ", *[LONG] * 5)
     assert not got.transport.closed  # so that what is on its way does not reset the connection
     got = talk(b"GET / HTTP/1.1\r\nX: ", *[LONG] * (LINGER_BYTES // len(LONG) + 2))

@@ -349,12 +349,12 @@ def test_a_request_with_its_own_budget_gets_present_costs() -> None:
 
 def test_a_held_point_keeps_the_budget_from_choosing_a_cheaper_one() -> None:
     bound = controller(2.0)
-    dearer = frontier().at_cost(3.0).parameter
-    bound.set_floor(dearer)
-    assert bound.parameter == dearer
+    costlier = frontier().at_cost(3.0).parameter
+    bound.set_floor(costlier)
+    assert bound.parameter == costlier
     assert bound.yields and not bound.feasible
     bound.set_budget(3.5)
-    assert bound.parameter > dearer
+    assert bound.parameter > costlier
     assert bound.feasible and not bound.yields
     bound.set_budget(2.0)
     bound.set_floor(None)

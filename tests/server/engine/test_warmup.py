@@ -13,7 +13,7 @@ from scheduler.frontier import Frontier
 from scheduler.policy import ExitPolicy
 from scheduler.stopping import NUM_FEATURES, StoppingPolicy
 from scheduler.thresholds import ThresholdTable
-from server.engine.warmup import default_budget_ms, measure_costs
+from server.engine.warmup import budget_on_host_ms, measure_costs
 
 EXAMPLE = (np.zeros((1, 3), np.float32),)
 
@@ -165,7 +165,7 @@ def test_a_network_that_fails_stops_the_start(caplog: pytest.LogCaptureFixture) 
 @pytest.mark.parametrize("speed", [0.8, 1.0, 1.2])
 def test_the_default_budget_stays_as_written_on_a_like_host(speed: float) -> None:
     here = frontier([1.0 * speed, 2.0 * speed])
-    assert default_budget_ms(1.55, frontier([1.0, 2.0]), here) == 1.55
+    assert budget_on_host_ms(1.55, frontier([1.0, 2.0]), here) == 1.55
 
 
 @pytest.mark.parametrize("falling", [False, True])
@@ -175,4 +175,4 @@ def test_the_default_budget_keeps_its_point_of_the_frontier_on_another(
 ) -> None:
     built_on = frontier([1.0, 2.0], falling=falling)
     here = frontier([1.0 * speed, 2.0 * speed], falling=falling)
-    assert default_budget_ms(1.55, built_on, here) == pytest.approx(1.5 * speed)
+    assert budget_on_host_ms(1.55, built_on, here) == pytest.approx(1.5 * speed)

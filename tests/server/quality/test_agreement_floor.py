@@ -105,8 +105,8 @@ def test_the_budget_yields_to_the_floor(scene: Callable[..., Scene], seen: np.nd
     assert before is not None and before < 0.98
     assert after is not None and after >= 0.98
     frontier = here.controller.frontier
-    dearer = frontier.at_parameter(held).expected_cost_ms
-    assert dearer > frontier.at_parameter(wished).expected_cost_ms
+    costlier = frontier.at_parameter(held).expected_cost_ms
+    assert costlier > frontier.at_parameter(wished).expected_cost_ms
 
 
 def test_the_floor_yields_to_the_budget_if_that_is_preferred(
