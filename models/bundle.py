@@ -1,29 +1,49 @@
-"""Write, load and verify bundles: folders that hold everything needed to serve a model."""
+"""Write, load and verify bundles: folders that hold everything needed to serve a model.
+
+docs/bundles.md describes the format.
+"""
 
 import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
     Field,
-    Tag,
     ValidationError,
     model_validator,
 )
 
 from models.preprocess import ImagePreprocessor, TextPreprocessor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+OLD_FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
 TORCH_WEIGHTS = "weights.safetensors"
+PROFILE, KNOWN_ANSWERS, PREDICTIONS = "profile.json", "known_answers.npz", "predictions.npz"
+MAX_EXITS = 1000
+SCHEDULER_FILES = ("scheduler.json", "scheduler.npz")
 Task = Literal["image", "text", "segmentation"]
-Weights = Literal["float32", "float16", "int8"]
+Precision = Literal["float32", "float16", "int8"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+
+
+def _inside(path: str) -> str:
+    """Accept only paths that stay below the folder they are relative to."""
+    pure = PurePosixPath(path)
+    if "\0" in path or pure.is_absolute() or ".." in pure.parts:
+        raise ValueError(f"{path!r} is outside the bundle")
+    return path
+
+
+Place = Annotated[str, AfterValidator(_inside)]
 
 
 class BundleError(ValueError):
@@ -39,8 +59,21 @@ class _Version(BaseModel):
 
 
 class ImageInput(_Strict):
-    """Size and normalisation of the network's input."""
+    """Size and normalisation of an image.
 
+    Attributes:
+        kind: Tells images from texts.
+        dtype: Type of the first stage's input. `float32`: normalised, (N, 3, H, W). `uint8`: pixels
+            (N, H, W, 3), which the first stage normalises.
+        height: Height, H.
+        width: Width, W.
+        mean: Mean of each channel, on a scale of 0 to 1.
+        std: Standard deviation of each channel.
+        fit: As in `ImagePreprocessor`.
+    """
+
+    kind: Literal["image"] = "image"
+    dtype: Literal["float32", "uint8"] = "float32"
     height: int = Field(gt=0)
     width: int = Field(gt=0)
     mean: tuple[float, float, float]
@@ -49,24 +82,56 @@ class ImageInput(_Strict):
 
 
 class TextInput(_Strict):
-    """Truncation and padding of texts; the fields of `TextPreprocessor`."""
+    """Truncation and padding of a text; the fields of `TextPreprocessor`."""
 
+    kind: Literal["text"] = "text"
     max_tokens: int = Field(gt=0)
     pad_id: int = Field(ge=0)
     length_step: int = Field(gt=0)
     typical_tokens: int = Field(gt=0)
 
 
-def _input_kind(value: object) -> str:
-    is_text = "max_tokens" in value if isinstance(value, dict) else isinstance(value, TextInput)
-    return "text" if is_text else "image"
+Input = Annotated[ImageInput | TextInput, Discriminator("kind")]
 
 
 class Measured(_Strict):
-    """Test accuracy and median latency until each exit, for one storage type of the weights."""
+    """Accuracy on the test rows and median latency in ms until each exit, (K,) each."""
 
     accuracy: tuple[float, ...]
     latency_ms: tuple[float, ...]
+
+
+class VariantEntry(_Strict):
+    """One precision of a bundle, as in its manifest; paths are relative to the bundle.
+
+    Attributes:
+        folder: Folder of its graphs, its profile and its known answers; empty for the bundle's own.
+        predictions: File with its predictions of the calibration, certification and test rows.
+        schedulers: Folders of the schedulers fitted to these predictions, by policy.
+        policy: The policy that a server starts with.
+        default_budget_ms: Budget in ms if the operator sets none; None: no budget.
+        row_independent: Whether a row's output is the same alone and in any batch. If not, a
+            backend runs one row at a time.
+        measured: Accuracy and latency of these graphs.
+        method: How the precision was reached, for people to read.
+    """
+
+    folder: Place
+    predictions: Place
+    schedulers: dict[str, Place] = Field(min_length=1)
+    policy: str
+    default_budget_ms: float | None = Field(gt=0, allow_inf_nan=False)
+    row_independent: bool = True
+    measured: Measured | None = None
+    method: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _policy_is_fitted(self) -> "VariantEntry":
+        if self.policy not in self.schedulers:
+            raise ValueError(
+                f"policy {self.policy!r} is none of schedulers {list(self.schedulers)}"
+            )
+        return self
 
 
 class File(_Strict):
@@ -93,11 +158,9 @@ class Manifest(_Strict):
         task: The model's task.
         classes: Names of the C classes.
         num_exits: Number of exits, K.
-        preprocessing: Settings of the preprocessing.
-        default_budget_ms: Budget if the operator sets none; None: no budget.
-        weights: Storage type of the graphs' weights.
-        measured: Accuracy and latency by storage type: that of the graphs, and single precision for
-            comparison.
+        inputs: What a request holds, by field. This program serves bundles with one input.
+        precisions: The variants of the network, one per precision.
+        trained: Accuracy and latency of the network as it was trained, in single precision.
         network: The network in torch, if the bundle holds its weights, else None.
         training: Origin and accuracy of the network, for people to read.
         files: Every other file of the bundle, by path.
@@ -108,22 +171,28 @@ class Manifest(_Strict):
     version: str
     task: Task
     classes: tuple[str, ...] = Field(min_length=2)
-    num_exits: int = Field(gt=0)
-    preprocessing: Annotated[
-        Annotated[ImageInput, Tag("image")] | Annotated[TextInput, Tag("text")],
-        Discriminator(_input_kind),
-    ]
-    default_budget_ms: float | None = Field(gt=0, allow_inf_nan=False)
-    weights: Weights = "float32"
-    measured: dict[Weights, Measured] = {}
+    num_exits: int = Field(gt=0, le=MAX_EXITS)
+    inputs: dict[str, Input] = Field(min_length=1)
+    precisions: dict[Precision, VariantEntry] = Field(min_length=1)
+    trained: Measured | None = None
     network: StoredNetwork | None = None
     training: dict[str, Any]
     files: dict[str, File]
 
+    @property
+    def input(self) -> ImageInput | TextInput:
+        """The only input of a bundle that this program serves."""
+        (only,) = self.inputs.values()
+        return only
+
     @model_validator(mode="after")
     def _task_fits_input(self) -> "Manifest":
-        if (self.task == "text") != isinstance(self.preprocessing, TextInput):
-            raise ValueError(f"the preprocessing does not fit the task {self.task}")
+        if len(self.inputs) > 1:
+            raise ValueError(
+                f"inputs are {', '.join(self.inputs)}; this version serves one input per request"
+            )
+        if (self.task == "text") != isinstance(self.input, TextInput):
+            raise ValueError(f"the input does not fit the task {self.task}")
         return self
 
     @model_validator(mode="after")
@@ -134,6 +203,64 @@ class Manifest(_Strict):
 
 
 @dataclass(frozen=True)
+class Variant:
+    """One precision of a verified bundle, and where its files are."""
+
+    bundle: "Bundle"
+    precision: Precision
+
+    @property
+    def entry(self) -> VariantEntry:
+        """Its entry in the manifest."""
+        return self.bundle.manifest.precisions[self.precision]
+
+    @property
+    def folder(self) -> Path:
+        """Folder of its graphs."""
+        return self.bundle.folder / self.entry.folder
+
+    @property
+    def stage_files(self) -> list[Path]:
+        """Files of the K stage graphs."""
+        return [self.folder / name for name in _graphs("stages", self.bundle.manifest.num_exits)]
+
+    @property
+    def head_files(self) -> list[Path]:
+        """Files of the K exit heads."""
+        return [self.folder / name for name in _graphs("heads", self.bundle.manifest.num_exits)]
+
+    @property
+    def profile(self) -> Path:
+        """Latency of the graphs on the machine that built or last profiled the bundle."""
+        return self.folder / PROFILE
+
+    @property
+    def predictions(self) -> Path:
+        """Predictions of the graphs."""
+        return self.bundle.folder / self.entry.predictions
+
+    @property
+    def known_answers(self) -> Path | None:
+        """Inputs and the outputs they must have on every host; None if the bundle has none."""
+        path = self.folder / KNOWN_ANSWERS
+        return None if self.bundle.listed(path) is None else path
+
+    def scheduler(self, policy: str | None = None) -> Path:
+        """Return the folder of a policy's scheduler, or of the one that a server starts with.
+
+        Raises:
+            BundleError: If none was fitted for this policy.
+        """
+        name = policy or self.entry.policy
+        if name not in self.entry.schedulers:
+            raise BundleError(
+                f"{self.bundle.folder} holds no scheduler {name!r} for {self.precision}, only "
+                f"{', '.join(self.entry.schedulers)}; fit it with `eenet fit --policy {name}`"
+            )
+        return self.bundle.folder / self.entry.schedulers[name]
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A verified bundle."""
 
@@ -141,14 +268,27 @@ class Bundle:
     manifest: Manifest
 
     @property
-    def stage_files(self) -> list[Path]:
-        """Files of the K stage graphs."""
-        return [self.folder / f"stages/{k}.onnx" for k in range(self.manifest.num_exits)]
+    def precisions(self) -> tuple[Precision, ...]:
+        """The precisions it holds, in the manifest's order."""
+        return tuple(self.manifest.precisions)
 
-    @property
-    def head_files(self) -> list[Path]:
-        """Files of the K exit heads."""
-        return [self.folder / f"heads/{k}.onnx" for k in range(self.manifest.num_exits)]
+    def variant(self, precision: Precision | None = None) -> Variant:
+        """Return the network in a precision; by default the first of the manifest.
+
+        Raises:
+            BundleError: If the bundle does not hold it.
+        """
+        chosen = precision or self.precisions[0]
+        if chosen not in self.manifest.precisions:
+            raise BundleError(
+                f"{self.folder} holds no {chosen} network, only {', '.join(self.precisions)}; "
+                f"build it with `eenet build --precision {chosen}`"
+            )
+        return Variant(self, chosen)
+
+    def listed(self, path: Path) -> File | None:
+        """Return size and hash of one of the bundle's files; None if the manifest lacks it."""
+        return self.manifest.files.get(path.relative_to(self.folder).as_posix())
 
     @property
     def torch_weights(self) -> Path | None:
@@ -164,8 +304,8 @@ class Bundle:
         Raises:
             ValueError: If the tokenizer cannot be read.
         """
-        settings = self.manifest.preprocessing.model_dump()
-        if isinstance(self.manifest.preprocessing, TextInput):
+        settings = self.manifest.input.model_dump(exclude={"kind"})
+        if isinstance(self.manifest.input, TextInput):
             return TextPreprocessor(self.folder / TOKENIZER, **settings)
         return ImagePreprocessor(**settings, max_pixels=max_pixels)
 
@@ -192,8 +332,15 @@ def rewrite_manifest(bundle: Bundle, **changes: Any) -> Bundle:
     return write_manifest(bundle.folder, **kept | changes)
 
 
+def rewrite_entry(variant: Variant, **changes: Any) -> Bundle:
+    """Hash the files of a changed variant again and change its entry in the manifest."""
+    entries = dict(variant.bundle.manifest.precisions)
+    entries[variant.precision] = VariantEntry(**variant.entry.model_dump() | changes)
+    return rewrite_manifest(variant.bundle, precisions=entries)
+
+
 def load_bundle(folder: Path) -> Bundle:
-    """Load a bundle and verify its hashes.
+    """Load a bundle and verify its hashes; one of format 1 is read as if it were of format 2.
 
     Raises:
         BundleError: If a file is missing, changed, unknown or outside the folder.
@@ -205,18 +352,20 @@ def load_bundle(folder: Path) -> Bundle:
     try:
         # A newer format may have other fields, so the version is checked before them.
         version = _Version.model_validate_json(text).format_version
-        manifest = Manifest.model_validate_json(text) if version == FORMAT_VERSION else None
+        if version == OLD_FORMAT_VERSION:
+            text = json.dumps(_from_format_1(json.loads(text), folder)).encode()
+        elif version != FORMAT_VERSION:
+            raise BundleError(
+                f"{path} has format version {version}, this program reads {OLD_FORMAT_VERSION} and "
+                f"{FORMAT_VERSION}; build the bundle again"
+            )
+        manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise BundleError(
             f"{path} is not a bundle manifest: {where}: {first['msg']}; build the bundle again"
         ) from error
-    if manifest is None:
-        raise BundleError(
-            f"{path} has format version {version}, this program reads {FORMAT_VERSION}; build the "
-            f"bundle again"
-        )
     bundle = Bundle(folder, manifest)
     _check_listed(bundle)
     for name, expected in manifest.files.items():
@@ -224,12 +373,58 @@ def load_bundle(folder: Path) -> Bundle:
     return bundle
 
 
+def _from_format_1(old: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Describe a bundle of format 1, whose files lie in its folder, as one of format 2.
+
+    Format 1 always computed in single precision. Its `weights` named how graphs stored weights.
+    """
+    new = dict(old)
+    settings, weights = new.pop("preprocessing", None), new.pop("weights", "float32")
+    measured, budget_ms = new.pop("measured", {}), new.pop("default_budget_ms", None)
+    policy = _policy_of_format_1(folder)
+    kind = "text" if new.get("task") == "text" else "image"
+    return new | {
+        "inputs": {kind: {**settings, "kind": kind} if isinstance(settings, dict) else settings},
+        "precisions": {
+            "float32": {
+                "folder": "",
+                "predictions": "calibration.npz",
+                "schedulers": {policy: ""},
+                "policy": policy,
+                "default_budget_ms": budget_ms,
+                "measured": measured.get(str(weights)) if isinstance(measured, dict) else measured,
+                "method": {"storage": weights},
+            }
+        },
+        "trained": measured.get("float32") if isinstance(measured, dict) else None,
+    }
+
+
+def _policy_of_format_1(folder: Path) -> str:
+    """Read the policy of the only scheduler; what is wrong with its file, loading it will say."""
+    try:
+        return str(json.loads((folder / SCHEDULER_FILES[0]).read_bytes())["policy"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unknown"
+
+
+def _graphs(kind: str, num_exits: int) -> list[str]:
+    return [f"{kind}/{k}.onnx" for k in range(num_exits)]
+
+
 def _check_listed(bundle: Bundle) -> None:
-    graphs = [*bundle.stage_files, *bundle.head_files]
-    needed = [path.relative_to(bundle.folder).as_posix() for path in graphs]
-    if bundle.manifest.task == "text":
-        needed.append(TOKENIZER)
-    for name in [*needed, "scheduler.json", "scheduler.npz", "calibration.npz", "profile.json"]:
+    needed = [TOKENIZER] if bundle.manifest.task == "text" else []
+    for entry in bundle.manifest.precisions.values():
+        exits = bundle.manifest.num_exits
+        of_folder = [*_graphs("stages", exits), *_graphs("heads", exits), PROFILE]
+        needed += [(PurePosixPath(entry.folder) / name).as_posix() for name in of_folder]
+        needed.append(entry.predictions)
+        needed += [
+            (PurePosixPath(place) / name).as_posix()
+            for place in entry.schedulers.values()
+            for name in SCHEDULER_FILES
+        ]
+    for name in needed:
         if name not in bundle.manifest.files:
             raise BundleError(
                 f"{bundle.folder / MANIFEST} does not list {name}; build the bundle again"

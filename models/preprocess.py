@@ -68,7 +68,7 @@ class ModelInput(NamedTuple):
 
 @dataclass(frozen=True)
 class ImagePreprocessor:
-    """Decode an image of any size and mode, and normalise it.
+    """Decode an image of any size and mode to the input of the first stage.
 
     Attributes:
         height: Height of the network's input.
@@ -77,6 +77,8 @@ class ImagePreprocessor:
         std: Standard deviation of each channel.
         fit: `cover`: scale to cover the input and crop to the centre; `stretch`: scale each side
             separately, so that no part of the image is lost.
+        dtype: Type of the first stage's input. `float32`: normalised planes (N, 3, H, W). `uint8`:
+            pixels (N, H, W, 3), which the stage normalises itself.
         max_pixels: Largest image that is decoded, checked in its header.
     """
 
@@ -85,6 +87,7 @@ class ImagePreprocessor:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     fit: Literal["cover", "stretch"] = "cover"
+    dtype: Literal["float32", "uint8"] = "float32"
     max_pixels: int = 50_000_000
 
     _levels: NDArray[np.float32] = field(init=False, repr=False, compare=False)
@@ -96,7 +99,7 @@ class ImagePreprocessor:
         object.__setattr__(self, "_levels", np.ascontiguousarray(((shades - mean) / std).T))
 
     def __call__(self, data: bytes) -> ModelInput:
-        """Decode an image to network input, (1, 3, H, W).
+        """Decode an image to network input of one row, as `batch` describes it.
 
         Raises:
             InvalidInput: If the bytes are not an image, the image is damaged, or it has too many
@@ -121,7 +124,10 @@ class ImagePreprocessor:
     @property
     def example(self) -> State:
         """A state of one row for warm-up and measurements."""
-        return (np.zeros((1, 3, self.height, self.width), np.float32),)
+        shape = (1, 3, self.height, self.width)
+        if self.dtype == "uint8":
+            shape = (1, self.height, self.width, 3)
+        return (np.zeros(shape, self.dtype),)
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         """Decode an image to upright RGB of the input's size, (H, W, 3).
@@ -136,7 +142,7 @@ class ImagePreprocessor:
 
     def _prepare(self, image: Image.Image) -> ModelInput:
         pixels, size = self._to_pixels(image)
-        return ModelInput((self.normalise(pixels[None]),), size=size)
+        return ModelInput(self.batch(pixels[None]), size=size)
 
     def _to_pixels(self, image: Image.Image) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         """Decode and close an image; return its pixels (H, W, 3), and its original upright size."""
@@ -160,6 +166,14 @@ class ImagePreprocessor:
         elif rgb.size != target:
             rgb = ImageOps.fit(rgb, target, Image.Resampling.BICUBIC)
         return np.asarray(rgb), size
+
+    def batch(self, images: NDArray[np.uint8]) -> State:
+        """Make network input of images (N, H, W, 3).
+
+        Returns:
+            One array: (N, 3, H, W) float32, or the same images if the first stage takes pixels.
+        """
+        return (images if self.dtype == "uint8" else self.normalise(images),)
 
     def normalise(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Normalise images (N, H, W, 3) to network input (N, 3, H, W)."""

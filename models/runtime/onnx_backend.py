@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import onnxruntime as ort
 
-from models.backend import HeadOutput, OutOfMemory, Part, State, gather_arrays
+from models.backend import HeadOutput, OutOfMemory, Part, State, gather_arrays, join_states
 
 Provider = str | tuple[str, dict[str, str]]
 Memory = tuple[str, int]  # ONNX Runtime's name and number of a device's memory
@@ -74,13 +74,23 @@ class OnnxBackend:
         stages: Files of the K stage graphs.
         heads: Files of the K exit heads.
         device: A device that takes arrays of the host: the CPU, or one of OpenVINO.
+        row_independent: Whether the graphs give a row the same output in any batch. If not, as
+            where one scale is computed for a whole tensor, they are given one row at a time.
 
     Raises:
         ValueError: If a graph cannot be loaded; the message names its file.
     """
 
-    def __init__(self, stages: Sequence[Path], heads: Sequence[Path], device: Device = CPU) -> None:
+    def __init__(
+        self,
+        stages: Sequence[Path],
+        heads: Sequence[Path],
+        device: Device = CPU,
+        *,
+        row_independent: bool = True,
+    ) -> None:
         self.device = device.name
+        self._row_independent = row_independent
         self._stages = open_graphs(stages, device)
         self._heads = open_graphs(heads, device)
 
@@ -98,14 +108,21 @@ class OnnxBackend:
 
     def run_stage(self, stage: int, state: State) -> State:
         """Run one stage graph."""
-        return tuple(self._stages[stage].run(state))
+        return self._run(self._stages[stage], state)
 
     def run_head(self, exit: int, state: State) -> HeadOutput:
         """Run one head graph."""
-        return HeadOutput(*self._heads[exit].run(state))
+        return HeadOutput(*self._run(self._heads[exit], state))
 
     def synchronize(self) -> None:
         """Do nothing: every call returns only when its result is ready."""
+
+    def _run(self, graph: Graph, state: State) -> State:
+        rows = len(state[0])
+        if self._row_independent or rows == 1:
+            return tuple(graph.run(state))
+        single = [tuple(array[row : row + 1] for array in state) for row in range(rows)]
+        return join_states([tuple(graph.run(each)) for each in single])
 
 
 def open_graph(source: Path | bytes, device: Device) -> Graph:

@@ -51,22 +51,45 @@ def open_onnx_backend(
     device: str = "auto",
     buckets: Sequence[int] = (),
 ) -> OnnxBackend | DeviceOnnxBackend:
+    """Open the backend that suits a device, given by its name as in `choose_device`.
+
+    `auto` is the CPU if CUDA's provider does not load.
+
+    Raises:
+        ValueError: As `open_backend_on`, or if the device is not available.
+    """
+    return open_backend_on(open_device(device), stages, heads, buckets)
+
+
+def open_backend_on(
+    device: Device,
+    stages: Sequence[Path],
+    heads: Sequence[Path],
+    buckets: Sequence[int] = (),
+    *,
+    row_independent: bool = True,
+) -> OnnxBackend | DeviceOnnxBackend:
     """Open the backend that suits a device.
 
     Args:
+        device: A device that is available.
         stages: Files of the K stage graphs.
         heads: Files of the K exit heads.
-        device: A device as in `choose_device`. `auto` is the CPU if CUDA's provider does not load.
         buckets: Batch sizes to use on a GPU, increasing; empty: any size.
+        row_independent: As for `OnnxBackend`.
 
     Raises:
-        ValueError: If a graph cannot be loaded (the message names its file), or the device is not
-            available.
+        ValueError: If a graph cannot be loaded (the message names its file), or only runs one row
+            at a time, for which a GPU has no use.
     """
-    opened = open_device(device)
-    if opened.memory == HOST:
-        return OnnxBackend(stages, heads, opened)
-    return DeviceOnnxBackend(stages, heads, opened, buckets)
+    if device.memory == HOST:
+        return OnnxBackend(stages, heads, device, row_independent=row_independent)
+    if not row_independent:
+        raise ValueError(
+            f"{stages[0]} takes one row at a time, which is slower on {device.name} than on a CPU; "
+            f"use --device cpu, or --precision float32"
+        )
+    return DeviceOnnxBackend(stages, heads, device, buckets)
 
 
 def open_device(device: str) -> Device:

@@ -1,28 +1,54 @@
+import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
-from models.bundle import BundleError, load_bundle, rewrite_manifest, write_manifest
+import models.bundle
+from models.bundle import (
+    BundleError,
+    Precision,
+    load_bundle,
+    rewrite_entry,
+    rewrite_manifest,
+    write_manifest,
+)
 from models.preprocess import ImagePreprocessor, TextPreprocessor
 
-NAMES = (
+OWN = (
     "stages/0.onnx",
     "stages/1.onnx",
     "heads/0.onnx",
     "heads/1.onnx",
-    "scheduler.json",
-    "scheduler.npz",
-    "calibration.npz",
+    "schedulers/maxprob/scheduler.json",
+    "schedulers/maxprob/scheduler.npz",
+    "schedulers/stopping/scheduler.json",
+    "schedulers/stopping/scheduler.npz",
+    "predictions.npz",
     "profile.json",
 )
-
-
-IMAGES = {"height": 8, "width": 9, "mean": (0.5, 0.5, 0.5), "std": (1, 1, 1)}
+NAMES = tuple(f"{precision}/{name}" for precision in ("int8", "float32") for name in OWN)
+IMAGES = {"kind": "image", "height": 8, "width": 9, "mean": (0.5, 0.5, 0.5), "std": (1, 1, 1)}
 TEXTS = {"max_tokens": 20, "pad_id": 0, "length_step": 8, "typical_tokens": 16}
+TEXT_INPUTS = {"text": {"kind": "text", **TEXTS}}
+
+
+def entry(precision: str) -> dict[str, Any]:
+    return {
+        "folder": precision,
+        "predictions": f"{precision}/predictions.npz",
+        "schedulers": {
+            policy: f"{precision}/schedulers/{policy}" for policy in ("maxprob", "stopping")
+        },
+        "policy": "stopping",
+        "default_budget_ms": 1.5,
+    }
 
 
 def make_bundle(folder: Path, **changes: Any) -> Path:
@@ -35,8 +61,8 @@ def make_bundle(folder: Path, **changes: Any) -> Path:
         "task": "image",
         "classes": ("cat", "dog"),
         "num_exits": 2,
-        "preprocessing": IMAGES,
-        "default_budget_ms": 1.5,
+        "inputs": {"image": IMAGES},
+        "precisions": {precision: entry(precision) for precision in ("int8", "float32")},
         "training": {"epochs": 3},
     }
     write_manifest(folder, **fields | changes)
@@ -46,7 +72,11 @@ def make_bundle(folder: Path, **changes: Any) -> Path:
 def make_text_bundle(folder: Path, tokenizer: Path) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
-    return make_bundle(folder, task="text", preprocessing=TEXTS)
+    return make_bundle(folder, task="text", inputs=TEXT_INPUTS)
+
+
+def change_entry(folder: Path, precision: str = "int8", /, **changes: object) -> None:
+    edit(folder, lambda m: m["precisions"][precision].update(changes))
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -66,10 +96,57 @@ def test_what_is_written_is_loaded(tmp_path: Path) -> None:
     bundle = load_bundle(make_bundle(tmp_path))
     manifest = bundle.manifest
     assert (manifest.name, manifest.classes, manifest.num_exits) == ("cats", ("cat", "dog"), 2)
-    assert (manifest.default_budget_ms, manifest.training) == (1.5, {"epochs": 3})
+    assert (manifest.format_version, manifest.training) == (2, {"epochs": 3})
     assert set(manifest.files) == set(NAMES)
-    assert bundle.stage_files == [tmp_path / "stages/0.onnx", tmp_path / "stages/1.onnx"]
-    assert bundle.head_files == [tmp_path / "heads/0.onnx", tmp_path / "heads/1.onnx"]
+    assert json.loads((tmp_path / "bundle.json").read_text())["format_version"] == 2
+
+
+@pytest.mark.parametrize("precision", ["int8", "float32"])
+def test_a_variant_knows_where_its_files_are(tmp_path: Path, precision: Precision) -> None:
+    variant, own = load_bundle(make_bundle(tmp_path)).variant(precision), tmp_path / precision
+    assert variant.entry.default_budget_ms == 1.5 and variant.entry.row_independent
+    assert variant.stage_files == [own / "stages/0.onnx", own / "stages/1.onnx"]
+    assert variant.head_files == [own / "heads/0.onnx", own / "heads/1.onnx"]
+    assert (variant.profile, variant.predictions) == (
+        own / "profile.json",
+        own / "predictions.npz",
+    )
+    assert variant.scheduler() == own / "schedulers/stopping"
+    assert variant.scheduler("maxprob") == own / "schedulers/maxprob"
+    assert variant.known_answers is None
+
+
+def test_the_first_precision_of_the_manifest_is_the_default(tmp_path: Path) -> None:
+    bundle = load_bundle(make_bundle(tmp_path))
+    assert bundle.precisions == ("int8", "float32")
+    assert bundle.variant().precision == "int8"
+
+
+def test_a_precision_that_is_not_held_is_named_with_the_remedy(tmp_path: Path) -> None:
+    bundle = load_bundle(make_bundle(tmp_path))
+    with pytest.raises(BundleError, match="holds no float16 network, only int8, float32; build"):
+        bundle.variant("float16")
+
+
+def test_a_policy_that_was_not_fitted_is_named_with_the_remedy(tmp_path: Path) -> None:
+    variant = load_bundle(make_bundle(tmp_path)).variant()
+    with pytest.raises(BundleError, match="no scheduler 'eenet' for int8, only maxprob, stopping"):
+        variant.scheduler("eenet")
+
+
+def test_a_variant_may_have_known_answers(tmp_path: Path) -> None:
+    (tmp_path / "int8").mkdir()
+    (tmp_path / "int8/known_answers.npz").write_bytes(b"known")
+    bundle = load_bundle(make_bundle(tmp_path))
+    assert bundle.variant("int8").known_answers == tmp_path / "int8/known_answers.npz"
+    assert bundle.variant("float32").known_answers is None
+
+
+def test_files_of_the_manifest_are_told(tmp_path: Path) -> None:
+    bundle = load_bundle(make_bundle(tmp_path))
+    told = bundle.listed(tmp_path / "int8/profile.json")
+    assert told is not None and told.bytes == len("content of int8/profile.json")
+    assert bundle.listed(tmp_path / "elsewhere.json") is None
 
 
 def test_the_preprocessor_is_of_the_manifest_and_the_operators_limit(tmp_path: Path) -> None:
@@ -80,11 +157,27 @@ def test_the_preprocessor_is_of_the_manifest_and_the_operators_limit(tmp_path: P
 
 
 def test_a_bundle_of_masks_may_stretch_its_images(tmp_path: Path) -> None:
-    make_bundle(tmp_path, task="segmentation", preprocessing={**IMAGES, "fit": "stretch"})
+    make_bundle(tmp_path, task="segmentation", inputs={"image": {**IMAGES, "fit": "stretch"}})
     preprocess = load_bundle(tmp_path).preprocessor(max_pixels=77)
     assert isinstance(preprocess, ImagePreprocessor) and preprocess.fit == "stretch"
-    edit(tmp_path, lambda m: m["preprocessing"].update(fit="tile"))
-    assert "preprocessing.image.fit" in refusal(tmp_path)
+    edit(tmp_path, lambda m: m["inputs"]["image"].update(fit="tile"))
+    assert "inputs.image.image.fit" in refusal(tmp_path)
+
+
+def test_images_may_reach_the_first_stage_as_pixels(tmp_path: Path) -> None:
+    bundle = load_bundle(make_bundle(tmp_path, inputs={"image": {**IMAGES, "dtype": "uint8"}}))
+    preprocess = bundle.preprocessor(max_pixels=77)
+    assert isinstance(preprocess, ImagePreprocessor) and preprocess.dtype == "uint8"
+    edit(tmp_path, lambda m: m["inputs"]["image"].update(dtype="float64"))
+    assert "inputs.image.image.dtype" in refusal(tmp_path)
+
+
+def test_more_inputs_than_this_version_serves_are_refused(tmp_path: Path) -> None:
+    make_bundle(tmp_path)
+    edit(tmp_path, lambda m: m["inputs"].update(TEXT_INPUTS))
+    assert "inputs are image, text; this version serves one input per request" in refusal(tmp_path)
+    edit(tmp_path, lambda m: m.update(inputs={}))
+    assert "not a bundle manifest: inputs" in refusal(tmp_path)
 
 
 def test_a_bundle_of_texts_has_a_preprocessor_of_texts(tmp_path: Path, tokenizer: Path) -> None:
@@ -116,16 +209,13 @@ def test_a_bundle_whose_tokenizer_is_none_says_so(tmp_path: Path, tokenizer: Pat
 
 
 @pytest.mark.parametrize("task", ["image", "segmentation", "text"])
-def test_task_and_preprocessing_must_agree(tmp_path: Path, task: str) -> None:
+def test_task_and_input_must_agree(tmp_path: Path, task: str) -> None:
     make_bundle(tmp_path)
-
-    def swap(manifest: dict[str, Any]) -> None:
-        manifest.update(task=task, preprocessing=IMAGES if task == "text" else TEXTS)
-
-    edit(tmp_path, swap)
-    assert f"the preprocessing does not fit the task {task}" in refusal(tmp_path)
+    wrong = {"image": IMAGES} if task == "text" else TEXT_INPUTS
+    edit(tmp_path, lambda m: m.update(task=task, inputs=wrong))
+    assert f"the input does not fit the task {task}" in refusal(tmp_path)
     with pytest.raises(ValueError, match=f"does not fit the task {task}"):
-        make_bundle(tmp_path, task=task, preprocessing=IMAGES if task == "text" else TEXTS)
+        make_bundle(tmp_path, task=task, inputs=wrong)
 
 
 @pytest.mark.parametrize("key", TEXTS)
@@ -133,48 +223,113 @@ def test_task_and_preprocessing_must_agree(tmp_path: Path, task: str) -> None:
 def test_a_bad_value_of_the_texts_is_named(
     tmp_path: Path, tokenizer: Path, key: str, value: object
 ) -> None:
-    edit(make_text_bundle(tmp_path, tokenizer), lambda m: m["preprocessing"].update({key: value}))
-    assert f"not a bundle manifest: preprocessing.text.{key}" in refusal(tmp_path)
+    edit(make_text_bundle(tmp_path, tokenizer), lambda m: m["inputs"]["text"].update({key: value}))
+    assert f"not a bundle manifest: inputs.text.text.{key}" in refusal(tmp_path)
 
 
-def test_ways_of_storing_weights_are_measured_and_told(tmp_path: Path) -> None:
-    measured = {
-        "float32": {"accuracy": [0.5, 0.75], "latency_ms": [1.0, 2.0]},
-        "int8": {"accuracy": [0.5, 0.7], "latency_ms": [1.0, 1.5]},
-    }
-    make_bundle(tmp_path, weights="int8", measured=measured)
+def test_precisions_are_measured_beside_the_network_as_trained(tmp_path: Path) -> None:
+    trained = {"accuracy": [0.5, 0.75], "latency_ms": [1.0, 2.0]}
+    measured = {"accuracy": [0.5, 0.7], "latency_ms": [1.0, 1.5]}
+    make_bundle(tmp_path, trained=trained)
+    change_entry(tmp_path, measured=measured, method={"scales": "minmax"}, row_independent=False)
     manifest = load_bundle(tmp_path).manifest
-    assert manifest.weights == "int8"
-    assert manifest.measured["int8"].accuracy == (0.5, 0.7)
-    edit(tmp_path, lambda m: m.update(weights="int4"))
-    assert "bundle.json is not a bundle manifest: weights" in refusal(tmp_path)
+    assert manifest.trained is not None and manifest.trained.accuracy == (0.5, 0.75)
+    described = manifest.precisions["int8"]
+    assert described.measured is not None and described.measured.latency_ms == (1.0, 1.5)
+    assert (described.method, described.row_independent) == ({"scales": "minmax"}, False)
 
 
-def test_an_older_manifest_stores_single_precision(tmp_path: Path) -> None:
-    def forget(manifest: dict[str, Any]) -> None:
-        del manifest["weights"], manifest["measured"], manifest["preprocessing"]["fit"]
+def test_an_unknown_precision_is_refused(tmp_path: Path) -> None:
+    make_bundle(tmp_path)
+    edit(tmp_path, lambda m: m["precisions"].update(int4=m["precisions"].pop("int8")))
+    assert "not a bundle manifest: precisions.int4" in refusal(tmp_path)
+    edit(tmp_path, lambda m: m.update(precisions={}))
+    assert "not a bundle manifest: precisions" in refusal(tmp_path)
 
-    edit(make_bundle(tmp_path), forget)
-    manifest = load_bundle(tmp_path).manifest
-    assert (manifest.weights, manifest.measured) == ("float32", {})
+
+def test_the_policy_must_be_among_the_schedulers(tmp_path: Path) -> None:
+    change_entry(make_bundle(tmp_path), policy="eenet")
+    assert "policy 'eenet' is none of schedulers ['maxprob', 'stopping']" in refusal(tmp_path)
+    change_entry(tmp_path, policy="eenet", schedulers={})
+    assert "precisions.int8.schedulers" in refusal(tmp_path)
+
+
+OUTSIDE = st.sampled_from(
+    ["/etc", "..", "../bundle/int8", "int8/../..", "int8/../../bundle/int8", "int8\0", "/", "./.."]
+) | st.lists(st.sampled_from(["..", "int8", "."]), min_size=1, max_size=4).filter(
+    lambda parts: ".." in parts
+).map("/".join)
+
+
+@pytest.mark.parametrize("field", ["folder", "predictions", "schedulers"])
+def test_no_path_of_a_variant_leaves_the_bundle(tmp_path: Path, field: str) -> None:
+    folder = make_bundle(tmp_path / "bundle")
+
+    @hypothesis.given(path=OUTSIDE)
+    def check(path: str) -> None:
+        change_entry(folder, **{field: {"stopping": path} if field == "schedulers" else path})
+        sentence = refusal(folder)
+        assert f"precisions.int8.{field}" in sentence and "is outside the bundle" in sentence
+
+    check()
+
+
+@pytest.mark.parametrize("linked", ["int8", "int8/schedulers", "int8/predictions.npz"])
+def test_no_link_of_a_variant_leaves_the_bundle(tmp_path: Path, linked: str) -> None:
+    folder = make_bundle(tmp_path / "bundle")
+    (folder / linked).rename(tmp_path / "elsewhere")
+    os.symlink(tmp_path / "elsewhere", folder / linked)
+    sentence = refusal(folder)
+    assert "is outside the bundle" in sentence and linked in sentence
+
+
+def test_variants_may_share_files(tmp_path: Path) -> None:
+    change_entry(make_bundle(tmp_path), "float32", schedulers=entry("int8")["schedulers"])
+    bundle = load_bundle(tmp_path)
+    assert bundle.variant("float32").scheduler() == bundle.variant("int8").scheduler()
+
+
+@pytest.mark.parametrize("policy", ["stopping", "maxprob"])
+def test_a_changed_variant_is_described_again_and_all_else_stays(
+    tmp_path: Path, policy: str
+) -> None:
+    before = load_bundle(make_bundle(tmp_path))
+    (tmp_path / "int8/schedulers" / policy / "scheduler.json").write_text("another")
+    rewrite_entry(before.variant("int8"), policy=policy, default_budget_ms=2.5)
+    after = load_bundle(tmp_path)
+    assert after.variant("int8").entry == before.variant("int8").entry.model_copy(
+        update={"policy": policy, "default_budget_ms": 2.5}
+    )
+    assert after.variant("float32").entry == before.variant("float32").entry
+    assert after.precisions == before.precisions
+    changed = after.listed(tmp_path / "int8/schedulers" / policy / "scheduler.json")
+    assert changed is not None and changed.bytes == len("another")
+    same = {"files", "precisions"}
+    assert after.manifest.model_dump(exclude=same) == before.manifest.model_dump(exclude=same)
 
 
 def test_a_changed_bundle_is_described_again_and_keeps_its_other_fields(
     tmp_path: Path, tokenizer: Path
 ) -> None:
     before = load_bundle(make_text_bundle(tmp_path, tokenizer))
-    (tmp_path / "scheduler.json").write_text("another")
-    rewrite_manifest(before, default_budget_ms=2.5)
+    (tmp_path / "int8/profile.json").write_text("another")
+    rewrite_manifest(before, version="2")
     after = load_bundle(tmp_path).manifest
-    assert after.default_budget_ms == 2.5
-    assert after.files["scheduler.json"].bytes == len("another")
-    same = {"files", "default_budget_ms"}
+    assert after.version == "2"
+    assert after.files["int8/profile.json"].bytes == len("another")
+    same = {"files", "version"}
     assert after.model_dump(exclude=same) == before.manifest.model_dump(exclude=same)
 
 
 def test_a_manifest_may_leave_the_budget_open(tmp_path: Path) -> None:
-    edit(make_bundle(tmp_path), lambda m: m.update(default_budget_ms=None))
-    assert load_bundle(tmp_path).manifest.default_budget_ms is None
+    change_entry(make_bundle(tmp_path), default_budget_ms=None)
+    assert load_bundle(tmp_path).variant().entry.default_budget_ms is None
+
+
+@pytest.mark.parametrize("value", [0, -1, "much", float("inf")])
+def test_a_default_budget_is_a_number_above_0(tmp_path: Path, value: object) -> None:
+    change_entry(make_bundle(tmp_path), default_budget_ms=value)
+    assert "precisions.int8.default_budget_ms" in refusal(tmp_path)
 
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
@@ -210,12 +365,12 @@ def test_a_needed_file_that_is_not_listed_is_named(tmp_path: Path, name: str) ->
 
 def test_more_exits_than_graphs_are_refused(tmp_path: Path) -> None:
     edit(make_bundle(tmp_path), lambda m: m.update(num_exits=3))
-    assert "does not list stages/2.onnx" in refusal(tmp_path)
+    assert "does not list int8/stages/2.onnx" in refusal(tmp_path)
 
 
 def test_another_format_version_is_refused(tmp_path: Path) -> None:
-    edit(make_bundle(tmp_path), lambda m: m.update(format_version=2))
-    assert "bundle.json has format version 2, this program reads 1" in refusal(tmp_path)
+    edit(make_bundle(tmp_path), lambda m: m.update(format_version=3, precisions="others"))
+    assert "bundle.json has format version 3, this program reads 1 and 2" in refusal(tmp_path)
 
 
 def test_an_unknown_key_is_named(tmp_path: Path) -> None:
@@ -224,8 +379,10 @@ def test_an_unknown_key_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_key_inside_is_named(tmp_path: Path) -> None:
-    edit(make_bundle(tmp_path), lambda m: m["preprocessing"].update(crop=True))
-    assert "preprocessing.image.crop" in refusal(tmp_path)
+    edit(make_bundle(tmp_path), lambda m: m["inputs"]["image"].update(crop=True))
+    assert "inputs.image.image.crop" in refusal(tmp_path)
+    change_entry(make_bundle(tmp_path), colour="red")
+    assert "precisions.int8.colour" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -236,8 +393,7 @@ def test_an_unknown_key_inside_is_named(tmp_path: Path) -> None:
         ("task", "audio"),
         ("classes", ["only"]),
         ("num_exits", 0),
-        ("default_budget_ms", 0),
-        ("files", {"profile.json": {"bytes": 3}}),
+        ("files", {"int8/profile.json": {"bytes": 3}}),
     ],
 )
 def test_a_bad_value_is_named(tmp_path: Path, key: str, value: object) -> None:
@@ -245,7 +401,19 @@ def test_a_bad_value_is_named(tmp_path: Path, key: str, value: object) -> None:
     assert f"bundle.json is not a bundle manifest: {key}" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("key", ["format_version", "name", "files", "training", "preprocessing"])
+@pytest.mark.parametrize("exits", [1001, 10**9])
+def test_more_exits_than_any_network_has_are_refused_before_their_files_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exits: int
+) -> None:
+    def never(*given: object) -> None:
+        raise AssertionError("the names of a billion files take all memory")
+
+    edit(make_bundle(tmp_path), lambda m: m.update(num_exits=exits))
+    monkeypatch.setattr(models.bundle, "_graphs", never)
+    assert "bundle.json is not a bundle manifest: num_exits" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["format_version", "name", "files", "training", "inputs"])
 def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
     edit(make_bundle(tmp_path), lambda m: m.pop(key))
     assert f"not a bundle manifest: {key}" in refusal(tmp_path)
@@ -259,10 +427,10 @@ def test_a_manifest_that_is_no_json_object_is_named(tmp_path: Path, data: bytes)
 
 def test_a_path_above_the_folder_is_refused(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "bundle")
-    (tmp_path / "profile.json").write_bytes((folder / "profile.json").read_bytes())
+    (tmp_path / "profile.json").write_bytes((folder / "int8/profile.json").read_bytes())
 
     def leave(manifest: dict[str, Any]) -> None:
-        manifest["files"]["../profile.json"] = manifest["files"]["profile.json"]
+        manifest["files"]["../profile.json"] = manifest["files"]["int8/profile.json"]
 
     edit(folder, leave)
     assert "'../profile.json', which is outside the bundle" in refusal(folder)
@@ -272,31 +440,31 @@ def test_a_way_out_and_back_in_is_refused(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "bundle")
 
     def detour(manifest: dict[str, Any]) -> None:
-        manifest["files"]["../bundle/profile.json"] = manifest["files"]["profile.json"]
+        manifest["files"]["../bundle/int8/profile.json"] = manifest["files"]["int8/profile.json"]
 
     edit(folder, detour)
-    assert "'../bundle/profile.json', which is outside the bundle" in refusal(folder)
+    assert "'../bundle/int8/profile.json', which is outside the bundle" in refusal(folder)
 
 
 def test_an_absolute_path_is_refused_even_inside(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path)
 
     def anchor(manifest: dict[str, Any]) -> None:
-        manifest["files"][f"{folder}/profile.json"] = manifest["files"]["profile.json"]
+        manifest["files"][f"{folder}/int8/profile.json"] = manifest["files"]["int8/profile.json"]
 
     edit(folder, anchor)
-    assert f"'{folder}/profile.json', which is outside the bundle" in refusal(folder)
+    assert f"'{folder}/int8/profile.json', which is outside the bundle" in refusal(folder)
 
 
 def test_a_path_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
     def spoil(manifest: dict[str, Any]) -> None:
-        manifest["files"]["a\0b"] = manifest["files"]["profile.json"]
+        manifest["files"]["a\0b"] = manifest["files"]["int8/profile.json"]
 
     edit(make_bundle(tmp_path), spoil)
     assert r"'a\x00b'" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["profile.json", "stages"])
+@pytest.mark.parametrize("name", ["int8/profile.json", "int8/stages"])
 def test_a_symlink_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     folder = make_bundle(tmp_path / "bundle")
     (folder / name).rename(tmp_path / "elsewhere")
@@ -339,3 +507,115 @@ def test_the_network_and_its_weights_come_together(tmp_path: Path) -> None:
     assert "must both be there, or neither" in refusal(tmp_path)
     edit(tmp_path, lambda m: m.update(network={"arch": "resnet8"}))
     assert "network.settings: Field required" in refusal(tmp_path)
+
+
+OLD = (*OWN[:4], "scheduler.json", "scheduler.npz", "calibration.npz", "profile.json")
+
+
+def make_old_bundle(folder: Path, **changes: Any) -> Path:
+    """Write a bundle of format 1."""
+    files = {}
+    for name in OLD:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        content = b'{"policy": "maxprob"}' if name == "scheduler.json" else name.encode()
+        (folder / name).write_bytes(content)
+        files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest = {
+        "format_version": 1,
+        "name": "cats",
+        "version": "1",
+        "task": "image",
+        "classes": ["cat", "dog"],
+        "num_exits": 2,
+        "preprocessing": {key: value for key, value in IMAGES.items() if key != "kind"},
+        "default_budget_ms": 1.5,
+        "training": {"epochs": 3},
+        "files": files,
+    }
+    (folder / "bundle.json").write_text(json.dumps(manifest | changes))
+    return folder
+
+
+def test_format_1_is_read_as_one_precision_in_the_bundles_own_folder(tmp_path: Path) -> None:
+    bundle = load_bundle(make_old_bundle(tmp_path))
+    assert (bundle.precisions, bundle.manifest.trained) == (("float32",), None)
+    variant = bundle.variant()
+    assert variant.stage_files == [tmp_path / "stages/0.onnx", tmp_path / "stages/1.onnx"]
+    assert variant.predictions == tmp_path / "calibration.npz"
+    assert variant.profile == tmp_path / "profile.json"
+    assert (variant.entry.policy, variant.scheduler("maxprob")) == ("maxprob", tmp_path)
+    assert (variant.entry.default_budget_ms, variant.entry.measured) == (1.5, None)
+    assert variant.entry.method == {"storage": "float32"} and variant.entry.row_independent
+    preprocess = bundle.preprocessor(max_pixels=77)
+    assert isinstance(preprocess, ImagePreprocessor)
+    assert (preprocess.height, preprocess.fit, preprocess.dtype) == (8, "cover", "float32")
+
+
+def test_format_1_told_how_weights_are_stored_and_what_that_costs(tmp_path: Path) -> None:
+    float32 = {"accuracy": [0.5, 0.75], "latency_ms": [1.0, 2.0]}
+    int8 = {"accuracy": [0.5, 0.7], "latency_ms": [1.0, 1.5]}
+    make_old_bundle(tmp_path, weights="int8", measured={"float32": float32, "int8": int8})
+    bundle = load_bundle(tmp_path)
+    assert bundle.precisions == ("float32",)  # in which it always computes
+    assert bundle.manifest.trained is not None
+    assert bundle.manifest.trained.accuracy == (0.5, 0.75)
+    entry = bundle.variant().entry
+    assert entry.measured is not None and entry.measured.accuracy == (0.5, 0.7)
+    assert entry.method == {"storage": "int8"}
+
+
+def test_a_changed_bundle_of_format_1_is_written_in_format_2_where_its_files_are(
+    tmp_path: Path,
+) -> None:
+    before = load_bundle(make_old_bundle(tmp_path))
+    rewrite_manifest(before)
+    after = load_bundle(tmp_path)
+    assert json.loads((tmp_path / "bundle.json").read_text())["format_version"] == 2
+    assert (before.manifest.format_version, after.manifest.format_version) == (1, 2)
+    assert set(after.manifest.files) == set(OLD)
+    same = {"format_version"}
+    assert after.manifest.model_dump(exclude=same) == before.manifest.model_dump(exclude=same)
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_a_bundle_of_format_1_needs_all_its_files(tmp_path: Path, name: str) -> None:
+    (make_old_bundle(tmp_path) / name).write_bytes(b"damaged")
+    assert f"{tmp_path / name} is damaged" in refusal(tmp_path)
+    edit(make_old_bundle(tmp_path), lambda m: m["files"].pop(name))
+    assert f"does not list {name}" in refusal(tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["preprocessing", "weights", "measured", "default_budget_ms", "task", "num_exits", "files"],
+)
+def test_no_value_of_format_1_breaks_more_than_the_bundle(tmp_path: Path, key: str) -> None:
+    make_old_bundle(tmp_path)
+
+    @hypothesis.given(value=JSON)
+    def check(value: object) -> None:
+        edit(tmp_path, lambda m: m.update({key: value}))
+        with contextlib.suppress(BundleError):
+            load_bundle(tmp_path)
+
+    check()
+
+
+def test_a_scheduler_of_format_1_that_cannot_be_read_is_no_reason_to_refuse_its_bundle(
+    tmp_path: Path,
+) -> None:
+    make_old_bundle(tmp_path)
+    content = b"[]"
+    (tmp_path / "scheduler.json").write_bytes(content)
+    told = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    edit(tmp_path, lambda m: m["files"].update({"scheduler.json": told}))
+    assert load_bundle(tmp_path).variant().entry.policy == "unknown"

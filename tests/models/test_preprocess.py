@@ -157,6 +157,29 @@ def test_serving_normalises_as_training_does() -> None:
     np.testing.assert_allclose(preprocess.normalise(pixels), trained, rtol=0, atol=1e-6)
 
 
+def test_pixels_go_to_a_first_stage_that_normalises_itself() -> None:
+    pixels = noise(32, 32, 3)
+    plain = replace(preprocess, dtype="uint8")
+    given = plain(encode(pixels))
+    (row,) = given.state
+    assert (row.shape, row.dtype, row.flags.c_contiguous) == ((1, 32, 32, 3), np.uint8, True)
+    assert np.array_equal(row[0], pixels) and given.size == (32, 32)
+    (example,) = plain.example
+    assert (example.shape, example.dtype) == (row.shape, row.dtype)
+    small = plain.decode_if_small(encode(pixels))
+    assert small is not None and np.array_equal(small.state[0], row)
+
+
+def test_arrays_of_images_become_the_same_input_as_files() -> None:
+    pixels = noise(3, 32, 32, 3)
+    for reading in (preprocess, replace(preprocess, dtype="uint8")):
+        (batch,) = reading.batch(pixels)
+        for image, row in zip(pixels, batch, strict=True):
+            assert np.array_equal(reading(encode(image)).state[0][0], row)
+        assert batch.dtype == reading.example[0].dtype
+        assert batch.shape[1:] == reading.example[0].shape[1:]
+
+
 def test_height_and_width_are_told_apart() -> None:
     pixels = noise(12, 20, 3)
     flat = ImagePreprocessor(12, 20, IMAGENET_MEAN, IMAGENET_STD)

@@ -7,6 +7,7 @@ from onnx import TensorProto, helper
 from models.backend import OutOfMemory, Part
 from models.runtime.onnx_backend import CPU, HOST, OnnxBackend, open_graph, raise_if_out_of_memory
 from models.runtime.onnx_device_backend import DeviceOnnxBackend, run_bound
+from tests.graphs import write_graph
 
 Files = tuple[list[Path], list[Path]]
 
@@ -108,3 +109,39 @@ def test_other_errors_are_left_to_the_caller(tmp_path: Path) -> None:
         with pytest.raises(Exception, match=r"(?i)unexpected input data type") as caught:
             run((np.array([3.0], np.float32),))
         assert not isinstance(caught.value, OutOfMemory)
+
+
+def graphs_with_a_scale_for_the_whole_batch(folder: Path) -> Files:
+    """Write one exit whose stage and head round to 8 bits with one scale for all rows."""
+    rounding = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["x8", "scale", "zero"]),
+        helper.make_node("DequantizeLinear", ["x8", "scale", "zero"], ["rounded"]),
+    ]
+    rows = (TensorProto.FLOAT, 2)
+    stage = write_graph(
+        folder / "stage.onnx",
+        [*rounding, helper.make_node("Neg", ["rounded"], ["y"])],
+        {"x": rows},
+        {"y": rows},
+    )
+    ends = [
+        helper.make_node("Identity", ["rounded"], ["logits"]),
+        helper.make_node("LogSoftmax", ["rounded"], ["log_probs"]),
+    ]
+    outputs = {"logits": rows, "log_probs": rows}
+    head = write_graph(folder / "head.onnx", [*rounding, *ends], {"x": rows}, outputs)
+    return [stage], [head]
+
+
+def test_graphs_whose_rows_depend_on_each_other_take_one_at_a_time(tmp_path: Path) -> None:
+    files = graphs_with_a_scale_for_the_whole_batch(tmp_path)
+    values = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    values[2] *= 100  # its scale would round the others to nothing
+
+    def logits(backend: OnnxBackend, rows: np.ndarray) -> np.ndarray:
+        return backend.run_head(0, backend.run_stage(0, (rows,))).logits
+
+    together, single = OnnxBackend(*files), OnnxBackend(*files, row_independent=False)
+    alone = np.concatenate([logits(single, values[row : row + 1]) for row in range(4)])
+    np.testing.assert_allclose(logits(single, values), alone, atol=1e-3)
+    assert np.abs(logits(together, values) - alone).max() > 0.1

@@ -4,11 +4,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper
 
 from models.backend import OutOfMemory, Part, State
 from models.runtime import onnx_device_backend
 from models.runtime.onnx_backend import CPU, HOST, Graph, OnnxBackend
 from models.runtime.onnx_device_backend import DeviceOnnxBackend, RowJoiner, run_bound
+from tests.graphs import write_graph
 
 
 @pytest.fixture
@@ -117,3 +119,45 @@ def test_no_room_for_what_goes_in_is_out_of_memory_too() -> None:
     graph = Graph(Full(), ["x"], ["y"])  # type: ignore[arg-type]
     with pytest.raises(OutOfMemory):
         run_bound(graph, (images(1),), HOST, HOST)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [(TensorProto.FLOAT16, np.float16), (TensorProto.UINT8, np.uint8)]
+)
+def test_states_of_two_bytes_and_of_one_stay_so(
+    tmp_path: Path, kind: int, dtype: type[np.generic]
+) -> None:
+    """Pixels go in, states have the type, heads return single precision."""
+    state, rows = (kind, 2), (TensorProto.FLOAT, 2)
+    stages = [
+        write_graph(
+            tmp_path / "0.onnx",
+            [helper.make_node("Cast", ["x"], ["y"], to=kind)],
+            {"x": (TensorProto.UINT8, 2)},
+            {"y": state},
+        ),
+        write_graph(
+            tmp_path / "1.onnx",
+            [helper.make_node("Identity", ["x"], ["y"])],
+            {"x": state},
+            {"y": state},
+        ),
+    ]
+    nodes = [
+        helper.make_node("Cast", ["x"], ["logits"], to=TensorProto.FLOAT),
+        helper.make_node("LogSoftmax", ["logits"], ["log_probs"]),
+    ]
+    outputs = {"logits": rows, "log_probs": rows}
+    head = write_graph(tmp_path / "head.onnx", nodes, {"x": state}, outputs)
+    pixels = np.arange(15, dtype=np.uint8).reshape(5, 3)
+    for backend in (
+        DeviceOnnxBackend(stages, [head, head], CPU, buckets=(1, 2, 4)),
+        OnnxBackend(stages, [head, head]),
+    ):
+        one, other = (backend.run_stage(0, (pixels[part],)) for part in ([0, 1, 2], [3, 4]))
+        joined = backend.gather([Part(one, [2, 0]), Part(other, [1]), Part(one, [1])])
+        values = [value if isinstance(value, np.ndarray) else value.numpy() for value in joined]
+        assert values[0].dtype == dtype
+        output = backend.run_head(1, backend.run_stage(1, joined))
+        assert output.logits.dtype == np.float32
+        assert np.array_equal(output.logits, pixels[[2, 0, 4, 1]])

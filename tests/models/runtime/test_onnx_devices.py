@@ -8,6 +8,7 @@ from models.runtime import onnx_devices
 from models.runtime.onnx_backend import CPU, Device, OnnxBackend
 from models.runtime.onnx_devices import (
     choose_device,
+    open_backend_on,
     open_device,
     open_onnx_backend,
     provider_fault,
@@ -160,15 +161,21 @@ class OnGpu(NamedTuple):
     buckets: tuple[int, ...]
 
 
+GPU = Device("cuda:0", [])
+
+
 def test_a_gpu_keeps_states_and_other_devices_take_arrays(
     exported_files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_devices, "DeviceOnnxBackend", OnGpu)
-    gpu, openvino = Device("cuda:0", []), Device("openvino:CPU", CPU.providers)
-    for device in (gpu, openvino, CPU):
-        monkeypatch.setattr(onnx_devices, "open_device", lambda name, device=device: device)
-        backend = open_onnx_backend(*exported_files, device.name, (1, 4))
-        if device == gpu:
-            assert backend == (*exported_files, gpu, (1, 4))
+    for device in (GPU, Device("openvino:CPU", CPU.providers), CPU):
+        backend = open_backend_on(device, *exported_files, (1, 4))
+        if device == GPU:
+            assert backend == (*exported_files, GPU, (1, 4))
         else:
             assert isinstance(backend, OnnxBackend) and backend.device == device.name
+
+
+def test_a_gpu_does_not_take_one_row_at_a_time(exported_files: Files) -> None:
+    with pytest.raises(ValueError, match=r"takes one row at a time, .* cuda:0"):
+        open_backend_on(GPU, *exported_files, row_independent=False)

@@ -41,7 +41,7 @@ def linear() -> MultiExitModel:
 def make_bundle(folder: Path, **network: object) -> Bundle:
     """Make a bundle whose graphs and scheduler are placeholders."""
     graphs = [f"{part}/{k}.onnx" for part in ("stages", "heads") for k in range(2)]
-    others = ["scheduler.json", "scheduler.npz", "calibration.npz", "profile.json"]
+    others = ["scheduler.json", "scheduler.npz", "predictions.npz", "profile.json"]
     for name in (*graphs, *others):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"stand-in")
@@ -52,8 +52,24 @@ def make_bundle(folder: Path, **network: object) -> Bundle:
         task="image",
         classes=("cat", "dog"),
         num_exits=2,
-        preprocessing={"height": 8, "width": 8, "mean": (0.5, 0.5, 0.5), "std": (1, 1, 1)},
-        default_budget_ms=None,
+        inputs={
+            "image": {
+                "kind": "image",
+                "height": 8,
+                "width": 8,
+                "mean": (0.5, 0.5, 0.5),
+                "std": (1, 1, 1),
+            }
+        },
+        precisions={
+            "float32": {
+                "folder": "",
+                "predictions": "predictions.npz",
+                "schedulers": {"maxprob": ""},
+                "policy": "maxprob",
+                "default_budget_ms": None,
+            }
+        },
         training={},
         **network,
     )
