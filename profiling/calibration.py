@@ -1,7 +1,7 @@
 """Recorded predictions of every exit: the only input for fitting and evaluating a scheduler."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +32,17 @@ class Predictions(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """The two disjoint sets in a bundle: calibration and test."""
+    """The disjoint sets of rows in a bundle.
+
+    Attributes:
+        calibration: Rows that schedulers are fitted to.
+        certification: Rows on which nothing was fitted, chosen or reported, kept for certificates;
+            None if none were held out.
+        test: Rows on which accuracy is reported.
+    """
 
     calibration: Predictions
+    certification: Predictions | None
     test: Predictions
 
 
@@ -52,26 +60,26 @@ def record(backend: StageBackend, inputs: State, labels: NDArray[np.int64]) -> P
 
 
 def save_recorded(recorded: Recorded, path: Path) -> None:
-    """Write both sets into one npz."""
-    np.savez_compressed(
-        path,
-        allow_pickle=False,
-        calibration_log_probs=recorded.calibration.log_probs,
-        calibration_labels=recorded.calibration.labels.astype(np.int32),
-        test_log_probs=recorded.test.log_probs,
-        test_labels=recorded.test.labels.astype(np.int32),
-    )
+    """Write all sets into one npz."""
+    arrays: dict[str, Any] = {}
+    for part, predictions in recorded._asdict().items():
+        if predictions is not None:
+            arrays[f"{part}_log_probs"] = predictions.log_probs
+            arrays[f"{part}_labels"] = predictions.labels.astype(np.int32)
+    np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
 def load_recorded(path: Path) -> Recorded:
-    """Read both sets from a file of `save_recorded`."""
+    """Read all sets from a file of `save_recorded`; older ones have no certification rows."""
     with np.load(path, allow_pickle=False) as arrays:
-        return Recorded(
-            *(
-                Predictions(arrays[f"{part}_log_probs"], arrays[f"{part}_labels"].astype(np.int64))
-                for part in ("calibration", "test")
-            )
-        )
+
+        def read(part: str) -> Predictions:
+            labels = arrays[f"{part}_labels"].astype(np.int64)
+            return Predictions(arrays[f"{part}_log_probs"], labels)
+
+        has_certification = "certification_labels" in arrays
+        certification = read("certification") if has_certification else None
+        return Recorded(read("calibration"), certification, read("test"))
 
 
 def load_predictions(path: Path) -> Recorded:
@@ -80,7 +88,8 @@ def load_predictions(path: Path) -> Recorded:
     Args:
         path: An npz with `calibration_probs (K, N, C)`, `calibration_labels (N,)`, `test_probs
             (K, M, C)`, `test_labels (M,)`; probabilities in half, single or double precision. Rows
-            whose sum differs from 1 by at most 0.005 are scaled to 1.
+            whose sum differs from 1 by at most 0.005 are scaled to 1. Other arrays, such as
+            `certification_probs` and `certification_labels`, are not read.
 
     Raises:
         ValueError: If an array is missing or invalid; the message names the array, the index and
@@ -105,7 +114,7 @@ def load_predictions(path: Path) -> Recorded:
             f"calibration_probs has the shape {calibration.log_probs.shape}, test_probs "
             f"{test.log_probs.shape}; exits and classes must be the same in both"
         )
-    return Recorded(calibration, test)
+    return Recorded(calibration, None, test)
 
 
 def _checked_log_probs(name: str, probs: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ def record_split(
 ) -> Predictions:
     """Record the log-probabilities of every exit for every row of a split, (K, N, C)."""
     places, parts = [], []
-    for rows, state in _served(preprocess, split):
+    for rows, state in served_states(preprocess, split):
         places.append(rows)
         parts.append(record(backend, state, split.labels[rows]))
     back = np.argsort(np.concatenate(places))
@@ -29,7 +29,7 @@ def record_split(
 def first_rows(preprocess: ImagePreprocessor | TextPreprocessor, split: Split, rows: int) -> State:
     """Make one input of the first rows of a split; texts are padded to the longest of them."""
     if isinstance(preprocess, ImagePreprocessor):
-        return (preprocess.normalise(np.asarray(split.inputs[:rows])),)
+        return preprocess.batch(np.asarray(split.inputs[:rows]))
     return preprocess.batch(texts_of(split)[:rows])
 
 
@@ -39,18 +39,15 @@ def texts_of(split: Split) -> Sequence[str]:
     return split.inputs
 
 
-def _served(
+def served_states(
     preprocess: ImagePreprocessor | TextPreprocessor, split: Split
 ) -> Iterator[tuple[NDArray[np.intp], State]]:
-    """Yield row indices and their input, rows of one shape together."""
+    """Yield row numbers of a split and their input, rows of one shape together."""
     num_rows = len(split.labels)
     if isinstance(preprocess, ImagePreprocessor):
         for start in range(0, num_rows, CHUNK_ROWS):
             rows = np.arange(start, min(start + CHUNK_ROWS, num_rows))
-            yield (
-                rows,
-                (preprocess.normalise(np.asarray(split.inputs[start : start + CHUNK_ROWS])),),
-            )
+            yield rows, preprocess.batch(np.asarray(split.inputs[start : start + CHUNK_ROWS]))
         return
     states = [preprocess(text).state for text in texts_of(split)]
     widths = np.array([ids.shape[1] for ids, _ in states])

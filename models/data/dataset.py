@@ -1,13 +1,15 @@
 """Labelled datasets, and the settings that say how to load and split them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import Task
+
+CalibrationSource = Literal["train", "test"]
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,12 @@ class DataConfig:
             class is held out as one.
         text_column: Header of the texts' column or, in a table without headers, its number from 0.
         label_column: Header or number of the labels' column.
-        calibration_size: Number of training rows to hold out. None: 5000, or a fifth of the
-            training rows if that is less.
+        calibration_size: Number of rows to hold out for fitting schedulers. None: 5000, or a fifth
+            of the rows they are taken from if that is less.
+        calibration_from: Where calibration rows are taken from. `test` is for networks that have
+            seen all training rows.
+        certification_size: Number of test rows to set aside, on which nothing is fitted, chosen or
+            reported.
         image_size: Images are scaled to cover a square of this side and cropped to it. None: images
             stay as they are and must all have the same size.
         seed: Seed of every split.
@@ -33,14 +39,23 @@ class DataConfig:
     text_column: str = "text"
     label_column: str = "label"
     calibration_size: int | None = None
+    calibration_from: CalibrationSource = "train"
+    certification_size: int = 0
     image_size: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, minimum in (("calibration_size", 1), ("image_size", 1), ("seed", 0)):
+        for name, minimum in (
+            ("calibration_size", 1),
+            ("certification_size", 0),
+            ("image_size", 1),
+            ("seed", 0),
+        ):
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise ValueError(f"{name} is {value}; it must be {minimum} or more")
+        if self.calibration_from not in get_args(CalibrationSource):
+            raise ValueError(f"calibration_from is {self.calibration_from!r}; use train or test")
 
 
 class Images(Protocol):
@@ -69,10 +84,33 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """Three splits that share no input; the calibration set is held out of the training rows."""
+    """Splits that share no input.
+
+    Attributes:
+        task: Task of the labels.
+        classes: Names of the C classes.
+        train: Rows to train on.
+        calibration: Rows to fit schedulers to.
+        test: Rows to report accuracy on.
+        certification: Rows on which nothing may be fitted, chosen or reported; None if none were
+            held out.
+    """
 
     task: Task
     classes: tuple[str, ...]
     train: Split
     calibration: Split
     test: Split
+    certification: Split | None = None
+
+    def map_labels(
+        self, classes: tuple[str, ...], change: Callable[[NDArray[np.int64]], NDArray[np.int64]]
+    ) -> "Dataset":
+        """Return the dataset with other classes and with changed labels in every split."""
+
+        def changed(split: Split) -> Split:
+            return Split(split.inputs, change(split.labels))
+
+        certification = self.certification and changed(self.certification)
+        train, calibration, test = map(changed, (self.train, self.calibration, self.test))
+        return Dataset(self.task, classes, train, calibration, test, certification)

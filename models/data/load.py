@@ -1,14 +1,16 @@
-"""Load a dataset from any supported source and split it for training, calibration and test."""
+"""Load a dataset from any supported source and split it."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
+from models.bundle import Task
 from models.data.dataset import DataConfig, Dataset, Split
 from models.data.hub import HUB_DATASETS, read_hub_dataset
 from models.data.image_archive import read_image_archive
 from models.data.image_folder import read_image_folder
 from models.data.images import EncodedImages, LazyImages
-from models.data.samples import Samples, split_rows
+from models.data.samples import Samples, SplitRows, split_rows
 from models.data.shapes import load_shapes
 from models.data.text_table import SUFFIXES as TABLE_SUFFIXES
 from models.data.text_table import Columns, is_text_folder, read_texts
@@ -27,7 +29,7 @@ def load_dataset(config: DataConfig) -> Dataset:
     encoded if they would take more than 2 GiB.
 
     Raises:
-        ValueError: If the dataset is unknown, damaged, or too small for its calibration set.
+        ValueError: If the dataset is unknown, damaged, or too small for the rows to hold out.
     """
     path = Path(config.dataset)
     if config.dataset == "shapes" and not path.exists():
@@ -71,16 +73,14 @@ def _text_dataset(samples: Samples, texts: list[str], config: DataConfig) -> Dat
         raise ValueError(
             f"image_size is {config.image_size}, but {config.dataset} holds texts; leave it out"
         )
-    train, calibration, test = (
-        Split([texts[row] for row in part], samples.labels[part])
-        for part in split_rows(samples, config.calibration_size, config.seed)
-    )
-    return Dataset("text", samples.classes, train, calibration, test)
+    parts = _split(samples, config)
+    splits = [Split([texts[row] for row in part], samples.labels[part]) for part in parts]
+    return _dataset("text", samples.classes, splits)
 
 
 def _image_dataset(samples: Samples, encoded: EncodedImages, config: DataConfig) -> Dataset:
     log.info("checking %d images for duplicates and damage", len(samples.labels))
-    parts = split_rows(samples, config.calibration_size, config.seed)
+    parts = _split(samples, config)
     height, width = encoded.common_size(config.image_size)
     lazy = [LazyImages(encoded, part, height, width) for part in parts]
     in_memory = sum(map(len, parts)) * height * width * 3 <= IN_MEMORY_BYTES
@@ -91,8 +91,25 @@ def _image_dataset(samples: Samples, encoded: EncodedImages, config: DataConfig)
         height,
         "into memory" if in_memory else "at each use",
     )
-    train, calibration, test = (
+    splits = [
         Split(images[:] if in_memory else images, samples.labels[part])
         for images, part in zip(lazy, parts, strict=True)
+    ]
+    return _dataset("image", samples.classes, splits)
+
+
+def _split(samples: Samples, config: DataConfig) -> SplitRows:
+    return split_rows(
+        samples,
+        config.calibration_size,
+        config.seed,
+        calibration_from=config.calibration_from,
+        certification_size=config.certification_size,
     )
-    return Dataset("image", samples.classes, train, calibration, test)
+
+
+def _dataset(task: Task, classes: tuple[str, ...], splits: Sequence[Split]) -> Dataset:
+    """Make a dataset of splits in the order of `SplitRows`."""
+    train, calibration, certification, test = splits
+    held_out = certification if len(certification.labels) else None
+    return Dataset(task, classes, train, calibration, test, held_out)

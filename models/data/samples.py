@@ -1,6 +1,7 @@
 """Samples as read from files, and how they are labelled and split."""
 
 import logging
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from itertools import compress
 from typing import NamedTuple
@@ -8,12 +9,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models.data.dataset import CalibrationSource
 from models.data.images import EncodedImages
 
 log = logging.getLogger(__name__)
 
 CALIBRATION_ROWS = 5000  # held out unless the dataset is small
 CALIBRATION_SHARE = 5  # held out of a small dataset: one row in five
+CERTIFICATION_STREAM = 2  # of random numbers, with the seed; TEST_SHARE names another
 TEST_SHARE = 10  # held out of a dataset without a test set: one row in ten
 MAX_LISTED_NAMES = 5
 
@@ -41,10 +44,11 @@ class Samples(NamedTuple):
 
 
 class SplitRows(NamedTuple):
-    """Row numbers, ascending, of three splits that share no input."""
+    """Row numbers, ascending, of splits that share no input."""
 
     train: NDArray[np.int64]
     calibration: NDArray[np.int64]
+    certification: NDArray[np.int64]
     test: NDArray[np.int64]
 
 
@@ -83,22 +87,33 @@ def index_labels(
     return classes, np.array([numbers[name] for name in names], np.int64)
 
 
-def split_rows(samples: Samples, calibration_size: int | None, seed: int) -> SplitRows:
+def split_rows(
+    samples: Samples,
+    calibration_size: int | None,
+    seed: int,
+    *,
+    calibration_from: CalibrationSource = "train",
+    certification_size: int = 0,
+) -> SplitRows:
     """Drop duplicate inputs and split the rows.
 
-    A training row is dropped if its input is also in the test set or in an earlier training row. A
-    test set that came with the data stays as it is.
+    A training row is dropped if its input is also in the test set or in an earlier training row. No
+    test row is dropped. Rows that are held out of the test set are drawn from those whose input
+    occurs there once. The certification rows depend on the seed and their number only.
 
     Args:
         samples: The dataset.
-        calibration_size: Number of training rows to hold out; None: 5000, or a fifth if that is
-            less.
-        seed: Seed of both hold-outs.
+        calibration_size: Number of rows to hold out for calibration; None: 5000, or a fifth if
+            that is less.
+        seed: Seed of all hold-outs.
+        calibration_from: Whether calibration rows are training or test rows.
+        certification_size: Number of test rows to hold out for certification.
 
     Raises:
-        ValueError: If too few rows are left for the calibration set, or to hold out a test set.
+        ValueError: If too few rows are left to train on, to test on, or to hold out a test set.
     """
-    kept, dropped = _drop_duplicates(samples)
+    keys = samples.keys()
+    kept, dropped = _drop_duplicates(samples, keys)
     is_test = _hold_out(samples, kept, seed) if samples.is_test is None else samples.is_test[kept]
     train, test = kept[~is_test], kept[is_test]
     if len(train) < 2:
@@ -106,21 +121,56 @@ def split_rows(samples: Samples, calibration_size: int | None, seed: int) -> Spl
             f"{len(train)} training rows are left after dropping {dropped} duplicates of other "
             f"training or test rows; add training rows, at least 2 are needed"
         )
-    size = calibration_size
-    if size is None:
-        size = max(min(CALIBRATION_ROWS, len(train) // CALIBRATION_SHARE), 1)
+    if calibration_from == "test":
+        size = _calibration_size(calibration_size, len(test) - certification_size)
+        parts, test = _split_test(keys, test, (certification_size, size), seed)
+        certification, calibration = parts
+        return SplitRows(train, calibration, certification, test)
+    (certification,), test = _split_test(keys, test, (certification_size,), seed)
+    size = _calibration_size(calibration_size, len(train))
     if not 0 < size < len(train):
         raise ValueError(
             f"calibration size {size} must lie between 1 and {len(train) - 1}, the number of "
             f"training rows less one"
         )
     order = np.random.default_rng(seed).permutation(len(train))
-    return SplitRows(train[np.sort(order[size:])], train[np.sort(order[:size])], test)
+    calibration, train = train[np.sort(order[:size])], train[np.sort(order[size:])]
+    return SplitRows(train, calibration, certification, test)
 
 
-def _drop_duplicates(samples: Samples) -> tuple[NDArray[np.int64], int]:
+def _calibration_size(size: int | None, num_rows: int) -> int:
+    if size is not None:
+        return size
+    return max(min(CALIBRATION_ROWS, num_rows // CALIBRATION_SHARE), 1)
+
+
+def _split_test(
+    keys: Sequence[Hashable], test: NDArray[np.int64], sizes: Sequence[int], seed: int
+) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
+    """Draw parts of given sizes from the test rows; return them and the rows that are left.
+
+    Raises:
+        ValueError: If no test row would be left.
+    """
+    wanted = sum(sizes)
+    if not wanted:
+        return [test[:0] for _ in sizes], test
+    counts = Counter(keys[row] for row in test)
+    once = np.array([row for row in test if counts[keys[row]] == 1], np.int64)
+    most = min(len(once), len(test) - 1)
+    if wanted > most:
+        raise ValueError(
+            f"{' + '.join(map(str, sizes))} rows cannot be held out of {len(test)} test rows, of "
+            f"which {len(once)} occur once; hold out at most {most}"
+        )
+    order = once[np.random.default_rng([seed, CERTIFICATION_STREAM]).permutation(len(once))]
+    ends = np.cumsum(sizes)
+    parts = [np.sort(part) for part in np.split(order[:wanted], ends[:-1])]
+    return parts, np.setdiff1d(test, order[:wanted])
+
+
+def _drop_duplicates(samples: Samples, keys: Sequence[Hashable]) -> tuple[NDArray[np.int64], int]:
     """Return the rows to keep, ascending, and the number of dropped rows."""
-    keys = samples.keys()
     is_test = [False] * len(keys) if samples.is_test is None else samples.is_test.tolist()
     in_test = {key for key, test in zip(keys, is_test, strict=True) if test}
     in_train: set[Hashable] = set()

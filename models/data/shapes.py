@@ -22,14 +22,15 @@ ROWS_AT_ONCE = 50  # bounds the memory of intermediate arrays
 
 
 def load_shapes(config: DataConfig) -> Dataset:
-    """Draw 4000 images for training, 600 for calibration and 1000 for test.
+    """Draw 4000 images for training, 600 for calibration, 1000 for test, and any to certify.
 
     Each image has its own difficulty. Harder images have more noise and texture, softer edges, and
     shapes whose colours are closer to the background. Each split has its own random stream, so the
     size of one does not change the others.
 
     Args:
-        config: Only `calibration_size`, `image_size` (64 by default) and `seed` are used.
+        config: Only `calibration_size`, `certification_size`, `image_size` (64 by default) and
+            `seed` are used.
 
     Returns:
         Images (N, H, W, 3) and masks (N, H, W).
@@ -41,11 +42,12 @@ def load_shapes(config: DataConfig) -> Dataset:
     if size % 8:
         raise ValueError(f"image_size is {size}; give a multiple of 8, such as {IMAGE_SIZE}")
     held_out = CALIBRATION_ROWS if config.calibration_size is None else config.calibration_size
-    train, calibration, test = (
-        _draw_split(rows, size, np.random.default_rng([config.seed, stream]))
-        for stream, rows in enumerate((TRAIN_ROWS, held_out, TEST_ROWS))
+    train, calibration, test, certification = (
+        _draw_split(rows, size, np.random.default_rng([config.seed, stream])) if rows else None
+        for stream, rows in enumerate((TRAIN_ROWS, held_out, TEST_ROWS, config.certification_size))
     )
-    return Dataset("segmentation", CLASSES, train, calibration, test)
+    assert train and calibration and test, "their sizes are above 0"
+    return Dataset("segmentation", CLASSES, train, calibration, test, certification)
 
 
 def _draw_split(rows: int, size: int, rng: np.random.Generator) -> Split:

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from models.data.dataset import DataConfig
+
 RUN_FORMAT_VERSION = 2
 RUN_FILE, BEST, LAST = "run.json", "best.safetensors", "last.safetensors"
 
@@ -94,9 +96,12 @@ def read_run(folder: Path) -> RunConfig:
         if version == RUN_FORMAT_VERSION:
             training = values["training"] and TrainConfig(**values["training"])
             costs = values["costs_ms"] and tuple(values["costs_ms"])
+            # Runs made before a setting existed get its default.
+            data = values["data"] and asdict(DataConfig(**values["data"]))
             return RunConfig(
                 **values
                 | {
+                    "data": data,
                     "classes": tuple(values["classes"]),
                     "training": training,
                     "costs_ms": costs,

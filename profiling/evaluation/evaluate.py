@@ -188,6 +188,7 @@ class _Evaluator:
         self, recorded: Recorded, costs_ms: Array, budgets: Sequence[float], seed: int
     ) -> None:
         self._recorded = recorded
+        self._log_probs = recorded.calibration.log_probs, recorded.test.log_probs
         self._correct = recorded.calibration.correct, recorded.test.correct  # (N, K) and (M, K)
         self._costs_ms = costs_ms
         self._budgets = budgets
@@ -198,7 +199,7 @@ class _Evaluator:
     ) -> list[ScoredEvaluation]:
         """Evaluate a fitted scheduler; `seconds` is the time that its fit took."""
         policy, frontier = scheduler
-        replays = [replay(policy, part.log_probs) for part in self._recorded]
+        replays = [replay(policy, log_probs) for log_probs in self._log_probs]
         rng, scored = np.random.default_rng(self._seed), []
         for budget in self._budgets:
             parameter = frontier.at_cost(budget).parameter
@@ -219,10 +220,7 @@ class _Evaluator:
             inner = np.array([np.clip(budget, first + edge, last - edge)])
             policy = fit_eenet(log_probs, labels, self._costs_ms, budgets_ms=inner, seed=self._seed)
             seconds = time.perf_counter() - started
-            exits = [
-                exits_taken(policy, replay(policy, part.log_probs), budget)
-                for part in self._recorded
-            ]
+            exits = [exits_taken(policy, replay(policy, rows), budget) for rows in self._log_probs]
             scored.append(self._evaluation(PER_BUDGET, budget, exits, seconds, rng))
         return scored
 

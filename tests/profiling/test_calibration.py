@@ -88,8 +88,9 @@ def test_pixels_are_recorded_in_half_precision_with_their_labels(tmp_path: Path)
     assert recorded.log_probs[..., 1] == pytest.approx(logit - np.logaddexp(0, logit), rel=2e-3)
     assert recorded.correct == pytest.approx(((logit > 0) == labels).mean(2).T)
     assert recorded.correct[:, 1].tolist() == [1.0] * 120 > recorded.correct[:, 0].tolist()
-    save_recorded(Recorded(recorded, recorded), tmp_path / "recorded.npz")
+    save_recorded(Recorded(recorded, recorded, recorded), tmp_path / "recorded.npz")
     for loaded in load_recorded(tmp_path / "recorded.npz"):
+        assert loaded is not None
         assert np.array_equal(loaded.log_probs, recorded.log_probs)
         assert np.array_equal(loaded.labels, labels) and loaded.labels.dtype == np.int64
 
@@ -108,14 +109,27 @@ def test_correct_compares_each_exits_answer_with_the_label() -> None:
 
 
 def test_recorded_sets_come_back_as_they_were_saved(tmp_path: Path) -> None:
-    saved = Recorded(predictions(20, seed=0), predictions(30, seed=1))
+    saved = Recorded(*(predictions(rows, seed=rows) for rows in (20, 25, 30)))
     save_recorded(saved, tmp_path / "recorded.npz")
     loaded = load_recorded(tmp_path / "recorded.npz")
     for before, after in zip(saved, loaded, strict=True):
+        assert before is not None and after is not None
         assert np.array_equal(before.log_probs, after.log_probs)
         assert after.log_probs.dtype == np.float16
         assert np.array_equal(before.labels, after.labels)
         assert after.labels.dtype == np.int64
+
+
+def test_a_file_without_rows_to_certify_has_none(tmp_path: Path) -> None:
+    saved = Recorded(predictions(20, seed=0), None, predictions(30, seed=1))
+    save_recorded(saved, tmp_path / "recorded.npz")
+    with np.load(tmp_path / "recorded.npz") as arrays:
+        assert set(arrays) == {
+            f"{part}_{what}" for part in ROWS for what in ("log_probs", "labels")
+        }  # as in earlier versions
+    loaded = load_recorded(tmp_path / "recorded.npz")
+    assert loaded.certification is None
+    assert np.array_equal(loaded.test.labels, saved.test.labels)
 
 
 def test_certain_answers_are_kept_as_finite_logarithms() -> None:
@@ -157,7 +171,8 @@ def test_predictions_of_every_precision_are_read(
     arrays = sound_arrays()
     stored = {name: a.astype(kind) if "probs" in name else a for name, a in arrays.items()}
     recorded = load_predictions(write(tmp_path, stored))
-    for part, found in zip(ROWS, recorded, strict=True):
+    assert recorded.certification is None
+    for part, found in zip(ROWS, (recorded.calibration, recorded.test), strict=True):
         assert np.exp(found.log_probs) == pytest.approx(arrays[f"{part}_probs"], abs=tolerance)
         assert np.array_equal(found.labels, arrays[f"{part}_labels"])
 
@@ -179,8 +194,13 @@ def test_a_probability_of_0_has_a_finite_logarithm(tmp_path: Path) -> None:
 
 
 def test_other_arrays_in_the_file_are_ignored(tmp_path: Path) -> None:
-    arrays = sound_arrays() | {"notes": np.array("made yesterday")}
-    assert len(load_predictions(write(tmp_path, arrays)).test.labels) == 30
+    arrays = sound_arrays() | {
+        "notes": np.array("made yesterday"),
+        "certification_probs": np.full((3, 9, 4), 0.25),
+        "certification_labels": np.zeros(9, np.int64),
+    }
+    recorded = load_predictions(write(tmp_path, arrays))
+    assert len(recorded.test.labels) == 30 and recorded.certification is None
 
 
 @pytest.mark.parametrize("total", [1 - 0.0049, 1 + 0.0049])

@@ -1,9 +1,13 @@
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper, numpy_helper
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 
@@ -11,9 +15,11 @@ import profiling.recording
 from models.backend import HeadOutput, State, gather_arrays
 from models.data.dataset import Split
 from models.preprocess import ImagePreprocessor, TextPreprocessor
+from models.runtime.onnx_backend import OnnxBackend
 from profiling.recording import first_rows, record_split, texts_of
 
 NUM_WORDS = 50
+DTYPES: tuple[Literal["float32", "uint8"], ...] = ("float32", "uint8")
 
 
 class RowBackend:
@@ -129,6 +135,64 @@ def test_images_are_read_and_recorded_a_chunk_at_a_time(
     expected = [18 * row / 255 for row in range(20)]
     assert told(found.log_probs[0]) == pytest.approx(expected, abs=2e-3)
     assert np.array_equal(found.labels, labels)
+
+
+def test_pixels_are_recorded_where_the_first_stage_normalises_itself(tmp_path: Path) -> None:
+    preprocess = replace(plain(), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    images = np.random.default_rng(0).integers(0, 256, (12, 2, 3, 3), dtype=np.uint8)
+    split = Split(images, np.zeros(12, np.int64))
+    expected, found = (
+        record_split(
+            write_normalising_network(tmp_path / dtype, preprocess, dtype),
+            replace(preprocess, dtype=dtype),
+            split,
+        )
+        for dtype in DTYPES
+    )
+    assert found.log_probs.std() > 0.1
+    assert found.log_probs == pytest.approx(expected.log_probs, abs=1e-3)
+    (state,) = first_rows(replace(preprocess, dtype="uint8"), split, 4)
+    assert np.array_equal(state, images[:4])
+
+
+def write_normalising_network(
+    folder: Path, preprocess: ImagePreprocessor, dtype: str
+) -> OnnxBackend:
+    """Write a network of one exit: log-probabilities of the channels' mean brightness."""
+    given: tuple[Any, ...] = (onnx.TensorProto.FLOAT, ["rows", 3, 2, 3])
+    first = [helper.make_node("Identity", ["image"], ["planes"])]
+    constants = []
+    if dtype == "uint8":
+        given = (onnx.TensorProto.UINT8, ["rows", 2, 3, 3])
+        mean, std = (255 * np.array(part, np.float32) for part in (preprocess.mean, preprocess.std))
+        constants = [numpy_helper.from_array(mean, "mean"), numpy_helper.from_array(std, "std")]
+        first = [
+            helper.make_node("Cast", ["image"], ["levels"], to=onnx.TensorProto.FLOAT),
+            helper.make_node("Sub", ["levels", "mean"], ["centred"]),
+            helper.make_node("Div", ["centred", "std"], ["scaled"]),
+            helper.make_node("Transpose", ["scaled"], ["planes"], perm=[0, 3, 1, 2]),
+        ]
+    stage = [*first, helper.make_node("ReduceMean", ["planes"], ["means"], axes=[2, 3], keepdims=0)]
+    head = [
+        helper.make_node("Identity", ["means"], ["logits"]),
+        helper.make_node("LogSoftmax", ["means"], ["log_probs"]),
+    ]
+    flat = (onnx.TensorProto.FLOAT, ["rows", 3])
+    folder.mkdir()
+    for name, nodes, inputs, outputs in (
+        ("stage", stage, {"image": given}, ["means"]),
+        ("head", head, {"means": flat}, ["logits", "log_probs"]),
+    ):
+        graph = helper.make_graph(
+            nodes,
+            name,
+            [helper.make_tensor_value_info(key, *kind) for key, kind in inputs.items()],
+            [helper.make_tensor_value_info(key, *flat) for key in outputs],
+            constants if name == "stage" else [],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+        onnx.save(model, folder / f"{name}.onnx")
+    return OnnxBackend([folder / "stage.onnx"], [folder / "head.onnx"])
 
 
 def test_masks_on_a_grid_are_recorded_with_their_images() -> None:

@@ -65,6 +65,38 @@ def test_an_archive_gives_disjoint_splits_with_the_labels_of_its_images(tmp_path
         assert (split.inputs.dtype, split.labels.dtype) == (np.uint8, np.int64)
 
 
+def test_the_test_set_of_an_archive_is_split_further(tmp_path: Path) -> None:
+    path = str(write_archive(tmp_path / "d.npz"))
+    data = load_dataset(
+        DataConfig(path, calibration_size=1, calibration_from="test", certification_size=2)
+    )
+    assert reds(data.train.inputs) == list(range(8))
+    assert data.certification is not None
+    held_out = (data.calibration, data.certification, data.test)
+    assert [len(split.labels) for split in held_out] == [1, 2, 1]
+    shown = [red for split in held_out for red in reds(split.inputs)]
+    assert sorted(shown) == [8, 9, 10, 11]
+    for split in held_out:
+        assert split.labels.tolist() == [red % 3 for red in reds(split.inputs)]
+
+
+def test_nothing_is_certified_on_by_default(tmp_path: Path) -> None:
+    assert load_dataset(DataConfig(str(write_archive(tmp_path / "d.npz")))).certification is None
+
+
+def test_labels_of_every_split_are_mapped(tmp_path: Path) -> None:
+    path = str(write_archive(tmp_path / "d.npz"))
+    for certified in (0, 2):
+        data = load_dataset(DataConfig(path, calibration_size=3, certification_size=certified))
+        mapped = data.map_labels(("a", "b", "c"), lambda labels: 2 - labels)
+        assert (mapped.task, mapped.classes) == ("image", ("a", "b", "c"))
+        for before, after in zip(data[2:], mapped[2:], strict=True):
+            assert (before is None) == (after is None) == (before is data[-1] and not certified)
+            if before is not None:
+                assert after.inputs is before.inputs
+                assert after.labels.tolist() == (2 - before.labels).tolist()
+
+
 def test_the_seed_picks_the_calibration_set(tmp_path: Path) -> None:
     path = str(write_archive(tmp_path / "d.npz"))
     picks = [
@@ -136,12 +168,12 @@ def test_texts_are_split_like_images(tmp_path: Path) -> None:
     config = DataConfig(str(path), text_column="review", label_column="stars")
     data = load_dataset(config)
     assert (data.task, data.classes) == ("text", ("4", "5"))
-    assert [len(split.inputs) for split in data[2:]] == [8, 2, 2]
+    assert [len(split.inputs) for split in data[2:5]] == [8, 2, 2]
     assert data.test.inputs == ["text 10", "text 11"]
     for split in (data.train, data.calibration, data.test):
         assert split.labels.tolist() == [int(text.split()[1]) % 2 for text in split.inputs]
     alone = load_dataset(DataConfig(str(path / "train.jsonl"), "review", "stars"))
-    assert [len(split.inputs) for split in alone[2:]] == [7, 1, 2]
+    assert [len(split.inputs) for split in alone[2:5]] == [7, 1, 2]
 
 
 def test_texts_have_no_image_size(tmp_path: Path) -> None:
@@ -201,6 +233,7 @@ def test_shapes_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("calibration_size", 0, 1),
         ("calibration_size", -5, 1),
+        ("certification_size", -1, 0),
         ("image_size", 0, 1),
         ("seed", -1, 0),
     ],
@@ -210,6 +243,11 @@ def test_impossible_settings_are_refused(name: str, value: int, least: int) -> N
         DataConfig("cifar10", **{name: value})
 
 
+def test_an_unknown_source_of_calibration_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="calibration_from is 'val'; use train or test"):
+        DataConfig("cifar10", calibration_from="val")  # type: ignore[arg-type]
+
+
 def test_a_calibration_set_as_large_as_the_training_set_is_refused(tmp_path: Path) -> None:
     path = str(write_archive(tmp_path / "d.npz"))
     with pytest.raises(ValueError, match="calibration size 8 must lie between 1 and 7"):
@@ -217,7 +255,9 @@ def test_a_calibration_set_as_large_as_the_training_set_is_refused(tmp_path: Pat
 
 
 def test_a_config_survives_json() -> None:
-    config = DataConfig("d", "sentence", calibration_size=7, image_size=9, seed=1)
+    config = DataConfig(
+        "d", "sentence", calibration_size=7, calibration_from="test", image_size=9, seed=1
+    )
     assert DataConfig(**json.loads(json.dumps(asdict(config)))) == config
 
 
@@ -230,11 +270,17 @@ def shared(name: str) -> str:
 
 def test_cifar10_has_no_repeats_and_keeps_its_calibration_set() -> None:
     split = split_rows(read_image_archive(Path(shared("cifar10_jpegs.npz"))), None, 0)
-    assert [len(part) for part in split] == [45_000, 5000, 10_000]
+    assert [len(part) for part in split] == [45_000, 5000, 0, 10_000]
     with np.load(shared("cifar10_jpegs.npz")) as arrays:
         train = np.flatnonzero(~arrays["test"])
     shipped = np.sort(np.random.default_rng(0).permutation(50_000)[:5000])
     np.testing.assert_array_equal(split.calibration, train[shipped])
+
+
+def test_the_test_images_of_cifar10_are_split_for_a_network_that_has_seen_all_others() -> None:
+    samples = read_image_archive(Path(shared("cifar10_jpegs.npz")))
+    split = split_rows(samples, 2500, 0, calibration_from="test", certification_size=2500)
+    assert [len(part) for part in split] == [50_000, 2500, 2500, 5000]
 
 
 def test_sst2_is_read_whole() -> None:

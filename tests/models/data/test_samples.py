@@ -1,11 +1,13 @@
 import logging
 from collections import Counter
 
+import hypothesis
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.data.dataset import CalibrationSource
 from models.data.images import EncodedImages
 from models.data.samples import Samples, index_labels, split_rows
 
@@ -13,6 +15,9 @@ from models.data.samples import Samples, index_labels, split_rows
 def samples(texts: list[str], labels: list[int], is_test: list[bool] | None = None) -> Samples:
     marks = None if is_test is None else np.array(is_test)
     return Samples(("a", "b"), texts, np.array(labels), marks)
+
+
+CALIBRATIONS: tuple[tuple[int, CalibrationSource], ...] = ((1, "train"), (1, "test"), (3, "test"))
 
 
 @st.composite
@@ -30,9 +35,10 @@ def test_splits_share_no_input_and_lose_none(data: Samples, seed: int, ours: boo
     if ours:
         data = data._replace(is_test=None)
     split = split_rows(data, None, seed)
-    train, calibration, test = ([data.inputs[row] for row in part] for part in split)
+    train, calibration, _, test = ([data.inputs[row] for row in part] for part in split)
     assert not set(train) & set(calibration)
     assert not set(train + calibration) & set(test)
+    assert len(split.certification) == 0
     assert set(train + calibration + test) == set(data.inputs)
     assert max(Counter(train + calibration).values()) == 1
     for part in split:
@@ -163,3 +169,105 @@ def test_of_many_lacking_classes_a_few_are_named() -> None:
 def test_a_single_class_is_refused() -> None:
     with pytest.raises(ValueError, match=r"d has 1 class \('a'\); a classifier needs two"):
         index_labels(["a", "a"], None, "d")
+
+
+@st.composite
+def data_sets_with_tests(draw: st.DrawFn) -> Samples:
+    """Draw texts with duplicates, of which at least six for training and six for test differ."""
+    data = draw(data_sets())
+    assert isinstance(data.inputs, list) and data.is_test is not None
+    new = [f"own {i}" for i in range(12)]
+    return samples(
+        [*data.inputs, *new],
+        [*data.labels.tolist(), *[0, 1] * 6],
+        [*data.is_test.tolist(), *[False] * 6, *[True] * 6],
+    )
+
+
+@given(
+    data_sets_with_tests(),
+    st.sampled_from(["train", "test"]),
+    st.integers(1, 3),
+    st.integers(0, 2),
+    st.integers(0, 3),
+    st.booleans(),
+)
+def test_rows_held_out_of_the_test_set_share_no_input_with_others(
+    data: Samples,
+    source: CalibrationSource,
+    size: int,
+    certified: int,
+    seed: int,
+    ours: bool,
+) -> None:
+    if ours:
+        data = data._replace(is_test=None)
+        certified, size = min(certified, 1), 1
+    usual = split_rows(data, 1, seed)
+    hypothesis.assume(size + certified < len(set(data.inputs[row] for row in usual.test)))
+    split = split_rows(data, size, seed, calibration_from=source, certification_size=certified)
+    assert (len(split.calibration), len(split.certification)) == (size, certified)
+    parts = [{data.inputs[row] for row in part} for part in split]
+    assert sum(map(len, parts)) == len(set().union(*parts))
+    trainable = sorted([*usual.train, *usual.calibration])
+    if source == "test":
+        assert split.train.tolist() == trainable
+        held_out = [*split.calibration, *split.certification, *split.test]
+        assert sorted(held_out) == usual.test.tolist()
+    else:
+        assert sorted([*split.train, *split.calibration]) == trainable
+        assert sorted([*split.certification, *split.test]) == usual.test.tolist()
+    for part in split:
+        assert part.tolist() == sorted(part)
+
+
+@given(data_sets_with_tests(), st.integers(0, 3))
+def test_certification_rows_do_not_depend_on_the_calibration(data: Samples, seed: int) -> None:
+    train, test, more = (
+        split_rows(data, size, seed, calibration_from=source, certification_size=2)
+        for size, source in CALIBRATIONS
+    )
+    assert train.certification.tolist() == test.certification.tolist()
+    assert more.certification.tolist() == test.certification.tolist()
+    assert set(test.calibration) <= set(more.calibration)
+
+
+def test_a_test_set_is_split_once_into_rows_to_fit_to_certify_and_report() -> None:
+    data = samples([str(i) for i in range(110)], [0] * 110, [False] * 10 + [True] * 100)
+    splits = [
+        split_rows(data, 25, seed, calibration_from="test", certification_size=25)
+        for seed in (0, 0, 1)
+    ]
+    assert [len(part) for part in splits[0]] == [10, 25, 25, 50]
+    assert splits[0].test.tolist() == splits[1].test.tolist() != splits[2].test.tolist()
+    assert splits[0].calibration.tolist() != splits[2].calibration.tolist()
+
+
+def test_calibration_rows_of_the_test_set_are_a_fifth_of_it_by_default() -> None:
+    data = samples([str(i) for i in range(60)], [0] * 60, [False] * 10 + [True] * 50)
+    split = split_rows(data, None, 0, calibration_from="test", certification_size=20)
+    assert [len(part) for part in split] == [10, 6, 20, 24]
+
+
+def test_test_rows_that_repeat_stay_test_rows() -> None:
+    texts = ["t", "u", "a", "a", "b", "c", "c ", "d"]
+    data = samples(texts, [0] * 8, [False] * 2 + [True] * 6)
+    for seed in range(5):
+        split = split_rows(data, 1, seed, calibration_from="test", certification_size=1)
+        assert split.test.tolist() == [2, 3, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("source", "size", "certified", "told"),
+    [
+        ("train", 2, 5, "5 rows cannot be held out of 5 test rows, of which 5 occur once"),
+        ("test", 2, 3, r"3 \+ 2 rows cannot be held out of 5 .*; hold out at most 4"),
+        ("test", None, 9, r"9 \+ 1 rows cannot be held out of 5 test rows"),
+    ],
+)
+def test_rows_to_report_on_must_be_left(
+    source: CalibrationSource, size: int | None, certified: int, told: str
+) -> None:
+    data = samples([str(i) for i in range(12)], [0] * 12, [False] * 7 + [True] * 5)
+    with pytest.raises(ValueError, match=told):
+        split_rows(data, size, 0, calibration_from=source, certification_size=certified)

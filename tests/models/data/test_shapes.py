@@ -56,6 +56,17 @@ def test_the_size_of_the_calibration_set_changes_no_other_split() -> None:
         assert np.array_equal(getattr(usual, name).labels, getattr(larger, name).labels)
 
 
+def test_rows_to_certify_are_drawn_apart_and_change_no_other_split() -> None:
+    usual, more = drawn(), drawn(certification_size=20)
+    assert usual.certification is None and more.certification is not None
+    assert more.certification.labels.shape == (20, 64, 64)
+    held_out = {image.tobytes() for image in np.asarray(more.certification.inputs[:])}
+    assert len(held_out) == 20
+    for before, after in zip(images(usual), images(more), strict=True):
+        assert np.array_equal(before, after)
+        assert not held_out & {image.tobytes() for image in after}
+
+
 def test_every_class_has_pixels_and_most_are_background() -> None:
     shares = np.bincount(drawn().train.labels.ravel(), minlength=5) / (120 * 64 * 64)
     assert 0.5 < shares[0] < 0.8

@@ -41,6 +41,19 @@ def test_the_same_run_may_claim_its_folder_again(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["run.json"]
 
 
+def test_a_run_from_before_a_setting_existed_has_its_default_and_can_be_resumed(
+    tmp_path: Path,
+) -> None:
+    create_run_dir(tmp_path, TRAINED)
+    values = json.loads((tmp_path / "run.json").read_text())
+    for name in ("calibration_from", "certification_size"):
+        del values["data"][name]
+    (tmp_path / "run.json").write_text(json.dumps(values))
+    assert read_run(tmp_path) == TRAINED
+    create_run_dir(tmp_path, TRAINED)
+    assert json.loads((tmp_path / "run.json").read_text())["data"]["calibration_from"] == "train"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

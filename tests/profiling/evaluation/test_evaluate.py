@@ -54,7 +54,7 @@ def by_hand() -> tuple[Scheduler, Recorded]:
     policy = ConfidencePolicy(ThresholdTable(parameters, thresholds), "maxprob")
     calibration = sure([[0.9, 0.6, 0.6, 0.6], [0.9, 0.9, 0.9, 0.1]], [1, 1, 1, 1])
     test = sure([[0.9, 0.85, 0.7, 0.3], [0.6, 0.2, 0.1, 0.9]], [1, 0, 0, 1])
-    return Scheduler(policy, frontier), Recorded(calibration, test)
+    return Scheduler(policy, frontier), Recorded(calibration, None, test)
 
 
 def figures(result: Evaluation) -> tuple[float, float, list[float]]:
@@ -111,9 +111,9 @@ def test_costs_of_another_host_are_the_ones_counted() -> None:
 
 @pytest.mark.parametrize("copies", [25, 400, 6400])
 def test_the_interval_is_that_of_a_share_of_so_many_rows(copies: int) -> None:
-    scheduler, (calibration, test) = by_hand()
+    scheduler, (calibration, _, test) = by_hand()
     many = Predictions(np.repeat(test.log_probs, copies, axis=1), np.repeat(test.labels, copies))
-    (result,) = evaluate(scheduler, Recorded(calibration, many), [2.5])
+    (result,) = evaluate(scheduler, Recorded(calibration, None, many), [2.5])
     low, high = result.test_accuracy_ci95
     half = 1.96 * np.sqrt(0.75 * 0.25 / (4 * copies))
     assert (low, high) == pytest.approx((0.75 - half, 0.75 + half), abs=0.2 * half)
@@ -139,7 +139,7 @@ def test_the_interval_of_masks_is_that_of_resampled_rows() -> None:
     """Not of resampled pixels, of which a row's are right or wrong together."""
     test = of_pixels(400, seed=3)
     fitted = unlearned("maxprob", 3)
-    (result,) = evaluate(fitted, Recorded(test, test), [3.0])
+    (result,) = evaluate(fitted, Recorded(test, None, test), [3.0])
     right = test.correct[:, -1]
     assert result.test_accuracy == pytest.approx(right.mean())
     half = 1.96 * right.std() / np.sqrt(400)
@@ -148,7 +148,7 @@ def test_the_interval_of_masks_is_that_of_resampled_rows() -> None:
 
 
 def test_policies_are_compared_on_masks() -> None:
-    recorded = Recorded(of_pixels(150, seed=0), of_pixels(200, seed=1))
+    recorded = Recorded(of_pixels(150, seed=0), None, of_pixels(200, seed=1))
     found = compare(recorded, COSTS, budgets=BUDGETS)
     right, rows = recorded.test.correct, np.arange(200)
     assert found.exit_accuracy == pytest.approx(right.mean(0).tolist())
@@ -178,7 +178,9 @@ def recorded(make_probs: MakeProbs) -> Recorded:
     """200 calibration and 150 test rows, 3 exits, 4 classes."""
     (seen, seen_labels), (unseen, unseen_labels) = make_probs(200), make_probs(150, seed=1)
     return Recorded(
-        Predictions(np.log(seen), seen_labels), Predictions(np.log(unseen), unseen_labels)
+        Predictions(np.log(seen), seen_labels),
+        None,
+        Predictions(np.log(unseen), unseen_labels),
     )
 
 
@@ -257,7 +259,7 @@ def test_no_exit_depends_on_a_test_label(recorded: Recorded, comparison: Compari
     labels = np.random.default_rng(3).permutation(test.labels)
     assert (labels != test.labels).any()
     permuted = compare(
-        Recorded(recorded.calibration, test._replace(labels=labels)), COSTS, budgets=BUDGETS
+        Recorded(recorded.calibration, None, test._replace(labels=labels)), COSTS, budgets=BUDGETS
     )
     before, after = exits_of(comparison), exits_of(permuted)
     for policy, budget in before:
@@ -268,7 +270,9 @@ def test_no_exit_depends_on_a_test_label(recorded: Recorded, comparison: Compari
 def test_no_exit_depends_on_the_other_test_rows(recorded: Recorded, comparison: Comparison) -> None:
     test = recorded.test
     half = Predictions(test.log_probs[:, :70], test.labels[:70])
-    alone = compare(Recorded(recorded.calibration, half), COSTS, budgets=BUDGETS, policies=POLICIES)
+    alone = compare(
+        Recorded(recorded.calibration, None, half), COSTS, budgets=BUDGETS, policies=POLICIES
+    )
     whole = exits_of(comparison)
     for asked, exits in exits_of(alone).items():
         assert exits == whole[asked][:70], asked

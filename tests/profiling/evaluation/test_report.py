@@ -23,7 +23,9 @@ CLASSES = ("ape", "bee", "<b>cat</b>", "dog & owner")
 def recorded(make_probs: Callable[..., tuple[NDArray[np.float64], NDArray[np.int64]]]) -> Recorded:
     (seen, seen_labels), (unseen, unseen_labels) = make_probs(200), make_probs(120, seed=1)
     return Recorded(
-        Predictions(np.log(seen), seen_labels), Predictions(np.log(unseen), unseen_labels)
+        Predictions(np.log(seen), seen_labels),
+        None,
+        Predictions(np.log(unseen), unseen_labels),
     )
 
 
@@ -123,7 +125,7 @@ def test_masks_are_reported_by_the_share_of_their_pixels(tmp_path: Path) -> None
         np.eye(4)[labels] * rng.uniform(0, 1, (60, 1, 1))
     )
     masks = Predictions(logits - np.log(np.exp(logits).sum(-1, keepdims=True)), labels)
-    recorded = Recorded(masks, masks)
+    recorded = Recorded(masks, None, masks)
     comparison = compared(recorded, ["maxprob", "stopping"])
     page = report(tmp_path / "table", recorded, comparison)
     assert "% of the pixels of the test set" in page
