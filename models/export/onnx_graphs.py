@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.backend import State
-from models.bundle import Weights
-from models.export.weights import with_stored_weights
+from models.export.weights import Storage, with_stored_weights
 from models.networks import multi_exit
 from models.networks.multi_exit import MultiExitModel
 from models.runtime.onnx_backend import OnnxBackend
@@ -48,28 +47,28 @@ def export_graphs(model: MultiExitModel, small: State, large: State) -> Graphs:
     return graphs
 
 
-def write_graphs(graphs: Graphs, folder: Path, weights: Weights = "float32") -> OnnxBackend:
+def write_graphs(graphs: Graphs, folder: Path, storage: Storage = "exact") -> OnnxBackend:
     """Write `stages/{k}.onnx` and `heads/{k}.onnx`, each a single file.
 
     Args:
         graphs: Graphs of all stages and heads.
         folder: Parent of the two folders.
-        weights: Storage type of the weights. All arithmetic stays in single precision.
+        storage: How matrices of single precision are stored, which arithmetic does not see.
 
     Returns:
         A backend over the written graphs.
     """
     return OnnxBackend(
-        _write(graphs.stages, folder / "stages", weights),
-        _write(graphs.heads, folder / "heads", weights),
+        _write(graphs.stages, folder / "stages", storage),
+        _write(graphs.heads, folder / "heads", storage),
     )
 
 
-def _write(graphs: Sequence[onnx.ModelProto], folder: Path, weights: Weights) -> list[Path]:
+def _write(graphs: Sequence[onnx.ModelProto], folder: Path, storage: Storage) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{k}.onnx" for k in range(len(graphs))]
     for path, graph in zip(paths, graphs, strict=True):
-        stored = with_stored_weights(graph, weights)
+        stored = with_stored_weights(graph, storage)
         onnx.checker.check_model(stored, full_check=True)
         path.write_bytes(stored.SerializeToString())
     return paths

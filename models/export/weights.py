@@ -1,14 +1,16 @@
 """Store the weights of a graph in a smaller type on disk; loading restores single precision."""
 
+from typing import Literal
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from models.bundle import Weights
+Storage = Literal["exact", "int8"]
 
 
-def with_stored_weights(graph: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
+def with_stored_weights(graph: onnx.ModelProto, storage: Storage) -> onnx.ModelProto:
     """Return a copy of a graph that stores kernels and matrices in a smaller type.
 
     Cast and Mul nodes restore single precision; the runtime folds them when it loads the graph.
@@ -18,9 +20,8 @@ def with_stored_weights(graph: onnx.ModelProto, weights: Weights) -> onnx.ModelP
 
     Args:
         graph: The graph; it is not changed.
-        weights: `float32` stores a tensor in half precision if that is exact, else as it is;
-            `float16` rounds to half precision; `int8` rounds to 255 levels per channel, along the
-            axis that loses least.
+        storage: `exact` stores a tensor in half precision if that is exact, else as it is; `int8`
+            rounds to 255 levels per channel, along the axis that loses least.
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph)
@@ -31,7 +32,7 @@ def with_stored_weights(graph: onnx.ModelProto, weights: Weights) -> onnx.ModelP
         if values.dtype != np.float32 or values.ndim < 2:
             initializers.append(tensor)
             continue
-        stored, scales = _round(values, weights)
+        stored, scales = _round(values, storage)
         if stored.dtype == np.float32:
             initializers.append(tensor)
             continue
@@ -51,15 +52,14 @@ def with_stored_weights(graph: onnx.ModelProto, weights: Weights) -> onnx.ModelP
 
 
 def _round(
-    values: NDArray[np.float32], weights: Weights
+    values: NDArray[np.float32], storage: Storage
 ) -> tuple[NDArray[np.generic], NDArray[np.float32] | None]:
     """Return the tensor to store, and the scales that restore it, if there are any."""
-    if weights == "int8":
+    if storage == "int8":
         first, last = _to_int8(values, 0), _to_int8(values, values.ndim - 1)
         return min(first, last, key=lambda pair: _squared_error(values, *pair))
     half = np.clip(values, -65504, 65504).astype(np.float16)  # the limits of half precision
-    exact = np.array_equal(half, values)
-    return (half if exact or weights == "float16" else values), None
+    return (half if np.array_equal(half, values) else values), None
 
 
 def _to_int8(

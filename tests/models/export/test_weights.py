@@ -12,17 +12,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from models.backend import Part, State, gather_arrays
-from models.bundle import Weights
 from models.export.onnx_graphs import Graphs, export_graphs, largest_disagreement, write_graphs
-from models.export.weights import with_stored_weights
+from models.export.weights import Storage, with_stored_weights
 from models.networks.encoder import EncoderConfig, bert_encoder
 from models.networks.multi_exit import MultiExitModel
 from models.runtime.onnx_backend import OnnxBackend
 
 Array = NDArray[np.float32]
 Kind = Literal["images", "texts"]
-SMALLER: tuple[Weights, ...] = ("float16", "int8")
-NAMES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int8": TensorProto.INT8}
+STORAGES: tuple[Storage, ...] = ("exact", "int8")
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +72,12 @@ def answers(backend: OnnxBackend, state: State) -> list[Array]:
     return logits
 
 
-def rounded(model: MultiExitModel, weights: Weights) -> MultiExitModel:
-    """Copy the network with the weights that such a graph stores."""
+def rounded(model: MultiExitModel) -> MultiExitModel:
+    """Copy the network with the weights that a graph stores in 8 bits."""
     again = copy.deepcopy(model).eval()
     with torch.no_grad():
         for value in again.parameters():
-            if value.ndim > 1 and weights == "float16":
-                value.copy_(value.half())
-            elif value.ndim > 1:
+            if value.ndim > 1:
                 value.copy_(min(in_levels(value), key=lambda near: (near - value).square().sum()))
     return again
 
@@ -130,15 +126,12 @@ def held(graph: onnx.ModelProto) -> Array:
 
 
 @pytest.mark.parametrize("kind", ["images", "texts"])
-def test_smaller_types_make_smaller_files(both: Both, kind: Kind, tmp_path: Path) -> None:
+def test_8_bits_make_smaller_files(both: Both, kind: Kind, tmp_path: Path) -> None:
     _, graphs = both[kind]
     plain = sum(graph.ByteSize() for part in graphs for graph in part)
-    sizes = {}
-    for weights in SMALLER:
-        write_graphs(graphs, tmp_path / weights, weights)
-        sizes[weights] = size(tmp_path / weights)
-    assert sizes["float16"] < 0.65 * plain and sizes["int8"] < 0.45 * plain
-    assert sum(t.ByteSize() for t in stored(tmp_path / "int8", TensorProto.INT8)) < 0.27 * sum(
+    write_graphs(graphs, tmp_path, "int8")
+    assert size(tmp_path) < 0.45 * plain
+    assert sum(t.ByteSize() for t in stored(tmp_path, TensorProto.INT8)) < 0.27 * sum(
         t.ByteSize() for part in graphs for graph in part for t in of_type(graph, TensorProto.FLOAT)
     )
 
@@ -147,17 +140,15 @@ def stored(folder: Path, kind: int) -> list[onnx.TensorProto]:
     return [t for path in folder.rglob("*.onnx") for t in of_type(onnx.load(path), kind)]
 
 
-@pytest.mark.parametrize("weights", SMALLER)
 @pytest.mark.parametrize("kind", ["images", "texts"])
 def test_answers_differ_by_the_rounding_of_the_weights_alone(
-    both: Both, kind: Kind, weights: Weights, tmp_path: Path
+    both: Both, kind: Kind, tmp_path: Path
 ) -> None:
     model, graphs = both[kind]
-    backend = write_graphs(graphs, tmp_path, weights)
+    backend = write_graphs(graphs, tmp_path, "int8")
     state = inputs(kind, 5)
-    assert largest_disagreement(rounded(model, weights), backend, state) < 1e-4
-    lost = largest_disagreement(model, backend, state)
-    assert 1e-4 < lost < {"float16": 0.02, "int8": 0.3}[weights]
+    assert largest_disagreement(rounded(model), backend, state) < 1e-4
+    assert 1e-4 < largest_disagreement(model, backend, state) < 0.3
 
 
 def test_what_half_precision_holds_exactly_answers_as_before(
@@ -176,15 +167,12 @@ def test_what_half_precision_holds_exactly_answers_as_before(
     assert size(exported[0]) < size(tmp_path)
 
 
-@pytest.mark.parametrize("weights", SMALLER)
 @pytest.mark.parametrize("kind", ["images", "texts"])
-def test_nothing_is_widened_once_a_graph_is_loaded(
-    both: Both, kind: Kind, weights: Weights, tmp_path: Path
-) -> None:
+def test_nothing_is_widened_once_a_graph_is_loaded(both: Both, kind: Kind, tmp_path: Path) -> None:
     _, graphs = both[kind]
-    write_graphs(graphs, tmp_path, weights)
+    write_graphs(graphs, tmp_path, "int8")
     for path in sorted(tmp_path.rglob("*.onnx")):
-        assert of_type(onnx.load(path), NAMES[weights]), path
+        assert of_type(onnx.load(path), TensorProto.INT8), path
         options = ort.SessionOptions()
         options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
         options.log_severity_level = 3
@@ -199,13 +187,13 @@ def test_nothing_is_widened_once_a_graph_is_loaded(
             assert node.op_type not in ("Cast", "Mul") or not matrices & {*node.input}, node
 
 
-@pytest.mark.parametrize("weights", ["float32", *SMALLER])
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("kind", ["images", "texts"])
 def test_rows_do_not_depend_on_their_batch(
-    both: Both, kind: Kind, weights: Weights, tmp_path: Path
+    both: Both, kind: Kind, storage: Storage, tmp_path: Path
 ) -> None:
     _, graphs = both[kind]
-    backend = write_graphs(graphs, tmp_path, weights)
+    backend = write_graphs(graphs, tmp_path, storage)
     state = inputs(kind, 6)
     loud = tuple(array.copy() for array in state)
     loud[0][[0, 1, 3, 4, 5]] = 199 if kind == "texts" else 1e4
@@ -218,13 +206,13 @@ def test_rows_do_not_depend_on_their_batch(
         np.testing.assert_allclose(quiet[2], among[2], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("weights", ["float32", *SMALLER])
+@pytest.mark.parametrize("storage", STORAGES)
 def test_vectors_and_whole_numbers_stay_and_so_does_the_graph_given(
-    graphs: Graphs, weights: Weights
+    graphs: Graphs, storage: Storage
 ) -> None:
     for graph in (*graphs.stages, *graphs.heads):
         before = graph.SerializeToString()
-        after = {t.name: t for t in with_stored_weights(graph, weights).graph.initializer}
+        after = {t.name: t for t in with_stored_weights(graph, storage).graph.initializer}
         assert graph.SerializeToString() == before
         for tensor in graph.graph.initializer:
             if len(tensor.dims) < 2 or tensor.data_type != TensorProto.FLOAT:
@@ -254,19 +242,17 @@ def test_a_channel_of_zeros_stays_one() -> None:
     np.testing.assert_allclose(held(with_stored_weights(product(zeros), "int8")), 0, atol=1e-7)
 
 
-def test_what_half_precision_cannot_hold_is_kept_or_cut_to_its_largest() -> None:
+def test_what_half_precision_cannot_hold_is_kept() -> None:
     matrix = np.array([[1e6, 2.0], [-1e6, 0.5]], np.float32)
-    kept, cut = (with_stored_weights(product(matrix), kind) for kind in ("float32", "float16"))
+    kept = with_stored_weights(product(matrix), "exact")
     assert not of_type(kept, TensorProto.FLOAT16)
     np.testing.assert_array_equal(held(kept)[:, 0], [1e6, -1e6])
-    assert len(of_type(cut, TensorProto.FLOAT16)) == 1
-    np.testing.assert_allclose(held(cut)[:, 0], [65504, -65504], atol=0.5)
 
 
 @pytest.mark.parametrize(
     ("value", "kind"), [(0.5, TensorProto.FLOAT16), (0.1, TensorProto.FLOAT), (np.nan, None)]
 )
 def test_single_precision_is_kept_where_half_is_not_exact(value: float, kind: int | None) -> None:
-    graph = with_stored_weights(product(np.full((3, 3), value, np.float32)), "float32")
+    graph = with_stored_weights(product(np.full((3, 3), value, np.float32)), "exact")
     (matrix,) = (t for t in graph.graph.initializer if len(t.dims) == 2)
     assert matrix.data_type == (TensorProto.FLOAT if kind is None else kind)
