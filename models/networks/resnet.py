@@ -1,7 +1,8 @@
 """ResNets for images of 32 pixels, shortcuts without parameters (He et al. 2016, section 4.2)."""
 
 import itertools
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from models.networks.multi_exit import MultiExitModel
 
 WIDTHS = (16, 32, 64)
 DEPTHS = (8, 20, 32, 44, 56, 110)
+BLOCK_KEY = re.compile(r"stages\.(\d+)\.(\d+)\.conv1\.weight")
+EARLY_HEAD = "exit_after_block_"
 # The two early heads of the shipped network; docs/training.md explains the choice.
 HEADS = (
     (Conv(32, 2), Conv(64, 2), Conv(96, 1), Conv(128, 2)),
@@ -125,37 +128,40 @@ def cifar_resnet(
     return model
 
 
-def load_plain_weights(model: MultiExitModel, path: Path) -> None:
-    """Start the backbone and the last exit from a plain ResNet's weights.
+def load_weights(model: MultiExitModel, path: Path) -> None:
+    """Start a network from a plain ResNet's weights, or from those of one with other exits.
+
+    The backbone and the last exit start from them; an early exit does if the other network has one
+    of the same shape after the same block.
 
     Args:
         model: A network of `cifar_resnet`.
-        path: A checkpoint with the keys `conv1, bn1, layer{1,2,3}.{i}.{conv1,bn1,conv2,bn2},
-            linear`.
+        path: `best.safetensors` of a run of the same depth, or a checkpoint with the keys `conv1,
+            bn1, layer{1,2,3}.{i}.{conv1,bn1,conv2,bn2}, linear`.
 
     Raises:
-        ValueError: If a key is missing, unknown or has another shape; the message names it.
+        ValueError: If a key of the backbone is missing, unknown or has another shape; the message
+            names it.
     """
-    plain = read_checkpoint(path)
-    own, used = model.state_dict(), set()
-    for prefix, plain_prefix in _plain_prefixes(model).items():
-        for key in [k for k in own if k.startswith(prefix)]:
-            plain_key = plain_prefix + key.removeprefix(prefix)
-            if plain_key not in plain:
-                if key.endswith("num_batches_tracked"):
-                    continue
-                raise ValueError(
-                    f"{path} lacks {plain_key!r}; give the weights of the plain network of the "
-                    f"same depth"
-                )
-            if plain[plain_key].shape != own[key].shape:
-                raise ValueError(
-                    f"{plain_key!r} in {path} has shape {tuple(plain[plain_key].shape)}, this "
-                    f"network needs {tuple(own[key].shape)}"
-                )
-            own[key] = plain[plain_key]
-            used.add(plain_key)
-    if extra := plain.keys() - used:
+    given = _by_place(read_checkpoint(path))
+    own = model.state_dict()
+    names = dict(zip(_by_place(own), own, strict=True))
+    for place, name in names.items():
+        is_early_head = place.startswith(EARLY_HEAD)
+        if place not in given:
+            if is_early_head or place.endswith("num_batches_tracked"):
+                continue
+            raise ValueError(
+                f"{path} lacks {place!r}; give the weights of a network of the same depth"
+            )
+        if given[place].shape == own[name].shape:
+            own[name] = given[place]
+        elif not is_early_head:
+            raise ValueError(
+                f"{place!r} in {path} has shape {tuple(given[place].shape)}, this network needs "
+                f"{tuple(own[name].shape)}"
+            )
+    if extra := {place for place in given if not place.startswith(EARLY_HEAD)} - names.keys():
         raise ValueError(
             f"{path} holds {min(extra)!r}, which this network has no place for; does it have "
             f"another depth?"
@@ -163,21 +169,29 @@ def load_plain_weights(model: MultiExitModel, path: Path) -> None:
     model.load_state_dict(own)
 
 
-def _plain_prefixes(model: MultiExitModel) -> dict[str, str]:
-    """Map the start of each of our keys to the start of the plain network's key."""
-    prefixes: dict[str, str] = {}
-    num_blocks = sum(isinstance(m, BasicBlock) for m in model.modules())
-    block = 0
-    for k, stage in enumerate(model.stages):
-        for i, part in enumerate(stage.children()):
-            if isinstance(part, BasicBlock):
-                group, index = divmod(block, num_blocks // 3)
-                prefixes[f"stages.{k}.{i}."] = f"layer{group + 1}.{index}."
-                block += 1
-            else:
-                prefixes |= {f"stages.{k}.{i}.0.": "conv1.", f"stages.{k}.{i}.1.": "bn1."}
-    prefixes[f"heads.{model.num_exits - 1}.linear."] = "linear."
-    return prefixes
+def _by_place(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name weights as a plain ResNet does, early heads by the number of blocks before them."""
+    blocks = sorted(
+        tuple(map(int, found.groups())) for key in weights if (found := BLOCK_KEY.fullmatch(key))
+    )
+    if not blocks:
+        return dict(weights)
+    places = {"stages.0.0.0.": "conv1.", "stages.0.0.1.": "bn1."}
+    for number, (stage, part) in enumerate(blocks):
+        group, index = divmod(number, max(len(blocks) // 3, 1))
+        places[f"stages.{stage}.{part}."] = f"layer{group + 1}.{index}."
+    last = blocks[-1][0]
+    for stage in range(last):
+        places[f"heads.{stage}."] = f"{EARLY_HEAD}{sum(each[0] <= stage for each in blocks)}."
+    places[f"heads.{last}.linear."] = "linear."
+    return {_renamed(key, places): value for key, value in weights.items()}
+
+
+def _renamed(key: str, places: Mapping[str, str]) -> str:
+    for prefix, place in places.items():
+        if key.startswith(prefix):
+            return place + key.removeprefix(prefix)
+    return key
 
 
 class _Settings(NamedTuple):

@@ -100,6 +100,7 @@ class Trainer:
         self.forward: Callable[[State], Tensor] = (
             torch.compile(self.model) if compiled else self.model
         )
+        self.half_arithmetic = has_bfloat16(device)
         self.optimizer = _optimizer(self.model, config)
         self.steps_per_epoch = len(dataset.train.labels) // config.batch_size
         if not self.steps_per_epoch:
@@ -197,7 +198,9 @@ class Trainer:
         if self.config.heads_only:
             self.model.stages.eval()  # norms keep their pretrained statistics
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16):
+        with torch.autocast(
+            torch.device(self.device).type, dtype=torch.bfloat16, enabled=self.half_arithmetic
+        ):
             logits = self.forward(_to_device(inputs, self.device))
         loss = joint_loss(
             logits.float(),
@@ -247,6 +250,17 @@ class Trainer:
         progress = json.loads((self.out / "progress.json").read_text())
         self.reports = [EpochReport(**report) for report in progress["reports"][:finished_epochs]]
         log.info("resuming %s at step %d", self.out, self.step)
+
+
+def has_bfloat16(device: str) -> bool:
+    """Return whether bfloat16 arithmetic is faster than float32 on a torch device.
+
+    A CPU without instructions for it emulates it, ten times slower.
+    """
+    if torch.device(device).type != "cpu":
+        return True
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def one_cycle(progress: float, warm_up: float = 0.15) -> float:

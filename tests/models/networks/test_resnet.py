@@ -11,7 +11,7 @@ from models.data.dataset import DataConfig
 from models.data.load import load_dataset
 from models.networks.heads import Conv
 from models.networks.multi_exit import MultiExitModel
-from models.networks.resnet import BasicBlock, ExitHead, cifar_resnet, load_plain_weights
+from models.networks.resnet import BasicBlock, ExitHead, cifar_resnet, load_weights
 from models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from models.training.batches import ImageBatches
 from models.training.trainer import accuracy_per_exit
@@ -107,7 +107,7 @@ def test_plain_weights_make_the_last_exit_the_plain_network(
     save_file(weights, tmp_path / "plain.safetensors")
     model = cifar_resnet(8, 5, (1, 2), ((Conv(4, 1),), ())).eval()
     head_before = model.heads[0].convs[0].weight.clone()
-    load_plain_weights(model, tmp_path / "plain.safetensors")
+    load_weights(model, tmp_path / "plain.safetensors")
     x = torch.randn(3, 3, 8, 8)
     torch.testing.assert_close(model(x)[-1], plain(x)[-1])
     assert torch.equal(model.heads[0].convs[0].weight, head_before)
@@ -118,14 +118,14 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
     del weights["layer2.0.bn1.running_mean"]
     save_file(weights, tmp_path / "plain.safetensors")
     with pytest.raises(ValueError, match=r"plain.safetensors lacks 'layer2.0.bn1.running_mean'"):
-        load_plain_weights(cifar_resnet(8, 5, (), ()), tmp_path / "plain.safetensors")
+        load_weights(cifar_resnet(8, 5, (), ()), tmp_path / "plain.safetensors")
 
 
 def test_a_key_without_a_place_is_named(tmp_path: Path) -> None:
     weights = plain_weights(plain_network()) | {"layer1.1.conv1.weight": torch.zeros(16, 16, 3, 3)}
     save_file(weights, tmp_path / "plain.safetensors")
     with pytest.raises(ValueError, match=r"holds 'layer1.1.conv1.weight', which this network"):
-        load_plain_weights(cifar_resnet(8, 5, (1,), ((),)), tmp_path / "plain.safetensors")
+        load_weights(cifar_resnet(8, 5, (1,), ((),)), tmp_path / "plain.safetensors")
 
 
 def test_a_key_of_another_shape_is_named_and_nothing_is_loaded(tmp_path: Path) -> None:
@@ -133,16 +133,35 @@ def test_a_key_of_another_shape_is_named_and_nothing_is_loaded(tmp_path: Path) -
     model = cifar_resnet(8, 9, (), ())
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(ValueError, match=r"'linear.weight'.* has shape \(5, 64\).* \(9, 64\)"):
-        load_plain_weights(model, tmp_path / "plain.safetensors")
+        load_weights(model, tmp_path / "plain.safetensors")
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.skipif(not PRETRAINED.is_file(), reason=f"{PRETRAINED} is not on this machine")
 def test_the_published_resnet56_classifies_cifar10_after_loading(tmp_path: Path) -> None:
     model = cifar_resnet(56, 10, (9, 18), ((), ()))
-    load_plain_weights(model, PRETRAINED)
+    load_weights(model, PRETRAINED)
     with np.load(REPO / "tests/data/cifar10_test_300.npz") as arrays:
         np.savez(tmp_path / "cifar.npz", **arrays, test=np.arange(300) >= 200)
     images = load_dataset(DataConfig(str(tmp_path / "cifar.npz"), calibration_size=1)).test
     batches = ImageBatches(IMAGENET_MEAN, IMAGENET_STD)
     assert accuracy_per_exit(model, batches, images)[-1] > 0.7
+
+
+def test_exits_at_other_blocks_start_from_the_weights_that_both_networks_have(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    heads = ((Conv(4, 2),), (Conv(6, 2),), (Conv(8, 2),))
+    given = cifar_resnet(20, 5, (2, 4, 6), heads)
+    save_file(given.state_dict(), tmp_path / "best.safetensors")
+    model = cifar_resnet(20, 5, (3, 4, 6), (heads[0], heads[1], (Conv(7, 2),)))
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    load_weights(model, tmp_path / "best.safetensors")
+    given.eval(), model.eval()
+    x = torch.randn(2, 3, 16, 16)
+    before, after = given(x), model(x)
+    torch.testing.assert_close(after[[1, 3]], before[[1, 3]])  # after blocks 4 and 9
+    for exit in (0, 2):  # another place, and another shape
+        name = f"heads.{exit}.linear.weight"
+        assert torch.equal(model.state_dict()[name], fresh[name])
