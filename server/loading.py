@@ -1,14 +1,16 @@
 """From a bundle to what a server runs: backend, policy and frontier at this host's costs."""
 
 import logging
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.backend import StageBackend
-from models.bundle import Bundle, BundleError, load_bundle
-from models.runtime.onnx_devices import open_onnx_backend
+from models.backend import StageBackend, State
+from models.bundle import TORCH_WEIGHTS, Bundle, BundleError, File, Variant, load_bundle
+from models.runtime.onnx_backend import Device
+from models.runtime.onnx_devices import open_backend_on, open_device
 from models.runtime.replay_backend import ReplayBackend
 from models.stage_costs import StageCosts, read_stage_costs
 from profiling.calibration import load_recorded
@@ -17,6 +19,7 @@ from scheduler.frontier import Frontier
 from scheduler.monitoring.drift import ScoreDrift
 from scheduler.npz import read_arrays
 from scheduler.policy import ExitPolicy
+from server.precision import Network, open_network
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -25,37 +28,84 @@ BUCKETS = tuple(2**power for power in range(11))  # batch sizes of devices that 
 CALIBRATION = "calibration_log_probs"
 
 
-def open_backend(bundle: Bundle, settings: Settings) -> StageBackend:
-    """Load the backend that the settings ask for.
+def open_served(bundle: Bundle, settings: Settings, example: State) -> Network:
+    """Load the network that the settings and the device ask for.
+
+    Args:
+        bundle: A verified bundle.
+        settings: Backend, device and precision.
+        example: One input row.
+
+    Raises:
+        ValueError: If the bundle lacks what it needs, the device is not available, or the network
+            does not run as it should on this host.
+    """
+    named = settings.named_precision
+    if settings.backend == "onnx":
+        device = open_device(settings.device)
+        return open_network(
+            bundle, device, named, example, lambda variant: _open_on(device, variant)
+        )
+    if settings.backend == "torch":
+        named = named or "float32"
+    variant = bundle.variant(named)
+    network = Network(variant, open_backend(variant, settings))
+    log.info(
+        "%s runs in %s (--backend %s)", bundle.manifest.name, variant.precision, settings.backend
+    )
+    return network
+
+
+def open_backend(variant: Variant, settings: Settings) -> StageBackend:
+    """Load the backend that the settings ask for, whatever precision they name.
 
     Raises:
         ValueError: If the bundle lacks what it needs, or the device is not available.
     """
     if settings.backend == "torch":
-        # Imported here because torch is not on the serving path.
-        try:
-            from models.runtime.torch_backend import open_torch_backend
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                f"{error.name} is not installed, which backend torch needs; run make install"
-            ) from error
-
-        buckets = BUCKETS if settings.torch_mode == "cuda-graphs" else ()
-        return open_torch_backend(bundle, settings.device, settings.torch_mode, buckets)
+        return _open_torch(variant, settings)
     if settings.backend == "replay":
-        costs = read_stage_costs(settings.replay_costs or bundle.folder / "profile.json")
-        recorded = load_recorded(bundle.folder / "calibration.npz").test
+        costs = read_stage_costs(settings.replay_costs or variant.profile)
+        recorded = load_recorded(variant.predictions).test
         return ReplayBackend(recorded.log_probs.astype(np.float32), costs)
-    return open_onnx_backend(bundle.stage_files, bundle.head_files, settings.device, BUCKETS)
+    return _open_on(open_device(settings.device), variant)
+
+
+def _open_on(device: Device, variant: Variant) -> StageBackend:
+    return open_backend_on(
+        device,
+        variant.stage_files,
+        variant.head_files,
+        BUCKETS,
+        row_independent=variant.entry.row_independent,
+    )
+
+
+def _open_torch(variant: Variant, settings: Settings) -> StageBackend:
+    if variant.precision != "float32":
+        raise ValueError(
+            f"the torch backend computes in float32, not in {variant.precision}; leave out "
+            f"--precision, or use --backend onnx"
+        )
+    # Imported here because torch is not on the serving path.
+    try:
+        from models.runtime.torch_backend import open_torch_backend
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{error.name} is not installed, which backend torch needs; run make install"
+        ) from error
+
+    buckets = BUCKETS if settings.torch_mode == "cuda-graphs" else ()
+    return open_torch_backend(variant.bundle, settings.device, settings.torch_mode, buckets)
 
 
 class CalibratedPolicy(NamedTuple):
-    """A policy with its frontier at this host's costs, and the bundle that both come from.
+    """A policy with its frontier at this host's costs, and the variant that both come from.
 
-    `drift` compares the policy's scores with those of the bundle's calibration set.
+    `drift` compares the policy's scores with those of the variant's calibration set.
     """
 
-    bundle: Bundle
+    variant: Variant
     policy: ExitPolicy
     frontier: Frontier
     drift: ScoreDrift
@@ -63,79 +113,90 @@ class CalibratedPolicy(NamedTuple):
     @property
     def sha256(self) -> str:
         """Hash of the file that holds the policy's parameters."""
-        return self.bundle.manifest.files[FILES[1]].sha256
+        return _listed(self.variant, self.variant.scheduler() / FILES[1]).sha256
 
 
-def read_scheduler(bundle: Bundle) -> Scheduler:
-    """Read the scheduler of a verified bundle.
+def read_scheduler(variant: Variant) -> Scheduler:
+    """Read the scheduler that a server starts with.
 
     Raises:
         ValueError: If it cannot be read or does not fit the bundle's network.
     """
-    scheduler, num_exits = load_scheduler(bundle.folder), bundle.manifest.num_exits
+    folder, num_exits = variant.scheduler(), variant.bundle.manifest.num_exits
+    scheduler = load_scheduler(folder)
     if scheduler.policy.num_exits != num_exits:
         raise ValueError(
-            f"{bundle.folder}: the scheduler has {scheduler.policy.num_exits} exits, the network "
+            f"{folder}: the scheduler has {scheduler.policy.num_exits} exits, the network "
             f"{num_exits}"
         )
     return scheduler
 
 
-def calibrate_to_host(bundle: Bundle, scheduler: Scheduler, costs: StageCosts) -> CalibratedPolicy:
+def calibrate_to_host(
+    variant: Variant, scheduler: Scheduler, costs: StageCosts
+) -> CalibratedPolicy:
     """Move a scheduler to this host's costs; log a warning where they differ too much.
 
     Raises:
-        ValueError: If the bundle's calibration set cannot be read.
+        ValueError: If the variant's calibration set cannot be read.
     """
     policy, built_on = scheduler
     if moved := built_on.drifted_stages(costs.costs_ms):
         log.warning(
             "%s: stages %s take a share of the time that differs by more than a fifth from the "
             "machine that fitted the scheduler; run `eenet fit` with this host's --costs",
-            bundle.manifest.name,
+            variant.bundle.manifest.name,
             moved,
         )
     frontier = built_on.with_costs(costs.costs_ms)
-    drift = ScoreDrift(policy, frontier, _calibration(bundle), np.random.default_rng(0))
-    return CalibratedPolicy(bundle, policy, frontier, drift)
+    drift = ScoreDrift(policy, frontier, _calibration(variant), np.random.default_rng(0))
+    return CalibratedPolicy(variant, policy, frontier, drift)
 
 
-def reload(served: Bundle) -> tuple[Bundle, Scheduler]:
+def reload(served: Variant) -> tuple[Variant, Scheduler]:
     """Read again the bundle being served, and the scheduler its folder holds now.
 
     Raises:
         ValueError: If the folder no longer holds a whole bundle of the network being served.
     """
-    bundle = load_bundle(served.folder)
-    if _network(bundle) != _network(served):
+    folder = served.bundle.folder
+    bundle = load_bundle(folder)
+    if served.precision not in bundle.precisions or (
+        _network(bundle.variant(served.precision)) != _network(served)
+    ):
         raise BundleError(
-            f"{served.folder} no longer holds the network of {served.manifest.name} that is being "
-            f"served; restart the server"
+            f"{folder} no longer holds the {served.precision} network of "
+            f"{served.bundle.manifest.name} that is being served; restart the server"
         )
-    scheduler = read_scheduler(bundle)
-    if load_bundle(served.folder).manifest != bundle.manifest:
-        raise BundleError(f"{served.folder} changed while it was being read; try again")
-    return bundle, scheduler
+    variant = bundle.variant(served.precision)
+    scheduler = read_scheduler(variant)
+    if load_bundle(folder).manifest != bundle.manifest:
+        raise BundleError(f"{folder} changed while it was being read; try again")
+    return variant, scheduler
 
 
-def _calibration(bundle: Bundle) -> NDArray[np.floating]:
-    """Read the log-probabilities of a bundle's calibration set, (K, N, C) or (K, N, P, C)."""
-    path = bundle.folder / "calibration.npz"
+def _calibration(variant: Variant) -> NDArray[np.floating]:
+    """Read the log-probabilities of a variant's calibration set, (K, N, C) or (K, N, P, C)."""
+    path, num_exits = variant.predictions, variant.bundle.manifest.num_exits
     log_probs = read_arrays(path, lambda name: name == CALIBRATION).get(CALIBRATION)
-    if log_probs is None or len(log_probs) != bundle.manifest.num_exits:
+    if log_probs is None or len(log_probs) != num_exits:
         raise BundleError(
-            f"{path} holds no predictions of the network's {bundle.manifest.num_exits} exits; "
-            f"build the bundle again"
+            f"{path} holds no predictions of the network's {num_exits} exits; build the bundle "
+            f"again"
         )
     return log_probs
 
 
-def _network(bundle: Bundle) -> object:
+def _network(variant: Variant) -> object:
     """Return what must not change while a server runs: the graphs and their interface."""
-    manifest = bundle.manifest
-    graphs = {
-        name: file.sha256
-        for name, file in manifest.files.items()
-        if name.startswith(("stages/", "heads/")) or name == "weights.safetensors"
-    }
-    return manifest.name, manifest.task, manifest.classes, manifest.preprocessing, graphs
+    manifest = variant.bundle.manifest
+    graphs = [_listed(variant, file) for file in (*variant.stage_files, *variant.head_files)]
+    torch_weights = manifest.files.get(TORCH_WEIGHTS)
+    independent = variant.entry.row_independent
+    interface = (manifest.name, manifest.task, manifest.classes, manifest.inputs)
+    return interface, independent, graphs, torch_weights
+
+
+def _listed(variant: Variant, path: Path) -> File:
+    """Return what the manifest says of a file."""
+    return variant.bundle.manifest.files[path.relative_to(variant.bundle.folder).as_posix()]

@@ -64,7 +64,7 @@ class Metrics:
         self.model_info = Gauge(
             "eenet_model_info",
             "A loaded model.",
-            ["model", "version", "policy", "device"],
+            ["model", "version", "policy", "device", "precision"],
             registry=registry,
         )
         self._add_latencies()
@@ -275,11 +275,11 @@ class ModelMetrics:
             if request.decode_ms is not None:
                 self.decode_latency.observe(request.decode_ms / 1e3)
 
-    def show_policy(self, version: str, policy: str, device: str) -> None:
+    def show_policy(self, version: str, policy: str, device: str, precision: str) -> None:
         """Say what is loaded, in place of what was."""
         if self._shown_info is not None:
             self._info.remove(*self._shown_info)
-        self._shown_info = (self._model, version, policy, device)
+        self._shown_info = (self._model, version, policy, device, precision)
         self._info.labels(*self._shown_info).set(1)
 
     def show_control(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Literal
 
-from models.bundle import Bundle
+from models.bundle import Bundle, Precision
 from models.postprocess import probabilities
 from scheduler.control.controller import BudgetController, ControllerConfig, Sample
 from server.dispatch import Dispatcher
@@ -20,7 +20,7 @@ from server.errors import ServeError
 from server.loading import (
     CalibratedPolicy,
     calibrate_to_host,
-    open_backend,
+    open_served,
     read_scheduler,
     reload,
 )
@@ -87,21 +87,23 @@ class ServedModel:
             on_answered=self._account,
             clock=clock,
         )
-        backend = open_backend(bundle, settings)
-        scheduler = read_scheduler(bundle)
-        policy, example = scheduler.policy, self.dispatcher.example
+        example = self.dispatcher.example
+        variant, backend = open_served(bundle, settings, example)
+        scheduler = read_scheduler(variant)
+        policy = scheduler.policy
         self._costs = measure_costs(backend, policy, example, settings.max_batch)
         costs_ms = self._costs.costs_ms.round(3).tolist()
         log.info("%s costs %s ms until each exit on this host", self.name, costs_ms)
         self._max_batch = settings.max_batch or self._costs.worthwhile_rows()
-        self._scheduler = calibrate_to_host(bundle, scheduler, self._costs)
+        self._scheduler = calibrate_to_host(variant, scheduler, self._costs)
         self._agreement_target = AgreementTarget(settings.min_agreement, settings.prefer)
         self.quality = AgreementGuard(self._scheduler, self._agreement_target)
         self._floor_parameter: float | None = None
         budget_ms = settings.budget_ms
         if budget_ms is None:
-            frontier = self._scheduler.frontier
-            budget_ms = budget_on_host_ms(manifest.default_budget_ms, scheduler.frontier, frontier)
+            budget_ms = budget_on_host_ms(
+                variant.entry.default_budget_ms, scheduler.frontier, self._scheduler.frontier
+            )
         self.feedback = Feedback(self.num_exits)
         self.measure: Measure = settings.measure
         self._controllers = _controllers(self._scheduler, budget_ms, settings.window)
@@ -117,7 +119,12 @@ class ServedModel:
             costs=self._costs,
             clock=clock,
         )
-        self._metrics.show_policy(self.version, policy.kind, backend.device)
+        self._show_policy()
+
+    @property
+    def precision(self) -> Precision:
+        """The precision that the network computes in."""
+        return self._scheduler.variant.precision
 
     @property
     def controller(self) -> BudgetController:
@@ -152,9 +159,9 @@ class ServedModel:
         Raises:
             ValueError: If the folder holds none that this network can run under.
         """
-        bundle, scheduler = reload(self._scheduler.bundle)
+        variant, scheduler = reload(self._scheduler.variant)
         try_policy(self.engine.backend, scheduler.policy, self.dispatcher.example)
-        return calibrate_to_host(bundle, scheduler, self._costs)
+        return calibrate_to_host(variant, scheduler, self._costs)
 
     def activate_scheduler(self, fresh: CalibratedPolicy) -> None:
         """Switch requests that enter from now on to another scheduler; budget and windows stay."""
@@ -166,8 +173,12 @@ class ServedModel:
         for controller in self._controllers.values():
             controller.set_frontier(fresh.frontier)
         self.engine.active_policy = ActivePolicy(fresh.policy, self.controller.parameter)
-        self._metrics.show_policy(self.version, fresh.policy.kind, self.engine.backend.device)
+        self._show_policy()
         log.info("%s: scheduler %s (%s)", self.name, fresh.policy.kind, fresh.sha256)
+
+    def _show_policy(self) -> None:
+        kind, device = self._scheduler.policy.kind, self.engine.backend.device
+        self._metrics.show_policy(self.version, kind, device, self.precision)
 
     def note_feedback(self, answered: LoggedPrediction, class_id: int) -> None:
         """Record the true label of one of this model's answers."""

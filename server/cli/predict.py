@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO, get_args
 
 from models.bundle import Bundle, load_bundle
 from models.data.image_folder import SUFFIXES
@@ -23,7 +23,7 @@ from server.cli.progress import Progress
 from server.engine.engine import Engine
 from server.engine.request import InferenceRequest, Prediction
 from server.engine.warmup import budget_on_host_ms, measure_costs
-from server.loading import open_backend, read_scheduler
+from server.loading import open_served, read_scheduler
 from server.routes.predict import optional_fields, prediction_fields
 from server.settings import Settings
 
@@ -58,6 +58,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trace", action="store_true", help="include the output of every exit that was run"
     )
+    precision = Settings.model_fields["precision"]
+    parser.add_argument(
+        "--precision",
+        choices=get_args(precision.annotation),
+        default=precision.default,
+        help=f"{precision.description} (default: {precision.default})",
+    )
     add_backend(parser)
 
 
@@ -67,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     bundle = load_bundle(args.folder)
     reads_text = bundle.manifest.task == "text"
     items, total = read_items(args.files, sys.stdin, reads_text=reads_text)
-    settings = backend_settings(args)
+    settings = backend_settings(args).model_copy(update={"precision": args.precision})
     with OfflineModel(bundle, settings, args.budget_ms, args.parameter, trace=args.trace) as model:
         printer = _Printer(lambda pending: _line(bundle, pending, args.top_k), total)
         try:
@@ -196,7 +203,7 @@ class OfflineModel:
 
     Args:
         bundle: A verified bundle.
-        settings: Backend and device.
+        settings: Backend, device and precision.
         budget_ms: Mean latency on this machine; None: the bundle's default budget.
         parameter: Parameter of the policy in place of a budget, or None.
         trace: Whether predictions have the output of every exit.
@@ -218,12 +225,13 @@ class OfflineModel:
     ) -> None:
         self._trace, self._clock = trace, clock
         self._preprocess: Any = bundle.preprocessor(settings.max_pixels)
-        backend = open_backend(bundle, settings)
-        policy, built_on = read_scheduler(bundle)
-        costs = measure_costs(backend, policy, self._preprocess.example, settings.max_batch)
+        example = self._preprocess.example
+        variant, backend = open_served(bundle, settings, example)
+        policy, built_on = read_scheduler(variant)
+        costs = measure_costs(backend, policy, example, settings.max_batch)
         frontier = built_on.with_costs(costs.costs_ms)
         if budget_ms is None:
-            budget_ms = budget_on_host_ms(bundle.manifest.default_budget_ms, built_on, frontier)
+            budget_ms = budget_on_host_ms(variant.entry.default_budget_ms, built_on, frontier)
         if parameter is None and budget_ms is None:
             parameter = policy.never_exit_parameter
         elif parameter is None and budget_ms is not None:

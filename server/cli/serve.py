@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> None:
     log_to_stderr(settings.log_level)
     logging.getLogger("eenet").info("settings %s", settings.model_dump_json())
     for folder in settings.bundle:
-        load_bundle(folder)  # report a damaged bundle before anything is started
+        # Report a bundle that is damaged or lacks the precision before anything is started.
+        load_bundle(folder).variant(settings.named_precision)
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,

@@ -8,6 +8,7 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
+from models.bundle import Precision
 from scheduler.monitoring.agreement import wilson
 from server.lifespan import server_state
 from server.model import ServedModel
@@ -39,7 +40,7 @@ async def get_rows(request: Request, query: Named) -> Response:
     rows = list(model.auditor.log.rows)
     labels = [_label(model, row.request_key) for row in rows]
     empty = (model.num_exits, len(model.classes))
-    content = await asyncio.to_thread(rows_npz, rows, labels, empty)
+    content = await asyncio.to_thread(rows_npz, rows, labels, empty, model.precision)
     return Response(content, media_type="application/octet-stream")
 
 
@@ -81,13 +82,16 @@ def audit_state(model: ServedModel) -> AuditState:
     )
 
 
-def rows_npz(rows: Sequence[AuditedRow], labels: Sequence[int], empty: tuple[int, int]) -> bytes:
+def rows_npz(
+    rows: Sequence[AuditedRow], labels: Sequence[int], empty: tuple[int, int], precision: Precision
+) -> bytes:
     """Audited rows as an npz file.
 
     Args:
         rows: N of them.
         labels: True class of each, -1 if unknown, (N,).
         empty: K and C, for the shape of no rows.
+        precision: Precision of the graphs that they ran through.
     """
     exits, classes = empty
     log_probs = np.empty((exits, 0, classes), np.float16)
@@ -101,6 +105,7 @@ def rows_npz(rows: Sequence[AuditedRow], labels: Sequence[int], empty: tuple[int
         exits=np.array([row.exit for row in rows], np.int8),
         parameters=np.array([row.parameter for row in rows], np.float64),
         labels=np.array(labels, np.int32),
+        precision=np.array(precision),
     )
     return file.getvalue()
 
