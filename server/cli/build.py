@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from models.bundle import Weights
+from models.bundle import Bundle, Manifest, Measured, Precision
 from scheduler.policies import DEFAULT_POLICY, POLICIES, describe_policies
 from server.cli.options import (
     add_data,
@@ -22,8 +22,11 @@ from server.cli.progress import StepLog
 if TYPE_CHECKING:
     from server.pipeline.builder import BuildResult
 
-EXAMPLE = "eenet build runs/mine --out my-bundle && eenet serve --bundle my-bundle"
-STEPS, SECOND_STORAGE = 6, 1
+log = logging.getLogger(__name__)
+
+EXAMPLE = "eenet build runs/mine --out my-bundle --precision auto && eenet serve --bundle my-bundle"
+PRECISIONS = (*get_args(Precision), "auto")
+MIB = 2**20
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -43,11 +46,21 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help=f"exit policy to fit; {describe_policies()} (default: %(default)s)",
     )
     parser.add_argument(
-        "--weights",
-        choices=get_args(Weights),
+        "--precision",
+        choices=PRECISIONS,
         default="float32",
-        help="how graphs store weights; they compute in single precision (default: %(default)s)",
+        help="number format to compute in, beside float32: int8 for CPUs, float16 for GPUs, auto: "
+        "what has the best frontier on this machine (default: %(default)s)",
     )
+    parser.add_argument(
+        "--max-precision-loss",
+        type=float,
+        default=0.005,
+        metavar="SHARE",
+        help="accuracy that an exit may lose by another precision than float32; one that loses "
+        "more is left out (default: %(default)s)",
+    )
+    parser.add_argument("--weights", choices=get_args(Precision), help=argparse.SUPPRESS)
     parser.add_argument(
         "--prune-vocabulary",
         action="store_true",
@@ -64,6 +77,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Build the bundle and print what it reaches."""
     prepare_training()
+    if args.weights is not None:
+        args.precision = args.weights
+        log.warning("--weights is called --precision now; this build computes in %s", args.weights)
     # The exporter warns of libraries that are not needed, of its own changes, and of names that
     # two inputs of a text's stage share.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -76,32 +92,70 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         name=args.name or args.out.resolve().name,
         data=data_of_run(args, trained.config),
         policy=args.policy,
-        weights=args.weights,
+        precision=args.precision,
+        max_precision_loss=args.max_precision_loss,
         prune_vocabulary=args.prune_vocabulary,
         torch=args.torch_weights,
     )
-    steps = STEPS + (SECOND_STORAGE if args.weights != "float32" else 0)
-    built = build_bundle(trained, args.out, options, StepLog(steps))
+    built = build_bundle(trained, args.out, options, StepLog())
     _print(built)
+    first, *_ = built.evaluations
+    evaluations = {
+        precision: [row._asdict() for row in rows] for precision, rows in built.evaluations.items()
+    }
+    manifest = built.bundle.manifest
     return {
         "bundle": str(args.out),
-        "exit_accuracy": built.exit_accuracy,
-        "evaluations": [row._asdict() for row in built.evaluations],
+        "exit_accuracy": list(_measured(manifest, first).accuracy),
+        "evaluations": evaluations[first],
+        "left_out": built.left_out,
+        "precisions": {
+            precision: {
+                **_measured(manifest, precision).model_dump(mode="json"),
+                "method": manifest.precisions[precision].method,
+                "evaluations": rows,
+            }
+            for precision, rows in evaluations.items()
+        },
     }
+
+
+def _measured(manifest: Manifest, precision: Precision) -> Measured:
+    measured = manifest.precisions[precision].measured
+    assert measured is not None, "a build measures every precision"
+    return measured
 
 
 def _print(built: BuildResult) -> None:
     manifest = built.bundle.manifest
-    print(f"{built.bundle.folder}: {manifest.num_exits} exits")
-    for weights, measured in manifest.measured.items():
-        accuracy = " ".join(f"{100 * share:.2f}" for share in measured.accuracy)
-        latency = " ".join(f"{ms:.3f}" for ms in measured.latency_ms)
-        print(f"{weights}: test accuracy {accuracy} %, latency {latency} ms")
     print(
-        f"graphs and network differ by {built.disagreement:.1e} at most; default budget "
-        f"{manifest.default_budget_ms} ms"
+        f"{built.bundle.folder}: {manifest.num_exits} exits, graphs and network differ by "
+        f"{built.disagreement:.1e} at most"
     )
-    print_evaluations(built.evaluations)
+    print("precision   exit   test accuracy %   change   latency ms      MiB")
+    trained = manifest.trained
+    assert trained is not None, "a build measures the network as trained"
+    for precision in built.evaluations:
+        measured = _measured(manifest, precision)
+        for exit, (share, before, ms) in enumerate(
+            zip(measured.accuracy, trained.accuracy, measured.latency_ms, strict=True)
+        ):
+            print(
+                f"{precision:10} {exit:5d} {100 * share:17.2f} {100 * (share - before):+8.2f} "
+                f"{ms:12.3f} {_exit_bytes(built.bundle, precision, exit) / MIB:8.2f}"
+            )
+    for reason in built.left_out:
+        print(reason)
+    for precision, evaluations in built.evaluations.items():
+        budget_ms = manifest.precisions[precision].default_budget_ms
+        print(f"{precision}: default budget {budget_ms} ms")
+        print_evaluations(evaluations)
+
+
+def _exit_bytes(bundle: Bundle, precision: Precision, exit: int) -> int:
+    """Return the size of an exit's stage and head."""
+    variant = bundle.variant(precision)
+    return sum(files[exit].stat().st_size for files in (variant.stage_files, variant.head_files))
 
 
 def interrupted(args: argparse.Namespace) -> str:

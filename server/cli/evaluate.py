@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import load_bundle
+from models.bundle import Precision, Variant, load_bundle
 from models.data.dataset import DataConfig
 from profiling.calibration import Recorded, load_predictions, load_recorded
 from scheduler.fitted import Scheduler, load_scheduler
-from server.cli.options import add_costs, add_seed, number_array, require_training_extra
+from server.cli.options import (
+    add_costs,
+    add_precision,
+    add_seed,
+    number_array,
+    require_training_extra,
+)
 from server.cli.progress import StepLog
 from server.spelling import did_you_mean
 
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = "eenet evaluate --predictions mine.npz --costs 1,2,3.3,5 --report report"
 SAME_LABELS = 0.999
+SPLIT = ("calibration_from", "seed")  # settings of the split in the manifest's `training`
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +45,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="calibration_probs (K, N, C), calibration_labels (N,), test_probs (K, M, C), "
         "test_labels (M,)",
     )
+    add_precision(parser)
     add_costs(parser, "those the bundle's scheduler was fitted for")
     parser.add_argument(
         "--budgets",
@@ -72,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
     policies = EVALUATED if args.policies is None else tuple(args.policies)
     _check_policies(policies, EVALUATED)
     _check_outputs(args.json, args.exits, args.report)
-    subject = subject_of(args.folder, args.predictions, args.costs)
+    subject = subject_of(args.folder, args.predictions, args.costs, args.precision)
     images = None if args.dataset is None else test_images(args.dataset, subject)
     comparison = run_evaluation(
         subject,
@@ -124,10 +132,11 @@ class Subject(NamedTuple):
 
     Attributes:
         name: Title of the report.
-        recorded: Calibration and test predictions.
+        recorded: Its predictions.
         costs_ms: Latency until each exit, (K,).
         classes: Names of the C classes.
         fitted: The bundle's own scheduler; None for a file, or if other costs were given.
+        split: Settings of `DataConfig` that split the bundle's dataset, as far as it tells them.
     """
 
     name: str
@@ -135,12 +144,16 @@ class Subject(NamedTuple):
     costs_ms: NDArray[np.float64]
     classes: tuple[str, ...]
     fitted: Scheduler | None
+    split: dict[str, Any]
 
 
 def subject_of(
-    bundle: Path | None, predictions: Path | None, costs_ms: NDArray[np.float64] | None
+    bundle: Path | None,
+    predictions: Path | None,
+    costs_ms: NDArray[np.float64] | None,
+    precision: Precision | None = None,
 ) -> Subject:
-    """Read a bundle or a file of predictions.
+    """Read a bundle's predictions in one precision, or a file of predictions.
 
     Raises:
         ValueError: If neither or both are given, or if they do not fit together.
@@ -148,12 +161,9 @@ def subject_of(
     if (bundle is None) == (predictions is None):
         raise ValueError("give either a bundle or --predictions FILE.npz")
     if bundle is not None:
-        manifest, fitted = load_bundle(bundle).manifest, load_scheduler(bundle)
-        recorded = load_recorded(bundle / "calibration.npz")
-        if costs_ms is None:
-            costs = fitted.frontier.costs_ms
-            return Subject(manifest.name, recorded, costs, manifest.classes, fitted)
-        return Subject(manifest.name, recorded, costs_ms, manifest.classes, None)
+        return _subject_of_bundle(load_bundle(bundle).variant(precision), costs_ms)
+    if precision is not None:
+        raise ValueError("--precision chooses a network of a bundle; leave it out of --predictions")
     assert predictions is not None, "one of the two was given"
     if costs_ms is None:
         raise ValueError("--predictions needs --costs, the latency until each exit: 1,2,3.3,5")
@@ -163,7 +173,21 @@ def subject_of(
 
     check_costs(costs_ms, num_exits)
     classes = tuple(f"class {index}" for index in range(num_classes))
-    return Subject(predictions.stem, recorded, costs_ms, classes, None)
+    return Subject(predictions.stem, recorded, costs_ms, classes, None, {})
+
+
+def _subject_of_bundle(variant: Variant, costs_ms: NDArray[np.float64] | None) -> Subject:
+    manifest, fitted = variant.bundle.manifest, load_scheduler(variant.scheduler())
+    recorded = load_recorded(variant.predictions)
+    certification = recorded.certification
+    split = {
+        "calibration_size": len(recorded.calibration.labels),
+        "certification_size": 0 if certification is None else len(certification.labels),
+        **{name: manifest.training[name] for name in SPLIT if name in manifest.training},
+    }
+    own = costs_ms is None
+    costs = fitted.frontier.costs_ms if costs_ms is None else costs_ms
+    return Subject(manifest.name, recorded, costs, manifest.classes, fitted if own else None, split)
 
 
 def run_evaluation(
@@ -232,12 +256,11 @@ def test_images(dataset: Path, subject: Subject) -> NDArray[np.uint8]:
     """
     from models.data.load import load_dataset
 
-    held_out = len(subject.recorded.calibration.labels)
-    task, _, _, _, test = load_dataset(DataConfig(str(dataset), calibration_size=held_out))
-    if task == "text":
+    data = load_dataset(DataConfig(str(dataset), **subject.split))
+    if data.task == "text":
         raise ValueError(f"{dataset} holds texts; the report shows examples of images only")
-    labels = test.labels
-    if task == "segmentation":
+    labels = data.test.labels
+    if data.task == "segmentation":
         from models.networks.fcn import coarse_labels
 
         labels = coarse_labels(labels)
@@ -248,4 +271,4 @@ def test_images(dataset: Path, subject: Subject) -> NDArray[np.uint8]:
             f"{dataset} does not have the test labels of the predictions; give the dataset that "
             f"the bundle was built from"
         )
-    return np.asarray(test.inputs[:])
+    return np.asarray(data.test.inputs[:])

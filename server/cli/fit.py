@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scheduler.fitted import FILES, load_scheduler
 from scheduler.policies import DEFAULT_POLICY, POLICIES, describe_policies
 from server.cli.options import (
     add_costs,
     add_json,
+    add_precision,
     add_seed,
     print_evaluations,
     require_training_extra,
@@ -18,7 +18,7 @@ from server.cli.options import (
 from server.cli.progress import StepLog
 
 if TYPE_CHECKING:
-    from models.bundle import Bundle
+    from models.bundle import Variant
     from server.pipeline.live import LabelledRows, LiveServer
 
 EXAMPLE = "eenet fit my-bundle --policy eenet --costs 2.3,4.1,4.9"
@@ -31,8 +31,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--policy",
         choices=POLICIES,
         help=f"exit policy; {describe_policies()} (default: {DEFAULT_POLICY}; with --from-live "
-        f"the bundle's own)",
+        f"the one that a server starts with)",
     )
+    add_precision(parser, "all; with --from-live the one that is served")
     add_costs(parser, "the bundle's own profile")
     parser.add_argument(
         "--weights",
@@ -60,51 +61,68 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from server.pipeline.live import LiveServer
     from server.pipeline.refit import refit
 
-    policy, server, rows = args.policy or DEFAULT_POLICY, None, None
+    bundle, server, rows = load_bundle(args.folder), None, None
+    precisions = bundle.precisions if args.precision is None else (args.precision,)
+    policy = args.policy or DEFAULT_POLICY
     if args.from_live is not None:
-        manifest = load_bundle(args.folder).manifest
-        server = LiveServer(args.from_live, args.model or manifest.name)
-        policy = args.policy or load_scheduler(args.folder).policy.kind
-        rows = server.rows(manifest)
+        server = LiveServer(args.from_live, args.model or bundle.manifest.name)
+        rows = server.rows(bundle.manifest)
+        if args.precision not in (None, rows.precision):
+            raise ValueError(
+                f"{args.from_live} serves {rows.precision}, not {args.precision}; leave "
+                f"--precision out"
+            )
+        precisions = (rows.precision,)
+        policy = args.policy or bundle.variant(rows.precision).entry.policy
     elif args.model is not None:
         raise ValueError("--model names a model of a server; give --from-live URL too")
-    StepLog()(f"fitting {policy}")
-    refitted = refit(
-        args.folder,
-        policy=policy,
-        costs_ms=args.costs,
-        weights=args.weights,
-        live=rows,
-        seed=args.seed,
-    )
-    frontier = refitted.scheduler.frontier
-    print(
-        f"{args.folder}: {policy}, {len(frontier)} points of the frontier, default budget "
-        f"{refitted.bundle.manifest.default_budget_ms} ms"
-    )
-    print_evaluations(refitted.evaluations)
-    evaluations = [row._asdict() for row in refitted.evaluations]
-    result: dict[str, Any] = {"bundle": str(args.folder), "evaluations": evaluations}
-    if server is not None and refitted.live is not None:
-        result["live"] = _reload_server(server, refitted.bundle, refitted.live)
-    return result
+    elif args.costs is not None and len(precisions) > 1:
+        raise ValueError(
+            f"--costs are those of one precision, and {args.folder} holds "
+            f"{', '.join(precisions)}; name one with --precision"
+        )
+    log_step, result = StepLog(), dict[str, Any]()
+    for precision in precisions:
+        log_step(f"fitting {policy} for {precision}")
+        refitted = refit(
+            args.folder,
+            policy=policy,
+            precision=precision,
+            costs_ms=args.costs,
+            weights=args.weights,
+            live=rows,
+            seed=args.seed,
+        )
+        print(
+            f"{args.folder}: {policy} for {precision}, {len(refitted.scheduler.frontier)} points "
+            f"of the frontier, default budget {refitted.variant.entry.default_budget_ms} ms"
+        )
+        print_evaluations(refitted.evaluations)
+        evaluations = [row._asdict() for row in refitted.evaluations]
+        result[precision] = {"evaluations": evaluations}
+        if server is not None and refitted.live is not None:
+            result[precision]["live"] = _reload_server(server, refitted.variant, refitted.live)
+    return {"bundle": str(args.folder), **result[precisions[0]], "precisions": result}
 
 
-def _reload_server(server: LiveServer, bundle: Bundle, live: LabelledRows) -> dict[str, Any]:
+def _reload_server(server: LiveServer, variant: Variant, live: LabelledRows) -> dict[str, Any]:
     """Let a server use the scheduler that was fitted to its samples; print whether it does."""
+    from models.bundle import SCHEDULER_FILES
+
     rows = len(live.predictions.labels)
     print(
         f"fitted to {rows} live rows, {live.with_feedback} with feedback; other labels drawn from "
         f"the last exit at temperature {live.temperature:.3g}"
     )
     running = server.reload()
-    swapped = running == bundle.manifest.files[FILES[1]].sha256
+    fitted = variant.bundle.listed(variant.scheduler() / SCHEDULER_FILES[1])
+    swapped = fitted is not None and running == fitted.sha256
     if swapped:
         print(f"{server.url} now uses it")
     else:
         print(
             f"{server.url} serves {server.model} from another folder, which has another scheduler; "
-            f"copy {bundle.folder} there and POST {server.url}/scheduler/reload"
+            f"copy {variant.bundle.folder} there and POST {server.url}/scheduler/reload"
         )
     return {
         "rows": rows,

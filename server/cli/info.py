@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from models.bundle import TOKENIZER, Bundle, TextInput, load_bundle
+from models.bundle import TOKENIZER, Bundle, TextInput, Variant, load_bundle
 from profiling.calibration import load_recorded
 from scheduler.fitted import load_scheduler
 from server.cli.options import add_json
 
 EXAMPLE = "eenet info my-bundle"
 SHOWN_CLASSES = 12
+MIB = 2**20
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -40,14 +41,9 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     """Describe a verified bundle.
 
     Raises:
-        ValueError: If its scheduler or predictions cannot be read.
+        ValueError: If a scheduler or predictions cannot be read.
     """
     manifest = bundle.manifest
-    policy, frontier = load_scheduler(bundle.folder)
-    costs_ms = frontier.costs_ms.tolist()  # those that the default budget was chosen at
-    accuracy = _test_accuracy(bundle.folder / "calibration.npz")
-    default_ms = manifest.default_budget_ms
-    point = None if default_ms is None else frontier.at_cost(default_ms)
     return {
         "bundle": str(bundle.folder),
         "name": manifest.name,
@@ -55,14 +51,34 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "task": manifest.task,
         "classes": list(manifest.classes),
         "input": _input(bundle),
-        "precision": manifest.weights,
         "bytes": sum(file.bytes for file in manifest.files.values()),
+        "precisions": {name: _variant(bundle.variant(name)) for name in bundle.precisions},
+        "trained": None if manifest.trained is None else manifest.trained.model_dump(mode="json"),
+        "torch_weights": manifest.network is not None,
+        "training": manifest.training,
+    }
+
+
+def _variant(variant: Variant) -> dict[str, Any]:
+    """Describe one precision."""
+    entry = variant.entry
+    frontier = load_scheduler(variant.scheduler()).frontier
+    point = None if entry.default_budget_ms is None else frontier.at_cost(entry.default_budget_ms)
+    # The default budget was chosen at these costs.
+    costs_ms, accuracy = frontier.costs_ms.tolist(), _test_accuracy(variant.predictions).tolist()
+    return {
         "exits": [
-            {"exit": exit, "cost_ms": round(cost_ms, 4), "test_accuracy": round(share, 4)}
-            for exit, (cost_ms, share) in enumerate(zip(costs_ms, accuracy.tolist(), strict=True))
+            {
+                "exit": exit,
+                "cost_ms": round(cost_ms, 4),
+                "test_accuracy": round(share, 4),
+                "bytes": _exit_bytes(variant, exit),
+            }
+            for exit, (cost_ms, share) in enumerate(zip(costs_ms, accuracy, strict=True))
         ],
-        "policy": policy.kind,
-        "default_budget_ms": default_ms,
+        "schedulers": list(entry.schedulers),
+        "policy": entry.policy,
+        "default_budget_ms": entry.default_budget_ms,
         "at_default_budget": None
         if point is None
         else {
@@ -70,17 +86,18 @@ def describe(bundle: Bundle) -> dict[str, Any]:
             "expected_cost_ms": round(point.expected_cost_ms, 4),
             "exit_rates": point.exit_rates.round(4).tolist(),
         },
-        "measured": {
-            weights: measured.model_dump(mode="json")
-            for weights, measured in manifest.measured.items()
-        },
-        "torch_weights": manifest.network is not None,
-        "training": manifest.training,
+        "row_independent": entry.row_independent,
+        "method": entry.method,
     }
 
 
+def _exit_bytes(variant: Variant, exit: int) -> int:
+    """Size of an exit's stage and head."""
+    return sum(files[exit].stat().st_size for files in (variant.stage_files, variant.head_files))
+
+
 def _test_accuracy(path: Path) -> NDArray[np.float64]:
-    """Accuracy of every exit on the recorded test set, (K,)."""
+    """Accuracy of every exit on the recorded test rows, (K,)."""
     try:
         accuracy: NDArray[np.float64] = load_recorded(path).test.correct.mean(0)
     except (EOFError, KeyError, OSError, ValueError) as error:
@@ -89,7 +106,7 @@ def _test_accuracy(path: Path) -> NDArray[np.float64]:
 
 
 def _input(bundle: Bundle) -> dict[str, Any]:
-    settings = bundle.manifest.preprocessing
+    settings = bundle.manifest.input
     if not isinstance(settings, TextInput):
         return {"kind": "image", "height": settings.height, "width": settings.width}
     path = bundle.folder / TOKENIZER
@@ -112,18 +129,27 @@ def _table(info: dict[str, Any]) -> Iterator[str]:
         ("task", info["task"]),
         ("classes", _classes(info["classes"])),
         ("input", _input_line(info["input"])),
-        ("precision", f"{info['precision']} weights, {info['bytes'] / 2**20:.1f} MiB in all"),
-        ("policy", info["policy"]),
-        ("budget", _budget_line(info["default_budget_ms"], info["at_default_budget"])),
+        ("size", f"{info['bytes'] / MIB:.1f} MiB"),
     ):
         yield f"{name:10} {value}"
-    yield "exit    cost ms   test accuracy %   exit rate at the default budget"
-    rates = (info["at_default_budget"] or {}).get("exit_rates")
-    for each in info["exits"]:
-        rate = "" if rates is None else f"{rates[each['exit']]:12.3f}"
-        yield (
-            f"{each['exit']:4d} {each['cost_ms']:10.3f} {100 * each['test_accuracy']:17.2f} {rate}"
-        ).rstrip()
+    for precision, variant in info["precisions"].items():
+        budget = _budget_line(variant["default_budget_ms"], variant["at_default_budget"])
+        yield f"{precision:10} {_schedulers(variant)}; {budget}"
+    yield "precision   exit   cost ms   test accuracy %      MiB   exit rate at the default budget"
+    for precision, variant in info["precisions"].items():
+        rates = (variant["at_default_budget"] or {}).get("exit_rates")
+        for each in variant["exits"]:
+            rate = "" if rates is None else f"{rates[each['exit']]:12.3f}"
+            yield (
+                f"{precision:10} {each['exit']:5d} {each['cost_ms']:9.3f} "
+                f"{100 * each['test_accuracy']:17.2f} {each['bytes'] / MIB:8.2f} {rate}"
+            ).rstrip()
+
+
+def _schedulers(variant: dict[str, Any]) -> str:
+    """The policy that a server starts with, and the others that are fitted."""
+    others = [name for name in variant["schedulers"] if name != variant["policy"]]
+    return f"{variant['policy']} (also {', '.join(others)})" if others else f"{variant['policy']}"
 
 
 def _classes(classes: Sequence[str]) -> str:

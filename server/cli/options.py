@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +25,15 @@ DATASETS = (
     "folder of images train/CLASS/* and test/CLASS/*; a CSV, TSV or JSONL of texts, or a folder "
     "with train.* and test.*; an .npz of encoded images"
 )
-DATA_FLAGS = ("dataset", "text_column", "label_column", "calibration_size", "image_size")
+DATA_FLAGS = (
+    "dataset",
+    "text_column",
+    "label_column",
+    "calibration_size",
+    "calibration_from",
+    "certification_size",
+    "image_size",
+)
 MAX_TOKENS = 128
 IMAGENET_SIZE = 224
 
@@ -61,6 +69,19 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
     """Add --seed."""
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of all random draws (default: %(default)s)"
+    )
+
+
+def add_precision(
+    parser: argparse.ArgumentParser, default: str = "the first of its manifest"
+) -> None:
+    """Add --precision, which chooses one of a bundle's networks."""
+    from models.bundle import Precision
+
+    parser.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        help=f"which of the bundle's networks (default: {default})",
     )
 
 
@@ -122,7 +143,19 @@ def add_data(
     parser.add_argument(
         "--calibration-size",
         type=int,
-        help="training rows held out (5000, or a fifth of a small dataset)",
+        help="rows held out to fit schedulers to (5000, or a fifth of a small dataset)",
+    )
+    parser.add_argument(
+        "--calibration-from",
+        choices=("train", "test"),
+        help="where calibration rows are taken from; test: for networks that have seen all "
+        "training rows (train)",
+    )
+    parser.add_argument(
+        "--certification-size",
+        type=int,
+        help="test rows set aside for certificates: nothing is fitted, chosen or reported on "
+        "them (0)",
     )
     parser.add_argument("--image-size", type=int, help="resize images to this side length")
 
@@ -175,22 +208,39 @@ def data_of_run(args: argparse.Namespace, run: RunConfig) -> DataConfig:
     """The dataset to build a run with: that of its training, except for the flags given.
 
     Raises:
-        ValueError: If the run was imported and no dataset is given, or --calibration-size holds
-            out rows that were trained on.
+        ValueError: If the run was imported and no dataset is given, or the flags hold out rows
+            that were trained on or that chose the weights.
     """
     if run.data is None and args.dataset is None:
         raise ValueError(
             f"{args.folder} was imported, not trained here; give --dataset, on which to calibrate"
         )
-    if run.data is not None and args.calibration_size is not None:
-        before = run.data["calibration_size"]
-        if before is None or args.calibration_size > before:
-            raise ValueError(
-                f"--calibration-size {args.calibration_size} would calibrate on rows that "
-                f"{args.folder} was trained on; leave it out, or give at most the training's own "
-                f"{before or 'share'}"
-            )
-    return data_of(args, **run.data or {})
+    data = data_of(args, **run.data or {})
+    if run.data is not None:
+        _check_held_out(args.folder, data, data_of_training=run.data)
+    return data
+
+
+def _check_held_out(run: Path, data: DataConfig, data_of_training: dict[str, Any]) -> None:
+    """Refuse to hold out rows that a training has used for something else."""
+    size, before = data.calibration_size, data_of_training["calibration_size"]
+    held_out_of = data_of_training["calibration_from"]
+    if data.calibration_from == "train" and held_out_of == "test":
+        raise ValueError(
+            f"--calibration-from train would calibrate on rows that {run} was trained on; leave "
+            f"it out"
+        )
+    if data.calibration_from == "train" and size != before and (before is None or size > before):
+        raise ValueError(
+            f"--calibration-size {size} would calibrate on rows that {run} was trained on; leave "
+            f"it out, or give at most the training's own {before or 'share'}"
+        )
+    certified = data_of_training["certification_size"]
+    if held_out_of == "test" and data.certification_size > certified:
+        raise ValueError(
+            f"--certification-size {data.certification_size} would certify on rows that chose the "
+            f"weights of {run}; leave it out, or give at most the training's own {certified}"
+        )
 
 
 def torchvision_resnets() -> dict[str, int]:

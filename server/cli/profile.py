@@ -4,9 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from models.bundle import load_bundle, rewrite_manifest
+from models.bundle import Precision, load_bundle, rewrite_manifest
+from models.runtime.instruction_set import integer_instructions
 from profiling.latency import PERCENTILES, LatencyProfile, measure_latency, save_profile
-from server.cli.options import add_backend, add_json, backend_settings
+from server.cli.options import add_backend, add_json, add_precision, backend_settings
 from server.cli.progress import StepLog
 from server.loading import open_backend
 
@@ -18,6 +19,7 @@ CPU_SIZES, DEVICE_SIZES = (1, 2, 4, 8), (1, 2, 4, 8, 16, 32, 64)
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("folder", type=Path, metavar="BUNDLE", help="folder of `eenet build`")
+    add_precision(parser)
     add_backend(parser)
     parser.add_argument(
         "--batch-sizes",
@@ -36,14 +38,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.repeats < 1:
         raise ValueError(f"--repeats is {args.repeats}; give 1 or more")
     settings = backend_settings(args)
-    bundle = load_bundle(args.folder)
-    backend = open_backend(bundle, settings)
+    # The torch backend computes in single precision only.
+    precision: Precision | None = args.precision
+    if args.backend == "torch":
+        precision = precision or "float32"
+    variant = load_bundle(args.folder).variant(precision)
+    backend = open_backend(variant, settings)
     sizes = args.batch_sizes or (CPU_SIZES if backend.device == "cpu" else DEVICE_SIZES)
-    StepLog()(f"measuring batches of {', '.join(map(str, sizes))} on {backend.device}")
-    example = bundle.preprocessor(MAX_PIXELS).example
+    StepLog()(
+        f"measuring {variant.precision} in batches of {', '.join(map(str, sizes))} on "
+        f"{_described(backend.device)}"
+    )
+    example = variant.bundle.preprocessor(MAX_PIXELS).example
     profile = measure_latency(backend, example, batch_sizes=sizes, repeats=args.repeats)
-    save_profile(profile, args.folder / "profile.json")
-    rewrite_manifest(bundle)
+    save_profile(profile, variant.profile)
+    rewrite_manifest(variant.bundle)
     _print(profile)
     return profile.to_json()
 
@@ -51,6 +60,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def interrupted(args: argparse.Namespace) -> str:
     """Sentence after Ctrl-C."""
     return f"stopped; {args.folder} keeps the profile that it had; run the same command again"
+
+
+def _described(device: str) -> str:
+    """Name a device, and a CPU's instructions for 8-bit products: int8 is slow without them."""
+    if device != "cpu":
+        return device
+    return f"cpu (integer instructions: {integer_instructions()})"
 
 
 def _print(profile: LatencyProfile) -> None:

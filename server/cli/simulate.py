@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import load_bundle
+from models.bundle import Precision, load_bundle
 from models.stage_costs import StageCosts, read_stage_costs
 from profiling.calibration import load_recorded
 from profiling.simulation.arrivals import at_once, bursts, poisson, read_trace
@@ -16,7 +16,7 @@ from profiling.simulation.disciplines import DEFAULT_DISCIPLINE, DISCIPLINES
 from profiling.simulation.simulator import MODES, PERCENTILES, Device, Simulated, Traffic, simulate
 from scheduler.fitted import load_scheduler
 from scheduler.policy import exits_taken, replay
-from server.cli.options import add_json, numbers
+from server.cli.options import add_json, add_precision, numbers
 from server.cli.progress import progress
 
 EXAMPLE = "eenet simulate my-bundle --costs 2.3,4.1,4.9 --free-rows 16 --budget-ms 3 --rate 2000"
@@ -29,6 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder", metavar="BUNDLE", type=Path, nargs="?", help="bundle whose exits are simulated"
     )
+    add_precision(parser)
     _add_device(parser)
     exits = parser.add_mutually_exclusive_group()
     exits.add_argument(
@@ -142,8 +143,9 @@ def _costs(args: argparse.Namespace) -> StageCosts:
         return read_stage_costs(args.cost_table)
     if args.folder is None:
         raise ValueError("give a bundle, --costs or --cost-table")
+    variant = load_bundle(args.folder).variant(args.precision)
     try:
-        return read_stage_costs(args.folder / "profile.json")
+        return read_stage_costs(variant.profile)
     except ValueError as error:
         raise ValueError(
             f"{error}. `eenet profile {args.folder}` writes it; or give --costs or --cost-table"
@@ -174,11 +176,14 @@ def _exits(args: argparse.Namespace, costs: StageCosts, samples: int) -> NDArray
         return rng.choice(costs.num_exits, samples, p=rates)
     if args.folder is None:
         raise ValueError("give a bundle, whose scheduler chooses exits, or --exit-rates")
-    return rng.choice(bundle_exits(args.folder, costs, args.budget_ms), samples)
+    return rng.choice(bundle_exits(args.folder, costs, args.budget_ms, args.precision), samples)
 
 
 def bundle_exits(
-    folder: Path, costs: StageCosts, budget_ms: float | None = None
+    folder: Path,
+    costs: StageCosts,
+    budget_ms: float | None = None,
+    precision: Precision | None = None,
 ) -> NDArray[np.intp]:
     """The exit that a bundle's scheduler takes for each row of its test set, (M,).
 
@@ -187,12 +192,13 @@ def bundle_exits(
         costs: Costs of its stages on the simulated device.
         budget_ms: Mean cost of a sample alone on that device; None: the bundle's default budget on
             the machine it was fitted for.
+        precision: Which of the bundle's networks; None: the first of its manifest.
 
     Raises:
         ValueError: If the costs are of another number of exits.
     """
-    manifest = load_bundle(folder).manifest
-    policy, frontier = load_scheduler(folder)
+    variant = load_bundle(folder).variant(precision)
+    policy, frontier = load_scheduler(variant.scheduler())
     if policy.num_exits != costs.num_exits:
         raise ValueError(
             f"{folder} has {policy.num_exits} exits, the costs have {costs.num_exits}; give one "
@@ -200,11 +206,11 @@ def bundle_exits(
         )
     if budget_ms is not None:
         parameter = frontier.with_costs(costs.costs_ms).at_cost(budget_ms).parameter
-    elif manifest.default_budget_ms is not None:
-        parameter = frontier.at_cost(manifest.default_budget_ms).parameter
+    elif variant.entry.default_budget_ms is not None:
+        parameter = frontier.at_cost(variant.entry.default_budget_ms).parameter
     else:
         parameter = policy.never_exit_parameter
-    test = load_recorded(folder / "calibration.npz").test
+    test = load_recorded(variant.predictions).test
     return exits_taken(policy, replay(policy, test.log_probs), parameter)
 
 

@@ -55,7 +55,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--heads",
         help="3x3 convolutions of a ResNet's early heads, CHANNELS/STRIDE: 32/2,64/2;64/2",
     )
-    parser.add_argument("--init", type=Path, help="weights of a plain ResNet to start from")
+    parser.add_argument(
+        "--init",
+        type=Path,
+        help="weights to start from: of a plain ResNet, or best.safetensors of a ResNet's run",
+    )
     parser.add_argument("--tokenizer", type=Path, help="for bert_4: a tokenizer.json or its folder")
     add_data(parser)
     add_training(parser)
@@ -140,12 +144,12 @@ def _check_arch(args: argparse.Namespace, family: Family) -> None:
 
 def _build_model(args: argparse.Namespace, network: Network) -> MultiExitModel:
     from models.networks.imagenet_resnet import load_torchvision_weights
-    from models.networks.resnet import load_plain_weights
+    from models.networks.resnet import load_weights
 
     model = network.build()
     if args.init is not None:
         is_torchvision = args.arch in torchvision_resnets()
-        load = load_torchvision_weights if is_torchvision else load_plain_weights
+        load = load_torchvision_weights if is_torchvision else load_weights
         load(model, args.init)
     return model
 

@@ -1,7 +1,7 @@
-"""Turns a run into a bundle: export, record, profile, fit."""
+"""Turns a run into a bundle: export, then record, profile and fit each precision."""
 
-import math
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,21 +12,26 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from models.backend import StageBackend, State, join_states
+from models.backend import State, join_states
 from models.bundle import (
     MANIFEST,
     TOKENIZER,
     Bundle,
     ImageInput,
-    Measured,
     Name,
+    Precision,
     TextInput,
-    Weights,
     write_manifest,
 )
-from models.data.dataset import DataConfig, Dataset, Split
+from models.data.dataset import DataConfig, Dataset
 from models.data.load import load_dataset
-from models.export.onnx_graphs import export_graphs, largest_disagreement, write_graphs
+from models.export.int8 import check_rows
+from models.export.onnx_graphs import (
+    Graphs,
+    export_graphs,
+    largest_disagreement,
+    write_graphs,
+)
 from models.export.torch_weights import store_network
 from models.networks.families import Network
 from models.networks.fcn import coarse_labels
@@ -34,18 +39,15 @@ from models.networks.multi_exit import MultiExitModel
 from models.preprocess import ImagePreprocessor, TextPreprocessor
 from models.training.run import BEST, RunConfig, read_run
 from models.training.vocabulary import prune_vocabulary
-from profiling.calibration import Predictions, Recorded, save_recorded
-from profiling.evaluation.evaluate import Evaluation, evaluate, spread_budgets
-from profiling.latency import LatencyProfile, measure_latency, save_profile
-from profiling.recording import first_rows, record_split, texts_of
-from scheduler.fitted import save_scheduler
-from scheduler.fitting.fit import MIN_ROWS, fit_scheduler
-from scheduler.frontier import Frontier
+from profiling.evaluation.evaluate import Evaluation
+from profiling.recording import first_rows, texts_of
+from scheduler.fitting.fit import MIN_ROWS
+from server.pipeline.precisions import PrecisionChoice, choose_precisions
+from server.pipeline.variants import BuiltVariant, VariantBuilder
 
 PARITY_ROWS = 64
 PARITY_LIMIT = 1e-4
 LENGTH_STEP = 8
-ACCURACY_GIVEN_UP = 0.005  # in accuracy, by the default budget
 
 
 class Run(NamedTuple):
@@ -64,7 +66,10 @@ class BuildOptions:
         name: The model's name in requests.
         data: Dataset with the calibration and the test set.
         policy: Policy to fit, one of `scheduler.policies.POLICIES`.
-        weights: Number format in which graphs store weights.
+        precision: Number format to compute in, beside `float32`; `auto`: the one with the best
+            frontier on this machine.
+        max_precision_loss: Accuracy that an exit may lose by it; a precision that loses more is
+            left out.
         prune_vocabulary: Keep only the tokens that the training texts use.
         torch: Also store the network itself, for the torch backend.
     """
@@ -72,7 +77,8 @@ class BuildOptions:
     name: str
     data: DataConfig
     policy: str
-    weights: Weights = "float32"
+    precision: PrecisionChoice = "float32"
+    max_precision_loss: float = 0.005
     prune_vocabulary: bool = False
     torch: bool = False
 
@@ -84,15 +90,27 @@ class BuildOptions:
                 f"{self.name!r} is not a valid name of a model; give a --name of at most 64 "
                 f"letters, digits, '.', '_' and '-'"
             ) from error
+        if not 0 <= self.max_precision_loss <= 1:
+            raise ValueError(
+                f"--max-precision-loss is {self.max_precision_loss:g}; give a share of accuracy "
+                f"from 0 to 1, such as 0.005"
+            )
 
 
 class BuildResult(NamedTuple):
-    """A new bundle and its scheduler's results on the test predictions."""
+    """A new bundle.
+
+    Attributes:
+        bundle: The bundle.
+        disagreement: Largest difference of a logit between the network and its exported graphs.
+        evaluations: Results on the test rows, of every precision in the bundle's order.
+        left_out: Why a precision that was tried is not in the bundle, one sentence each.
+    """
 
     bundle: Bundle
     disagreement: float
-    exit_accuracy: list[float]
-    evaluations: list[Evaluation]
+    evaluations: dict[Precision, list[Evaluation]]
+    left_out: list[str]
 
 
 def load_run(folder: Path) -> Run:
@@ -135,6 +153,8 @@ def build_bundle(
     log_step("reading the dataset")
     data = in_order(load_dataset(options.data), run.config.classes)
     _check_data(run, data)
+    if options.precision == "int8":
+        check_rows(len(data.train.labels))
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -152,8 +172,7 @@ def in_order(data: Dataset, classes: tuple[str, ...]) -> Dataset:
     if data.classes == classes or sorted(data.classes) != sorted(classes):
         return data
     places = np.array([classes.index(name) for name in data.classes])
-    parts = (data.train, data.calibration, data.test)
-    return Dataset(data.task, classes, *(Split(p.inputs, places[p.labels]) for p in parts))
+    return data.map_labels(classes, lambda labels: places[labels])
 
 
 def _check_data(run: Run, data: Dataset) -> None:
@@ -185,100 +204,53 @@ def _fill(
         _write_tokenizer(run, folder, data, options)
     preprocess = _preprocessor(run, folder, data)
     if data.task == "segmentation":
-        data = data._replace(calibration=_on_grid(data.calibration), test=_on_grid(data.test))
-    exported = _export(run, folder, data, preprocess, options, log_step)
-    log_step(f"recording predictions of {len(data.calibration.labels)} calibration rows")
-    calibration = record_split(exported.backend, preprocess, data.calibration)
-    recorded = Recorded(calibration, exported.test)
-    save_recorded(recorded, folder / "calibration.npz")
-    save_profile(exported.profile, folder / "profile.json")
-
-    log_step(f"fitting {options.policy}")
-    config = run.config
-    costs_ms = exported.profile.costs_ms if config.costs_ms is None else np.array(config.costs_ms)
-    scheduler = fit_scheduler(
-        options.policy,
-        calibration.log_probs,
-        calibration.labels,
-        costs_ms,
-        seed=options.data.seed,
+        data = data.map_labels(data.classes, coarse_labels)
+    log_step("exporting one graph per stage and head")
+    graphs = export_graphs(run.model, *_two_sizes(preprocess.example))
+    disagreement = _check_parity(run.model, graphs, first_rows(preprocess, data.test, PARITY_ROWS))
+    costs_ms = None if run.config.costs_ms is None else np.array(run.config.costs_ms)
+    builder = VariantBuilder(
+        folder, graphs, data, preprocess, options.policy, costs_ms, options.data.seed, log_step
     )
-    save_scheduler(scheduler, folder)
-    pad_id = preprocess.pad_id if isinstance(preprocess, TextPreprocessor) else None
+    built = choose_precisions(builder, options.precision, options.max_precision_loss)
     bundle = write_manifest(
         folder,
         name=options.name,
         version="1",
         task=data.task,
         classes=data.classes,
-        num_exits=exported.backend.num_exits,
-        preprocessing=_described(preprocess),
-        default_budget_ms=default_budget_ms(scheduler.frontier),
-        weights=options.weights,
-        measured=exported.measured,
-        network=store_network(run.model, config, folder, pad_id) if options.torch else None,
-        training=_training(config, options.data, calibration, exported.test),
+        num_exits=run.model.num_exits,
+        inputs={"text" if data.task == "text" else "image": _described(preprocess)},
+        precisions={variant.precision: variant.entry for variant in built.variants},
+        trained=built.trained,
+        network=_stored_network(run, folder, preprocess) if options.torch else None,
+        training=_training(run.config, options.data, built.variants[0]),
     )
-    return BuildResult(
-        bundle,
-        exported.disagreement,
-        exported.test.correct.mean(0).tolist(),
-        evaluate(scheduler, recorded, spread_budgets(costs_ms)),
-    )
+    evaluations = {variant.precision: variant.evaluations for variant in built.variants}
+    return BuildResult(bundle, disagreement, evaluations, built.left_out)
 
 
-class _Exported(NamedTuple):
-    """The graphs as they will be served, and their results on the test set."""
-
-    backend: StageBackend
-    disagreement: float
-    test: Predictions
-    profile: LatencyProfile
-    measured: dict[Weights, Measured]
-
-
-def _export(
-    run: Run,
-    folder: Path,
-    data: Dataset,
-    preprocess: ImagePreprocessor | TextPreprocessor,
-    options: BuildOptions,
-    log_step: Callable[[str], None],
-) -> _Exported:
-    """Export the graphs, compare them with the network, record and profile them.
+def _check_parity(model: MultiExitModel, graphs: Graphs, few: State) -> float:
+    """Compare the exported graphs with the network.
 
     Raises:
-        ValueError: If the graphs differ from the network.
+        ValueError: If they differ.
     """
-    log_step("exporting one graph per stage and head")
-    graphs = export_graphs(run.model, *_two_sizes(preprocess.example))
-    backend = write_graphs(graphs, folder)
-    few = first_rows(preprocess, data.test, PARITY_ROWS)
-    disagreement = largest_disagreement(run.model, backend, few)
+    with tempfile.TemporaryDirectory() as trial:
+        disagreement = largest_disagreement(model, write_graphs(graphs, Path(trial)), few)
     if disagreement > PARITY_LIMIT:
         raise ValueError(
             f"the exported graphs differ from the network by {disagreement:.2g} on real inputs, "
             f"over {PARITY_LIMIT}"
         )
-    log_step(f"recording predictions of {len(data.test.labels)} test rows")
-    test = record_split(backend, preprocess, data.test)
-    log_step("profiling this machine")
-    profile = measure_latency(backend, preprocess.example)
-    measured: dict[Weights, Measured] = {"float32": _measured(test, profile)}
-    if options.weights != "float32":
-        log_step(f"storing weights as {options.weights}, recording and profiling again")
-        backend = write_graphs(graphs, folder, options.weights)
-        test = record_split(backend, preprocess, data.test)
-        profile = measure_latency(backend, preprocess.example)
-        measured[options.weights] = _measured(test, profile)
-    return _Exported(backend, disagreement, test, profile, measured)
+    return disagreement
 
 
-def default_budget_ms(frontier: Frontier) -> float:
-    """The smallest budget that loses at most half a point of accuracy, rounded up to 0.01 ms."""
-    good = frontier.expected_accuracy >= frontier.expected_accuracy.max() - ACCURACY_GIVEN_UP
-    rounded = math.ceil(float(frontier.expected_costs_ms[good].min()) * 100) / 100
-    return min(rounded, round(float(frontier.costs_ms[-1]), 4))
+def _stored_network(
+    run: Run, folder: Path, preprocess: ImagePreprocessor | TextPreprocessor
+) -> dict[str, Any]:
+    pad_id = preprocess.pad_id if isinstance(preprocess, TextPreprocessor) else None
+    return store_network(run.model, run.config, folder, pad_id)
 
 
 def _write_tokenizer(run: Run, folder: Path, data: Dataset, options: BuildOptions) -> None:
@@ -323,23 +295,11 @@ def _preprocessor(run: Run, folder: Path, data: Dataset) -> ImagePreprocessor | 
     return replace(preprocess, typical_tokens=int(np.median(widths)))
 
 
-def _on_grid(split: Split) -> Split:
-    """The split with its masks on the grid that policies read."""
-    return Split(split.inputs, coarse_labels(split.labels))
-
-
 def _two_sizes(example: State) -> tuple[State, State]:
     """Inputs of two and three rows; those of texts have different lengths too."""
     has_length = len(example) > 1
     shorter = tuple(array[:, :-1] for array in example) if has_length else example
     return join_states([shorter] * 2), join_states([example] * 3)
-
-
-def _measured(test: Predictions, profile: LatencyProfile) -> Measured:
-    return Measured(
-        accuracy=[round(share, 4) for share in test.correct.mean(0).tolist()],
-        latency_ms=profile.costs_ms.round(4).tolist(),
-    )
 
 
 def _described(preprocess: ImagePreprocessor | TextPreprocessor) -> dict[str, Any]:
@@ -349,7 +309,8 @@ def _described(preprocess: ImagePreprocessor | TextPreprocessor) -> dict[str, An
         if isinstance(preprocess, TextPreprocessor)
         else (ImageInput.model_fields)
     )
-    return {name: getattr(preprocess, name) for name in names}
+    kind = "text" if isinstance(preprocess, TextPreprocessor) else "image"
+    return {"kind": kind} | {name: getattr(preprocess, name) for name in names if name != "kind"}
 
 
 def _place_free(start: str) -> str:
@@ -357,9 +318,7 @@ def _place_free(start: str) -> str:
     return Path(start).name if Path(start).exists() else start
 
 
-def _training(
-    config: RunConfig, data: DataConfig, calibration: Predictions, test: Predictions
-) -> dict[str, Any]:
+def _training(config: RunConfig, data: DataConfig, best: BuiltVariant) -> dict[str, Any]:
     """Origin and accuracy of the network, for people."""
     return {
         "arch": config.arch,
@@ -367,6 +326,8 @@ def _training(
         "start": None if config.start is None else _place_free(config.start),
         "epochs": None if config.training is None else config.training.epochs,
         "dataset": Path(data.dataset).stem,
-        "calibration_accuracy": [round(share, 4) for share in calibration.correct.mean(0).tolist()],
-        "test_accuracy": [round(share, 4) for share in test.correct.mean(0).tolist()],
+        "calibration_from": data.calibration_from,
+        "seed": data.seed,
+        "calibration_accuracy": best.recorded.calibration.correct.mean(0).round(4).tolist(),
+        "test_accuracy": list(best.measured.accuracy),
     }

@@ -5,13 +5,13 @@ import json
 import urllib.error
 import urllib.request
 from http.client import HTTPException
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 from urllib.parse import urlencode, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import Manifest
+from models.bundle import Manifest, Precision
 from profiling.calibration import Predictions
 from scheduler.confidence import SMALLEST_LOG
 from scheduler.monitoring.temperature import draw_labels, fit_temperature
@@ -27,10 +27,12 @@ class LiveRows(NamedTuple):
     Attributes:
         log_probs: Log-probabilities of every exit, (K, N, C).
         labels: True labels, -1 without feedback, (N,).
+        precision: Precision of the graphs that they ran through.
     """
 
     log_probs: NDArray[np.floating]
     labels: NDArray[np.int64]
+    precision: Precision
 
 
 class LiveServer:
@@ -64,7 +66,8 @@ class LiveServer:
         content = self._ask("GET", "/audit/rows")
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                rows = LiveRows(arrays["log_probs"], arrays["labels"].astype(np.int64))
+                labels = arrays["labels"].astype(np.int64)
+                rows = LiveRows(arrays["log_probs"], labels, _precision(str(arrays["precision"])))
         except Exception as error:  # numpy and zipfile raise a dozen types on a damaged archive
             raise ValueError(
                 f"{self.url}/audit/rows answers no rows: {error}; check that it is a server of "
@@ -140,7 +143,7 @@ class LabelledRows(NamedTuple):
     temperature: float
 
 
-def labelled(rows: LiveRows, calibration: Predictions, seed: int) -> LabelledRows:
+def labelled(rows: Predictions, calibration: Predictions, seed: int) -> LabelledRows:
     """Give every row a label.
 
     Rows with feedback get their true label. For the others it is drawn from the last exit's
@@ -149,7 +152,7 @@ def labelled(rows: LiveRows, calibration: Predictions, seed: int) -> LabelledRow
     to be always wrong.
 
     Args:
-        rows: Rows as fetched.
+        rows: Rows as fetched, with labels of -1 where there was no feedback.
         calibration: The bundle's calibration set.
         seed: Seed of the draws.
     """
@@ -159,6 +162,14 @@ def labelled(rows: LiveRows, calibration: Predictions, seed: int) -> LabelledRow
     log_probs = rows.log_probs.clip(SMALLEST_LOG, 0.0)
     predictions = Predictions(log_probs, np.where(known, rows.labels, drawn))
     return LabelledRows(predictions, int(known.sum()), temperature)
+
+
+def _precision(name: str) -> Precision:
+    for precision in get_args(Precision):
+        if precision == name:
+            known: Precision = precision
+            return known
+    raise ValueError(f"their precision {name!r} is none of {', '.join(get_args(Precision))}")
 
 
 def _detail(content: bytes) -> str | None:

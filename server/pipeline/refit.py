@@ -1,32 +1,37 @@
-"""Fits a bundle's scheduler again: another policy, other costs, published weights, live rows."""
+"""Fits a scheduler to a bundle: another policy, other costs, published weights, live rows."""
 
 import json
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import Bundle, load_bundle, rewrite_manifest
-from profiling.calibration import Recorded, load_recorded, save_recorded
+from models.bundle import (
+    PREDICTIONS,
+    SCHEDULER_FILES,
+    Precision,
+    Variant,
+    load_bundle,
+    rewrite_entry,
+)
+from profiling.calibration import Predictions, Recorded, load_recorded, save_recorded
 from profiling.evaluation.evaluate import Evaluation, evaluate, spread_budgets
 from scheduler.eenet import load_published_scheduler
-from scheduler.fitted import FILES, Scheduler, save_scheduler
+from scheduler.fitted import Scheduler, save_scheduler
 from scheduler.fitting.fit import fit_scheduler
-from server.pipeline.builder import default_budget_ms
 from server.pipeline.live import LabelledRows, LiveRows, labelled
-
-CALIBRATION = "calibration.npz"
+from server.pipeline.variants import default_budget_ms
 
 
 class RefitResult(NamedTuple):
-    """A bundle with a new scheduler, and the scheduler's results on the recorded predictions.
+    """A variant with a new scheduler, and the scheduler's results on the recorded predictions.
 
-    `live` holds the rows it was fitted to, or None for the bundle's own calibration set.
+    `live` holds the rows it was fitted to, or None for the variant's own calibration rows.
     """
 
-    bundle: Bundle
+    variant: Variant
     scheduler: Scheduler
     evaluations: list[Evaluation]
     live: LabelledRows | None
@@ -36,31 +41,36 @@ def refit(
     folder: Path,
     *,
     policy: str,
+    precision: Precision | None = None,
     costs_ms: NDArray[np.float64] | None = None,
     weights: Path | None = None,
     live: LiveRows | None = None,
     seed: int = 0,
 ) -> RefitResult:
-    """Fit a policy to a bundle's calibration set and put it into the bundle.
+    """Fit a policy to a variant's calibration rows and put it into the bundle.
+
+    It replaces the variant's scheduler of that policy, and a server will start with it. Schedulers
+    of other policies stay.
 
     Args:
         folder: The bundle.
         policy: One of `scheduler.policies.POLICIES`.
-        costs_ms: Latency from the start until each exit, (K,); None: the bundle's own profile.
+        precision: Which variant; None: the first of the manifest.
+        costs_ms: Latency from the start until each exit, (K,); None: the variant's own profile.
         weights: npz of a published fitted EENet scheduler to take scores and assignment from.
-        live: Audited rows of a server that replace the calibration set; the test set stays.
+        live: Audited rows of a server that replace the calibration rows; other rows stay.
         seed: Seed of folds, of networks that are trained, and of labels that are drawn.
 
     Raises:
         ValueError: If bundle, costs or weights do not fit together; the bundle is as it was.
     """
-    bundle = load_bundle(folder)
-    recorded, seen = load_recorded(folder / CALIBRATION), None
+    variant = load_bundle(folder).variant(precision)
+    recorded, seen = load_recorded(variant.predictions), None
     if live is not None:
-        seen = labelled(live, recorded.calibration, seed)
-        recorded = Recorded(seen.predictions, recorded.test)
+        seen = labelled(Predictions(live.log_probs, live.labels), recorded.calibration, seed)
+        recorded = recorded._replace(calibration=seen.predictions)
     if costs_ms is None:
-        costs_ms = profiled_costs(folder)
+        costs_ms = profiled_costs(variant.profile)
     published = None if weights is None else load_published_scheduler(weights)
     calibration = recorded.calibration
     scheduler = fit_scheduler(
@@ -71,20 +81,35 @@ def refit(
         seed=seed,
         published=published,
     )
+    variant = _store(variant, scheduler, None if live is None else recorded)
+    evaluations = evaluate(scheduler, recorded, spread_budgets(costs_ms))
+    return RefitResult(variant, scheduler, evaluations, seen)
+
+
+def profiled_costs(profile: Path) -> NDArray[np.float64]:
+    """Latency until each exit in a `profile.json`, (K,)."""
+    costs: NDArray[np.float64] = np.array(json.loads(profile.read_text())["costs_ms"], np.float64)
+    return costs
+
+
+def _store(variant: Variant, scheduler: Scheduler, recorded: Recorded | None) -> Variant:
+    """Put a scheduler, and changed predictions if there are any, into a variant."""
+    folder, entry, policy = variant.bundle.folder, variant.entry, scheduler.policy.kind
+    new_place = (PurePosixPath(entry.folder) / "schedulers" / policy).as_posix()
+    place = entry.schedulers.get(policy, new_place)
     with tempfile.TemporaryDirectory(dir=folder) as part:
         save_scheduler(scheduler, Path(part))
-        if live is not None:
-            save_recorded(recorded, Path(part) / CALIBRATION)
-        for name in (*FILES, CALIBRATION) if live is not None else FILES:
-            (Path(part) / name).replace(folder / name)
-    bundle = rewrite_manifest(bundle, default_budget_ms=default_budget_ms(scheduler.frontier))
-    evaluations = evaluate(scheduler, recorded, spread_budgets(costs_ms))
-    return RefitResult(bundle, scheduler, evaluations, seen)
-
-
-def profiled_costs(folder: Path) -> NDArray[np.float64]:
-    """Latency until each exit in a bundle's `profile.json`, (K,)."""
-    costs: NDArray[np.float64] = np.array(
-        json.loads((folder / "profile.json").read_text())["costs_ms"], np.float64
+        if recorded is not None:
+            save_recorded(recorded, Path(part) / PREDICTIONS)
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        for name in SCHEDULER_FILES:
+            (Path(part) / name).replace(folder / place / name)
+        if recorded is not None:
+            (Path(part) / PREDICTIONS).replace(variant.predictions)
+    bundle = rewrite_entry(
+        variant,
+        schedulers=entry.schedulers | {policy: place},
+        policy=policy,
+        default_budget_ms=default_budget_ms(scheduler.frontier),
     )
-    return costs
+    return bundle.variant(variant.precision)

@@ -14,10 +14,10 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
 import server.pipeline.builder
-from models.bundle import write_manifest
+import server.pipeline.variants
+from models.bundle import PREDICTIONS, PROFILE, SCHEDULER_FILES, write_manifest
 from models.training.trainer import Trainer
 from profiling.calibration import Recorded, save_recorded
-from scheduler.fitted import FILES
 from server.app import create_app
 from server.cli.main import main
 from server.pipeline.refit import refit
@@ -41,8 +41,9 @@ TINY_FCN = {"stem_width": 4, "widths": [4, 6], "dilations": [[], [1]]}
 
 @pytest.fixture(scope="module")
 def client(shipped_bundle: Path) -> Iterator[TestClient]:
-    """A client of an app that serves the shipped bundle."""
-    with TestClient(create_app(Settings(bundle=(shipped_bundle,), window=100))) as client:
+    """A client of an app that serves the shipped bundle in single precision."""
+    settings = Settings(bundle=(shipped_bundle,), precision="float32", window=100)
+    with TestClient(create_app(settings)) as client:
         yield client
 
 
@@ -52,14 +53,14 @@ def refitted(
     tmp_path_factory: pytest.TempPathFactory,
     fitting_quickly: Callable[[], AbstractContextManager[None]],
 ) -> Callable[[str], Path]:
-    """Makes copies of the shipped bundle, one for each policy that is asked for."""
+    """Makes copies of the shipped bundle; in each one policy is fitted, in single precision."""
 
     @functools.cache
     def copy(policy: str) -> Path:
         folder = tmp_path_factory.mktemp(policy) / "bundle"
         shutil.copytree(shipped_bundle, folder)
         with fitting_quickly():
-            refit(folder, policy=policy)
+            refit(folder, policy=policy, precision="float32")
         return folder
 
     return copy
@@ -72,11 +73,11 @@ def make_bundle(tmp_path: Path) -> Callable[[Recorded], Path]:
     def make(recorded: Recorded) -> Path:
         folder = tmp_path / "work" / "bundle"
         graphs = [f"{part}/{k}.onnx" for part in ("stages", "heads") for k in range(3)]
-        for name in (*FILES, *graphs):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(f"stand-in for {name}".encode())
-        (folder / "profile.json").write_text(json.dumps({"costs_ms": [1.0, 2.0, 3.3]}))
-        save_recorded(recorded, folder / "calibration.npz")
+        for name in (*(f"schedulers/maxprob/{file}" for file in SCHEDULER_FILES), *graphs):
+            (folder / "float32" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "float32" / name).write_bytes(f"stand-in for {name}".encode())
+        (folder / "float32" / PROFILE).write_text(json.dumps({"costs_ms": [1.0, 2.0, 3.3]}))
+        save_recorded(recorded, folder / "float32" / PREDICTIONS)
         write_manifest(
             folder,
             name="pets",
@@ -84,8 +85,24 @@ def make_bundle(tmp_path: Path) -> Callable[[Recorded], Path]:
             task="image",
             classes=("ape", "bee", "cat", "dog"),
             num_exits=3,
-            preprocessing={"height": 8, "width": 8, "mean": (0.5, 0.5, 0.5), "std": (1, 1, 1)},
-            default_budget_ms=1.5,
+            inputs={
+                "image": {
+                    "kind": "image",
+                    "height": 8,
+                    "width": 8,
+                    "mean": (0.5, 0.5, 0.5),
+                    "std": (1, 1, 1),
+                }
+            },
+            precisions={
+                "float32": {
+                    "folder": "float32",
+                    "predictions": f"float32/{PREDICTIONS}",
+                    "schedulers": {"maxprob": "float32/schedulers/maxprob"},
+                    "policy": "maxprob",
+                    "default_budget_ms": 1.5,
+                }
+            },
             training={"epochs": 3},
         )
         return folder
@@ -107,9 +124,9 @@ def building_quickly(
 
     @contextmanager
     def quickly() -> Iterator[None]:
-        measure = functools.partial(server.pipeline.builder.measure_latency, warm_up=2, repeats=20)
+        measure = functools.partial(server.pipeline.variants.measure_latency, warm_up=2, repeats=20)
         with fitting_quickly(), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(server.pipeline.builder, "measure_latency", measure)
+            patch.setattr(server.pipeline.variants, "measure_latency", measure)
             yield
 
     return quickly
@@ -156,22 +173,26 @@ def backbone(made_once: MadeOnce, tokenizer: Tokenizer) -> Path:
     return made_once("backbone/tiny-bert", save)  # its path is in the runs that are shared
 
 
-@pytest.fixture(scope="session")
-def reviews(made_once: MadeOnce) -> Path:
-    """120 texts of 2 to 12 words, which praise or blame; the label is in the last word."""
-    random, lines = np.random.default_rng(0), {}
-    while len(lines) < 120:
+def write_reviews(path: Path, rows: int) -> None:
+    """Write texts of 2 to 12 words, which praise or blame; the label is in the last word."""
+    random, lines = np.random.default_rng(0), dict[str, str]()
+    while len(lines) < rows:
         label = len(lines) % 2
         words = [
             *random.choice(FILLERS, random.integers(1, 12)),
             random.choice((BLAME, PRAISE)[label]),
         ]
         lines[" ".join(words)] = ("blame", "praise")[label]
-    table = "text,label\n" + "".join(f"{text},{label}\n" for text, label in lines.items())
+    path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in lines.items()))
+
+
+@pytest.fixture(scope="session")
+def reviews(made_once: MadeOnce) -> Path:
+    """120 texts as `write_reviews` writes them."""
 
     def write(folder: Path) -> None:
         folder.mkdir()
-        (folder / "reviews.csv").write_text(table)
+        write_reviews(folder / "reviews.csv", 120)
 
     return made_once("reviews", write) / "reviews.csv"
 

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from profiling.calibration import load_recorded
+from models.bundle import Variant, load_bundle
 from scheduler.fitted import load_scheduler
 from scheduler.policy import score_all
 from server.app import create_app
 from server.pipeline.refit import refit
 from server.settings import Settings
+from tests.bundles import recorded_of
 
 if TYPE_CHECKING:
     from tests.conftest import Images
@@ -30,7 +31,8 @@ Refitted = Callable[[str], Path]
 
 
 def serving(folder: Path) -> Iterator[TestClient]:
-    with TestClient(create_app(Settings(bundle=(folder,), window=100))) as client:
+    settings = Settings(bundle=(folder,), precision="float32", window=100)
+    with TestClient(create_app(settings)) as client:
         yield client
 
 
@@ -47,6 +49,11 @@ def maxprob(refitted: Refitted) -> Iterator[TestClient]:
 @pytest.fixture(params=["stopping", "maxprob"])
 def either(request: pytest.FixtureRequest) -> TestClient:
     return request.getfixturevalue(request.param)
+
+
+def variant_of(folder: Path) -> Variant:
+    """What `serving` serves."""
+    return load_bundle(folder).variant("float32")
 
 
 def state(client: TestClient) -> dict[str, Any]:
@@ -115,7 +122,7 @@ def test_without_a_budget_the_parameter_is_the_one_that_runs_any_row_to_the_end(
 ) -> None:
     # Not one at which all rows of the calibration set did: others may be surer of themselves.
     shown = put(either, None)
-    policy = load_scheduler(refitted(shown["policy"])).policy
+    policy = load_scheduler(variant_of(refitted(shown["policy"])).scheduler()).policy
     assert shown["parameter"] == pytest.approx(policy.never_exit_parameter)
 
 
@@ -178,7 +185,9 @@ def test_rows_of_one_batch_obey_their_own_budget_and_deadline(
     refitted: Refitted, images: Images
 ) -> None:
     # Lists of several requests meet in batches of up to 16 on one slow worker.
-    settings = Settings(bundle=(refitted("maxprob"),), max_batch=16, engine_workers=1)
+    settings = Settings(
+        bundle=(refitted("maxprob"),), precision="float32", max_batch=16, engine_workers=1
+    )
     many = [base64.b64encode(file).decode() for file in images.files[:16]]
     with TestClient(create_app(settings)) as client:
         put(client, None)
@@ -235,8 +244,8 @@ def test_served_scores_are_those_of_the_recorded_predictions(
     either: TestClient, refitted: Refitted, images: Images
 ) -> None:
     folder = refitted(state(either)["policy"])
-    test = load_recorded(folder / "calibration.npz").test
-    expected = score_all(load_scheduler(folder).policy, test.log_probs[:, images.rows[:30]])
+    recorded = recorded_of(folder, "float32").test.log_probs[:, images.rows[:30]]
+    expected = score_all(load_scheduler(variant_of(folder).scheduler()).policy, recorded)
     for file, scores in zip(images.files[:30], expected, strict=True):
         trace = ask(either, file, trace=True, budget_ms=1e6)["trace"]
         assert [entry["score"] for entry in trace] == pytest.approx(scores, abs=5e-3)
@@ -272,7 +281,8 @@ def test_a_host_whose_stages_share_the_time_otherwise_is_told_to_fit_again(
     refitted: Refitted, tmp_path: Path, quick_fits: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = Path(shutil.copytree(refitted("stopping"), tmp_path / "bundle"))
-    refit(folder, policy="stopping", costs_ms=np.array([1.0, 50.0, 51.0]))
+    costs_ms = np.array([1.0, 50.0, 51.0])
+    refit(folder, policy="stopping", precision="float32", costs_ms=costs_ms)
     with caplog.at_level(logging.WARNING):
         for client in serving(folder):
             assert state(client)["ceiling_ms"] < 50

@@ -14,9 +14,9 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from models.preprocess import ImagePreprocessor, ModelInput
-from profiling.calibration import load_recorded
 from server.app import create_app
 from server.settings import Settings
+from tests.bundles import recorded_of
 
 if TYPE_CHECKING:
     from tests.conftest import Images
@@ -57,7 +57,7 @@ def test_the_answer_has_the_shape_of_the_contract(client: TestClient, images: Im
 def test_answers_are_those_recorded_in_the_bundle(
     client: TestClient, images: Images, shipped_bundle: Path, budget_ms: float
 ) -> None:
-    test = load_recorded(shipped_bundle / "calibration.npz").test
+    test = recorded_of(shipped_bundle, "float32").test
     exit = 0 if budget_ms < 1 else 2
     for file, row in zip(images.files[:40], images.rows[:40], strict=True):
         options = {"budget_ms": budget_ms, "top_k": 10}

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from models.bundle import MANIFEST, Bundle, Manifest, load_bundle, rewrite_manifest
+from models.bundle import load_bundle, rewrite_manifest
 from scheduler.fitted import FILES
 from server.app import create_app
 from server.settings import Settings
@@ -34,24 +35,33 @@ def folder(shipped_bundle: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def reloading(folder: Path) -> Iterator[TestClient]:
-    with TestClient(create_app(Settings(bundle=(folder,), window=100))) as client:
+    settings = Settings(bundle=(folder,), precision="float32", window=100)
+    with TestClient(create_app(settings)) as client:
         yield client
+
+
+def scheduler_of(folder: Path) -> Path:
+    return load_bundle(folder).variant("float32").scheduler()
 
 
 def put_scheduler(source: Path, folder: Path) -> str:
     """Another bundle's scheduler into a bundle; the hash of its numbers."""
-    for name in FILES:
-        shutil.copy(source / name, folder / name)
-    rewrite_manifest(load_bundle_unverified(folder))
+    with listed_again(folder) as place:
+        for name in FILES:
+            shutil.copy(scheduler_of(source) / name, place / name)
     return sha256(folder)
 
 
-def load_bundle_unverified(folder: Path) -> Bundle:
-    return Bundle(folder, Manifest.model_validate_json((folder / MANIFEST).read_bytes()))
+@contextmanager
+def listed_again(folder: Path) -> Iterator[Path]:
+    """Gives the folder of the scheduler, and hashes what has changed in the bundle since."""
+    bundle = load_bundle(folder)
+    yield bundle.variant("float32").scheduler()
+    rewrite_manifest(bundle)
 
 
 def sha256(folder: Path) -> str:
-    return hashlib.sha256((folder / FILES[1]).read_bytes()).hexdigest()
+    return hashlib.sha256((scheduler_of(folder) / FILES[1]).read_bytes()).hexdigest()
 
 
 def state(client: TestClient) -> dict[str, Any]:
@@ -96,21 +106,22 @@ def test_reloading_what_is_served_changes_nothing_and_keeps_the_window(
 
 
 def damage(folder: Path) -> None:
-    (folder / FILES[1]).write_bytes(b"no archive")
+    (scheduler_of(folder) / FILES[1]).write_bytes(b"no archive")
 
 
 def take_away(folder: Path) -> None:
-    (folder / FILES[0]).unlink()
+    (scheduler_of(folder) / FILES[0]).unlink()
 
 
 def list_rubbish(folder: Path) -> None:
-    damage(folder)
-    rewrite_manifest(load_bundle_unverified(folder))
+    with listed_again(folder):
+        damage(folder)
 
 
 def change_the_network(folder: Path) -> None:
-    shutil.copy(folder / "heads/1.onnx", folder / "heads/0.onnx")
-    rewrite_manifest(load_bundle_unverified(folder))
+    heads = load_bundle(folder).variant("float32").head_files
+    with listed_again(folder):
+        shutil.copy(heads[1], heads[0])
 
 
 def of_another_network(folder: Path) -> None:
@@ -121,12 +132,12 @@ def of_another_network(folder: Path) -> None:
 
 def of_other_classes(folder: Path) -> None:
     """Three exits, but weights for other classes."""
-    with np.load(folder / FILES[1]) as arrays:
-        held = dict(arrays)
-    for k in range(3):
-        held[f"class_offsets_{k}"] = held[f"class_offsets_{k}"][:4]
-    np.savez_compressed(folder / FILES[1], **held)
-    rewrite_manifest(load_bundle_unverified(folder))
+    with listed_again(folder) as place:
+        with np.load(place / FILES[1]) as arrays:
+            held = dict(arrays)
+        for k in range(3):
+            held[f"class_offsets_{k}"] = held[f"class_offsets_{k}"][:4]
+        np.savez_compressed(place / FILES[1], **held)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +146,7 @@ def of_other_classes(folder: Path) -> None:
         (damage, "scheduler.npz is damaged"),
         (take_away, "scheduler.json is missing"),
         (list_rubbish, "scheduler.npz cannot be read"),
-        (change_the_network, "no longer holds the network"),
+        (change_the_network, "no longer holds the float32 network"),
         (of_another_network, "the scheduler has 4 exits, the network 3"),
         (of_other_classes, "failed on the warm-up input"),
     ],
@@ -161,7 +172,8 @@ def test_of_several_models_none_changes_when_one_bundle_is_bad(
     folder: Path, refitted: Refitted, shipped_text_bundle: Path, tmp_path: Path
 ) -> None:
     text = Path(shutil.copytree(shipped_text_bundle, tmp_path / "text"))
-    with TestClient(create_app(Settings(bundle=(folder, text)))) as client:
+    settings = Settings(bundle=(folder, text), precision="float32")
+    with TestClient(create_app(settings)) as client:
         put_scheduler(refitted("maxprob"), folder)
         damage(text)
         assert client.post("/scheduler/reload").status_code == 422

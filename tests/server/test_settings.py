@@ -74,3 +74,12 @@ def test_a_key_of_the_file_that_was_meant_is_suggested(tmp_path: Path) -> None:
 def test_a_variable_that_was_meant_is_suggested() -> None:
     with pytest.raises(ValueError, match=r"'EENET_WINDO' .*; did you mean 'EENET_WINDOW'\?"):
         load_settings({}, None, {"EENET_WINDO": "100"})
+
+
+def test_the_precision_is_named_or_left_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings({}, None, {}).named_precision is None
+    assert load_settings({"precision": "auto"}, None, {}).named_precision is None
+    monkeypatch.setenv("EENET_PRECISION", "int8")
+    assert load_settings({}, None, {"EENET_PRECISION": "int8"}).named_precision == "int8"
+    with pytest.raises(ValueError, match="'auto', 'float32', 'float16' or 'int8'"):
+        load_settings({"precision": "int4"}, None, {})

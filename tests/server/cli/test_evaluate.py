@@ -11,14 +11,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.bundle import Bundle, Manifest, rewrite_manifest
-from models.data.dataset import DataConfig
+from models.bundle import Bundle, Manifest, load_bundle, rewrite_entry, rewrite_manifest
+from models.data.dataset import DataConfig, Dataset, Split
 from models.data.load import load_dataset
-from profiling.calibration import Predictions, Recorded, load_predictions, load_recorded
+from profiling.calibration import Predictions, Recorded, load_predictions
 from profiling.evaluation.evaluate import EVALUATED, evaluate, spread_budgets
-from scheduler.fitted import load_scheduler, save_scheduler
+from scheduler.fitted import save_scheduler
 from scheduler.fitting.fit import fit_scheduler
 from server.cli.main import main
+from tests.bundles import recorded_of, scheduler_of, variant_of
 
 pytestmark = pytest.mark.usefixtures("quick_fits")
 
@@ -306,16 +307,27 @@ def dataset(tmp_path: Path) -> Path:
 def bundle(make_bundle: Callable[[Recorded], Path], dataset: Path, make_probs: MakeProbs) -> Path:
     """Predictions of the dataset's images, and `stopping` fitted to other ones."""
     data = load_dataset(DataConfig(str(dataset), calibration_size=40))
-    parts = []
-    for split in (data.calibration, data.test):
+    return write_bundle(make_bundle, data, make_probs)
+
+
+def write_bundle(
+    make_bundle: Callable[[Recorded], Path], data: Dataset, make_probs: MakeProbs
+) -> Path:
+    def recorded(split: Split) -> Predictions:
         probs, labels = make_probs(len(split.labels), labels=split.labels)
-        parts.append(Predictions(np.log(probs).astype(np.float16), labels))
-    folder = make_bundle(Recorded(*parts))
+        return Predictions(np.log(probs).astype(np.float16), labels)
+
+    certification = data.certification and recorded(data.certification)
+    folder = make_bundle(Recorded(recorded(data.calibration), certification, recorded(data.test)))
     probs, labels = make_probs(50, seed=8)
-    save_scheduler(fit_scheduler("stopping", np.log(probs), labels, COSTS), folder)
-    (folder / "profile.json").write_text(json.dumps({"costs_ms": [7.0, 8.0, 9.0]}))
+    place = folder / "float32/schedulers/stopping"
+    place.mkdir()
+    save_scheduler(fit_scheduler("stopping", np.log(probs), labels, COSTS), place)
+    (folder / "float32/profile.json").write_text(json.dumps({"costs_ms": [7.0, 8.0, 9.0]}))
     manifest = Manifest.model_validate_json((folder / "bundle.json").read_text())
-    rewrite_manifest(Bundle(folder, manifest))
+    schedulers = {"stopping": "float32/schedulers/stopping"}
+    variant = Bundle(folder, manifest).variant()
+    rewrite_entry(variant, schedulers=schedulers, policy="stopping")
     return folder
 
 
@@ -329,11 +341,11 @@ def test_a_bundle_is_judged_with_the_scheduler_and_the_costs_it_has(
     before = contents(bundle)
     command = ["evaluate", str(bundle), "--policies", "maxprob,stopping", *everything_into(out)]
     assert main(command) == 0
-    document, recorded = figures(out), load_recorded(bundle / "calibration.npz")
+    document, recorded = figures(out), recorded_of(bundle)
     assert document["costs"] == COSTS.tolist()
     check_exits(out, recorded, COSTS)
     own = [row for row in document["results"] if row["policy"] == "stopping"]
-    expected = evaluate(load_scheduler(bundle), recorded, spread_budgets(COSTS))
+    expected = evaluate(scheduler_of(bundle), recorded, spread_budgets(COSTS))
     assert own == json.loads(json.dumps([row._asdict() for row in expected]))
     assert all(row["fit_seconds"] > 0 for row in document["results"] if row not in own)
     assert contents(bundle) == before
@@ -360,9 +372,9 @@ def test_costs_that_do_not_fit_a_bundle_are_told(
 def test_a_damaged_bundle_is_one_sentence(
     bundle: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (bundle / "calibration.npz").write_bytes(b"other")
+    variant_of(bundle).predictions.write_bytes(b"other")
     assert main(["evaluate", str(bundle), *everything_into(out)]) == 2
-    assert "calibration.npz is damaged" in complaint(capsys)
+    assert "predictions.npz is damaged" in complaint(capsys)
     assert list(out.iterdir()) == []
 
 
@@ -373,6 +385,31 @@ def test_the_data_sets_images_are_the_examples_of_the_report(
     assert main([*command, "--report", str(out / "report")]) == 0
     assert "<image " in (out / "report" / "examples.svg").read_text()
     assert 'src="examples.svg"' in (out / "report" / "index.html").read_text()
+
+
+def test_the_examples_are_the_test_rows_that_the_bundle_reports_on(
+    make_bundle: Callable[[Recorded], Path], dataset: Path, make_probs: MakeProbs, out: Path
+) -> None:
+    split: dict[str, Any] = {"calibration_from": "test", "seed": 3}
+    data = load_dataset(
+        DataConfig(str(dataset), calibration_size=20, certification_size=10, **split)
+    )
+    bundle = write_bundle(make_bundle, data, make_probs)
+    command = ["evaluate", str(bundle), "--policies", "maxprob", "--dataset", str(dataset)]
+    assert main([*command, "--report", str(out / "report")]) == 2  # it does not know the split
+    loaded = load_bundle(bundle)
+    rewrite_manifest(loaded, training=loaded.manifest.training | split)
+    assert main([*command, "--report", str(out / "report")]) == 0
+    assert "<image " in (out / "report" / "examples.svg").read_text()
+
+
+def test_a_precision_is_one_of_a_bundle(
+    predictions: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(asked(predictions, "--precision", "int8")) == 2
+    assert "--precision chooses a network of a bundle" in complaint(capsys)
+    assert main(["evaluate", str(bundle), "--precision", "int8"]) == 2
+    assert "holds no int8 network" in complaint(capsys)
 
 
 def test_images_of_another_data_set_are_refused(
@@ -392,7 +429,7 @@ def test_bundles_of_every_task_are_judged(
     bundle = request.getfixturevalue(kind)
     few = ["--policies", "maxprob,oracle"]
     assert main(["evaluate", str(bundle), *few, *everything_into(out)]) == 0
-    document, recorded = figures(out), load_recorded(bundle / "calibration.npz")
+    document, recorded = figures(out), recorded_of(bundle)
     assert document["exit_accuracy"] == pytest.approx(recorded.test.correct.mean(0).tolist())
     assert len(document["costs"]) == document["num_exits"] == 2
     for row, taken in zip(document["results"], exits_in(out / "exits.npz").values(), strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,10 +24,9 @@ from models.networks.multi_exit import MultiExitModel
 from models.published import network_of, published_name
 from models.runtime.onnx_backend import OnnxBackend
 from models.training.run import read_run
-from profiling.calibration import load_recorded
-from scheduler.fitted import load_scheduler
 from server.cli.main import main
 from server.pipeline.builder import in_order, load_run
+from tests.bundles import recorded_of, scheduler_of
 
 pytestmark = pytest.mark.usefixtures("quick_builds")
 
@@ -131,7 +129,8 @@ def noise(rows: int) -> NDArray[np.float32]:
 
 def through(bundle: Bundle, state: State) -> NDArray[np.float32]:
     """The logits of a bundle's graphs, (K, N, C)."""
-    backend, logits = OnnxBackend(bundle.stage_files, bundle.head_files), []
+    variant = bundle.variant()
+    backend, logits = OnnxBackend(variant.stage_files, variant.head_files), []
     for k in range(backend.num_exits):
         state = backend.run_stage(k, state)
         logits.append(backend.run_head(k, state).logits)
@@ -233,8 +232,8 @@ def small(
     tmp_path_factory: pytest.TempPathFactory,
     quick_builds: None,
 ) -> Built:
-    """A BERT of foreign latencies whose classes stand in another order than those of the data, in
-    eight bits and without the words that are not used.
+    """A BERT of foreign latencies whose classes stand in another order than those of the data,
+    without the words that are not used.
     """
     from contextlib import redirect_stderr, redirect_stdout
     from io import StringIO
@@ -242,49 +241,41 @@ def small(
     folder, out, shown = tmp_path_factory.mktemp("small"), StringIO(), StringIO()
     more = ["--latencies", latencies, "--class-names", "praise,blame"]
     assert main(bert.command(folder / "run", *more)) == 0
-    flags = ["--dataset", reviews, "--weights", "int8", "--prune-vocabulary", "--json"]
+    flags = ["--dataset", reviews, "--prune-vocabulary", "--json"]
     with redirect_stdout(out), redirect_stderr(shown):
         bundle = build(folder / "run", folder / "small", *flags)
     return Built(folder / "run", bundle, shown.getvalue().splitlines(), out.getvalue())
 
 
-def test_both_ways_of_storing_weights_are_measured(small: Built) -> None:
-    manifest = small.bundle.manifest
-    assert (manifest.name, manifest.task, manifest.weights) == ("small", "text", "int8")
+def test_its_manifest_tells_what_it_reaches(small: Built) -> None:
+    variant = small.bundle.variant()
+    manifest, measured = small.bundle.manifest, variant.entry.measured
+    assert (manifest.name, manifest.task, variant.precision) == ("small", "text", "float32")
     assert manifest.classes == ("praise", "blame")
-    assert list(manifest.measured) == ["float32", "int8"]
-    for measured in manifest.measured.values():
-        assert len(measured.accuracy) == len(measured.latency_ms) == 2
-        assert all(0 <= share <= 1 for share in measured.accuracy)
-        assert 0 < measured.latency_ms[0] < measured.latency_ms[1]
-    profile = json.loads((small.bundle.folder / "profile.json").read_text())
-    assert list(manifest.measured["int8"].latency_ms) == profile["costs_ms"]
+    assert measured is not None and measured == manifest.trained
+    assert len(measured.accuracy) == len(measured.latency_ms) == 2
+    profile = json.loads(variant.profile.read_text())
+    assert list(measured.latency_ms) == pytest.approx(profile["costs_ms"], abs=1e-4)
     assert manifest.training["dataset"] == "reviews" and manifest.training["epochs"] is None
-    assert manifest.training["test_accuracy"] == list(manifest.measured["int8"].accuracy)
+    assert manifest.training["test_accuracy"] == list(measured.accuracy)
+    assert json.loads(small.json)["bundle"] == str(small.bundle.folder)
 
 
 def test_labels_are_numbered_as_the_checkpoint_numbers_its_classes(
     small: Built, reviews: Path
 ) -> None:
-    test = load_recorded(small.bundle.folder / "calibration.npz").test
+    test = recorded_of(small.bundle.folder).test
     in_order = load_dataset(DataConfig(str(reviews), calibration_size=12)).test.labels
     assert np.array_equal(test.labels, 1 - in_order)
-    shown = small.bundle.manifest.measured["int8"].accuracy
-    assert shown == pytest.approx(test.correct.mean(0), abs=1e-4)
-
-
-def test_what_is_printed_names_both_and_the_json_stands_alone(small: Built) -> None:
-    lines = [line for line in small.printed if re.match(r"(float32|int8): test accuracy", line)]
-    assert [line.partition(":")[0] for line in lines] == ["float32", "int8"]
-    told = json.loads(small.json)
-    assert set(told) == {"bundle", "exit_accuracy", "evaluations"}
-    assert told["bundle"] == str(small.bundle.folder) and len(told["exit_accuracy"]) == 2
+    measured = small.bundle.variant().entry.measured
+    assert measured is not None
+    assert measured.accuracy == pytest.approx(test.correct.mean(0), abs=1e-4)
 
 
 def test_the_scheduler_is_fitted_to_the_latencies_given(small: Built) -> None:
-    frontier = load_scheduler(small.bundle.folder).frontier
+    frontier = scheduler_of(small.bundle.folder).frontier
     assert frontier.costs_ms.tolist() == pytest.approx([2.3, 4.1])
-    assert 2.3 <= (small.bundle.manifest.default_budget_ms or 0) <= 4.1
+    assert 2.3 <= (small.bundle.variant().entry.default_budget_ms or 0) <= 4.1
 
 
 def test_unused_words_are_gone_and_can_still_be_spelt(small: Built, tokenizer: Tokenizer) -> None:
@@ -300,33 +291,17 @@ def test_unused_words_are_gone_and_can_still_be_spelt(small: Built, tokenizer: T
     assert Tokenizer.from_str(own).get_vocab() == before  # the run stays as it is
 
 
-def test_a_small_bundle_answers_nearly_as_the_network(
+def test_a_bundle_without_unused_words_answers_as_the_network(
     small: Built, bert: Checkpoint, tokenizer: Tokenizer
 ) -> None:
-    assert isinstance(small.bundle.manifest.preprocessing, TextInput)
+    assert isinstance(small.bundle.manifest.input, TextInput)
     preprocess: Any = small.bundle.preprocessor(1)
     texts = ["the good film was very dull", "bad", "a great and fine film and a very good film"]
     for text in texts:
         ids = torch.tensor([tokenizer.encode(text).ids])
         expected = logits_of(bert.model, ids, torch.ones_like(ids))
         found = through(small.bundle, preprocess(text).state)
-        np.testing.assert_allclose(found, expected, atol=0.05)
-        assert not np.array_equal(found, expected)
-
-
-def test_half_precision_is_measured_beside_single(
-    msdnet: Checkpoint, ten_classes: Path, tmp_path: Path
-) -> None:
-    assert main(msdnet.command(tmp_path / "run")) == 0
-    bundle = build(
-        tmp_path / "run", tmp_path / "half", "--dataset", ten_classes, "--weights", "float16"
-    )
-    assert (bundle.manifest.weights, bundle.manifest.classes) == ("float16", tuple("abcdefghij"))
-    assert [len(m.latency_ms) for m in bundle.manifest.measured.values()] == [2, 2]
-    assert list(bundle.manifest.measured) == ["float32", "float16"]
-    images = noise(5)
-    expected = logits_of(msdnet.model, torch.from_numpy(images))
-    np.testing.assert_allclose(through(bundle, (images,)), expected, atol=0.02)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 GOLDEN = {
@@ -370,8 +345,7 @@ def test_a_golden_checkpoint_becomes_a_bundle_that_answers_as_published(
 ) -> None:
     import_golden("resnet56_3", tmp_path / "run", tokenizer)
     bundle = build(tmp_path / "run", tmp_path / "published", "--dataset", ten_classes)
-    assert (bundle.manifest.num_exits, bundle.manifest.weights) == (3, "float32")
-    assert list(bundle.manifest.measured) == ["float32"]
+    assert (bundle.manifest.num_exits, bundle.precisions) == (3, ("float32",))
     given, expected = golden_vectors("resnet56_3")
     np.testing.assert_allclose(through(bundle, (given,)), expected, atol=1e-4)
 

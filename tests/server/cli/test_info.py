@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,8 @@ import pytest
 
 from models.bundle import load_bundle
 from server.cli.main import main
+from server.pipeline.refit import refit
+from tests.bundles import recorded_of, variant_of
 
 
 def described(capsys: pytest.CaptureFixture[str], folder: Path) -> dict[str, Any]:
@@ -15,27 +18,37 @@ def described(capsys: pytest.CaptureFixture[str], folder: Path) -> dict[str, Any
 
 
 def test_images_are_described(capsys: pytest.CaptureFixture[str], shipped_bundle: Path) -> None:
-    manifest = load_bundle(shipped_bundle).manifest
+    variant = variant_of(shipped_bundle)
+    manifest, entry = variant.bundle.manifest, variant.entry
     told = described(capsys, shipped_bundle)
-    assert (told["name"], told["task"], told["policy"]) == (manifest.name, "image", "stopping")
+    assert (told["name"], told["task"]) == (manifest.name, "image")
     assert told["classes"] == list(manifest.classes)
     assert told["input"] == {"kind": "image", "height": 32, "width": 32}
-    assert (told["precision"], told["default_budget_ms"]) == ("float32", manifest.default_budget_ms)
-    reached = [each["test_accuracy"] for each in told["exits"]]
+    assert list(told["precisions"]) == list(variant.bundle.precisions)
+    shown = told["precisions"][variant.precision]
+    assert (shown["policy"], shown["schedulers"]) == (entry.policy, list(entry.schedulers))
+    assert shown["default_budget_ms"] == entry.default_budget_ms
+    reached = [each["test_accuracy"] for each in shown["exits"]]
     assert reached == pytest.approx(manifest.training["test_accuracy"], abs=1e-4)
-    costs = [each["cost_ms"] for each in told["exits"]]
+    costs = [each["cost_ms"] for each in shown["exits"]]
     assert costs == sorted(costs) and costs[0] > 0
+    graphs = zip(variant.stage_files, variant.head_files, strict=True)
+    sizes = [stage.stat().st_size + head.stat().st_size for stage, head in graphs]
+    assert [each["bytes"] for each in shown["exits"]] == sizes
     assert (
         told["bytes"]
         == sum(path.stat().st_size for path in shipped_bundle.rglob("*") if path.is_file())
         - (shipped_bundle / "bundle.json").stat().st_size
     )
-    assert sum(told["at_default_budget"]["exit_rates"]) == pytest.approx(1, abs=1e-3)
+    assert sum(shown["at_default_budget"]["exit_rates"]) == pytest.approx(1, abs=1e-3)
 
 
 def test_texts_are_described(capsys: pytest.CaptureFixture[str], shipped_text_bundle: Path) -> None:
     told = described(capsys, shipped_text_bundle)
-    assert told["precision"] == "int8" and set(told["measured"]) == {"float32", "int8"}
+    manifest = load_bundle(shipped_text_bundle).manifest
+    assert list(told["precisions"]) == list(manifest.precisions)
+    assert manifest.trained is not None
+    assert told["trained"]["accuracy"] == list(manifest.trained.accuracy)
     assert told["input"]["max_tokens"] == 128 and told["input"]["vocabulary"] > 10_000
 
 
@@ -44,8 +57,30 @@ def test_people_get_a_table(capsys: pytest.CaptureFixture[str], shipped_bundle: 
     lines = capsys.readouterr().out.splitlines()
     assert "10: airplane, automobile, bird" in lines[2]
     assert lines[3].split(maxsplit=1) == ["input", "images of 32x32"]
-    assert [line.split()[0] for line in lines[-3:]] == ["0", "1", "2"]
-    assert "84.28" in lines[-3]
+    bundle = load_bundle(shipped_bundle)
+    exits = [[name, str(exit)] for name in bundle.precisions for exit in range(3)]
+    table = lines[-len(exits) :]
+    assert [line.split()[:2] for line in table] == exits
+    accuracy = recorded_of(shipped_bundle).test.correct.mean(0)
+    assert [float(line.split()[3]) for line in table[:3]] == pytest.approx(
+        100 * accuracy, abs=0.006
+    )
+    budgets = lines[5 : 5 + len(bundle.precisions)]
+    assert [line.split()[0] for line in budgets] == list(bundle.precisions)
+    for line, name in zip(budgets, bundle.precisions, strict=True):
+        entry = bundle.variant(name).entry
+        assert entry.policy in line and f"{entry.default_budget_ms:g} ms by default" in line
+
+
+@pytest.mark.usefixtures("quick_fits")
+def test_all_schedulers_are_named(
+    capsys: pytest.CaptureFixture[str], shipped_bundle: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(shipped_bundle, tmp_path / "bundle"))
+    before = variant_of(folder).entry.policy
+    refit(folder, policy="entropy")
+    assert main(["info", str(folder)]) == 0
+    assert f"entropy (also {before})" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_bundle_is_one_sentence(

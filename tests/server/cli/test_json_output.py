@@ -61,7 +61,7 @@ def test_fit_profile_and_info(
     assert "evaluations" in document(capfd, "fit", folder, "--policy", "maxprob")
     few = ("--batch-sizes", "1", "--repeats", "1")
     assert "costs_ms" in document(capfd, "profile", folder, *few)
-    assert "exits" in document(capfd, "info", folder)
+    assert "precisions" in document(capfd, "info", folder)
 
 
 def test_simulate(capfd: pytest.CaptureFixture[str]) -> None:

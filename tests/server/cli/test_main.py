@@ -11,6 +11,7 @@ import pytest
 from models.training.run import RunConfig
 from scheduler.policies import POLICIES, describe_policies
 from server.cli.main import COMMANDS, main
+from tests.bundles import variant_of
 
 
 def serve(*flags: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -24,20 +25,22 @@ def bundle(tmp_path: Path, shipped_bundle: Path) -> Path:
     return Path(shutil.copytree(shipped_bundle, tmp_path / "bundle"))
 
 
-@pytest.mark.parametrize(
-    "file", ["bundle.json", "stages/1.onnx", "heads/0.onnx", "scheduler.npz", "calibration.npz"]
-)
+@pytest.mark.parametrize("which", range(5))
 def test_a_missing_or_damaged_file_stops_the_start_with_one_sentence(
-    bundle: Path, file: str, capsys: pytest.CaptureFixture[str]
+    bundle: Path, which: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = (bundle / file).read_bytes()
+    variant = variant_of(bundle)
+    graphs = variant.stage_files[1], variant.head_files[0]
+    scheduler = variant.scheduler() / "scheduler.npz"
+    file = (bundle / "bundle.json", *graphs, scheduler, variant.predictions)[which]
+    whole = file.read_bytes()
     for damaged in (None, whole[: len(whole) // 2]):
-        (bundle / file).unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
         if damaged is not None:
-            (bundle / file).write_bytes(damaged)
+            file.write_bytes(damaged)
         assert main(["serve", "--bundle", str(bundle), "--log-level", "error"]) == 2
         told = capsys.readouterr().err
-        assert file in told and len(told.strip().splitlines()) == 1
+        assert str(file) in told and len(told.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,15 @@ def test_every_setting_is_a_flag_with_its_variable(capsys: pytest.CaptureFixture
         assert f"$EENET_{name.replace('-', '_').upper()}" in text
 
 
-DATA = ("dataset", "text-column", "label-column", "calibration-size", "image-size")
+DATA = (
+    "dataset",
+    "text-column",
+    "label-column",
+    "calibration-size",
+    "calibration-from",
+    "certification-size",
+    "image-size",
+)
 TRAINING = (
     "out",
     "max-tokens",
@@ -144,7 +155,8 @@ FLAGS = {
         "name",
         *DATA,
         "policy",
-        "weights",
+        "precision",
+        "max-precision-loss",
         "prune-vocabulary",
         "torch-weights",
         "json",
@@ -190,7 +202,7 @@ def test_what_must_be_given_is_named(
 @pytest.mark.parametrize(
     ("arguments", "offered"),
     [
-        (["build", "run", "--out", "b", "--weights", "int4"], "did you mean 'int8'?"),
+        (["build", "run", "--out", "b", "--precision", "int4"], "did you mean 'int8'?"),
         (["build", "run", "--out", "b", "--policy", "oracle"], "stopping"),
         (["train", "--arch", "x", "--dataset", "d", "--out", "o", "--epochs", "many"], "int"),
         (["import", "c", "--arch", "x", "--classes", "ten", "--out", "o"], "int"),

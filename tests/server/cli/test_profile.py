@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from models.bundle import load_bundle
+from models.runtime.instruction_set import integer_instructions
 from models.stage_costs import read_stage_costs
 from server.cli.main import main
+from tests.bundles import rewrite_as_format_1, variant_of
 
 QUICKLY = ("--batch-sizes", "1,3", "--repeats", "3")
 
@@ -40,11 +42,12 @@ def test_the_bundle_gets_this_machines_latencies_and_is_whole(bundle: Path) -> N
     profile(bundle, *QUICKLY)
     after, changed = contents(bundle), load_bundle(bundle).manifest
     assert {name for name in after if after[name] != before.get(name)} == {
-        "profile.json", "bundle.json",
+        "bundle.json", variant_of(bundle).profile.relative_to(bundle).as_posix(),
     }  # fmt: skip
     assert set(after) == set(before)
-    assert changed.model_dump(exclude={"files"}) == manifest.model_dump(exclude={"files"})
-    written = json.loads(after["profile.json"])
+    same = {"files", "format_version"}
+    assert changed.model_dump(exclude=same) == manifest.model_dump(exclude=same)
+    written = json.loads(variant_of(bundle).profile.read_text())
     assert (written["device"], written["threads"]) == ("cpu", 1)
     assert list(written["latency_ms"]) == ["1", "3"]
     for latency in written["latency_ms"].values():
@@ -52,7 +55,7 @@ def test_the_bundle_gets_this_machines_latencies_and_is_whole(bundle: Path) -> N
             percentiles = np.array(latency[part])
             assert percentiles.shape == (3, 3) and (percentiles > 0).all()
             assert (np.diff(percentiles, axis=1) >= 0).all()
-    costs = read_stage_costs(bundle / "profile.json")
+    costs = read_stage_costs(variant_of(bundle).profile)
     assert costs.batch_sizes == (1, 3) and costs.num_exits == 3
     assert costs.costs_ms == pytest.approx(written["costs_ms"], abs=1e-3)
 
@@ -61,7 +64,7 @@ def test_texts_are_profiled_too(shipped_text_bundle: Path, tmp_path: Path) -> No
     folder = Path(shutil.copytree(shipped_text_bundle, tmp_path / "bundle"))
     profile(folder, "--batch-sizes", "1", "--repeats", "1")
     load_bundle(folder)
-    assert read_stage_costs(folder / "profile.json").num_exits == 4
+    assert read_stage_costs(variant_of(folder).profile).num_exits == 4
 
 
 def test_it_prints_a_line_for_every_size_and_exit_and_the_line_through_them(
@@ -77,24 +80,43 @@ def test_it_prints_a_line_for_every_size_and_exit_and_the_line_through_them(
     assert numbers[0][2] < numbers[1][2] < numbers[2][2]
     assert [line.partition(":")[0] for line in lines[6:]] == ["stage 0", "stage 1", "stage 2"]
     assert all(line.endswith(" ms a batch") for line in lines[6:])
-    assert said.err == "measuring batches of 1, 3 on cpu ...\n"
+    assert said.err == (
+        f"measuring {variant_of(bundle).precision} in batches of 1, 3 on cpu (integer "
+        f"instructions: {integer_instructions()}) ...\n"
+    )
 
 
 def test_as_json_standard_output_is_what_was_written(
     bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     profile(bundle, *QUICKLY, "--json")
-    assert json.loads(capsys.readouterr().out) == json.loads((bundle / "profile.json").read_text())
+    assert json.loads(capsys.readouterr().out) == json.loads(variant_of(bundle).profile.read_text())
 
 
 def test_sizes_may_be_given_in_any_order_and_twice(bundle: Path) -> None:
     profile(bundle, "--batch-sizes", "2,1,2", "--repeats", "1")
-    assert read_stage_costs(bundle / "profile.json").batch_sizes == (1, 2)
+    assert read_stage_costs(variant_of(bundle).profile).batch_sizes == (1, 2)
+
+
+def test_a_bundle_of_format_1_keeps_its_places(bundle: Path) -> None:
+    for precision in load_bundle(bundle).precisions:
+        if precision != "float32":
+            pytest.skip("the shipped bundle holds more than format 1 can")
+    if json.loads((bundle / "bundle.json").read_text())["format_version"] == 2:
+        rewrite_as_format_1(bundle)
+    before = contents(bundle)
+    profile(bundle, *QUICKLY)
+    assert set(contents(bundle)) == set(before)
+    assert contents(bundle)["profile.json"] != before["profile.json"]
+    assert json.loads((bundle / "bundle.json").read_text())["format_version"] == 2
+    entry = variant_of(bundle).entry
+    assert (entry.folder, entry.predictions) == ("", "calibration.npz")
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (("--precision", "float16"), "holds no float16 network"),
         (("--repeats", "0"), "--repeats is 0; give 1 or more"),
         (("--backend", "abacus"), "bad setting backend"),
         (("--device", "warp"), "bad setting device"),
@@ -137,6 +159,6 @@ def test_a_folder_that_is_no_bundle_is_named(
 def test_a_damaged_bundle_is_not_profiled(
     bundle: Path, never_measured: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (bundle / "stages" / "1.onnx").write_bytes(b"damaged")
+    variant_of(bundle).stage_files[1].write_bytes(b"damaged")
     assert main(["profile", str(bundle)]) == 2
     assert "1.onnx" in capsys.readouterr().err

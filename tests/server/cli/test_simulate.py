@@ -1,16 +1,18 @@
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from models.bundle import rewrite_manifest
 from models.stage_costs import StageCosts
 from profiling.simulation.simulator import MODES
-from scheduler.fitted import load_scheduler
 from server.cli.main import build_parser, main
 from server.cli.simulate import bundle_exits, run
+from tests.bundles import scheduler_of, variant_of
 
 RATES = ["--costs", "1,2,3", "--exit-rates", "0.5,0.25,0.25", "--samples", "4000"]
 
@@ -66,21 +68,32 @@ def test_a_bundle_lends_its_exits_at_a_budget(
 
 
 def test_without_a_budget_the_trade_is_that_of_the_bundle(shipped_bundle: Path) -> None:
-    frontier = load_scheduler(shipped_bundle).frontier
-    default_ms = json.loads((shipped_bundle / "bundle.json").read_text())["default_budget_ms"]
+    frontier = scheduler_of(shipped_bundle).frontier
+    default_ms = variant_of(shipped_bundle).entry.default_budget_ms
+    assert default_ms is not None
     exits = bundle_exits(shipped_bundle, StageCosts.of_exits([1.0, 5.0, 6.0]))
     rates = np.bincount(exits, minlength=3) / len(exits)
     assert rates == pytest.approx(frontier.at_cost(default_ms).exit_rates, abs=0.05)
 
 
+def with_profile(bundle: Path, folder: Path, profile: dict[str, Any]) -> Path:
+    """Copy a bundle and give it another profile."""
+    shutil.copytree(bundle, folder)
+    variant = variant_of(folder)
+    variant.profile.write_text(json.dumps(profile))
+    rewrite_manifest(variant.bundle)
+    return folder
+
+
 def test_a_table_or_a_profile_gives_the_costs(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, shipped_bundle: Path
 ) -> None:
     table = {"batch_sizes": [1, 8], "stages_ms": [[1.0, 2.0], [0.5, 1.0]]}
+    bundle = with_profile(shipped_bundle, tmp_path / "bundle", table)
     flags = ["--exit-rates", "0.5,0.5", "--samples", "500"]
     (tmp_path / "profile.json").write_text(json.dumps(table))
     given = figures(capsys, *flags, "--cost-table", str(tmp_path / "profile.json"))
-    own = figures(capsys, str(tmp_path), *flags)
+    own = figures(capsys, str(bundle), *flags)
     assert given["stages_ms"] == own["stages_ms"] == table["stages_ms"]
     assert given["modes"] == own["modes"]
 
@@ -117,15 +130,23 @@ def test_flags_that_make_no_sense_are_named(flags: list[str], sentence: str) -> 
         run(args)
 
 
+def test_a_precision_that_the_bundle_lacks_is_refused(shipped_bundle: Path) -> None:
+    args = parsed(str(shipped_bundle), "--precision", "float16")
+    with pytest.raises(ValueError, match="holds no float16 network"):
+        run(args)
+
+
 def test_a_bundle_of_other_exits_is_refused(shipped_bundle: Path) -> None:
     args = parsed(str(shipped_bundle), "--costs", "1,2")
     with pytest.raises(ValueError, match="has 3 exits, the costs have 2"):
         run(args)
 
 
-def test_a_profile_without_a_table_says_which_command_writes_it(tmp_path: Path) -> None:
-    (tmp_path / "profile.json").write_text('{"costs_ms": [1.0, 2.0]}')
-    args = parsed(str(tmp_path))
+def test_a_profile_without_a_table_says_which_command_writes_it(
+    tmp_path: Path, shipped_bundle: Path
+) -> None:
+    bundle = with_profile(shipped_bundle, tmp_path / "bundle", {"costs_ms": [1.0, 2.0]})
+    args = parsed(str(bundle))
     with pytest.raises(ValueError, match=r"lacks 'batch_sizes'.*`eenet profile .*` writes it"):
         run(args)
 

@@ -129,7 +129,8 @@ def words(text_bundle: Path) -> Words:
     assert isinstance(preprocess, TextPreprocessor)
     choice = ("good", "bad", "film", "very", "the", "unseen", "zebra", "x y z")
     texts = [" ".join(random.choice(choice, random.integers(1, 60))) for _ in range(50)]
-    return Words(OnnxBackend(bundle.stage_files, bundle.head_files), preprocess, texts)
+    variant = bundle.variant()
+    return Words(OnnxBackend(variant.stage_files, variant.head_files), preprocess, texts)
 
 
 @pytest.mark.parametrize(("max_batch", "workers"), [(8, 3), (1, 2), (50, 1)])

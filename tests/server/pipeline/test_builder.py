@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -11,10 +12,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from starlette.testclient import TestClient
 
+import server.pipeline.builder
 from models.bundle import Bundle, load_bundle
 from models.data.dataset import DataConfig, Dataset
 from models.data.load import load_dataset
+from models.known_answers import TOLERANCE, largest_difference, load_known_answers
 from models.networks.families import Network
 from models.networks.fcn import coarse_grid, coarse_labels
 from models.networks.multi_exit import MultiExitModel
@@ -27,15 +31,17 @@ from profiling.calibration import load_recorded
 from profiling.evaluation.evaluate import spread_budgets
 from scheduler.fitted import load_scheduler
 from scheduler.frontier import Frontier
+from server.app import create_app
 from server.cli.main import main
 from server.pipeline.builder import (
     BuildOptions,
     BuildResult,
     Run,
     build_bundle,
-    default_budget_ms,
     load_run,
 )
+from server.pipeline.variants import default_budget_ms
+from server.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("quick_builds")
 
@@ -48,10 +54,12 @@ class Case(NamedTuple):
     said: list[str]
 
 
-def make_dataset(folder: Path, classes: tuple[str, ...] = ("ape", "bee", "cat")) -> Path:
-    """Ten training and eight test images of noise for each class, 8x8."""
+def make_dataset(
+    folder: Path, classes: tuple[str, ...] = ("ape", "bee", "cat"), train_rows: int = 10
+) -> Path:
+    """Training images of noise and eight test images for each class, 8x8."""
     random = np.random.default_rng(0)
-    for part, rows in (("train", 10), ("test", 8)):
+    for part, rows in (("train", train_rows), ("test", 8)):
         for name in classes:
             (folder / part / name).mkdir(parents=True)
             for i in range(rows):
@@ -138,10 +146,11 @@ def test_the_bundle_is_whole_and_says_what_it_is(case: Case) -> None:
     assert manifest == case.built.bundle.manifest
     assert (manifest.name, manifest.num_exits) == ("pets", 2)
     assert manifest.classes == ("ape", "bee", "cat")
-    assert (manifest.preprocessing.height, manifest.preprocessing.width) == (8, 8)
+    assert (manifest.input.height, manifest.input.width) == (8, 8)
     assert manifest.training["arch"] == "resnet8"
     assert manifest.training["settings"]["heads"] == [[[4, 2]]]
-    assert manifest.default_budget_ms is not None and manifest.default_budget_ms > 0
+    (entry,) = manifest.precisions.values()
+    assert entry.default_budget_ms is not None and entry.default_budget_ms > 0
     assert not case.built.bundle.folder.with_name("bundle.part").exists()
 
 
@@ -149,27 +158,28 @@ def test_the_steps_are_told_in_order(case: Case) -> None:
     assert [line.split()[0] for line in case.said] == [
         "reading",
         "exporting",
-        "recording",
-        "profiling",
-        "recording",
-        "fitting",
+        "float32:",
+        "float32:",
+        "float32:",
     ]
 
 
 def test_recorded_predictions_are_those_of_the_network(case: Case) -> None:
-    recorded = load_recorded(case.built.bundle.folder / "calibration.npz")
+    recorded = load_recorded(case.built.bundle.variant().predictions)
     parts = ((recorded.calibration, case.data.calibration), (recorded.test, case.data.test))
     for found, split in parts:
         logits = torch.from_numpy(logits_of(case.run.model, np.asarray(split.inputs[:])))
         np.testing.assert_allclose(found.log_probs, logits.log_softmax(-1), rtol=1e-3, atol=1e-3)
         assert found.labels.tolist() == split.labels.tolist()
-    assert case.built.exit_accuracy == pytest.approx(recorded.test.correct.mean(0).tolist())
+    measured = case.built.bundle.variant().entry.measured
+    assert measured is not None and measured == case.built.bundle.manifest.trained
+    assert measured.accuracy == pytest.approx(recorded.test.correct.mean(0).tolist(), abs=1e-4)
     assert case.built.disagreement < 1e-4
 
 
 def test_the_bundles_graphs_answer_its_images_as_the_network_does(case: Case) -> None:
     bundle, images = case.built.bundle, np.asarray(case.data.test.inputs[:1])
-    backend = OnnxBackend(bundle.stage_files, bundle.head_files)
+    backend = OnnxBackend(bundle.variant().stage_files, bundle.variant().head_files)
     image = Path(case.run.config.data["dataset"]) / "test/ape/0.png"
     state = backend.run_stage(0, bundle.preprocessor(10_000)(image.read_bytes()).state)
     expected = logits_of(case.run.model, images)[0]
@@ -177,20 +187,21 @@ def test_the_bundles_graphs_answer_its_images_as_the_network_does(case: Case) ->
 
 
 def test_the_scheduler_loads_with_the_profiled_costs(case: Case) -> None:
-    policy, frontier = load_scheduler(case.built.bundle.folder)
-    profile = json.loads((case.built.bundle.folder / "profile.json").read_text())
+    policy, frontier = load_scheduler(case.built.bundle.variant().scheduler())
+    profile = json.loads(case.built.bundle.variant().profile.read_text())
     assert (policy.kind, policy.num_exits) == ("maxprob", 2)
     np.testing.assert_allclose(frontier.costs_ms, profile["costs_ms"], atol=1e-4)
     assert 0 < frontier.costs_ms[0] < frontier.costs_ms[1]
 
 
 def test_evaluations_run_over_the_budgets(case: Case) -> None:
-    assert [row.policy for row in case.built.evaluations] == ["maxprob"] * 7
-    budgets = [row.budget for row in case.built.evaluations]
-    costs = load_scheduler(case.built.bundle.folder).frontier.costs_ms
+    (rows,) = case.built.evaluations.values()
+    assert [row.policy for row in rows] == ["maxprob"] * 7
+    budgets = [row.budget for row in rows]
+    costs = load_scheduler(case.built.bundle.variant().scheduler()).frontier.costs_ms
     assert budgets == spread_budgets(costs)
-    assert all(row.calibration_cost <= row.budget * (1 + 1e-9) for row in case.built.evaluations)
-    assert all(sum(row.exit_rates) == pytest.approx(1) for row in case.built.evaluations)
+    assert all(row.calibration_cost <= row.budget * (1 + 1e-9) for row in rows)
+    assert all(sum(row.exit_rates) == pytest.approx(1) for row in rows)
 
 
 @pytest.mark.parametrize(("given_up", "budget_ms"), [(0.004, 1.24), (0.006, 2.0)])
@@ -235,7 +246,7 @@ def test_an_old_bundle_survives_a_build_that_fails(case: Case, plain: Run, tmp_p
     before = contents(tmp_path)
 
     def say(step: str) -> None:
-        if step.startswith("profiling"):
+        if "profiling" in step:
             raise Interrupted
 
     with pytest.raises(Interrupted):
@@ -276,6 +287,10 @@ def test_the_folders_name_is_the_models_unless_told_otherwise(
         (["--prune-vocabulary"], "reads no texts, so there is no vocabulary to prune"),
         (["--calibration-size", "9"], "there are 9 calibration rows; give a --calibration-size"),
         (["--calibration-size", "30"], "--calibration-size 30 would calibrate on rows that"),
+        (
+            ["--precision", "int8"],
+            "int8 needs 100 or more training rows to fix its scales, and there",
+        ),
         (["--dataset", "nowhere"], "dataset nowhere is neither a file or folder here nor"),
         (["--dataset", "{reviews}"], "the dataset is of the task text, but the run is of image"),
         (["--image-size", "0"], "image_size is 0; it must be 1 or more"),
@@ -294,6 +309,70 @@ def test_what_cannot_be_built_is_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_bundle_of_two_precisions_serves_both(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", train_rows=40)
+    run_folder, out = make_run(tmp_path / "run", dataset, exits=(1,)), tmp_path / "bundle"
+    flags = ("--precision", "int8", "--max-precision-loss", "1", "--policy", "maxprob")
+    assert main(["build", str(run_folder), "--out", str(out), *flags]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "data", "run"]
+    bundle = load_bundle(out)
+    assert bundle.precisions == ("int8", "float32")
+    assert set(contents(out)) == {*bundle.manifest.files, "bundle.json"}
+    assert bundle.variant("float32").entry.measured is not None
+    assert bundle.variant("int8").entry.method["scale_rows"] == 108
+    test = load_dataset(data_of(dataset)).test
+    image = (dataset / "test/bee/3.png").read_bytes()
+    (row,) = np.flatnonzero(
+        (np.asarray(test.inputs[:]) == np.asarray(Image.open(io.BytesIO(image)))).all((1, 2, 3))
+    )
+    answers = []
+    for precision in bundle.precisions:
+        variant = bundle.variant(precision)
+        assert variant.known_answers is not None
+        known = load_known_answers(variant.known_answers)
+        backend = OnnxBackend(variant.stage_files, variant.head_files)
+        assert largest_difference(backend, known) <= TOLERANCE
+        assert load_scheduler(variant.scheduler()).policy.num_exits == 2
+        recorded = load_recorded(variant.predictions).test
+        assert recorded.labels.tolist() == test.labels.tolist()
+        with TestClient(create_app(Settings(bundle=(out,), precision=precision))) as client:
+            asked = {"content": image, "headers": {"content-type": "image/png"}}
+            answer = client.post("/predict?budget_ms=1e6", **asked).json()
+        answers.append([each["probability"] for each in answer["top_k"]])
+        expected = np.exp(recorded.log_probs[-1, row].astype(np.float64))
+        assert answers[-1] == pytest.approx(sorted(expected, reverse=True), abs=0.01)
+    assert answers[0] != answers[1]  # two networks indeed
+
+
+def test_the_old_flag_of_weights_means_the_precision(
+    case: Case,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked: list[BuildOptions] = []
+
+    def stop(run: Run, out: Path, options: BuildOptions, log_step: object) -> None:
+        asked.append(options)
+        raise ValueError("this is enough")
+
+    monkeypatch.setattr(server.pipeline.builder, "build_bundle", stop)
+    out = str(tmp_path / "bundle")
+    assert main(["build", str(case.run_folder), "--out", out, "--weights", "int8"]) == 2
+    assert [options.precision for options in asked] == ["int8"]
+    assert "--weights is called --precision now; this build computes in int8" in caplog.text
+
+
+@pytest.mark.parametrize("share", ["-0.1", "1.5", "nan"])
+def test_a_loss_that_is_no_share_is_refused(
+    case: Case, tmp_path: Path, sentence: Callable[..., str], share: str
+) -> None:
+    flags = ("--precision", "int8", "--max-precision-loss", share)
+    said = sentence("build", case.run_folder, "--out", tmp_path / "bundle", *flags)
+    assert f"--max-precision-loss is {share}; give a share" in said
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_data_set_of_another_class_count_is_refused(plain: Run, tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data", ("ape", "bee"))
     imported = plain._replace(config=dataclasses.replace(plain.config, classes=()))
@@ -305,14 +384,16 @@ def test_a_text_bundle_says_how_texts_are_read(text_bundle: Path, text_run: Path
     manifest = load_bundle(text_bundle).manifest
     assert (manifest.name, manifest.task, manifest.num_exits) == ("reviews", "text", 2)
     assert manifest.classes == ("blame", "praise")
-    assert manifest.preprocessing.model_dump() == {
+    assert list(manifest.inputs) == ["text"]
+    assert manifest.input.model_dump() == {
+        "kind": "text",
         "max_tokens": 40,
         "pad_id": 0,
         "length_step": 8,
         "typical_tokens": 8,
     }
-    assert (manifest.weights, list(manifest.measured)) == ("float32", ["float32"])
-    recorded = load_recorded(text_bundle / "calibration.npz")
+    assert list(manifest.precisions) == ["float32"]
+    recorded = load_recorded(load_bundle(text_bundle).variant().predictions)
     assert recorded.test.log_probs.shape == (2, 12, 2)
     assert recorded.calibration.log_probs.shape == (2, 21, 2)
     same = [(folder / "tokenizer.json").read_bytes() for folder in (text_bundle, text_run)]
@@ -322,7 +403,10 @@ def test_a_text_bundle_says_how_texts_are_read(text_bundle: Path, text_run: Path
 def test_recorded_predictions_of_texts_are_those_of_the_network(
     text_bundle: Path, text_run: Path
 ) -> None:
-    run, recorded = load_run(text_run), load_recorded(text_bundle / "calibration.npz")
+    run, recorded = (
+        load_run(text_run),
+        load_recorded(load_bundle(text_bundle).variant().predictions),
+    )
     assert run.config.data is not None
     data, batches = load_dataset(DataConfig(**run.config.data)), batches_for(
         "text", run.config.input, text_run / "tokenizer.json"
@@ -336,7 +420,7 @@ def test_recorded_predictions_of_texts_are_those_of_the_network(
 
 def disagreement(bundle: Bundle) -> float:
     """Largest difference of any logit between the bundle's graphs and its network in torch."""
-    graphs = OnnxBackend(bundle.stage_files, bundle.head_files)
+    graphs = OnnxBackend(bundle.variant().stage_files, bundle.variant().head_files)
     network = open_torch_backend(bundle, "cpu")
     one = other = bundle.preprocessor(10_000).example
     differences = []
@@ -375,9 +459,12 @@ def test_a_segmentation_is_recorded_on_the_grid_of_its_policies(
 ) -> None:
     manifest = load_bundle(mask_bundle).manifest
     assert (manifest.name, manifest.task, len(manifest.classes)) == ("shapes", "segmentation", 5)
-    shown = manifest.preprocessing.model_dump()
+    shown = manifest.input.model_dump()
     assert (shown["height"], shown["width"], shown["fit"]) == (16, 16, "stretch")
-    run, recorded = load_run(mask_run), load_recorded(mask_bundle / "calibration.npz")
+    run, recorded = (
+        load_run(mask_run),
+        load_recorded(load_bundle(mask_bundle).variant().predictions),
+    )
     assert run.config.data is not None
     with drawing_few():
         data = load_dataset(DataConfig(**run.config.data))
@@ -407,7 +494,10 @@ def test_short_texts_and_few_of_them_make_a_bundle_for_longer_ones(
     assert main(["attach", "--backbone", str(backbone), *data, *flags]) == 0
     assert main(["build", str(run), "--out", str(out)]) == 0
     bundle = load_bundle(out)
-    backend, preprocess = OnnxBackend(bundle.stage_files, bundle.head_files), bundle.preprocessor(1)
+    backend, preprocess = (
+        OnnxBackend(bundle.variant().stage_files, bundle.variant().head_files),
+        bundle.preprocessor(1),
+    )
     for text in ("good", "the very good film " * 8):
         state = preprocess(text).state  # type: ignore[arg-type]
         said = backend.run_head(0, backend.run_stage(0, state))

@@ -20,6 +20,7 @@ from profiling.calibration import Predictions, Recorded, load_recorded
 from scheduler.fitted import FILES, load_scheduler
 from server.cli.main import main
 from server.pipeline.live import UNLABELLED, LiveRows, LiveServer, labelled
+from tests.bundles import add_int8, recorded_of, scheduler_of, variant_of
 
 pytestmark = pytest.mark.usefixtures("quick_fits")
 
@@ -82,7 +83,7 @@ def predictions(make_probs: MakeProbs, rows: int, seed: int) -> Predictions:
 @pytest.fixture
 def bundle(make_bundle: MakeBundle, make_probs: MakeProbs) -> Path:
     made = make_bundle(
-        Recorded(predictions(make_probs, 200, seed=0), predictions(make_probs, 100, seed=1))
+        Recorded(predictions(make_probs, 200, seed=0), None, predictions(make_probs, 100, seed=1))
     )
     assert main(["fit", str(made), "--policy", "maxprob"]) == 0
     return made
@@ -99,8 +100,11 @@ def fake(bundle: Path, make_probs: MakeProbs) -> Fake:
         "exits": np.zeros(600, np.int8),
         "parameters": np.ones(600),
         "labels": known.astype(np.int32),
+        "precision": np.array("float32"),
     }
-    fake.runs = lambda: hashlib.sha256((bundle / FILES[1]).read_bytes()).hexdigest()
+    fake.runs = lambda: hashlib.sha256(
+        (variant_of(bundle).scheduler() / FILES[1]).read_bytes()
+    ).hexdigest()
     return fake
 
 
@@ -115,16 +119,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_live_rows_become_the_calibration_set(bundle: Path, fake: Fake, url: str) -> None:
-    before = load_recorded(bundle / "calibration.npz")
+    before = recorded_of(bundle)
     assert main(["fit", str(bundle), "--from-live", url + "/"]) == 0
-    after = load_recorded(bundle / "calibration.npz")
+    after = recorded_of(bundle)
     load_bundle(bundle)  # every hash is right
     assert np.array_equal(after.calibration.log_probs, fake.rows["log_probs"])
     known = fake.rows["labels"] != UNLABELLED
     assert np.array_equal(after.calibration.labels[known], fake.rows["labels"][known])
     assert np.array_equal(after.test.log_probs, before.test.log_probs)
     assert np.array_equal(after.test.labels, before.test.labels)
-    assert load_scheduler(bundle).policy.kind == "maxprob"  # the bundle's own
+    assert scheduler_of(bundle).policy.kind == "maxprob"  # the bundle's own
     asked = {"model": ["pets"]}
     assert fake.asked == [("GET", "/audit/rows", asked), ("POST", "/scheduler/reload", asked)]
 
@@ -133,7 +137,7 @@ def test_the_model_there_and_the_policy_may_be_named(bundle: Path, fake: Fake, u
     named = ["--model", "pets two", "--policy", "entropy"]
     assert main(["fit", str(bundle), "--from-live", url, *named]) == 0
     assert [query for *_, query in fake.asked] == [{"model": ["pets two"]}] * 2
-    assert load_scheduler(bundle).policy.kind == "entropy"
+    assert scheduler_of(bundle).policy.kind == "entropy"
 
 
 def test_it_says_what_it_was_fitted_to_and_that_the_server_goes_on(
@@ -173,7 +177,7 @@ def test_too_few_rows_are_told_with_the_remedy(
     bundle: Path, fake: Fake, url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.rows = {
-        name: rows[:, :499] if name == "log_probs" else rows[:499]
+        name: rows[:, :499] if name == "log_probs" else rows[:499] if rows.ndim else rows
         for name, rows in fake.rows.items()
     }
     said = complaint(bundle, capsys, "--from-live", url)
@@ -192,6 +196,86 @@ def test_labels_outside_the_classes_are_told(
 ) -> None:
     fake.rows["labels"][5] = 4
     assert "outside its 4 classes" in complaint(bundle, capsys, "--from-live", url)
+
+
+def test_every_precision_is_fitted_where_none_is_named(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_int8(bundle)
+    capsys.readouterr()
+    assert main(["fit", str(bundle), "--policy", "entropy", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told) == {"bundle", "evaluations", "precisions"}
+    assert list(told["precisions"]) == ["float32", "int8"]
+    assert all(list(fitted) == ["evaluations"] for fitted in told["precisions"].values())
+    assert told["evaluations"] == told["precisions"]["float32"]["evaluations"]
+    last_budgets = [fitted["evaluations"][-1]["budget"] for fitted in told["precisions"].values()]
+    loaded = load_bundle(bundle)
+    for precision, last_ms, budget_ms in zip(
+        loaded.precisions, (3.3, 1.5), last_budgets, strict=True
+    ):
+        fitted = load_scheduler(loaded.variant(precision).scheduler())
+        assert (fitted.policy.kind, fitted.frontier.costs_ms[-1]) == ("entropy", last_ms)
+        assert budget_ms < last_ms
+
+
+def test_the_precision_that_is_served_is_fitted_and_no_other(
+    bundle: Path, fake: Fake, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_int8(bundle)
+    before = load_bundle(bundle).variant("float32")
+    fake.rows["precision"] = np.array("int8")
+    served = load_bundle(bundle).variant("int8")
+    fake.runs = lambda: hashlib.sha256((served.scheduler() / FILES[1]).read_bytes()).hexdigest()
+    kept = contents(before.folder)
+    capsys.readouterr()
+    assert main(["fit", str(bundle), "--from-live", url, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert list(told["precisions"]) == ["int8"]
+    assert told["precisions"]["int8"]["live"] == told["live"]
+    assert (told["live"]["rows"], told["live"]["swapped"]) == (600, True)
+    after = load_bundle(bundle)
+    assert after.variant("float32").entry == before.entry
+    assert contents(before.folder) == kept
+    recorded = load_recorded(after.variant("int8").predictions)
+    assert np.array_equal(recorded.calibration.log_probs, fake.rows["log_probs"])
+
+
+def test_another_precision_than_the_served_one_is_refused(
+    bundle: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_int8(bundle)
+    said = complaint(bundle, capsys, "--from-live", url, "--precision", "int8")
+    assert f"{url} serves float32, not int8; leave --precision out" in said
+
+
+def test_a_precision_that_only_the_server_has_is_told(
+    bundle: Path, fake: Fake, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.rows["precision"] = np.array("int8")
+    assert "holds no int8 network, only float32" in complaint(bundle, capsys, "--from-live", url)
+
+
+@pytest.mark.parametrize("given", [None, "int4"])
+def test_rows_of_no_known_precision_are_told(
+    bundle: Path, fake: Fake, url: str, capsys: pytest.CaptureFixture[str], given: str | None
+) -> None:
+    del fake.rows["precision"]
+    if given is not None:
+        fake.rows["precision"] = np.array(given)
+    assert "answers no rows" in complaint(bundle, capsys, "--from-live", url)
+
+
+def test_costs_are_those_of_one_precision(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_int8(bundle)
+    said = complaint(bundle, capsys, "--costs", "1,2,3")
+    assert "holds float32, int8; name one with --precision" in said
+    assert main(["fit", str(bundle), "--costs", "1,2,3", "--precision", "int8"]) == 0
+    costs_ms = [
+        load_scheduler(load_bundle(bundle).variant(name).scheduler()).frontier.costs_ms.tolist()
+        for name in ("float32", "int8")
+    ]
+    assert costs_ms == [[1, 2, 3.3], [1, 2, 3]]
 
 
 def test_what_the_server_refuses_is_told(
@@ -236,7 +320,7 @@ def test_drawn_labels_are_the_last_exits_answer_as_often_as_it_is_right(
 ) -> None:
     calibration = predictions(make_probs, 4000, seed=0)
     live = predictions(make_probs, 4000, seed=5)
-    rows = LiveRows(live.log_probs, np.full(4000, UNLABELLED))
+    rows = LiveRows(live.log_probs, np.full(4000, UNLABELLED), "float32")
     given = labelled(rows, calibration, seed=0)
     assert given.with_feedback == 0
     agreed = (live.log_probs[-1].argmax(-1) == given.predictions.labels).mean()

@@ -10,33 +10,41 @@ from numpy.typing import NDArray
 
 import server.pipeline.refit
 from models.bundle import load_bundle
-from profiling.calibration import Predictions, Recorded, load_recorded
+from profiling.calibration import Predictions, Recorded
 from profiling.evaluation.evaluate import evaluate, spread_budgets
 from scheduler.eenet import EENetPolicy, load_published_scheduler
 from scheduler.fitted import FILES, Scheduler, load_scheduler
 from scheduler.policies import POLICIES
 from server.cli.main import main
+from server.pipeline.live import LiveRows
 from server.pipeline.refit import profiled_costs, refit
+from tests.bundles import (
+    add_int8,
+    recorded_of,
+    rewrite_as_format_1,
+    scheduler_of,
+    variant_of,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_fits")
 
 MakeProbs = Callable[..., tuple[NDArray[np.float64], NDArray[np.int64]]]
 MakeBundle = Callable[[Recorded], Path]
 COSTS = [1.0, 2.0, 3.3]
-CHANGED = {*FILES, "bundle.json"}
 
 
-def recorded_of(make_probs: MakeProbs, rows: int) -> Recorded:
+def recorded_of_rows(make_probs: MakeProbs, rows: int) -> Recorded:
     (seen, seen_labels), (unseen, unseen_labels) = make_probs(rows), make_probs(100, seed=1)
     return Recorded(
         Predictions(np.log(seen).astype(np.float16), seen_labels),
+        None,
         Predictions(np.log(unseen).astype(np.float16), unseen_labels),
     )
 
 
 @pytest.fixture
 def bundle(make_bundle: MakeBundle, make_probs: MakeProbs) -> Path:
-    return make_bundle(recorded_of(make_probs, rows=200))
+    return make_bundle(recorded_of_rows(make_probs, rows=200))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -44,7 +52,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def budget_of(bundle: Path) -> float:
-    budget = load_bundle(bundle).manifest.default_budget_ms
+    budget = variant_of(bundle).entry.default_budget_ms
     assert budget is not None
     return budget
 
@@ -56,22 +64,30 @@ def test_the_bundle_holds_the_asked_policy_and_is_whole(
     before, manifest = contents(bundle.parent), load_bundle(bundle).manifest
     assert main(["fit", str(bundle), "--policy", policy]) == 0
     after, changed = contents(bundle.parent), load_bundle(bundle).manifest
+    written = {f"bundle/float32/schedulers/{policy}/{file}" for file in FILES}
     assert {name for name in after if after[name] != before.get(name)} == {
-        f"bundle/{name}" for name in CHANGED
+        "bundle/bundle.json",
+        *written,
     }
-    assert set(after) == set(before)
-    other = {"default_budget_ms", "files"}
+    assert set(after) == set(before) | written  # an earlier one of another policy stays
+    other = {"precisions", "files"}
     assert changed.model_dump(exclude=other) == manifest.model_dump(exclude=other)
-    fitted, frontier = load_scheduler(bundle)
+    entry = changed.precisions["float32"]
+    assert entry.policy == policy and set(entry.schedulers) == {"maxprob", policy}
+    other = {"policy", "schedulers", "default_budget_ms"}
+    assert entry.model_dump(exclude=other) == manifest.precisions["float32"].model_dump(
+        exclude=other
+    )
+    fitted, frontier = scheduler_of(bundle)
     assert (fitted.kind, fitted.num_exits) == (policy, 3)
     assert frontier.costs_ms.tolist() == COSTS
     assert COSTS[0] <= budget_of(bundle) <= COSTS[-1] + 0.01
-    assert f"{policy}, {len(frontier)} points" in capsys.readouterr().out
+    assert f"{policy} for float32, {len(frontier)} points" in capsys.readouterr().out
 
 
 def test_the_default_budget_is_where_half_a_point_is_given_up(bundle: Path) -> None:
     refit(bundle, policy="stopping")
-    frontier = load_scheduler(bundle).frontier
+    frontier = scheduler_of(bundle).frontier
     best = frontier.expected_accuracy.max()
     assert frontier.at_cost(budget_of(bundle)).expected_accuracy >= best - 0.005
     assert frontier.at_cost(budget_of(bundle) - 0.02).expected_accuracy < best - 0.005
@@ -79,7 +95,7 @@ def test_the_default_budget_is_where_half_a_point_is_given_up(bundle: Path) -> N
 
 def test_stopping_is_fitted_where_no_policy_is_named(bundle: Path) -> None:
     assert main(["fit", str(bundle)]) == 0
-    assert load_scheduler(bundle).policy.kind == "stopping"
+    assert scheduler_of(bundle).policy.kind == "stopping"
 
 
 def test_fitting_again_changes_nothing(bundle: Path) -> None:
@@ -91,15 +107,80 @@ def test_fitting_again_changes_nothing(bundle: Path) -> None:
     assert contents(bundle) != before
 
 
+def test_fitted_schedulers_are_kept_and_the_last_one_is_started_with(bundle: Path) -> None:
+    refit(bundle, policy="entropy")
+    kept = contents(bundle)
+    refit(bundle, policy="patience")
+    refit(bundle, policy="stopping")
+    variant = variant_of(bundle)
+    assert list(variant.entry.schedulers) == ["maxprob", "entropy", "patience", "stopping"]
+    for file in FILES:
+        name = f"float32/schedulers/entropy/{file}"
+        assert contents(bundle)[name] == kept[name]
+    assert load_scheduler(variant.scheduler("entropy")).policy.kind == "entropy"
+    assert scheduler_of(bundle).policy.kind == "stopping"
+    refit(bundle, policy="entropy", costs_ms=np.array([2.0, 3.0, 9.0]))
+    assert scheduler_of(bundle).frontier.costs_ms.tolist() == [2, 3, 9]
+    assert list(variant_of(bundle).entry.schedulers) == list(variant.entry.schedulers)
+
+
+def test_one_precision_is_fitted_and_the_others_stay(bundle: Path) -> None:
+    add_int8(bundle)
+    before = load_bundle(bundle)
+    assert main(["fit", str(bundle), "--policy", "entropy", "--precision", "int8"]) == 0
+    after = load_bundle(bundle)
+    fitted = load_scheduler(after.variant("int8").scheduler())
+    assert (fitted.policy.kind, fitted.frontier.costs_ms.tolist()) == ("entropy", [0.5, 1.0, 1.5])
+    assert after.variant("float32").entry == before.variant("float32").entry
+    assert after.precisions == before.precisions
+
+
+def test_a_precision_that_the_bundle_lacks_is_told(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(bundle)
+    assert main(["fit", str(bundle), "--precision", "int8"]) == 2
+    assert "holds no int8 network, only float32; build it" in complaint(capsys)
+    assert contents(bundle) == before
+
+
+@pytest.mark.parametrize("policy", ["maxprob", "entropy"])
+def test_a_bundle_of_format_1_is_fitted_where_its_files_are(bundle: Path, policy: str) -> None:
+    refit(bundle, policy="maxprob")
+    rewrite_as_format_1(bundle)
+    before = contents(bundle)
+    refit(bundle, policy=policy)
+    written = json.loads((bundle / "bundle.json").read_text())
+    entry = variant_of(bundle).entry
+    assert (written["format_version"], entry.policy) == (2, policy)
+    assert (entry.folder, entry.predictions) == ("", "calibration.npz")
+    places = {"maxprob": ""} | ({"entropy": "schedulers/entropy"} if policy != "maxprob" else {})
+    assert entry.schedulers == places
+    assert scheduler_of(bundle).policy.kind == policy
+    new = set(contents(bundle)) - set(before)
+    assert new == {f"{places[policy]}/{file}" for file in FILES if places[policy]}
+
+
+def test_rows_to_certify_stay_as_they_are(make_bundle: MakeBundle, make_probs: MakeProbs) -> None:
+    recorded = recorded_of_rows(make_probs, rows=200)
+    bundle = make_bundle(recorded._replace(certification=recorded.test))
+    live = LiveRows(recorded.calibration.log_probs, recorded.calibration.labels, "float32")
+    refit(bundle, policy="entropy", live=live)
+    kept = recorded_of(bundle).certification
+    assert kept is not None
+    assert np.array_equal(kept.log_probs, recorded.test.log_probs)
+    assert np.array_equal(kept.labels, recorded.test.labels)
+
+
 def test_other_costs_are_the_frontiers_and_the_profile_stays(bundle: Path) -> None:
-    profile = (bundle / "profile.json").read_bytes()
+    profile = variant_of(bundle).profile.read_bytes()
     assert main(["fit", str(bundle), "--costs", "10,12.5,40"]) == 0
-    assert load_scheduler(bundle).frontier.costs_ms.tolist() == [10, 12.5, 40]
+    assert scheduler_of(bundle).frontier.costs_ms.tolist() == [10, 12.5, 40]
     assert 10 <= budget_of(bundle) <= 40.01
-    assert (bundle / "profile.json").read_bytes() == profile
-    assert profiled_costs(bundle).tolist() == COSTS
+    assert variant_of(bundle).profile.read_bytes() == profile
+    assert profiled_costs(variant_of(bundle).profile).tolist() == COSTS
     assert main(["fit", str(bundle)]) == 0
-    assert load_scheduler(bundle).frontier.costs_ms.tolist() == COSTS
+    assert scheduler_of(bundle).frontier.costs_ms.tolist() == COSTS
 
 
 def test_the_json_holds_the_figures_of_the_table(
@@ -109,8 +190,9 @@ def test_the_json_holds_the_figures_of_the_table(
     printed = capsys.readouterr()
     told = json.loads(printed.out)
     shown = [line for line in printed.err.splitlines() if not line.endswith(" ...")]
-    assert set(told) == {"bundle", "evaluations"} and told["bundle"] == str(bundle)
-    recorded, fitted = load_recorded(bundle / "calibration.npz"), load_scheduler(bundle)
+    assert set(told) == {"bundle", "evaluations", "precisions"} and told["bundle"] == str(bundle)
+    assert told["precisions"] == {"float32": {"evaluations": told["evaluations"]}}
+    recorded, fitted = recorded_of(bundle), scheduler_of(bundle)
     expected = evaluate(fitted, recorded, spread_budgets(np.array(COSTS)))
     assert told["evaluations"] == json.loads(json.dumps([row._asdict() for row in expected]))
     assert len(shown) == 2 + len(expected)
@@ -140,12 +222,12 @@ def test_published_weights_score_and_only_thresholds_are_fitted(
     weights = ["--weights", str(tmp_path / "paper.npz")]
     assert main(["fit", str(bundle), "--policy", "eenet", *weights]) == 0
     load_bundle(bundle)
-    fitted, frontier = load_scheduler(bundle)
+    fitted, frontier = scheduler_of(bundle)
     assert isinstance(fitted, EENetPolicy)
     given = load_published_scheduler(tmp_path / "paper.npz").scorer.weights
     for found, expected in zip(fitted.scorer.weights, given, strict=True):
         assert np.array_equal(found, expected)
-    recorded = load_recorded(bundle / "calibration.npz")
+    recorded = recorded_of(bundle)
     for row in evaluate(Scheduler(fitted, frontier), recorded, [1.3, 2.0, 3.0]):
         assert row.feasible and row.calibration_cost > 0.9 * row.budget
 
@@ -233,7 +315,7 @@ def test_a_flag_that_cannot_be_read_changes_nothing(
 def test_a_damaged_bundle_is_told_and_not_mended(
     bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (bundle / "heads/1.onnx").write_bytes(b"other")
+    variant_of(bundle).head_files[1].write_bytes(b"other")
     before = contents(bundle.parent)
     assert main(["fit", str(bundle)]) == 2
     assert "heads/1.onnx is damaged" in complaint(capsys)
@@ -243,7 +325,7 @@ def test_a_damaged_bundle_is_told_and_not_mended(
 def test_too_few_calibration_rows_are_told(
     make_bundle: MakeBundle, make_probs: MakeProbs, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bundle = make_bundle(recorded_of(make_probs, rows=9))
+    bundle = make_bundle(recorded_of_rows(make_probs, rows=9))
     before = contents(bundle.parent)
     assert main(["fit", str(bundle)]) == 2
     assert "there are 9 calibration rows" in complaint(capsys)
@@ -275,7 +357,7 @@ def test_the_bundle_may_be_named_in_any_way(
     named: dict[str, Any] = {"relative": "bundle", "here": ".", "linked": "current"}
     assert main(["fit", named[given], "--policy", "maxprob"]) == 0
     assert set(contents(bundle)) == {*load_bundle(bundle).manifest.files, "bundle.json"}
-    assert load_scheduler(bundle).policy.kind == "maxprob"
+    assert scheduler_of(bundle).policy.kind == "maxprob"
 
 
 @pytest.mark.parametrize("policy", ["stopping", "eenet"])
@@ -286,21 +368,21 @@ def test_bundles_of_every_task_can_be_fitted_again(
     bundle = Path(shutil.copytree(request.getfixturevalue(kind), tmp_path / "bundle"))
     before = load_bundle(bundle).manifest
     assert main(["fit", str(bundle), "--policy", policy]) == 0
-    fitted, frontier = load_scheduler(bundle)
+    fitted, frontier = scheduler_of(bundle)
     assert (fitted.kind, fitted.num_exits) == (policy, 2)
-    assert frontier.costs_ms == pytest.approx(profiled_costs(bundle))
+    assert frontier.costs_ms == pytest.approx(profiled_costs(variant_of(bundle).profile))
     after = load_bundle(bundle).manifest
-    other = {"default_budget_ms", "files"}
+    other = {"format_version", "precisions", "files"}
     assert after.model_dump(exclude=other) == before.model_dump(exclude=other)
 
 
 def test_the_shipped_bundle_can_be_fitted_again(shipped_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(shipped_bundle, tmp_path / "bundle"))
     refitted = refit(bundle, policy="stopping")
-    assert load_bundle(bundle).manifest == refitted.bundle.manifest
-    fitted, frontier = load_scheduler(bundle)
+    assert load_bundle(bundle) == refitted.variant.bundle
+    fitted, frontier = scheduler_of(bundle)
     assert (fitted.kind, fitted.num_exits) == ("stopping", 3)
-    assert frontier.costs_ms == pytest.approx(profiled_costs(bundle))
+    assert frontier.costs_ms == pytest.approx(profiled_costs(variant_of(bundle).profile))
     for row in refitted.evaluations:
         assert row.feasible
         assert 0.88 * row.budget < row.test_cost < 1.02 * row.budget  # few points are fitted here

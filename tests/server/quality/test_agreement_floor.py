@@ -47,14 +47,15 @@ class Scene(NamedTuple):
 
 @pytest.fixture(scope="module")
 def host(shipped_bundle: Path) -> CalibratedPolicy:
-    bundle = load_bundle(shipped_bundle)
-    return calibrate_to_host(bundle, read_scheduler(bundle), StageCosts.of_exits(COSTS))
+    variant = load_bundle(shipped_bundle).variant("float32")
+    return calibrate_to_host(variant, read_scheduler(variant), StageCosts.of_exits(COSTS))
 
 
 @pytest.fixture(scope="module")
 def seen(shipped_bundle: Path) -> np.ndarray:
     """Log-probabilities of test samples, shuffled."""
-    log_probs = load_recorded(shipped_bundle / "calibration.npz").test.log_probs
+    variant = load_bundle(shipped_bundle).variant("float32")
+    log_probs = load_recorded(variant.predictions).test.log_probs
     return log_probs[:, np.random.default_rng(0).permutation(log_probs.shape[1])]
 
 
@@ -144,8 +145,8 @@ def test_a_budget_that_is_kept_anyway_yields_nothing(
 
 
 def served(folder: Path, **settings: Any) -> TestClient:
-    given = Settings(bundle=(folder,), window=100, audit_share=1, **settings)
-    return TestClient(create_app(given))
+    given = {"precision": "float32", "window": 100, "audit_share": 1, **settings}
+    return TestClient(create_app(Settings(bundle=(folder,), **given)))
 
 
 def send(client: TestClient, files: list[bytes]) -> list[dict[str, Any]]:

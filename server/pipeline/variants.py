@@ -1,0 +1,191 @@
+"""Builds one precision of a bundle: write its graphs, record, profile and fit."""
+
+import math
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.bundle import (
+    KNOWN_ANSWERS,
+    PREDICTIONS,
+    PROFILE,
+    Measured,
+    Precision,
+    VariantEntry,
+)
+from models.data.dataset import Dataset, Split
+from models.export.float16 import to_float16
+from models.export.int8 import quantise_graphs
+from models.export.onnx_graphs import Graphs, write_graphs
+from models.export.weights import Storage
+from models.known_answers import record_known_answers, save_known_answers
+from models.preprocess import ImagePreprocessor, TextPreprocessor
+from models.runtime.onnx_devices import open_onnx_backend
+from profiling.calibration import Predictions, Recorded, save_recorded
+from profiling.evaluation.evaluate import Evaluation, evaluate, spread_budgets
+from profiling.latency import measure_latency, save_profile
+from profiling.recording import first_rows, record_split, served_states
+from scheduler.fitted import Scheduler, save_scheduler
+from scheduler.fitting.fit import fit_scheduler
+from scheduler.frontier import Frontier
+
+SCALE_ROWS, CHOICE_ROWS = 300, 500  # clean training rows that fix and that choose int8 scales
+KNOWN_ROWS = 8
+ACCURACY_GIVEN_UP = 0.005  # in accuracy, by the default budget
+
+
+class BuiltVariant(NamedTuple):
+    """One precision of a bundle, and its results."""
+
+    precision: Precision
+    entry: VariantEntry
+    measured: Measured
+    recorded: Recorded
+    scheduler: Scheduler
+    evaluations: list[Evaluation]
+
+    @property
+    def frontier(self) -> Frontier:
+        """The frontier of its policy, at the latency of this machine."""
+        return self.scheduler.frontier
+
+
+@dataclass(frozen=True)
+class VariantBuilder:
+    """Builds precisions of one exported network into a bundle.
+
+    Attributes:
+        folder: The bundle.
+        graphs: The network in single precision.
+        data: The dataset; segmentation has its labels on the policies' grid.
+        preprocess: The bundle's preprocessing.
+        policy: Policy to fit.
+        costs_ms: Latency until each exit, measured elsewhere, (K,); None: measured here.
+        seed: Seed of the fit and of the choice of training rows.
+        log_step: Called with each step as it begins.
+    """
+
+    folder: Path
+    graphs: Graphs
+    data: Dataset
+    preprocess: ImagePreprocessor | TextPreprocessor
+    policy: str
+    costs_ms: NDArray[np.float64] | None
+    seed: int
+    log_step: Callable[[str], None]
+
+    def float32(self, storage: Storage = "exact") -> BuiltVariant:
+        """Build the network in single precision."""
+        return self._build("float32", self.graphs, storage, {"storage": storage})
+
+    def record_compact(self) -> Predictions:
+        """Record the calibration rows in single precision with weights of 8 bits."""
+        with tempfile.TemporaryDirectory() as folder:
+            backend = write_graphs(self.graphs, Path(folder), "int8")
+            return record_split(backend, self.preprocess, self.data.calibration)
+
+    def float16(self) -> BuiltVariant:
+        """Build the network in half precision."""
+        self.log_step("converting the graphs to float16")
+        return self._build("float16", to_float16(self.graphs), "exact", {})
+
+    def int8(self, max_loss: float) -> BuiltVariant:
+        """Build the network with integer arithmetic, its scales fixed by clean training rows.
+
+        Args:
+            max_loss: Accuracy that an exit may lose; nodes stay in float until it is kept.
+
+        Raises:
+            CannotQuantise: If there are too few training rows, or nothing to quantise.
+        """
+        self.log_step("quantising the graphs to int8")
+        order = np.random.default_rng(self.seed).permutation(len(self.data.train.labels))
+        scale_rows, choice_rows = np.split(order[: SCALE_ROWS + CHOICE_ROWS], [SCALE_ROWS])
+        quantised = quantise_graphs(
+            self.graphs,
+            [state for _, state in self._clean(scale_rows)],
+            # A dataset of fewer rows chooses by those that fix the scales.
+            [state for _, state in self._clean(choice_rows if len(choice_rows) else scale_rows)],
+            max_loss=max_loss,
+            log_step=self.log_step,
+        )
+        return self._build("int8", quantised.graphs, "exact", quantised.method)
+
+    def discard(self, variant: BuiltVariant) -> None:
+        """Remove the files of a variant that the bundle will not hold."""
+        shutil.rmtree(self.folder / variant.entry.folder)
+
+    def _clean(self, rows: NDArray[np.intp]) -> Any:
+        return served_states(self.preprocess, _rows_of(self.data.train, rows))
+
+    def _build(
+        self, precision: Precision, graphs: Graphs, storage: Storage, method: dict[str, Any]
+    ) -> BuiltVariant:
+        folder, data, log_step = self.folder / precision, self.data, self.log_step
+        backend = write_graphs(graphs, folder, storage)
+        few = first_rows(self.preprocess, data.train, KNOWN_ROWS)
+        stages, heads = (sorted((folder / kind).iterdir()) for kind in ("stages", "heads"))
+        save_known_answers(record_known_answers(stages, heads, few), folder / KNOWN_ANSWERS)
+        held_out = data.certification
+        certified = 0 if held_out is None else len(held_out.labels)
+        log_step(
+            f"{precision}: recording predictions of {len(data.calibration.labels)} calibration, "
+            f"{certified} certification and {len(data.test.labels)} test rows"
+        )
+        recorded = Recorded(
+            record_split(backend, self.preprocess, data.calibration),
+            None if held_out is None else record_split(backend, self.preprocess, held_out),
+            record_split(backend, self.preprocess, data.test),
+        )
+        save_recorded(recorded, folder / PREDICTIONS)
+        # float16 is for GPUs: where there is one, its latency is measured there.
+        device = "auto" if precision == "float16" else "cpu"
+        log_step(f"{precision}: profiling this machine")
+        profile = measure_latency(open_onnx_backend(stages, heads, device), self.preprocess.example)
+        save_profile(profile, folder / PROFILE)
+        log_step(f"{precision}: fitting {self.policy}")
+        costs_ms = profile.costs_ms if self.costs_ms is None else self.costs_ms
+        scheduler = fit_scheduler(
+            self.policy,
+            recorded.calibration.log_probs,
+            recorded.calibration.labels,
+            costs_ms,
+            seed=self.seed,
+        )
+        place = f"{precision}/schedulers/{self.policy}"
+        (self.folder / place).mkdir(parents=True)
+        save_scheduler(scheduler, self.folder / place)
+        measured = Measured(
+            accuracy=recorded.test.correct.mean(0).round(4).tolist(),
+            latency_ms=profile.costs_ms.round(4).tolist(),
+        )
+        entry = VariantEntry(
+            folder=precision,
+            predictions=f"{precision}/{PREDICTIONS}",
+            schedulers={self.policy: place},
+            policy=self.policy,
+            default_budget_ms=default_budget_ms(scheduler.frontier),
+            measured=measured,
+            method=method,
+        )
+        evaluations = evaluate(scheduler, recorded, spread_budgets(costs_ms))
+        return BuiltVariant(precision, entry, measured, recorded, scheduler, evaluations)
+
+
+def default_budget_ms(frontier: Frontier) -> float:
+    """The smallest budget that loses at most half a point of accuracy, rounded up to 0.01 ms."""
+    good = frontier.expected_accuracy >= frontier.expected_accuracy.max() - ACCURACY_GIVEN_UP
+    rounded = math.ceil(float(frontier.expected_costs_ms[good].min()) * 100) / 100
+    return min(rounded, round(float(frontier.costs_ms[-1]), 4))
+
+
+def _rows_of(split: Split, rows: NDArray[np.intp]) -> Split:
+    if isinstance(split.inputs, list):
+        return Split([split.inputs[row] for row in rows], split.labels[rows])
+    return Split(split.inputs[rows], split.labels[rows])  # type: ignore[call-overload]
