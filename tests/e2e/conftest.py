@@ -1,14 +1,17 @@
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import httpx
 import pytest
+
+from models.bundle import Precision
 
 
 class Server(NamedTuple):
@@ -42,6 +45,15 @@ def start_server() -> Callable[..., AbstractContextManager[Server]]:
                 process.wait()
 
     return start
+
+
+def served_precision(client: httpx.Client, model: str) -> Precision:
+    """The precision in which a model is served."""
+    labels = re.findall(r"eenet_model_info{(.*?)}", client.get("/metrics").text)
+    (mine,) = (each for each in labels if f'model="{model}"' in each)
+    found = re.search(r'precision="(\w+)"', mine)
+    assert found is not None
+    return cast("Precision", found[1])
 
 
 def is_ready(client: httpx.Client) -> bool:

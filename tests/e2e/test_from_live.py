@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from models.bundle import load_bundle
-from profiling.calibration import load_recorded
 from scheduler.fitted import FILES
 from server.cli.main import main
+from tests.bundles import recorded_of, variant_of
 
 if TYPE_CHECKING:
     from tests.conftest import Images
@@ -60,7 +60,8 @@ def test_it_goes_on_with_what_was_fitted_to_its_own_samples(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     bundle = Path(shutil.copytree(shipped_bundle, tmp_path / "bundle"))
-    with start_server("--bundle", str(bundle), "--audit-share", "1") as server:
+    flags = ("--precision", variant_of(bundle).precision, "--audit-share", "1")
+    with start_server("--bundle", str(bundle), *flags) as server:
         client = server.client
 
         def audit() -> dict[str, Any]:
@@ -88,7 +89,9 @@ def test_it_goes_on_with_what_was_fitted_to_its_own_samples(
         assert "now uses it" in capsys.readouterr().out
 
         assert audit()["policy"] == "entropy" and audit()["samples"] < before["samples"]
-        scheduler = hashlib.sha256((bundle / FILES[1]).read_bytes()).hexdigest()
+        scheduler = hashlib.sha256(
+            (variant_of(bundle).scheduler() / FILES[1]).read_bytes()
+        ).hexdigest()
         again = client.post("/scheduler/reload").json()["models"][0]
         assert again["sha256"] == scheduler
         shown = [answer["label"] for answer in answers(images.files[:100])]
@@ -97,6 +100,6 @@ def test_it_goes_on_with_what_was_fitted_to_its_own_samples(
         assert right > 0.8
         assert client.get("/budget").json()["models"][0]["policy"] == "entropy"
 
-    calibration = load_recorded(bundle / "calibration.npz").calibration
+    calibration = recorded_of(bundle).calibration
     assert len(calibration.labels) >= 600
     assert calibration.correct.mean(0)[-1] == pytest.approx(0.9, abs=0.06)
