@@ -29,15 +29,15 @@ from benchmarks.harness import (
     make_parser,
     print_report,
     put_budget,
+    recorded_of,
+    scheduler_of,
     serving,
 )
 from benchmarks.virtual_time import VirtualTime
 from models.runtime.replay_backend import ReplayBackend
 from models.stage_costs import StageCosts
-from profiling.calibration import load_recorded
 from profiling.loadtest.http_client import ConnectionConfig
 from profiling.loadtest.load import Call, LoadResult, closed_loop, open_loop, poisson
-from scheduler.fitted import load_scheduler
 from scheduler.policy import ExitPolicy
 from server.engine.engine import Engine
 from server.engine.request import InferenceRequest, Prediction
@@ -265,9 +265,9 @@ class Finished(NamedTuple):
 
 def alone(device: Fake, sizes: Sizes) -> Figures:
     """Run the engine in virtual time under a middle budget."""
-    policy, frontier = load_scheduler(IMAGE_BUNDLE)
+    policy, frontier = scheduler_of(IMAGE_BUNDLE)
     frontier = frontier.with_costs(device.costs.costs_ms)
-    log_probs = load_recorded(IMAGE_BUNDLE / "calibration.npz").test.log_probs
+    log_probs = recorded_of(IMAGE_BUNDLE).test.log_probs
     floor_ms, *_, ceiling_ms = device.costs.costs_ms.tolist()
     middle = frontier.at_cost((floor_ms + ceiling_ms) / 2).parameter
 

@@ -38,21 +38,22 @@ from benchmarks.harness import (
     image_states,
     lower_quartiles,
     make_parser,
+    network_of,
     onnx_backend,
     print_figures,
     print_report,
     put_budget,
+    recorded_of,
     run_engine,
+    scheduler_of,
     serving,
     write_costs,
 )
 from models.backend import HeadOutput, State, gather_arrays
-from models.bundle import Bundle, load_bundle
+from models.bundle import Variant
 from models.runtime.onnx_backend import OnnxBackend
-from profiling.calibration import load_recorded
 from profiling.loadtest.http_client import ConnectionConfig
 from profiling.loadtest.load import closed_loop
-from scheduler.fitted import load_scheduler
 from scheduler.policy import ExitPolicy
 
 WORKERS = 2
@@ -113,9 +114,9 @@ def main() -> None:
 
 def stages_against_graph(folder: Path, sizes: Sizes) -> Figures:
     """Time of stages and heads run one by one over the time of one graph of all of them."""
-    bundle, backend = load_bundle(folder), onnx_backend(folder)
-    example = bundle.preprocessor(MAX_PIXELS).example
-    last, every = whole_graphs(bundle)
+    network, backend = network_of(folder), onnx_backend(folder)
+    example = network.bundle.preprocessor(MAX_PIXELS).example
+    last, every = whole_graphs(network)
     found: Figures = {}
     for rows in (1, 8):
         batch = tuple(np.concatenate([array] * rows) for array in example)
@@ -134,23 +135,23 @@ def stages_against_graph(folder: Path, sizes: Sizes) -> Figures:
     return found
 
 
-def whole_graphs(bundle: Bundle) -> tuple[ort.InferenceSession, ort.InferenceSession]:
+def whole_graphs(network: Variant) -> tuple[ort.InferenceSession, ort.InferenceSession]:
     """The network as one graph: with the last head alone, and with every head."""
-    num_exits = bundle.manifest.num_exits
+    num_exits = network.bundle.manifest.num_exits
     sessions = []
     with tempfile.TemporaryDirectory() as folder:
         for exits in ([num_exits - 1], range(num_exits)):
             path = Path(folder) / "whole.onnx"
-            path.write_bytes(merge_graphs(bundle, exits).SerializeToString())
+            path.write_bytes(merge_graphs(network, exits).SerializeToString())
             sessions.append(open_session(path))
     return sessions[0], sessions[1]
 
 
-def merge_graphs(bundle: Bundle, exits: Sequence[int]) -> onnx.ModelProto:
+def merge_graphs(network: Variant, exits: Sequence[int]) -> onnx.ModelProto:
     """Merge all stages and the heads of some exits into one graph that outputs the heads'."""
     graph, state, outputs = None, list[str](), list[str]()
     for k, (stage_file, head_file) in enumerate(
-        zip(bundle.stage_files, bundle.head_files, strict=True)
+        zip(network.stage_files, network.head_files, strict=True)
     ):
         graph, state = append_graph(graph, onnx.load(stage_file), f"stage{k}_", state, outputs)
         if k in exits:
@@ -208,7 +209,7 @@ def run_stages(backend: OnnxBackend, state: State, exits: Sequence[int]) -> None
 
 def engine_against_loop(sizes: Sizes) -> Figures:
     """Throughput of the engine over that of bare loops, one per core, at the same exits."""
-    backend, (policy, frontier) = onnx_backend(IMAGE_BUNDLE), load_scheduler(IMAGE_BUNDLE)
+    backend, (policy, frontier) = onnx_backend(IMAGE_BUNDLE), scheduler_of(IMAGE_BUNDLE)
     inputs = image_states(sizes.images) * 3
     found: Figures = {}
     for name, point in (
@@ -287,10 +288,10 @@ class RecordedBackend:
 
 def bookkeeping(sizes: Sizes) -> Figures:
     """Requests per second of one worker on a free network; a third leave at each exit."""
-    policy, frontier = load_scheduler(IMAGE_BUNDLE)
+    policy, frontier = scheduler_of(IMAGE_BUNDLE)
     distances = np.abs(frontier.exit_rates - 1 / 3).max(1)
     parameter = float(frontier.parameters[distances.argmin()])
-    log_probs = load_recorded(IMAGE_BUNDLE / "calibration.npz").test.log_probs
+    log_probs = recorded_of(IMAGE_BUNDLE).test.log_probs
     backend = RecordedBackend(log_probs.astype(np.float32))
     found: Figures = {"exit rates": frontier.exit_rates[distances.argmin()].round(3).tolist()}
     for max_batch, count in ((64, sizes.requests), (1, sizes.requests // 5)):
@@ -340,7 +341,7 @@ def idle_share(server: RunningServer, seconds: float) -> float:
 def served_against_engine(server: RunningServer, sizes: Sizes) -> Figures:
     """Throughput over HTTP and of the engine alone, in turns."""
     calls, config = image_calls(), ConnectionConfig(CONNECTIONS)
-    backend, (policy, frontier) = onnx_backend(IMAGE_BUNDLE), load_scheduler(IMAGE_BUNDLE)
+    backend, (policy, frontier) = onnx_backend(IMAGE_BUNDLE), scheduler_of(IMAGE_BUNDLE)
     inputs = image_states(sizes.images) * 4
     rates, alone = [], []
     for _ in range(sizes.turns[0]):

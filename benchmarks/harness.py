@@ -23,12 +23,14 @@ import pydantic_core
 from numpy.typing import NDArray
 
 from models.backend import StageBackend, State
-from models.bundle import load_bundle
+from models.bundle import Variant, load_bundle
 from models.preprocess import ImagePreprocessor
 from models.runtime.onnx_backend import OnnxBackend
 from models.stage_costs import StageCosts
+from profiling.calibration import Recorded, load_recorded
 from profiling.latency import machine_name
 from profiling.loadtest.load import Call
+from scheduler.fitted import Scheduler, load_scheduler
 from scheduler.policy import ExitPolicy
 from server.engine.engine import Engine
 from server.engine.request import InferenceRequest, Prediction
@@ -105,10 +107,25 @@ def image_states(count: int | None = None) -> list[State]:
     return [preprocess(file).state for file in image_files(count)]
 
 
+def network_of(folder: Path) -> Variant:
+    """The network of a bundle that is measured: the first precision of its manifest."""
+    return load_bundle(folder).variant()
+
+
+def scheduler_of(folder: Path) -> Scheduler:
+    """The scheduler that a server of the bundle starts with."""
+    return load_scheduler(network_of(folder).scheduler())
+
+
+def recorded_of(folder: Path) -> Recorded:
+    """The recorded predictions of a bundle's network."""
+    return load_recorded(network_of(folder).predictions)
+
+
 def onnx_backend(folder: Path) -> OnnxBackend:
-    """The backend of a bundle on ONNX Runtime, on the CPU."""
-    bundle = load_bundle(folder)
-    return OnnxBackend(bundle.stage_files, bundle.head_files)
+    """The backend of a bundle's network on ONNX Runtime, on the CPU."""
+    variant = network_of(folder)
+    return OnnxBackend(variant.stage_files, variant.head_files)
 
 
 class EngineRun(NamedTuple):

@@ -33,6 +33,7 @@ BENCHMARKS = (  # the longest first, so that both cores stay busy
     "control.simulated",
     "refill",
     "networks",
+    "precision",
     "growth",
     "request_path",
     "record_drift",

@@ -29,15 +29,16 @@ from benchmarks.harness import (
     onnx_backend,
     prediction_of,
     print_report,
+    recorded_of,
+    scheduler_of,
 )
 from models.backend import StageBackend, State
 from models.runtime.replay_backend import ReplayBackend
 from models.stage_costs import StageCosts
-from profiling.calibration import load_recorded
 from profiling.simulation.arrivals import at_once, poisson
 from profiling.simulation.disciplines import DISCIPLINES
 from profiling.simulation.simulator import Device, Traffic, simulate
-from scheduler.fitted import Scheduler, load_scheduler
+from scheduler.fitted import Scheduler
 from server.engine.engine import Engine
 from server.engine.observer import NullObserver
 from server.engine.request import InferenceRequest
@@ -153,7 +154,7 @@ def main() -> None:
     sizes = (
         Sizes(1, 0.5, 0.2, 50, ("saturated",)) if args.smoke else Sizes(args.rounds, args.seconds)
     )
-    scheduler = load_scheduler(IMAGE_BUNDLE)
+    scheduler = scheduler_of(IMAGE_BUNDLE)
     makers = {"cpu": cpu_case, "device": device_case}
     report: Figures = {}
     for name in args.only.split(","):
@@ -170,7 +171,7 @@ def cpu_case() -> Case:
 
 def device_case() -> Case:
     """Recorded rows on a device that sleeps."""
-    test = load_recorded(IMAGE_BUNDLE / "calibration.npz").test
+    test = recorded_of(IMAGE_BUNDLE).test
     inputs: list[State] = [(np.array([row]),) for row in range(2000)]
     return Case(ReplayBackend(test.log_probs, DEVICE_COSTS), inputs, 1, DEVICE_SIZES)
 

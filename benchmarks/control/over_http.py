@@ -35,6 +35,7 @@ from benchmarks.harness import (
     make_parser,
     onnx_backend,
     print_report,
+    scheduler_of,
     serving,
     write_costs,
 )
@@ -42,7 +43,6 @@ from models.stage_costs import StageCosts
 from profiling.calibration import Predictions, record
 from profiling.loadtest.inputs import Inputs, read_inputs
 from profiling.loadtest.log import LoadLog, load_log
-from scheduler.fitted import load_scheduler
 from server.cli.loadtest import ask_budgets
 
 MODEL, CLASSES = "cifar10-resnet56", 10
@@ -159,7 +159,7 @@ def send(
 
 def replay_of(recorded: Predictions) -> PolicyReplay:
     """Replay the bundle's policy on the images."""
-    policy, frontier = load_scheduler(IMAGE_BUNDLE)
+    policy, frontier = scheduler_of(IMAGE_BUNDLE)
     return PolicyReplay.of(policy, frontier, recorded.log_probs)
 
 

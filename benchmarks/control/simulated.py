@@ -22,11 +22,17 @@ from benchmarks.control.policy_replay import PolicyReplay
 from benchmarks.control.recorded_samples import RecordedSamples
 from benchmarks.control.scenarios import WINDOW, Scenario, scenarios
 from benchmarks.control.simulated_server import ControlPolicy, Host, Reference, run
-from benchmarks.harness import BUNDLES, REPO, make_parser, print_report
+from benchmarks.harness import (
+    BUNDLES,
+    REPO,
+    make_parser,
+    network_of,
+    print_report,
+    recorded_of,
+    scheduler_of,
+)
 from models.stage_costs import read_stage_costs
-from profiling.calibration import load_recorded
 from scheduler.control.controller import ControllerConfig
-from scheduler.fitted import load_scheduler
 from scheduler.fitting.fit import fit_scheduler
 from scheduler.policies import DEFAULT_POLICY, POLICIES
 
@@ -49,7 +55,7 @@ def main() -> None:
     data = REPO / f"benchmarks/control/data/{args.modality}.npz"
     samples = RecordedSamples.of_drift(load_drift_set(data))
     bundle = BUNDLES[args.modality]
-    host = Host(read_stage_costs(bundle / "profile.json").costs_ms)
+    host = Host(read_stage_costs(network_of(bundle).profile).costs_ms)
     written = []
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) if args.smoke else args.out
@@ -91,9 +97,9 @@ def chosen(
 
 def fitted_policy(bundle: Path, policy: str, samples: RecordedSamples, host: Host) -> PolicyReplay:
     """The bundle's own scheduler, or one of another kind fitted to its calibration set."""
-    fitted = load_scheduler(bundle)
+    fitted = scheduler_of(bundle)
     if policy != fitted.policy.kind:
-        calibration = load_recorded(bundle / "calibration.npz").calibration
+        calibration = recorded_of(bundle).calibration
         fitted = fit_scheduler(policy, *calibration, host.costs_ms)
     return PolicyReplay.of(
         fitted.policy, fitted.frontier.with_costs(host.costs_ms), samples.log_probs

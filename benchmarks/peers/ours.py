@@ -4,7 +4,8 @@ import functools
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import ask, eenet, put_budget
 from benchmarks.peers.running import serving
-from benchmarks.peers.tasks import Replay, Task, exit_rates, judge_of_ours
+from benchmarks.peers.tasks import Replay, Task, exit_rates
 from benchmarks.peers.turns import Contender, Pace, Server, States, say
+from models.bundle import Precision
 from profiling.loadtest.load import LoadResult
 
 TO_THE_END, AT_BUDGET = "ours, every request to the last exit", "ours, at a budget"
@@ -27,36 +29,83 @@ STEP, PRECISION = 1.08, 1.02  # ratios of budgets: of the first trials, and of t
 
 def least_accuracy(task: Task) -> float:
     """The test accuracy that our predictions at a budget must reach."""
-    return task.plain_accuracy - LOST_ACCURACY
+    return task.accuracy["float32"] - LOST_ACCURACY
 
 
 def our_server(task: Task, pace: Pace) -> Server:
     """Our server with one bundle, without a budget and at one."""
-    command = [*eenet("serve"), "--bundle", str(task.bundle), "--port", "PORT"]
-    command += ["--log-level", "warning"]
-    replay = Replay(task)
+    ours = Ours(task, pace)
     watch = functools.partial(_watch, wait_s=pace.warm_up_s)
     to_the_end = Contender(
         TO_THE_END,
         task.calls,
-        judge_of_ours(task, to_the_end=True),
+        functools.partial(ours.count_wrong, to_the_end=True),
         lambda url, send: put_budget(url, None),
         watch,
-        functools.partial(_describe, replay),
+        ours.describe,
     )
     at_budget = Contender(
         AT_BUDGET,
         task.calls,
-        judge_of_ours(task, to_the_end=False),
-        functools.partial(_settle, replay, least_accuracy(task) + RESERVE, pace),
+        functools.partial(ours.count_wrong, to_the_end=False),
+        ours.settle,
         watch,
-        functools.partial(_describe, replay),
+        ours.describe,
     )
-    return Server(
-        "ours",
-        lambda: serving(command, {}, f"ours-{task.name}", _is_ready),
-        [to_the_end, at_budget],
-    )
+    return Server("ours", ours.serve, [to_the_end, at_budget])
+
+
+class Ours:
+    """`eenet serve` with default options, which chooses the precision at each start.
+
+    Args:
+        task: The task.
+        pace: Length of the measurements.
+    """
+
+    def __init__(self, task: Task, pace: Pace) -> None:
+        self._task, self._pace = task, pace
+        self._replays: dict[str, Replay] = {}
+        self._precision = ""  # of the server that runs
+
+    @contextmanager
+    def serve(self) -> Iterator[str]:
+        """Start the server, find its precision, and yield its address.
+
+        Raises:
+            CannotRun: If it does not start.
+        """
+        bundle = self._task.bundle
+        command = [*eenet("serve"), "--bundle", str(bundle.folder), "--port", "PORT"]
+        command += ["--log-level", "warning"]
+        with serving(command, {}, f"ours-{self._task.name}", _is_ready) as url:
+            self._precision = precision = served_precision(_metrics(url), bundle.precisions)
+            if precision not in self._replays:
+                self._replays[precision] = Replay(self._task, bundle.variant(precision))
+            yield url
+
+    def count_wrong(self, result: LoadResult, *, to_the_end: bool) -> int:
+        """Count answers that are not those of the graphs that are served."""
+        return self._replay.count_wrong(result, to_the_end=to_the_end)
+
+    def settle(self, url: str, send: Callable[[int], object]) -> None:
+        """Set the smallest budget that keeps the accuracy."""
+        _settle(self._replay, least_accuracy(self._task) + RESERVE, self._pace, url, send)
+
+    def describe(self, result: LoadResult, states: States) -> dict[str, Any]:
+        """Precision, budget, latency, accuracy and exits of a measurement."""
+        accuracies = [self._replay.accuracy(state["parameter"]) for state in states]
+        return {
+            "precision": self._precision,
+            "budget_ms": states[-1]["budget_ms"],
+            "rolling_latency_ms": states[-1]["rolling_latency_ms"],
+            "test_accuracy": sum(accuracies) / len(accuracies),
+            "exit_rates": exit_rates(result),
+        }
+
+    @property
+    def _replay(self) -> Replay:
+        return self._replays[self._precision]
 
 
 def smallest_budget(first_ms: float, is_enough: Callable[[float], bool], trials: int) -> float:
@@ -155,14 +204,19 @@ def _watch(url: str, wait_s: float) -> Iterator[States]:
     states.extend(ask(f"{url}/budget")["models"])
 
 
-def _describe(replay: Replay, result: LoadResult, states: States) -> dict[str, Any]:
-    accuracies = [replay.accuracy(state["parameter"]) for state in states]
-    return {
-        "budget_ms": states[-1]["budget_ms"],
-        "rolling_latency_ms": states[-1]["rolling_latency_ms"],
-        "test_accuracy": sum(accuracies) / len(accuracies),
-        "exit_rates": exit_rates(result),
-    }
+def served_precision(metrics: str, precisions: Sequence[Precision]) -> Precision:
+    """Read the precision that a server has chosen, one of its bundle's, from its metrics."""
+    labels = [line for line in metrics.splitlines() if line.startswith("eenet_model_info{")]
+    for precision in precisions:
+        if any(f'precision="{precision}"' in each for each in labels):
+            return precision
+    raise ValueError(f"the metric eenet_model_info names none of {', '.join(precisions)}: {labels}")
+
+
+def _metrics(url: str) -> str:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:
+        text: str = response.read().decode()
+    return text
 
 
 def _is_ready(url: str) -> bool:

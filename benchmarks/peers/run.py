@@ -1,25 +1,27 @@
 """This server against LitServe, mosec, BentoML and Ray Serve.
 
     .venv/bin/python -m benchmarks.peers.run [--peers litserve,mosec,bentoml,ray] [--seconds 10]
-        [--rounds 2] [--only image|text]
+        [--rounds 2] [--only image|text] [--precisions float32,int8]
 
-All answer the same inputs on the same cores, with the load generator beside them;
+All answer the same inputs on the same cores, with the load generator beside them. Each peer serves
+the plain network in single precision and in int8, ours chooses the precision of its bundle itself;
 benchmarks/peers/README.md describes the configuration of each. One server runs at a time, all of
 them in turns, round after round. Peers are installed into build/peers; a smoke run installs nothing
 and measures the peers that are installed already. JSON on the last line.
 """
 
 import argparse
+import itertools
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.harness import make_parser, print_report
 from benchmarks.peers.ours import least_accuracy, our_server
 from benchmarks.peers.running import PEERS, CannotRun, install, is_installed, serving, versions
 from benchmarks.peers.tables import tables
-from benchmarks.peers.tasks import TASKS, Task, judge_of_peer
+from benchmarks.peers.tasks import PRECISIONS, TASKS, PlainNetwork, Task, judge_of_peer
 from benchmarks.peers.turns import Contender, Load, Pace, Server, Turns, answers, say
 
 SMOKE = Pace(rounds=1, seconds=0.4, warm_up_s=0.1, settle_calls=30, trials=1, trial_s=0.3)
@@ -37,7 +39,9 @@ def main() -> None:
     left_out = dict(not_installed(args.peers) if args.smoke else install_all(args.peers))
     peers = [name for name in args.peers if name not in left_out]
     tasks = {
-        name: compare(TASKS[name](SMOKE_INPUTS if args.smoke else None), peers, pace)
+        name: compare(
+            TASKS[name](args.precisions, SMOKE_INPUTS if args.smoke else None), peers, pace
+        )
         for name in args.only
     }
     report = {
@@ -67,11 +71,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--only", choices=list(TASKS), help="one of the tasks")
+    parser.add_argument(
+        "--precisions", default=",".join(PRECISIONS), help="of the peers; default: %(default)s"
+    )
     args = parser.parse_args()
+    args.precisions = [name for name in args.precisions.split(",") if name]
     args.peers = [name for name in args.peers.split(",") if name]
     args.only = [args.only] if args.only else list(TASKS)
     if unknown := set(args.peers) - PEERS.keys():
         parser.error(f"{min(unknown)!r} is not a peer; give some of {', '.join(PEERS)}")
+    if unknown := set(args.precisions) - set(PRECISIONS):
+        parser.error(f"{min(unknown)!r} is not a precision; give {' or '.join(PRECISIONS)}")
+    if not args.precisions:
+        parser.error(f"--precisions is empty; give {' or '.join(PRECISIONS)}")
     if not 0 < args.seconds < float("inf") or args.rounds < 1:
         parser.error("give --seconds above 0 and --rounds of 1 or more")
     return args
@@ -96,38 +108,65 @@ def not_installed(names: Iterable[str]) -> Iterator[tuple[str, str]]:
 def compare(task: Task, peers: Sequence[str], pace: Pace) -> dict[str, Any]:
     """Closed loops on all servers; then open loops on the best peer and on ours."""
     turns = Turns(pace)
-    ours, others = our_server(task, pace), {name: peer_server(name, task) for name in peers}
-    turns.measure([*others.values(), ours], CLOSED)
+    ours = our_server(task, pace)
+    others = {
+        plain.precision: [peer_server(name, task, plain) for name in peers] for plain in task.plain
+    }
+    in_turns = itertools.chain.from_iterable(zip(*others.values(), strict=True))
+    turns.measure([*in_turns, ours], CLOSED)
     if ours.name in turns.left_out:
         sys.exit(f"this repository's server: {turns.left_out[ours.name]}")
     rates = {name: loads[PEAK.name]["rate"] for name, loads in turns.summary().items()}
-    best = max(rates.keys() & others.keys(), key=rates.__getitem__, default=None)
-    if best is not None:
-        loads = [Load(f"{share:.0%} of its peak", rate=share * rates[best]) for share in SHARES]
-        turns.measure([others[best], ours], loads)
+    best = {
+        precision: server
+        for precision, servers in others.items()
+        if (server := best_of(servers, rates)) is not None
+    }
+    if best:
+        # The int8 rows are for comparison; open loops on them too would lengthen the run.
+        reference = next(iter(best.values()))
+        peak = rates[reference.name]
+        loads = [Load(f"{share:.0%} of its peak", rate=share * peak) for share in SHARES]
+        turns.measure([reference, ours], loads)
     return {
-        "plain_accuracy": task.plain_accuracy,
+        "plain_accuracy": task.accuracy,
         "least_accuracy": least_accuracy(task),
-        "left_out": turns.left_out,
-        "best_peer": best,
-        "ratios": {each.name: rates[each.name] / rates[best] for each in ours.contenders if best},
+        "left_out": {**task.left_out, **turns.left_out},
+        "best_peers": {
+            precision: {"name": server.name, "rate": rates[server.name]}
+            for precision, server in best.items()
+        },
+        "ratios": {
+            each.name: {
+                precision: rates[each.name] / rates[server.name]
+                for precision, server in best.items()
+            }
+            for each in ours.contenders
+        },
         "summary": turns.summary(),
         "measured": [each._asdict() for each in turns.measured],
     }
 
 
-def peer_server(name: str, task: Task) -> Server:
-    """A peer that is installed."""
+def best_of(servers: Sequence[Server], rates: Mapping[str, float]) -> Server | None:
+    """The server with the highest rate; None if no rate of any is known."""
+    measured = [server for server in servers if server.name in rates]
+    return max(measured, key=lambda server: rates[server.name], default=None)
+
+
+def peer_server(name: str, task: Task, plain: PlainNetwork) -> Server:
+    """A peer that is installed, with the plain network in one precision."""
     peer, calls = PEERS[name], task.peer_calls(PEERS[name].path)
+    full_name = f"{name}, {plain.precision}"
     return Server(
-        name,
+        full_name,
         lambda: serving(
             peer.command_in(name),
-            {**peer.environ, **task.environ},
-            f"{name}-{task.name}",
+            {**peer.environ, **task.environ, "BENCH_GRAPH": str(plain.graph)},
+            f"{name}-{task.name}-{plain.precision}",
             lambda url: answers(url, calls[0]),
         ),
-        [Contender(name, calls, judge_of_peer(task))],
+        [Contender(full_name, calls, judge_of_peer(plain))],
     )
 
 

@@ -18,21 +18,21 @@ def tables(report: dict[str, Any]) -> Iterator[str]:
 
 def _closed(task: str, measured: dict[str, Any]) -> Iterator[str]:
     one, many = "1 connection", "32 connections"
+    best = measured["best_peers"].values()
     head = [
         task,
         f"requests/s, {many}",
-        f"of {measured['best_peer']}",
+        *(f"of {peer['name']}" for peer in best),
         LATENCY,
         f"{LATENCY}, {one}",
     ]
     yield f"| {' | '.join(head)} |"
-    yield "|---|---|---|---|---|"
-    best = measured["summary"].get(measured["best_peer"])
+    yield "|---" * len(head) + "|"
     for name, loads in measured["summary"].items():
         peak = loads[many]
-        share = "" if best is None else f"{peak['rate'] / best[many]['rate']:.2f}"
+        shares = [f"{peak['rate'] / peer['rate']:.2f}" for peer in best]
         rate = f"{peak['rate']:.0f} ({100 * peak['rate_spread']:.1f} %)"
-        yield f"| {name} | {rate} | {share} | {_latency(peak)} | {_latency(loads[one])} |"
+        yield f"| {' | '.join([name, rate, *shares, _latency(peak), _latency(loads[one])])} |"
     yield ""
 
 
@@ -45,7 +45,8 @@ def _open(measured: dict[str, Any]) -> Iterator[str]:
     if not rows:
         return
     shares = next(iter(rows.values()))
-    yield f"| {LATENCY} at | {' | '.join(shares)} |".replace("its", measured["best_peer"] + "'s")
+    reference = next(iter(measured["best_peers"].values()))["name"]
+    yield f"| {LATENCY} at | {' | '.join(shares)} |".replace("its", f"{reference}'s")
     yield "|---" * (len(shares) + 1) + "|"
     for name, loads in rows.items():
         yield f"| {name} | {' | '.join(_latency(figures) for figures in loads.values())} |"
@@ -54,16 +55,20 @@ def _open(measured: dict[str, Any]) -> Iterator[str]:
 
 def _notes(measured: dict[str, Any]) -> Iterator[str]:
     yield "In brackets the spread of the rounds, largest less smallest by their median."
-    plain = 100 * measured["plain_accuracy"]
+    plain = ", ".join(f"{name} {100 * of:.2f} %" for name, of in measured["plain_accuracy"].items())
+    for name, ratios in measured["ratios"].items():
+        for precision, ratio in ratios.items():
+            yield f"{name}: {ratio:.2f} times the best {precision} peer's requests/s"
     for each in measured["measured"]:
         more = each["more"]
         if more.get("budget_ms") is not None:
             rates = " ".join(f"{rate:.2f}" for rate in more["exit_rates"])
             missed = more["test_accuracy"] < measured["least_accuracy"]
             yield (
-                f"{each['contender']}, {each['load']}: {more['budget_ms']:.3f} ms budget, "
+                f"{each['contender']}, {each['load']}, {more['precision']}: "
+                f"{more['budget_ms']:.3f} ms budget, "
                 f"{more['rolling_latency_ms']:.3f} measured, exit rates {rates}, test accuracy "
-                f"{100 * more['test_accuracy']:.2f} % (plain {plain:.2f} %)"
+                f"{100 * more['test_accuracy']:.2f} % (plain {plain})"
                 + (": MORE THAN HALF A POINT IS LOST" if missed else "")
             )
     for name, loads in measured["summary"].items():

@@ -9,7 +9,7 @@ from profiling.calibration import Predictions
 from scheduler.fitted import Scheduler
 from scheduler.fitting.fit import fit_scheduler
 from scheduler.policy import exits_taken, replay
-from server.pipeline.live import UNLABELLED, LiveRows, labelled
+from server.pipeline.live import UNLABELLED, labelled
 
 SHARES = (0.25, 0.5, 0.75)  # position between the first exit's cost and the last one's
 
@@ -20,7 +20,7 @@ def refit_rows(subject: Subject, splits: int) -> Iterator[Row]:
     claimed, right = [], []
     for seed in range(splits):
         seen, unseen = halves(subject.corrupted, seed)
-        none = LiveRows(seen.log_probs, np.full(len(seen.labels), UNLABELLED))
+        none = Predictions(seen.log_probs, np.full(len(seen.labels), UNLABELLED))
         drawn = labelled(none, subject.calibration, seed).predictions
         for name, rows in {"shipped": None, "drawn": drawn, "true": seen}.items():
             scheduler = subject.scheduler if rows is None else fitted(subject, rows, seed)

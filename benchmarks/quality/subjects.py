@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.control.drift_sets import DriftSet, load_drift_set
-from benchmarks.harness import BUNDLES, REPO
-from profiling.calibration import Predictions, load_recorded
-from scheduler.fitted import Scheduler, load_scheduler
+from benchmarks.harness import BUNDLES, REPO, recorded_of, scheduler_of
+from profiling.calibration import Predictions
+from scheduler.fitted import Scheduler
 
 Row = dict[str, Any]  # of a table
 
@@ -28,8 +28,8 @@ class Subject(NamedTuple):
         bundle = BUNDLES[name]
         return cls(
             name,
-            load_scheduler(bundle),
-            load_recorded(bundle / "calibration.npz").calibration,
+            scheduler_of(bundle),
+            recorded_of(bundle).calibration,
             load_drift_set(REPO / f"benchmarks/control/data/{name}.npz"),
         )
 

@@ -13,7 +13,8 @@ FOLDER = ROOT / "benchmarks"
 # The servers of the peers run in environments of their own.
 FILES = [path for path in sorted(FOLDER.rglob("*.py")) if not path.name.startswith("serve_")]
 MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES]
-TOOLS = {"benchmarks.smoke", "benchmarks.peers.graphs"}  # commands that measure nothing
+# Commands that measure nothing.
+TOOLS = {"benchmarks.smoke", "benchmarks.peers.graphs", "benchmarks.peers.quantise"}
 
 
 def commands() -> set[str]:
