@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = re.compile(r"(?ms)^```sh\n(.*?)\n```$(?:\n\n^```(json|text)\n(.*?)\n```$)?")
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
-EXACT = frozenset(("model", "code", "detail", "sha256", "status"))
+EXACT = frozenset(("model", "code", "detail", "status"))
 """Fields that no host and no load changes."""
 
 

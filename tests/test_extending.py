@@ -34,7 +34,7 @@ flags = ["--costs", "1,2,3.3", "--policies", "maxprob,margin", "--report", str(f
 flags += ["--json", str(folder / "figures.json")]
 assert main(["evaluate", "--predictions", str(folder / "mine.npz"), *flags]) == 0
 
-calibration, test = load_predictions(folder / "mine.npz")
+calibration, _, test = load_predictions(folder / "mine.npz")
 fitted = fit_scheduler("margin", *calibration, np.array([1.0, 2.0, 3.3]))
 save_scheduler(fitted, folder)
 loaded = load_scheduler(folder)
