@@ -56,15 +56,14 @@ def _round(
 ) -> tuple[NDArray[np.generic], NDArray[np.float32] | None]:
     """Return the tensor to store, and the scales that restore it, if there are any."""
     if storage == "int8":
-        first, last = _to_int8(values, 0), _to_int8(values, values.ndim - 1)
+        first, last = to_int8(values, 0), to_int8(values, values.ndim - 1)
         return min(first, last, key=lambda pair: _squared_error(values, *pair))
     half = np.clip(values, -65504, 65504).astype(np.float16)  # the limits of half precision
     return (half if np.array_equal(half, values) else values), None
 
 
-def _to_int8(
-    values: NDArray[np.float32], axis: int
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def to_int8(values: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Round to 255 levels per channel of an axis; return the levels and each channel's scale."""
     others = tuple(i for i in range(values.ndim) if i != axis)
     largest = np.abs(values).max(others, keepdims=True)
     scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import Measured, Precision
-from models.export.int8 import CannotQuantise, LosesAccuracy
+from models.export.graph_parts import CannotQuantise
+from models.export.int8 import LosesAccuracy
 from models.runtime.onnx_devices import open_device
 from profiling.calibration import Predictions
 from server.pipeline.variants import BuiltVariant, VariantBuilder

@@ -8,12 +8,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from models.backend import HeadOutput, State
-from models.export import activation_ranges, int8
+from models.export import activation_ranges, qdq
 from models.export.activation_ranges import METHODS, ActivationHistograms
-from models.export.int8 import CannotQuantise, Int8Graphs, quantise_graphs
+from models.export.graph_parts import CannotQuantise, optimise
+from models.export.int8 import Int8Graphs, quantise_graphs
 from models.export.onnx_graphs import Graphs, write_graphs
-from models.runtime.onnx_backend import OnnxBackend
+from tests.backends import answers
 from tests.models.export.conftest import TEXTS, Exported
 
 ENCODERS = (*TEXTS, "vit")
@@ -45,14 +45,6 @@ class Built:
         self.network, self.quantised, self.folder = network, quantised, folder
         self.backend = write_graphs(quantised.graphs, folder / "int8")
         self.float = write_graphs(network.graphs, folder / "float32")
-
-
-def answers(backend: OnnxBackend, state: State) -> list[HeadOutput]:
-    found = []
-    for exit in range(backend.num_exits):
-        state = backend.run_stage(exit, state)
-        found.append(backend.run_head(exit, state))
-    return found
 
 
 def divergence(expected: NDArray[Any], found: NDArray[Any]) -> float:
@@ -186,7 +178,7 @@ def test_what_the_library_refuses_is_one_sentence(
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("operator X is unknown")
 
-    monkeypatch.setattr(int8, "QDQQuantizer", refuse)
+    monkeypatch.setattr(qdq, "QDQQuantizer", refuse)
     with pytest.raises(CannotQuantise, match=r"stages/0 of the network .* \(operator X is unknown"):
         quantise(resnet)
 
@@ -212,12 +204,12 @@ def test_embeddings_are_stored_in_eight_bits(exports: None) -> None:
         opset_imports=[onnx.helper.make_opsetid("", 20)],
         ir_version=10,
     )
-    rounded = int8._optimise(model)
+    rounded = optimise(model)
     assert {t.data_type for t in rounded.graph.initializer if len(t.dims) == 2} == {
         TensorProto.INT8
     }
     ids = rng.integers(0, 600, (4, 5))
-    (found,) = int8.open_graph(rounded.SerializeToString(), int8.CPU).run((ids,))
+    (found,) = open_graph(rounded.SerializeToString(), CPU).run((ids,))
     steps = np.abs(table[ids]).max(-1, keepdims=True) / 127
     assert (np.abs(found - table[ids]) <= 0.51 * steps).all()
 

@@ -10,7 +10,8 @@ import pytest
 
 import server.pipeline.precisions
 from models.bundle import Measured, Precision, VariantEntry
-from models.export.int8 import CannotQuantise, LosesAccuracy
+from models.export.graph_parts import CannotQuantise
+from models.export.int8 import LosesAccuracy
 from models.export.weights import Storage
 from profiling.calibration import Predictions, Recorded
 from scheduler.baselines import ConfidencePolicy
