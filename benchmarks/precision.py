@@ -100,11 +100,8 @@ def figures(variant: Variant, times: Times, plain_ms: float) -> dict[str, Any]:
 
 def exit_bytes(variant: Variant) -> list[int]:
     """Size of the graphs that are needed until each exit, (K,)."""
-    sizes = [
-        stage.stat().st_size + head.stat().st_size
-        for stage, head in zip(variant.stage_files, variant.head_files, strict=True)
-    ]
-    return list(itertools.accumulate(sizes))
+    exits = range(variant.bundle.manifest.num_exits)
+    return list(itertools.accumulate(map(variant.exit_bytes, exits)))
 
 
 def plain_graph(bundle: Bundle) -> Path:

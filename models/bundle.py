@@ -222,12 +222,12 @@ class Variant:
     @property
     def stage_files(self) -> list[Path]:
         """Files of the K stage graphs."""
-        return [self.folder / name for name in _graphs("stages", self.bundle.manifest.num_exits)]
+        return graph_files(self.folder, self.bundle.manifest.num_exits)[0]
 
     @property
     def head_files(self) -> list[Path]:
         """Files of the K exit heads."""
-        return [self.folder / name for name in _graphs("heads", self.bundle.manifest.num_exits)]
+        return graph_files(self.folder, self.bundle.manifest.num_exits)[1]
 
     @property
     def profile(self) -> Path:
@@ -244,6 +244,10 @@ class Variant:
         """Inputs and the outputs they must have on every host; None if the bundle has none."""
         path = self.folder / KNOWN_ANSWERS
         return None if self.bundle.listed(path) is None else path
+
+    def exit_bytes(self, exit: int) -> int:
+        """Return the size of an exit's stage and head."""
+        return sum(files[exit].stat().st_size for files in (self.stage_files, self.head_files))
 
     def scheduler(self, policy: str | None = None) -> Path:
         """Return the folder of a policy's scheduler, or of the one that a server starts with.
@@ -408,16 +412,20 @@ def _policy_of_format_1(folder: Path) -> str:
         return "unknown"
 
 
-def _graphs(kind: str, num_exits: int) -> list[str]:
-    return [f"{kind}/{k}.onnx" for k in range(num_exits)]
+def graph_files(folder: Path, num_exits: int) -> tuple[list[Path], list[Path]]:
+    """Return the files of the K stages and of the K heads in a folder, in the order of exits."""
+    stages, heads = (
+        [folder / f"{kind}/{k}.onnx" for k in range(num_exits)] for kind in ("stages", "heads")
+    )
+    return stages, heads
 
 
 def _check_listed(bundle: Bundle) -> None:
     needed = [TOKENIZER] if bundle.manifest.task == "text" else []
     for entry in bundle.manifest.precisions.values():
-        exits = bundle.manifest.num_exits
-        of_folder = [*_graphs("stages", exits), *_graphs("heads", exits), PROFILE]
-        needed += [(PurePosixPath(entry.folder) / name).as_posix() for name in of_folder]
+        folder = Path(entry.folder)
+        stages, heads = graph_files(folder, bundle.manifest.num_exits)
+        needed += [path.as_posix() for path in (*stages, *heads, folder / PROFILE)]
         needed.append(entry.predictions)
         needed += [
             (PurePosixPath(place) / name).as_posix()

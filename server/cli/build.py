@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from models.bundle import Bundle, Manifest, Measured, Precision
+from models.bundle import Manifest, Measured, Precision
 from scheduler.policies import DEFAULT_POLICY, POLICIES, describe_policies
 from server.cli.options import (
     add_data,
@@ -142,7 +142,7 @@ def _print(built: BuildResult) -> None:
         ):
             print(
                 f"{precision:10} {exit:5d} {100 * share:17.2f} {100 * (share - before):+8.2f} "
-                f"{ms:12.3f} {_exit_bytes(built.bundle, precision, exit) / MIB:8.2f}"
+                f"{ms:12.3f} {built.bundle.variant(precision).exit_bytes(exit) / MIB:8.2f}"
             )
     for reason in built.left_out:
         print(reason)
@@ -150,12 +150,6 @@ def _print(built: BuildResult) -> None:
         budget_ms = manifest.precisions[precision].default_budget_ms
         print(f"{precision}: default budget {budget_ms} ms")
         print_evaluations(evaluations)
-
-
-def _exit_bytes(bundle: Bundle, precision: Precision, exit: int) -> int:
-    """Return the size of an exit's stage and head."""
-    variant = bundle.variant(precision)
-    return sum(files[exit].stat().st_size for files in (variant.stage_files, variant.head_files))
 
 
 def interrupted(args: argparse.Namespace) -> str:

@@ -72,7 +72,7 @@ def _variant(variant: Variant) -> dict[str, Any]:
                 "exit": exit,
                 "cost_ms": round(cost_ms, 4),
                 "test_accuracy": round(share, 4),
-                "bytes": _exit_bytes(variant, exit),
+                "bytes": variant.exit_bytes(exit),
             }
             for exit, (cost_ms, share) in enumerate(zip(costs_ms, accuracy, strict=True))
         ],
@@ -89,11 +89,6 @@ def _variant(variant: Variant) -> dict[str, Any]:
         "row_independent": entry.row_independent,
         "method": entry.method,
     }
-
-
-def _exit_bytes(variant: Variant, exit: int) -> int:
-    """Size of an exit's stage and head."""
-    return sum(files[exit].stat().st_size for files in (variant.stage_files, variant.head_files))
 
 
 def _test_accuracy(path: Path) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models.backend import State
 from models.bundle import (
     KNOWN_ANSWERS,
     PREDICTIONS,
@@ -18,6 +19,7 @@ from models.bundle import (
     Measured,
     Precision,
     VariantEntry,
+    graph_files,
 )
 from models.data.dataset import Dataset, Split
 from models.export.float16 import to_float16
@@ -109,9 +111,9 @@ class VariantBuilder:
         scale_rows, choice_rows = np.split(order[: SCALE_ROWS + CHOICE_ROWS], [SCALE_ROWS])
         quantised = quantise_graphs(
             self.graphs,
-            [state for _, state in self._clean(scale_rows)],
+            self._clean(scale_rows),
             # A dataset of fewer rows chooses by those that fix the scales.
-            [state for _, state in self._clean(choice_rows if len(choice_rows) else scale_rows)],
+            self._clean(choice_rows if len(choice_rows) else scale_rows),
             max_loss=max_loss,
             log_step=self.log_step,
         )
@@ -121,8 +123,10 @@ class VariantBuilder:
         """Remove the files of a variant that the bundle will not hold."""
         shutil.rmtree(self.folder / variant.entry.folder)
 
-    def _clean(self, rows: NDArray[np.intp]) -> Any:
-        return served_states(self.preprocess, _rows_of(self.data.train, rows))
+    def _clean(self, rows: NDArray[np.intp]) -> list[State]:
+        """Return training rows as they would be served, batches of one shape."""
+        split = _rows_of(self.data.train, rows)
+        return [state for _, state in served_states(self.preprocess, split)]
 
     def _build(
         self, precision: Precision, graphs: Graphs, storage: Storage, method: dict[str, Any]
@@ -130,7 +134,7 @@ class VariantBuilder:
         folder, data, log_step = self.folder / precision, self.data, self.log_step
         backend = write_graphs(graphs, folder, storage)
         few = first_rows(self.preprocess, data.train, KNOWN_ROWS)
-        stages, heads = (sorted((folder / kind).iterdir()) for kind in ("stages", "heads"))
+        stages, heads = graph_files(folder, backend.num_exits)
         save_known_answers(record_known_answers(stages, heads, few), folder / KNOWN_ANSWERS)
         held_out = data.certification
         certified = 0 if held_out is None else len(held_out.labels)
@@ -144,10 +148,10 @@ class VariantBuilder:
             record_split(backend, self.preprocess, data.test),
         )
         save_recorded(recorded, folder / PREDICTIONS)
-        # float16 is for GPUs: where there is one, its latency is measured there.
-        device = "auto" if precision == "float16" else "cpu"
         log_step(f"{precision}: profiling this machine")
-        profile = measure_latency(open_onnx_backend(stages, heads, device), self.preprocess.example)
+        # float16 is for GPUs: where there is one, its latency is measured there.
+        timed = open_onnx_backend(stages, heads) if precision == "float16" else backend
+        profile = measure_latency(timed, self.preprocess.example)
         save_profile(profile, folder / PROFILE)
         log_step(f"{precision}: fitting {self.policy}")
         costs_ms = profile.costs_ms if self.costs_ms is None else self.costs_ms
