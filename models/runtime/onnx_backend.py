@@ -118,10 +118,9 @@ class OnnxBackend:
         """Do nothing: every call returns only when its result is ready."""
 
     def _run(self, graph: Graph, state: State) -> State:
-        rows = len(state[0])
-        if self._row_independent or rows == 1:
+        if self._row_independent or len(state[0]) == 1:
             return tuple(graph.run(state))
-        single = [tuple(array[row : row + 1] for array in state) for row in range(rows)]
+        single = [tuple(array[row : row + 1] for array in state) for row in range(len(state[0]))]
         return join_states([tuple(graph.run(each)) for each in single])
 
 
