@@ -13,6 +13,16 @@ from models.bundle import SCHEDULER_FILES, Precision, Variant, load_bundle, rewr
 from models.runtime.onnx_backend import OnnxBackend
 from profiling.calibration import Recorded, load_recorded
 from scheduler.fitted import Scheduler, load_scheduler
+from tests.backends import answers
+
+SMALL_IMAGE = {
+    "kind": "image",
+    "height": 8,
+    "width": 8,
+    "mean": (0.5, 0.5, 0.5),
+    "std": (1, 1, 1),
+}
+"""The input of a bundle that reads images of 8x8."""
 
 
 def variant_of(folder: Path) -> Variant:
@@ -37,14 +47,8 @@ def offline_log_probs(variant: Variant, inputs: Sequence[Any]) -> NDArray[np.flo
     """
     backend = OnnxBackend(variant.stage_files, variant.head_files)
     preprocess = variant.bundle.preprocessor(10**6)
-    rows = []
-    for given in inputs:
-        state, exits = preprocess(given).state, []
-        for k in range(backend.num_exits):
-            state = backend.run_stage(k, state)
-            exits.append(backend.run_head(k, state).log_probs[0])
-        rows.append(exits)
-    return np.array(rows).swapaxes(0, 1)
+    rows = [answers(backend, preprocess(given).state) for given in inputs]
+    return np.array([[output.log_probs[0] for output in exits] for exits in rows]).swapaxes(0, 1)
 
 
 def add_int8(folder: Path) -> None:

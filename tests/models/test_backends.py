@@ -22,6 +22,7 @@ from models.runtime.onnx_backend import CPU, OnnxBackend
 from models.runtime.onnx_device_backend import DeviceOnnxBackend
 from models.runtime.onnx_devices import open_device, open_onnx_backend
 from models.runtime.torch_backend import TorchBackend
+from tests.backends import answers
 
 TOKENS = 9
 BUCKETS = (1, 2, 4, 8)
@@ -172,15 +173,6 @@ def padding(request: pytest.FixtureRequest, opened: Any) -> Iterator[StageBacken
 def tolerance(backend: StageBackend) -> float:
     """Return the tolerance: GPUs round the factors of products to ten bits."""
     return 1e-4 if "cpu" in backend.device.lower() else 2e-2
-
-
-def answers(backend: StageBackend, state: State) -> list[HeadOutput]:
-    """Run all stages, and return the output of every exit."""
-    found = []
-    for exit in range(backend.num_exits):
-        state = backend.run_stage(exit, state)
-        found.append(backend.run_head(exit, state))
-    return found
 
 
 def on_host(state: State) -> list[NDArray[Any]]:

@@ -22,6 +22,7 @@ from server.app import create_app
 from server.cli.main import main
 from server.pipeline.refit import refit
 from server.settings import Settings
+from tests.bundles import SMALL_IMAGE
 
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -85,15 +86,7 @@ def make_bundle(tmp_path: Path) -> Callable[[Recorded], Path]:
             task="image",
             classes=("ape", "bee", "cat", "dog"),
             num_exits=3,
-            inputs={
-                "image": {
-                    "kind": "image",
-                    "height": 8,
-                    "width": 8,
-                    "mean": (0.5, 0.5, 0.5),
-                    "std": (1, 1, 1),
-                }
-            },
+            inputs={"image": SMALL_IMAGE},
             precisions={
                 "float32": {
                     "folder": "float32",

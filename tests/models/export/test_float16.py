@@ -3,21 +3,13 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from models.backend import HeadOutput, State
 from models.export.float16 import to_float16
 from models.export.onnx_graphs import write_graphs
 from models.runtime.onnx_backend import OnnxBackend
+from tests.backends import answers
 from tests.models.export.conftest import TEXTS, Exported
 
 SINGLE, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
-
-
-def answers(backend: OnnxBackend, state: State) -> list[HeadOutput]:
-    found = []
-    for exit in range(backend.num_exits):
-        state = backend.run_stage(exit, state)
-        found.append(backend.run_head(exit, state))
-    return found
 
 
 def float_types(values: list[onnx.ValueInfoProto]) -> set[int]:

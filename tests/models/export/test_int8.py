@@ -13,6 +13,7 @@ from models.export.activation_ranges import METHODS, ActivationHistograms
 from models.export.graph_parts import CannotQuantise, optimise
 from models.export.int8 import Int8Graphs, quantise_graphs
 from models.export.onnx_graphs import Graphs, write_graphs
+from models.runtime.onnx_backend import CPU, open_graph
 from tests.backends import answers
 from tests.models.export.conftest import TEXTS, Exported
 

@@ -13,6 +13,7 @@ from models.bundle import Bundle, BundleError, load_bundle, write_manifest
 from models.networks.families import Network
 from models.networks.multi_exit import MultiExitModel
 from models.runtime.torch_backend import TorchBackend, choose_torch_device, open_torch_backend
+from tests.bundles import SMALL_IMAGE
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler"
@@ -52,15 +53,7 @@ def make_bundle(folder: Path, **network: object) -> Bundle:
         task="image",
         classes=("cat", "dog"),
         num_exits=2,
-        inputs={
-            "image": {
-                "kind": "image",
-                "height": 8,
-                "width": 8,
-                "mean": (0.5, 0.5, 0.5),
-                "std": (1, 1, 1),
-            }
-        },
+        inputs={"image": SMALL_IMAGE},
         precisions={
             "float32": {
                 "folder": "",
