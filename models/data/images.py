@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.preprocess import FORMATS, ImagePreprocessor, oriented_size
+from models.images import FORMATS
+from models.orientation import oriented_size
+from models.preprocess import ImagePreprocessor
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -15,16 +15,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from models.images import FORMATS
 from models.preprocess import (
-    FORMATS,
     IMAGENET_MEAN,
     IMAGENET_STD,
-    MAX_SCANS,
-    SMALL_BYTES,
     ImagePreprocessor,
     InvalidInput,
     TextPreprocessor,
-    has_too_many_scans,
 )
 from models.training.batches import normalise
 
@@ -80,60 +77,6 @@ def png_header(width: int, height: int) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
     )
-
-
-def segment(marker: int, data: bytes) -> bytes:
-    return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
-
-
-def with_scans(scans: int, side: int = 16) -> bytes:
-    """Make a grey progressive JPEG: one scan of the means, then empty scans."""
-    frame = struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0"
-    dc_codes = segment(0xC4, b"\0" + bytes([1]) + bytes(15) + b"\0")
-    ac_codes = segment(0xC4, b"\x10" + bytes([1]) + bytes(15) + b"\0")
-    means = segment(0xDA, b"\1\1\0\0\0\1") + bytes(side * side // 512 + 1)
-    bands = segment(0xDA, b"\1\1\0\1\77\0") + bytes(side * side // 512 + 1)
-    tables = segment(0xDB, b"\0" + b"\1" * 64) + segment(0xC2, frame) + dc_codes + ac_codes
-    return b"\xff\xd8" + tables + means + bands * (scans - 1) + b"\xff\xd9"
-
-
-@pytest.mark.parametrize("scans", [MAX_SCANS + 1, MAX_SCANS + 2, 2000])
-def test_a_jpeg_of_too_many_scans_is_refused(scans: int) -> None:
-    data = with_scans(scans)
-    sentence = refusal(data)
-    assert "more than 32 scans" in sentence and "baseline" in sentence
-    with pytest.raises(InvalidInput, match="scans"):
-        preprocess.decode_if_small(data[:8000])
-    for size in (2 * SMALL_BYTES, 2 * SMALL_BYTES + 1):  # at even places and at odd ones
-        assert has_too_many_scans(data[:2] + segment(0xFE, bytes(size)) + data[2:])
-    # Fill bytes before a marker, and a segment full of markers, change nothing.
-    assert has_too_many_scans(data.replace(b"\xff\xda", b"\xff\xff\xff\xda"))
-    assert has_too_many_scans(data[:2] + segment(0xFE, b"\xff\xd9" * 9) + data[2:])
-
-
-def test_a_jpeg_of_as_many_scans_as_encoders_make_is_read() -> None:
-    assert preprocess(with_scans(MAX_SCANS)).size == (16, 16)
-    jpeg = encode(smooth(300, 200), "JPEG", progressive=True)
-    assert 6 <= jpeg.count(b"\xff\xda") <= MAX_SCANS
-    assert preprocess(jpeg).size == (200, 300)
-
-
-def test_what_only_looks_like_scans_is_not_counted() -> None:
-    jpeg, marks = encode(smooth(), "JPEG"), b"\xff\xda" * 500
-    with_preview = jpeg[:2] + segment(0xE1, b"Exif" + marks) + jpeg[2:]
-    for data in (with_preview, jpeg + marks):  # a film after the image, as phones store it
-        assert preprocess(data).size == (32, 32)
-    png = encode(smooth())
-    assert not has_too_many_scans(png + marks)
-
-
-def test_scans_are_counted_in_time_linear_in_the_size() -> None:
-    scans = segment(0xDA, bytes(6)) * (MAX_SCANS + 1)
-    for filler in (segment(0xFE, b""), b"\xff\x00", b"\xff\xff"):
-        data = b"\xff\xd8" + filler * 2_000_000 + scans
-        started = time.perf_counter()
-        assert has_too_many_scans(data)
-        assert time.perf_counter() - started < 1
 
 
 def test_an_rgb_png_of_the_right_size_passes_bit_for_bit() -> None:

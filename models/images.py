@@ -1,0 +1,268 @@
+"""Decode image files to upright RGB of a network's input size, within bounds."""
+
+import io
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from models import jpeg, png
+from models.orientation import SIDEWAYS, UPRIGHT, Metadata, orientation_of, read_orientation
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+# Large images are averaged down to at least this multiple of the input's size, then resized.
+SHRINK_FACTOR = 4
+# A JPEG is even decoded at 1/2, 1/4 or 1/8 of its size. Where that leaves fewer pixels than this on
+# the short side, it keeps the multiple above: fine lines suffer, and there is little time to gain.
+JPEG_FACTOR, JPEG_SIDE = 1.6, 256
+# A decoder visits all blocks of a JPEG for each scan, even if the scan is nearly empty. Encoders
+# write about 10 scans, those that optimise for size some 20.
+MAX_SCANS = 32
+# Pixels times scans, as a multiple of the largest image: an image of that size may have 10 scans.
+MAX_PASSES = 10
+SMALL_BYTES, SMALL_PIXELS = 8192, 64 * 64  # about 0.2 ms of decoding
+# Decoding takes longer where its time, expected from these rounded-up measurements, is above this.
+SLOW_MS = 100.0
+NS_PER_PIXEL = {"PNG": 30.0, "WEBP": 30.0, "GIF": 10.0, "BMP": 3.0, "JPEG": 5.0}
+NS_PER_PIXEL_AND_SCAN = 1.5  # of each scan of a JPEG after the first
+# Pillow walks over a GIF's blocks of 1 to 255 bytes in Python, before it knows the image's size.
+SLOW_GIF_BYTES = 256 * 1024
+
+
+class InvalidInput(ValueError):
+    """The input cannot be decoded; the message says why."""
+
+
+class DecodedImage(NamedTuple):
+    """An image as a network takes it.
+
+    Attributes:
+        pixels: RGB of the input's size, (H, W, 3).
+        size: Width and height of the upright original.
+    """
+
+    pixels: NDArray[np.uint8]
+    size: tuple[int, int]
+
+
+class _Opened(NamedTuple):
+    """An image whose header is read, how to turn it upright, and what decoding it takes."""
+
+    image: Image.Image
+    orientation: int | None
+    expected_ms: float
+
+
+@dataclass(frozen=True)
+class ImageDecoder:
+    """Decodes an image of any size and mode to the size of a network's input.
+
+    Attributes:
+        height: Height of the network's input.
+        width: Width of the network's input.
+        fit: `cover`: scale to cover the input and crop to the centre; `stretch`: scale each side
+            separately, so that no part of the image is lost.
+        max_pixels: Largest image that is decoded, checked in its header.
+    """
+
+    height: int
+    width: int
+    fit: Literal["cover", "stretch"] = "cover"
+    max_pixels: int = 50_000_000
+
+    def decode(self, data: bytes) -> DecodedImage:
+        """Decode an image; transparent pixels become white.
+
+        Raises:
+            InvalidInput: If the bytes are not an image, the image is damaged, or it is beyond the
+                bounds on pixels and scans.
+        """
+        return self._decode_plain(data, self.max_pixels) or self._to_pixels(self._open(data))
+
+    def decode_if_fast(self, data: bytes) -> DecodedImage | None:
+        """Decode an image; return None if its header says that this may take above 100 ms.
+
+        Raises:
+            InvalidInput: As for `decode`.
+        """
+        if len(data) > SLOW_GIF_BYTES and data.startswith(b"GIF8"):
+            return None
+        plain = self._decode_plain(data, self.max_pixels)
+        if plain is not None:
+            return plain
+        opened = self._open(data)
+        if opened.expected_ms > SLOW_MS:
+            opened.image.close()
+            return None
+        return self._to_pixels(opened)
+
+    def decode_if_small(self, data: bytes) -> DecodedImage | None:
+        """Decode a small image; return None if decoding may take more than a few 0.1 ms.
+
+        Raises:
+            InvalidInput: As for `decode`.
+        """
+        if len(data) > SMALL_BYTES:
+            return None
+        plain = self._decode_plain(data, min(SMALL_PIXELS, self.max_pixels))
+        if plain is not None:
+            return plain
+        opened = self._open(data)
+        if opened.image.width * opened.image.height > SMALL_PIXELS:
+            opened.image.close()
+            return None
+        return self._to_pixels(opened)
+
+    def _decode_plain(self, data: bytes, most_pixels: int) -> DecodedImage | None:
+        """Decode a JPEG without metadata at its full size; None for other and slow files.
+
+        The pixels are Pillow's, in a tenth of its time for small images.
+        """
+        size = jpeg.plain_size(data)
+        if size is None or self._jpeg_scale(size) > 1:
+            return None
+        count = size[0] * size[1]
+        if count > most_pixels or count * NS_PER_PIXEL["JPEG"] / 1e6 > SLOW_MS:
+            return None
+        try:
+            pixels = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
+        except ValueError:
+            return None  # damaged or rare; Pillow decides, and words the refusal
+        if size != (self.width, self.height):
+            pixels = np.asarray(self._resize(self._shrink(Image.fromarray(pixels))))
+        return DecodedImage(pixels, size)
+
+    def _to_pixels(self, opened: _Opened) -> DecodedImage:
+        image, orientation, _ = opened
+        with image:
+            size = image.size[::-1] if orientation in SIDEWAYS else image.size
+            try:
+                scale = self._jpeg_scale(image.size)
+                image.draft(None, (image.width // scale, image.height // scale))
+                image.load()
+                small = self._shrink(image)
+                rgb = _to_rgb(
+                    small if orientation is None else small.transpose(UPRIGHT[orientation])
+                )
+            except Exception as error:  # Pillow raises a dozen types on damaged files
+                raise InvalidInput(
+                    f"the {image.format} image is damaged or cut off: {error}"
+                ) from error
+        return DecodedImage(np.asarray(self._resize(rgb)), size)
+
+    def _resize(self, rgb: Image.Image) -> Image.Image:
+        target = (self.width, self.height)
+        if rgb.size == target:
+            return rgb
+        if self.fit == "stretch":
+            return rgb.resize(target, Image.Resampling.BICUBIC)
+        return ImageOps.fit(rgb, target, Image.Resampling.BICUBIC)
+
+    def _jpeg_scale(self, size: tuple[int, int]) -> int:
+        """By how much a JPEG's sides may be divided while it is decoded: 1, 2, 4 or 8."""
+        side = max(self.width, self.height)  # on both axes, for the image may be turned
+        least = max(JPEG_FACTOR * side, min(SHRINK_FACTOR * side, JPEG_SIDE))
+        return next((scale for scale in (8, 4, 2) if min(size) >= scale * least), 1)
+
+    def _shrink(self, image: Image.Image) -> Image.Image:
+        """Crop margins that the final crop will not use and shrink, before any full-size copy.
+
+        The result covers the final crop in either orientation, at `SHRINK_FACTOR` times the input's
+        size or more. Smaller images stay as they are.
+        """
+        small, large = sorted((self.width, self.height))
+        short = min(image.size)
+        if self.fit == "stretch":
+            factor = short // (SHRINK_FACTOR * large)
+            return image.reduce(factor) if factor > 1 and image.mode == "RGB" else image
+        keep = -(-short * large // small)  # rounded up
+        margins = [max((side - keep) // 2, 0) for side in image.size]
+        if any(margins):
+            left, top = margins
+            image = image.crop((left, top, image.width - left, image.height - top))
+        factor = short // (SHRINK_FACTOR * large)
+        if factor < 2:
+            return image
+        if image.mode in ("L", "LA", "RGB", "RGBA", "CMYK"):
+            return image.reduce(factor)
+        size = (max(image.width // factor, 1), max(image.height // factor, 1))
+        # Palette indices and 16-bit values cannot be averaged.
+        return image.resize(size, Image.Resampling.NEAREST)
+
+    def _open(self, data: bytes) -> _Opened:
+        """Read an image's header and check all bounds; nothing is decoded yet."""
+        if not data:
+            raise InvalidInput("the image is empty; send the bytes of an image file")
+        metadata = _split_metadata(data)
+        file = data if metadata is None else metadata.file
+        try:
+            image = Image.open(io.BytesIO(file), formats=FORMATS)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            # Pillow's own limit is higher; its warning is raised only if warnings are errors.
+            raise InvalidInput(
+                f"the image has more than the allowed {self.max_pixels} pixels; scale it down"
+            ) from error
+        except Exception as error:
+            raise InvalidInput(
+                f"the bytes are not an image of a known format; send one of {', '.join(FORMATS)}"
+            ) from error
+        try:
+            orientation = (
+                orientation_of(image)
+                if metadata is None
+                else read_orientation(metadata.exif, metadata.xmp)
+            )
+            scans = self._check_bounds(image, file)
+        except InvalidInput:
+            image.close()
+            raise
+        ns = NS_PER_PIXEL[image.format or "JPEG"] + NS_PER_PIXEL_AND_SCAN * (scans - 1)
+        return _Opened(image, orientation, image.width * image.height * ns / 1e6)
+
+    def _check_bounds(self, image: Image.Image, data: bytes) -> int:
+        """Refuse too many pixels or scans; return how often a decoder visits each pixel."""
+        pixels = image.width * image.height
+        if pixels > self.max_pixels:
+            raise InvalidInput(
+                f"the image is {image.width}x{image.height}, more than the allowed "
+                f"{self.max_pixels} pixels; scale it down"
+            )
+        if image.format != "JPEG":
+            return 1
+        scans = max(jpeg.count_scan_markers(data), 1)
+        most = min(MAX_SCANS, max(MAX_PASSES * self.max_pixels // pixels, 1))
+        if scans > most or pixels * scans * NS_PER_PIXEL_AND_SCAN / 1e6 > SLOW_MS:
+            scans = jpeg.count_scans(data, most)
+        if scans > most:
+            raise InvalidInput(
+                f"the JPEG has more than {most} scans, the most for {image.width}x{image.height} "
+                f"pixels; save it with fewer scans or as a baseline JPEG"
+            )
+        return scans
+
+
+def _split_metadata(data: bytes) -> Metadata | None:
+    """Take out what decoders need not read; None for formats whose metadata cost nothing."""
+    try:
+        if data.startswith(jpeg.START):
+            return jpeg.split_metadata(data)
+        if data.startswith(png.START):
+            return png.split_metadata(data)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+    return None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.mode.startswith("I"):  # 16 bits of grey in a 16 or 32 bit integer
+        grey = np.asarray(image).astype(np.float64) / 257
+        return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        canvas = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(canvas, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
