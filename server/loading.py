@@ -10,7 +10,12 @@ from numpy.typing import NDArray
 from models.backend import StageBackend, State
 from models.bundle import TORCH_WEIGHTS, Bundle, BundleError, File, Variant, load_bundle
 from models.runtime.onnx_backend import Device
-from models.runtime.onnx_devices import open_backend_on, open_device
+from models.runtime.onnx_devices import (
+    available_providers,
+    choose_device,
+    open_backend_on,
+    open_device,
+)
 from models.runtime.replay_backend import ReplayBackend
 from models.stage_costs import StageCosts, read_stage_costs
 from profiling.calibration import load_recorded
@@ -42,9 +47,9 @@ def open_served(bundle: Bundle, settings: Settings, example: State) -> Network:
     """
     named = settings.named_precision
     if settings.backend == "onnx":
-        device = open_device(settings.device)
+        device = _open_device(settings)
         return open_network(
-            bundle, device, named, example, lambda variant: _open_on(device, variant)
+            bundle, device, named, example, lambda variant: _open_on(device, variant, settings)
         )
     if settings.backend == "torch":
         named = named or "float32"
@@ -68,16 +73,35 @@ def open_backend(variant: Variant, settings: Settings) -> StageBackend:
         costs = read_stage_costs(settings.replay_costs or variant.profile)
         recorded = load_recorded(variant.predictions).test
         return ReplayBackend(recorded.log_probs.astype(np.float32), costs)
-    return _open_on(open_device(settings.device), variant)
+    return _open_on(_open_device(settings), variant, settings)
 
 
-def _open_on(device: Device, variant: Variant) -> StageBackend:
+def device_names(settings: Settings) -> tuple[str, ...]:
+    """Return what the devices of the settings come to on this host, by the installed providers.
+
+    Raises:
+        ValueError: If the runtime has no provider for one.
+    """
+    if settings.backend == "replay":
+        return ("replay",)
+    if settings.backend == "torch":
+        return settings.devices
+    available = available_providers()
+    return tuple([choose_device(device, available).name for device in settings.devices])
+
+
+def _open_device(settings: Settings) -> Device:
+    return open_device(settings.one_device).with_memory_limit(settings.gpu_memory_mib)
+
+
+def _open_on(device: Device, variant: Variant, settings: Settings) -> StageBackend:
     return open_backend_on(
         device,
         variant.stage_files,
         variant.head_files,
         BUCKETS,
         row_independent=variant.entry.row_independent,
+        threads_per_run=settings.threads_per_run,
     )
 
 
@@ -96,7 +120,7 @@ def _open_torch(variant: Variant, settings: Settings) -> StageBackend:
         ) from error
 
     buckets = BUCKETS if settings.torch_mode == "cuda-graphs" else ()
-    return open_torch_backend(variant.bundle, settings.device, settings.torch_mode, buckets)
+    return open_torch_backend(variant.bundle, settings.one_device, settings.torch_mode, buckets)
 
 
 class CalibratedPolicy(NamedTuple):

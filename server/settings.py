@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from models.bundle import Precision
+from server.cores import usable_cores
 from server.spelling import did_you_mean
 
 ENV_PREFIX = "EENET_"
 SEE_HELP = "; see `eenet serve --help`"
+GPU = r"(cuda|tensorrt)(:(0|[1-9][0-9]?))?"
+DEVICE = rf"^(auto|cpu|{GPU}(,{GPU})*|openvino(:[A-Z]+(\.[0-9]+)?)?)$"
 ZOO = Path(__file__).resolve().parent.parent / "models" / "zoo"
 SHIPPED_BUNDLES = (ZOO / "cifar10-resnet56", ZOO / "ag-news-minilm")
 
@@ -38,8 +41,9 @@ class Settings(BaseSettings):
     )
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|(cuda|tensorrt)(:\d+)?|openvino(:[A-Z]+(\.\d+)?)?)$",
-        description="auto, cpu, cuda, cuda:N, tensorrt, tensorrt:N, openvino or openvino:DEVICE",
+        pattern=DEVICE,
+        description="auto, cpu, cuda, cuda:N, tensorrt, tensorrt:N, openvino or openvino:DEVICE; "
+        "several GPUs as cuda:0,cuda:1, with an engine for each",
     )
     precision: Literal["auto", "float32", "float16", "int8"] = Field(
         "auto",
@@ -79,11 +83,39 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
+    front_ends: int | None = Field(
+        None,
+        ge=0,
+        le=256,
+        description="processes that speak HTTP and decode inputs; 0: one process does everything; "
+        "default: one for every four usable cores, with a GPU one for every two, at most eight",
+    )
+    engines: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="processes that run networks; default: one per GPU; on a CPU as many as keep "
+        "the usable cores busy",
+    )
     engine_workers: int | None = Field(
         None,
         ge=1,
         le=256,
-        description="threads that run the network; default: one per core, on other devices one",
+        description="threads of each engine that run networks; default: one on a GPU; on a CPU as "
+        "many as keep the usable cores busy",
+    )
+    threads_per_run: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="cores that ONNX Runtime uses for one batch; more than 1 answers few requests "
+        "to a large network sooner, and many requests later",
+    )
+    gpu_memory_mib: int | None = Field(
+        None,
+        ge=1,
+        description="most GPU memory that ONNX Runtime reserves for each graph of a network, "
+        "weights included; default: no limit",
     )
     max_batch: int | None = Field(
         None,
@@ -96,10 +128,39 @@ class Settings(BaseSettings):
     max_pixels: int = Field(50_000_000, ge=1, le=89_000_000, description="most pixels of an image")
     max_items: int = Field(256, ge=1, description="most items of one list request")
     decode_workers: int = Field(2, ge=1, le=64, description="threads that decode images")
+    decode_timeout_s: float = Field(
+        2, gt=0, le=60, description="longest time to decode one image; others get status 422"
+    )
     drain_s: int = Field(6, ge=0, description="seconds that shutdown waits for open requests")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe line logged"
     )
+
+    @field_validator("device")
+    @classmethod
+    def _check_devices(cls, value: str) -> str:
+        devices = [name if ":" in name else f"{name}:0" for name in value.split(",")]
+        for name in devices:
+            if devices.count(name) > 1:
+                raise ValueError(f"{name} is listed twice; list each device once")
+        if len({name.partition(":")[0] for name in devices}) > 1:
+            raise ValueError("kinds of devices are mixed; list devices of one kind")
+        return value
+
+    @model_validator(mode="after")
+    def _check_runtime(self) -> "Settings":
+        if self.backend != "onnx" and self.threads_per_run > 1:
+            raise ValueError(
+                f"--threads-per-run {self.threads_per_run} is about ONNX Runtime, which --backend "
+                f"{self.backend} does not use; leave it out"
+            )
+        on_gpu = self.device.startswith(("auto", "cuda", "tensorrt"))
+        if self.gpu_memory_mib is not None and (self.backend != "onnx" or not on_gpu):
+            raise ValueError(
+                f"--gpu-memory-mib {self.gpu_memory_mib} is about ONNX Runtime on a GPU, which "
+                f"--backend {self.backend} --device {self.device} does not use; leave it out"
+            )
+        return self
 
     @field_validator("bundle", mode="before")
     @classmethod
@@ -124,12 +185,29 @@ class Settings(BaseSettings):
         return None if self.precision == "auto" else self.precision
 
     def workers_on(self, device: str) -> int:
-        """Number of engine threads: the setting, else one per core that this process may use.
+        """Number of engine threads in one process: the setting, else those that fill the cores.
 
         Other devices than CPUs run one batch at a time, so one thread feeds them.
         """
-        cores = len(os.sched_getaffinity(0)) if device == "cpu" else 1
-        return self.engine_workers or cores
+        if self.engine_workers is not None:
+            return self.engine_workers
+        return max(1, usable_cores().usable // self.threads_per_run) if device == "cpu" else 1
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices that `device` lists, as they are named there."""
+        return tuple(self.device.split(","))
+
+    @property
+    def one_device(self) -> str:
+        """The device, where only one can be used.
+
+        Raises:
+            ValueError: If several are listed.
+        """
+        if len(self.devices) > 1:
+            raise ValueError(f"one process runs one device, not {self.device!r}; name one of them")
+        return self.device
 
 
 def load_settings(

@@ -9,6 +9,7 @@ import onnxruntime as ort
 from models.backend import HeadOutput, OutOfMemory, Part, State, gather_arrays, join_states
 
 Provider = str | tuple[str, dict[str, str]]
+CUDA_PROVIDER = "CUDAExecutionProvider"
 Memory = tuple[str, int]  # ONNX Runtime's name and number of a device's memory
 HOST: Memory = ("cpu", 0)
 
@@ -40,6 +41,24 @@ class Device(NamedTuple):
         """Device for graphs that only copy rows; leaves out TensorRT, which would compile them."""
         return self._replace(providers=self.providers[-2:])
 
+    def with_memory_limit(self, limit_mib: int | None) -> "Device":
+        """Bound the arena of each session on a GPU; other devices stay as they are.
+
+        ONNX Runtime gives every session an arena of its own, which also holds its weights.
+
+        Args:
+            limit_mib: The bound; None: no bound.
+        """
+        if limit_mib is None:
+            return self
+        limit = {"gpu_mem_limit": str(limit_mib * 2**20)}
+        providers: list[Provider] = []
+        for provider in self.providers:
+            if isinstance(provider, tuple) and provider[0] == CUDA_PROVIDER:
+                provider = (provider[0], provider[1] | limit)
+            providers.append(provider)
+        return self._replace(providers=providers)
+
 
 CPU = Device("cpu", ["CPUExecutionProvider"])
 
@@ -67,8 +86,8 @@ class Graph(NamedTuple):
 class OnnxBackend:
     """Run stages and heads on arrays of the host, one session per graph.
 
-    All engine workers share the sessions. A session uses one thread: the workers are the
-    parallelism, and sessions with more threads would compete with them for the cores.
+    All engine workers share the sessions. By default a run uses the worker's thread alone: the
+    workers are the parallelism, and more threads would compete with them for the cores.
 
     Args:
         stages: Files of the K stage graphs.
@@ -76,6 +95,7 @@ class OnnxBackend:
         device: A device that takes arrays of the host: the CPU, or one of OpenVINO.
         row_independent: Whether the graphs give a row the same output in any batch. If not, as
             where one scale is computed for a whole tensor, they are given one row at a time.
+        threads_per_run: Threads that one run of a graph uses.
 
     Raises:
         ValueError: If a graph cannot be loaded; the message names its file.
@@ -88,11 +108,12 @@ class OnnxBackend:
         device: Device = CPU,
         *,
         row_independent: bool = True,
+        threads_per_run: int = 1,
     ) -> None:
         self.device = device.name
         self._row_independent = row_independent
-        self._stages = open_graphs(stages, device)
-        self._heads = open_graphs(heads, device)
+        self._stages = open_graphs(stages, device, threads_per_run)
+        self._heads = open_graphs(heads, device, threads_per_run)
 
     @property
     def num_exits(self) -> int:
@@ -124,18 +145,19 @@ class OnnxBackend:
         return join_states([tuple(graph.run(each)) for each in single])
 
 
-def open_graph(source: Path | bytes, device: Device) -> Graph:
+def open_graph(source: Path | bytes, device: Device, threads_per_run: int = 1) -> Graph:
     """Load a graph that any number of threads may run at once.
 
     Args:
         source: The graph's file, or the content of such a file.
         device: The device that runs it.
+        threads_per_run: Threads that one run uses, on a GPU for what the CPU does of it.
 
     Raises:
         ValueError: If the graph cannot be loaded; the message names its file.
     """
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 1  # the callers are the parallelism
+    options.intra_op_num_threads = threads_per_run
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
@@ -159,9 +181,9 @@ def open_graph(source: Path | bytes, device: Device) -> Graph:
     )
 
 
-def open_graphs(paths: Sequence[Path], device: Device) -> list[Graph]:
+def open_graphs(paths: Sequence[Path], device: Device, threads_per_run: int = 1) -> list[Graph]:
     """Load one graph per file."""
-    return [open_graph(path, device) for path in paths]
+    return [open_graph(path, device, threads_per_run) for path in paths]
 
 
 def raise_if_out_of_memory(error: Exception) -> None:

@@ -42,6 +42,7 @@ class DeviceOnnxBackend:
         heads: Files of the K exit heads.
         device: A GPU. The CPU works too, which the tests use.
         buckets: Batch sizes, increasing, to which `gather` pads; empty: no padding.
+        threads_per_run: Threads that a run uses for what the CPU does of it.
 
     Raises:
         ValueError: If a graph cannot be loaded (the message names its file), or the buckets do not
@@ -54,12 +55,14 @@ class DeviceOnnxBackend:
         heads: Sequence[Path],
         device: Device,
         buckets: Sequence[int] = (),
+        *,
+        threads_per_run: int = 1,
     ) -> None:
         self.device = device.name
         self.buckets = check_buckets(buckets)
         self._memory = device.memory
-        self._stages = open_graphs(stages, device)
-        self._heads = open_graphs(heads, device)
+        self._stages = open_graphs(stages, device, threads_per_run)
+        self._heads = open_graphs(heads, device, threads_per_run)
         self._joiner = RowJoiner(device)
 
     @property

@@ -7,7 +7,15 @@ from typing import NamedTuple
 
 import onnxruntime as ort
 
-from models.runtime.onnx_backend import CPU, HOST, Device, OnnxBackend, Provider, open_graph
+from models.runtime.onnx_backend import (
+    CPU,
+    CUDA_PROVIDER,
+    HOST,
+    Device,
+    OnnxBackend,
+    Provider,
+    open_graph,
+)
 from models.runtime.onnx_device_backend import DeviceOnnxBackend
 from models.runtime.row_graph import TensorType, row_graph
 
@@ -34,7 +42,7 @@ class _DeviceKind(NamedTuple):
 
 _GPU = "needs the gpu runtime; install the extra `gpu` instead of `cpu`"
 _KINDS = {
-    "cuda": _DeviceKind("CUDAExecutionProvider", "device_id", "0", _GPU),
+    "cuda": _DeviceKind(CUDA_PROVIDER, "device_id", "0", _GPU),
     "tensorrt": _DeviceKind("TensorrtExecutionProvider", "device_id", "0", _GPU, ("cuda",)),
     "openvino": _DeviceKind(
         "OpenVINOExecutionProvider",
@@ -68,6 +76,7 @@ def open_backend_on(
     buckets: Sequence[int] = (),
     *,
     row_independent: bool = True,
+    threads_per_run: int = 1,
 ) -> OnnxBackend | DeviceOnnxBackend:
     """Open the backend that suits a device.
 
@@ -77,19 +86,26 @@ def open_backend_on(
         heads: Files of the K exit heads.
         buckets: Batch sizes to use on a GPU, increasing; empty: any size.
         row_independent: As for `OnnxBackend`.
+        threads_per_run: As for `OnnxBackend`.
 
     Raises:
         ValueError: If a graph cannot be loaded (the message names its file), or only runs one row
             at a time, for which a GPU has no use.
     """
     if device.memory == HOST:
-        return OnnxBackend(stages, heads, device, row_independent=row_independent)
+        return OnnxBackend(
+            stages,
+            heads,
+            device,
+            row_independent=row_independent,
+            threads_per_run=threads_per_run,
+        )
     if not row_independent:
         raise ValueError(
             f"{stages[0]} takes one row at a time, which is slower on {device.name} than on a CPU; "
             f"use --device cpu, or --precision float32"
         )
-    return DeviceOnnxBackend(stages, heads, device, buckets)
+    return DeviceOnnxBackend(stages, heads, device, buckets, threads_per_run=threads_per_run)
 
 
 def open_device(device: str) -> Device:
@@ -110,6 +126,12 @@ def open_device(device: str) -> Device:
         raise ValueError(message)
     log.info("%s; serving on the CPU", message)
     return CPU
+
+
+def available_providers() -> list[str]:
+    """Return the providers of the installed runtime."""
+    providers: list[str] = ort.get_available_providers()
+    return providers
 
 
 def choose_device(device: str, available: Sequence[str]) -> Device:

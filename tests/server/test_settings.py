@@ -2,6 +2,8 @@ from pathlib import Path
 
 import pytest
 
+import server.settings
+from server.cores import Cores
 from server.settings import load_settings
 
 
@@ -83,3 +85,89 @@ def test_the_precision_is_named_or_left_to_the_server(monkeypatch: pytest.Monkey
     assert load_settings({}, None, {"EENET_PRECISION": "int8"}).named_precision == "int8"
     with pytest.raises(ValueError, match="'auto', 'float32', 'float16' or 'int8'"):
         load_settings({"precision": "int4"}, None, {})
+
+
+@pytest.mark.parametrize(
+    ("device", "devices"),
+    [
+        ("auto", ("auto",)),
+        ("cuda", ("cuda",)),
+        ("cuda:0,cuda:1", ("cuda:0", "cuda:1")),
+        ("cuda,cuda:1", ("cuda", "cuda:1")),
+        ("tensorrt:0,tensorrt:12", ("tensorrt:0", "tensorrt:12")),
+        ("openvino:GPU.1", ("openvino:GPU.1",)),
+    ],
+)
+def test_several_gpus_may_be_listed(device: str, devices: tuple[str, ...]) -> None:
+    settings = load_settings({"device": device}, None, {})
+    assert settings.devices == devices
+    if len(devices) > 1:
+        with pytest.raises(ValueError, match=f"one process runs one device, not '{device}'"):
+            _ = settings.one_device
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cuda:0,cuda:0", "cuda:0 is listed twice; list each device once"),
+        ("cuda:1,cuda,cuda:0", "cuda:0 is listed twice"),
+        ("cuda:0,tensorrt:1", "kinds of devices are mixed"),
+        ("cuda:0,cpu", "pattern"),
+        ("cpu,cpu", "pattern"),
+        ("auto,cuda:0", "pattern"),
+        ("cuda:0,", "pattern"),
+        ("cuda:0, cuda:1", "pattern"),
+        ("cuda:00", "pattern"),
+        ("cuda:\u0661", "pattern"),
+        ("cuda:0\n", "pattern"),
+        ("openvino:CPU,openvino:GPU", "pattern"),
+    ],
+)
+def test_other_lists_of_devices_are_refused(device: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_settings({"device": device}, None, {})
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"threads_per_run": 2, "backend": "replay"}, "--threads-per-run 2 is about ONNX Runtime"),
+        ({"gpu_memory_mib": 64, "device": "cpu"}, "--backend onnx --device cpu does not use"),
+        ({"gpu_memory_mib": 64, "backend": "torch"}, "--backend torch --device auto does not use"),
+        ({"gpu_memory_mib": 0}, "gpu_memory_mib"),
+        ({"decode_timeout_s": 0}, "decode_timeout_s"),
+        ({"front_ends": -1}, "front_ends"),
+        ({"engines": 0}, "engines"),
+    ],
+)
+def test_what_would_have_no_effect_or_no_sense_is_refused(
+    flags: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_settings(flags, None, {})
+
+
+def test_processes_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    environ = {"EENET_FRONT_ENDS": "0", "EENET_DECODE_TIMEOUT_S": "0.5"}
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings({}, None, environ)
+    assert (settings.front_ends, settings.engines, settings.decode_timeout_s) == (0, None, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("device", "flags", "workers"),
+    [
+        ("cpu", {}, 6),
+        ("cpu", {"threads_per_run": 4}, 1),
+        ("cpu", {"threads_per_run": 8}, 1),
+        ("cpu", {"engine_workers": 3}, 3),
+        ("cuda:0", {}, 1),
+        ("cuda:0", {"engine_workers": 2}, 2),
+    ],
+)
+def test_one_process_has_a_worker_per_usable_core(
+    device: str, flags: dict[str, object], workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.settings, "usable_cores", lambda: Cores(6, "6 cores"))
+    assert load_settings(flags, None, {}).workers_on(device) == workers

@@ -145,3 +145,11 @@ def test_graphs_whose_rows_depend_on_each_other_take_one_at_a_time(tmp_path: Pat
     alone = np.concatenate([logits(single, values[row : row + 1]) for row in range(4)])
     np.testing.assert_allclose(logits(single, values), alone, atol=1e-3)
     assert np.abs(logits(together, values) - alone).max() > 0.1
+
+
+def test_a_run_uses_as_many_threads_as_it_is_given(exported_files: Files) -> None:
+    backend = OnnxBackend(*exported_files, threads_per_run=2)
+    for graph in (*backend._stages, *backend._heads):
+        assert graph.session.get_session_options().intra_op_num_threads == 2
+    (graph, *_) = OnnxBackend(*exported_files)._stages
+    assert graph.session.get_session_options().intra_op_num_threads == 1

@@ -94,6 +94,22 @@ def test_tensorrt_leaves_copies_of_rows_to_cuda() -> None:
         assert alike.for_copies == alike
 
 
+@pytest.mark.parametrize("device", ["cuda:1", "tensorrt:1"])
+def test_the_memory_of_a_gpu_is_bounded_where_cuda_allocates_it(device: str) -> None:
+    chosen = choose_device(device, GPU_WHEEL)
+    assert chosen.with_memory_limit(None) == chosen
+    bounded = chosen.with_memory_limit(512)
+    cuda = ("CUDAExecutionProvider", {"device_id": "1", "gpu_mem_limit": "536870912"})
+    assert bounded.providers == [*chosen.providers[:-2], cuda, *CPU.providers]
+    assert bounded.for_copies.providers == [cuda, *CPU.providers]
+
+
+def test_other_memory_has_no_bound() -> None:
+    assert CPU.with_memory_limit(512) == CPU
+    openvino = choose_device("openvino", OPENVINO)
+    assert openvino.with_memory_limit(512) == openvino
+
+
 NPU = Device("npu:0", [("QNNExecutionProvider", {}), *CPU.providers])  # of no wheel used here
 unknown_npu = pytest.mark.filterwarnings("ignore:Specified provider 'QNN.*' is not in:UserWarning")
 
@@ -159,6 +175,7 @@ class OnGpu(NamedTuple):
     heads: list[Path]
     device: Device
     buckets: tuple[int, ...]
+    threads_per_run: int
 
 
 GPU = Device("cuda:0", [])
@@ -169,9 +186,9 @@ def test_a_gpu_keeps_states_and_other_devices_take_arrays(
 ) -> None:
     monkeypatch.setattr(onnx_devices, "DeviceOnnxBackend", OnGpu)
     for device in (GPU, Device("openvino:CPU", CPU.providers), CPU):
-        backend = open_backend_on(device, *exported_files, (1, 4))
+        backend = open_backend_on(device, *exported_files, (1, 4), threads_per_run=2)
         if device == GPU:
-            assert backend == (*exported_files, GPU, (1, 4))
+            assert backend == (*exported_files, GPU, (1, 4), 2)
         else:
             assert isinstance(backend, OnnxBackend) and backend.device == device.name
 

@@ -1,3 +1,4 @@
+import functools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,9 +152,16 @@ def test_other_errors_are_left_to_the_caller() -> None:
         backend.run_stage(0, (rows(1),))
 
 
-@needs_compiler
+@pytest.mark.parametrize(
+    "compiler",
+    ["eager", pytest.param("inductor", marks=[needs_compiler, pytest.mark.slow])],
+)
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-def test_compiled_stages_answer_as_the_network_does() -> None:
+def test_compiled_stages_answer_as_the_network_does(
+    monkeypatch: pytest.MonkeyPatch, compiler: str
+) -> None:
+    """With torch's own compiler, and with one that runs the traced graphs as they are."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=compiler))
     torch.manual_seed(0)
     model = MultiExitModel([nn.Linear(3, 4)], [nn.Linear(4, 2)])  # a graph takes seconds to compile
     eager, compiled = TorchBackend(model), TorchBackend(model, mode="compile")
