@@ -1,8 +1,10 @@
 """The fitted scheduler: a policy with its frontier, and its two files."""
 
+import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +25,13 @@ class Scheduler(NamedTuple):
 
 def save_scheduler(scheduler: Scheduler, folder: Path) -> None:
     """Write `scheduler.json` (kind and sizes) and `scheduler.npz` (numbers) into a folder."""
+    head, numbers = dump_scheduler(scheduler)
+    (folder / FILES[1]).write_bytes(numbers)
+    (folder / FILES[0]).write_text(json.dumps(head, indent=1) + "\n")
+
+
+def dump_scheduler(scheduler: Scheduler) -> tuple[dict[str, Any], bytes]:
+    """Return the contents of a scheduler's two files."""
     policy, frontier = scheduler
     arrays: dict[str, Any] = {
         "parameters": frontier.parameters,
@@ -30,9 +39,27 @@ def save_scheduler(scheduler: Scheduler, folder: Path) -> None:
         "expected_accuracy": frontier.expected_accuracy,
         "costs_ms": frontier.costs_ms,
     } | POLICIES[policy.kind].arrays(policy)
-    np.savez_compressed(folder / FILES[1], allow_pickle=False, **arrays)
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **arrays)
     head = {"format_version": FORMAT_VERSION, "policy": policy.kind, "num_exits": policy.num_exits}
-    (folder / FILES[0]).write_text(json.dumps(head, indent=1) + "\n")
+    return head, file.getvalue()
+
+
+def parse_scheduler(head: Mapping[str, Any], numbers: IO[bytes]) -> Scheduler:
+    """Read the contents that `dump_scheduler` returned.
+
+    Raises:
+        Exception: Of any kind, where they are damaged; numpy and zipfile raise a dozen types.
+    """
+    with np.load(numbers, allow_pickle=False) as arrays:
+        frontier = Frontier(
+            arrays["parameters"],
+            arrays["exit_rates"],
+            arrays["expected_accuracy"],
+            arrays["costs_ms"],
+        )
+        policy: ExitPolicy = POLICIES[head["policy"]].load(arrays, int(head["num_exits"]))
+    return Scheduler(policy, frontier)
 
 
 def load_scheduler(folder: Path) -> Scheduler:
@@ -61,14 +88,8 @@ def load_scheduler(folder: Path) -> Scheduler:
         )
     path = folder / FILES[1]
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            frontier = Frontier(
-                arrays["parameters"],
-                arrays["exit_rates"],
-                arrays["expected_accuracy"],
-                arrays["costs_ms"],
-            )
-            policy: ExitPolicy = POLICIES[kind].load(arrays, num_exits)
+        with path.open("rb") as file:
+            policy, frontier = parse_scheduler(head, file)
     except Exception as error:  # numpy and zipfile raise a dozen types on a damaged archive
         raise ValueError(f"{path} cannot be read: {error}; build the bundle again") from error
     if (policy.num_exits, len(frontier.costs_ms)) != (num_exits, num_exits):

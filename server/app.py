@@ -1,5 +1,7 @@
 """The ASGI app: routes, error answers, and the hot route."""
 
+from typing import Any, Final
+
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CollectorRegistry
@@ -8,6 +10,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server import __version__
+from server.control import Control
 from server.errors import ServeError
 from server.lifespan import lifespan
 from server.metrics import Metrics
@@ -16,34 +19,47 @@ from server.problems import answer_http_error, answer_known_error, answer_valida
 from server.routes import audit, budget, feedback, health, predict, scheduler
 from server.settings import Settings
 
+DESCRIPTION: Final[dict[str, Any]] = {
+    "title": "EENet Serve",
+    "version": __version__,
+    "summary": "Multi-exit networks under a latency budget",
+}
+
 
 def create_app(settings: Settings) -> FastAPI:
-    """Build the app; models are loaded and threads started in its lifespan.
+    """Build the app of a server in one process; its lifespan loads models and starts threads.
 
     Args:
         settings: The configuration.
     """
-    app = _App(
-        title="EENet Serve",
-        version=__version__,
-        summary="Multi-exit networks under a latency budget",
-        lifespan=lifespan,
-    )
+    app = _App(**DESCRIPTION, lifespan=lifespan)
     app.state.settings = settings
     app.state.metrics = Metrics(CollectorRegistry(), __version__)
-    app.include_router(predict.router)
-    app.include_router(budget.router)
-    app.include_router(audit.router)
-    app.include_router(scheduler.router)
-    app.include_router(feedback.router)
-    app.include_router(health.router)
+    _add_routes(app)
+    around = {"metrics": app.state.metrics, "max_body_bytes": settings.max_body_mib * 2**20}
+    app.add_middleware(RequestMiddleware, **around)
+    app.hot = RequestMiddleware(answer_prediction, **around)
+    return app
+
+
+def create_control_app(control: Control) -> FastAPI:
+    """Build the app of a control process, which answers all but predictions.
+
+    Args:
+        control: What its routes share.
+    """
+    app = FastAPI(**DESCRIPTION)
+    app.state.control, app.state.metrics = control, control.metrics
+    _add_routes(app)
+    return app
+
+
+def _add_routes(app: FastAPI) -> None:
+    for routes in (predict, budget, audit, scheduler, feedback, health):
+        app.include_router(routes.router)
     app.add_exception_handler(ServeError, answer_known_error)
     app.add_exception_handler(RequestValidationError, answer_validation_error)
     app.add_exception_handler(HTTPException, answer_http_error)
-    around = {"metrics": app.state.metrics, "max_body_bytes": settings.max_body_mib * 2**20}
-    app.add_middleware(RequestMiddleware, **around)
-    app.hot = RequestMiddleware(_predict, **around)
-    return app
 
 
 class _App(FastAPI):
@@ -63,7 +79,8 @@ class _App(FastAPI):
             await super().__call__(scope, receive, send)
 
 
-async def _predict(scope: Scope, receive: Receive, send: Send) -> None:
+async def answer_prediction(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer POST /predict without FastAPI; an ASGI app."""
     request = Request(scope, receive)
     try:
         response = await predict.predict(request)

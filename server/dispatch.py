@@ -9,14 +9,17 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
 
-from models.backend import State
-from models.postprocess import mask_png
+import numpy as np
+
+from models.postprocess import mask_png, probabilities
 from models.preprocess import ImagePreprocessor, InvalidInput, ModelInput, TextPreprocessor
-from server.engine.engine import Engine
-from server.engine.observer import EngineObserver
-from server.engine.request import InferenceRequest, Prediction
+from server.decode_helper import DecodeHelper
+from server.engine.client import EngineClient
+from server.engine.request import AuditTrace, InferenceRequest, Prediction
 from server.errors import INTERNAL_DETAIL, InferenceFailed, InvalidContent, ServeError
-from server.quality.auditor import Auditor
+from server.quality.auditor import AuditSampler
+from server.quality.feedback import key_of
+from server.reports import Answers, EntryTerms
 from server.schemas import Options
 
 log = logging.getLogger(__name__)
@@ -36,48 +39,50 @@ class Dispatcher:
     Args:
         preprocess: The model's own.
         decode_pool: Decodes large payloads; small ones are decoded on the event loop.
-        auditor: Chooses the requests to audit.
-        observer: Receives departures of clients whose request was not in the engine yet.
-        parameter_for: Returns the policy parameter of a request's own budget in ms.
-        on_answered: Receives answered requests, many at a time, for accounting.
+        decode_helper: Decodes images that are slow by their headers.
+        sampler: Draws the requests to audit.
         clock: Seconds, monotonic; the engine's.
+
+    Attributes:
+        terms: The terms under which requests enter; whoever is in control replaces them.
     """
 
-    engine: Engine
+    client: EngineClient
     loop: asyncio.AbstractEventLoop
 
     def __init__(
         self,
         preprocess: ImagePreprocessor | TextPreprocessor,
         decode_pool: Executor,
-        *,
-        auditor: Auditor,
-        observer: EngineObserver,
-        parameter_for: Callable[[float], float],
-        on_answered: Callable[[list[InferenceRequest]], None],
+        decode_helper: DecodeHelper,
+        sampler: AuditSampler,
         clock: Callable[[], float],
     ) -> None:
         # The model decides which of the two it is, and routes send it no other payload.
         self._preprocess: Any = preprocess
         self._reads_images = isinstance(preprocess, ImagePreprocessor)
         self._decode_pool = decode_pool
-        self._auditor = auditor
-        self._observer = observer
-        self._parameter_for = parameter_for
-        self._on_answered = on_answered
+        self._decode_helper = decode_helper
+        self._sampler = sampler
+        self._audit_gap = sampler.draw_gap()  # requests that pass before the next audit
         self._clock = clock
         self._answered: list[InferenceRequest] = []
-        self._audit_gap = auditor.draw_gap()  # requests that pass before the next audit
+        self.terms: EntryTerms | None = None
 
-    @property
-    def example(self) -> State:
-        """An input of one row."""
-        example: State = self._preprocess.example
-        return example
+    def start(
+        self,
+        client: EngineClient,
+        loop: asyncio.AbstractEventLoop,
+        on_answers: Callable[[], None],
+    ) -> None:
+        """Send requests to engines and their results to an event loop.
 
-    def start(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
-        """Send requests to an engine and their results to an event loop."""
-        self.engine, self.loop = engine, loop
+        Args:
+            client: Takes the requests.
+            loop: Answers them.
+            on_answers: Called once many answers wait to be taken.
+        """
+        self.client, self.loop, self._on_answers = client, loop, on_answers
 
     async def infer(
         self,
@@ -104,30 +109,65 @@ class Dispatcher:
             ServeError: If the input is invalid, the deadline passes before the first exit, or the
                 network fails.
         """
-        request = self._request(options, received_s, request_id)
         future: asyncio.Future[None] = self.loop.create_future()
-        request.on_done = functools.partial(_resolve, future)
+        request = self.begin(
+            payload,
+            options,
+            received_s,
+            request_id,
+            lambda request: _resolve(future),
+            may_block=may_block,
+        )
         try:
-            if not self._decode_small(request, payload, may_block):
-                self._decode_pool.submit(self._decode_and_submit, request, payload)
             await future
             if isinstance(request.result, ServeError):
                 raise request.result
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
-                self.engine.cancel([request])
-            if request.audit is not None:
-                self._auditor.give_up(request.audit)
+                self.cancel(request)
             request.result = None  # the error's traceback holds the request: leave no cycle
             raise
         return request
 
-    async def submit(self, request: InferenceRequest) -> None:
-        """Run a request whose `state` is there already; return once it has its result."""
-        future: asyncio.Future[None] = self.loop.create_future()
-        request.on_done = functools.partial(_resolve, future)
-        self.engine.submit([request])
-        await future
+    def begin(
+        self,
+        payload: Payload,
+        options: Options,
+        received_s: float,
+        request_id: str,
+        on_done: Callable[[InferenceRequest], None],
+        *,
+        may_block: bool = True,
+    ) -> InferenceRequest:
+        """Begin to answer one sample.
+
+        Args:
+            payload: As `infer`.
+            options: As `infer`.
+            received_s: As `infer`.
+            request_id: As `infer`.
+            on_done: Called on the event loop with the request once it has its result, perhaps
+                before this returns; never for one that was cancelled.
+            may_block: As `infer`.
+        """
+        request = self._request(options, received_s, request_id)
+        request.on_done = functools.partial(on_done, request)
+        try:
+            if not self._decode_small(request, payload, may_block):
+                self._decode_pool.submit(self._decode_and_submit, request, payload)
+        except ServeError as error:
+            request.result = error
+            request.on_done()
+        except Exception:  # A bug in our code: answer the request.
+            log.exception("request %s: decoding failed", request_id)
+            request.result = InferenceFailed(INTERNAL_DETAIL)
+            request.on_done()
+        return request
+
+    def cancel(self, request: InferenceRequest) -> None:
+        """Drop a request that nobody waits for any more."""
+        request.on_done = None
+        self.client.cancel([request])
 
     async def draw_mask(self, request: InferenceRequest) -> bytes | None:
         """Draw a segmentation's answer as a PNG of the image's size, on a decode thread."""
@@ -143,35 +183,37 @@ class Dispatcher:
 
     def on_done(self, requests: list[InferenceRequest]) -> None:
         """Hand a batch's finished requests to the event loop in one call; workers call this."""
-        self.loop.call_soon_threadsafe(self._deliver, requests, self._clock())
+        self.loop.call_soon_threadsafe(self.deliver, requests, self._clock())
 
-    def take_answered(self) -> list[InferenceRequest]:
-        """Return the requests answered since the last accounting."""
+    def take_answers(self) -> Answers:
+        """Return what was answered since the last call."""
         answered, self._answered = self._answered, []
-        return answered
+        # A handler that was cancelled between result and answer has dropped the result.
+        return _columns([each for each in answered if each.result is not None])
 
     def _request(self, options: Options, received_s: float, request_id: str) -> InferenceRequest:
         deadline_s = None
         if options.deadline_ms is not None:
             deadline_s = received_s + options.deadline_ms / 1e3
-        # A parameter belongs to one policy, so both are read together.
-        parameter = None if options.budget_ms is None else self._parameter_for(options.budget_ms)
+        terms = self.terms  # a parameter belongs to one policy, so both are read together
+        assert terms is not None, "whoever is in control has set them before there are requests"
+        parameter = None if options.budget_ms is None else terms.parameter_for(options.budget_ms)
         request = InferenceRequest(
             parameter=parameter,
             deadline_s=deadline_s,
             priority=options.priority,
             traced=options.trace,
-            policy=self.engine.active_policy,
+            policy_version=terms.policy_version,
             request_id=request_id,
             received_s=received_s,
             counts_for_budget=parameter is None,
         )
         if deadline_s is None and self._audit_gap is not None:
-            if self._audit_gap == 0:
-                request.audit = self._auditor.choose(request_id, self.engine.idle)
-                self._audit_gap = self._auditor.draw_gap()
-            else:
+            if self._audit_gap:
                 self._audit_gap -= 1
+            else:
+                self._audit_gap = self._sampler.draw_gap()
+                request.audit = AuditTrace(key_of(request_id))
         return request
 
     def _decode_small(self, request: InferenceRequest, payload: Payload, may_block: bool) -> bool:
@@ -185,21 +227,38 @@ class Dispatcher:
 
     def _decode_and_submit(self, request: InferenceRequest, payload: Payload) -> None:
         """Decode thread: turn a payload into the request's state and submit it."""
+        if not self._reads_images:
+            self._decode_on_thread(request, payload, self._preprocess)
+        elif not self._decode_on_thread(request, payload, self._preprocess.decode_if_fast):
+            slowly = functools.partial(self._preprocess.decode_by, self._decode_helper.decode)
+            try:
+                self._decode_helper.submit(self._decode_on_thread, request, payload, slowly)
+            except ServeError as error:
+                self._fail(request, error)
+
+    def _decode_on_thread(
+        self,
+        request: InferenceRequest,
+        payload: Payload,
+        decode: Callable[[Any], ModelInput | None],
+    ) -> bool:
+        """Decode and submit, or answer with an error; return False if `decode` returns None."""
         if request.cancelled:
-            self._observer.on_cancelled(1)
-            return
+            self.client.note_cancelled(1)
+            return True
         try:
-            self._decode(request, payload, self._preprocess)
+            return self._decode(request, payload, decode)
         except ServeError as error:
             self._fail(request, error)
         except Exception:  # A bug in our code: answer the request, keep the thread.
             log.exception("request %s: decoding failed", request.request_id)
             self._fail(request, InferenceFailed(INTERNAL_DETAIL))
+        return True
 
     def _fail(self, request: InferenceRequest, error: ServeError) -> None:
         request.result = error
-        assert request.on_done is not None, "requests that are decoded here have a callback"
-        self.loop.call_soon_threadsafe(request.on_done)
+        if (on_done := request.on_done) is not None:  # its client may have left
+            self.loop.call_soon_threadsafe(on_done)
 
     def _decode(
         self,
@@ -219,15 +278,15 @@ class Dispatcher:
         request.state, request.truncated, request.image_size = model_input
         request.decode_ms = (self._clock() - started_s) * 1e3
         if request.cancelled:
-            self._observer.on_cancelled(1)
+            self.client.note_cancelled(1)
         else:
-            self.engine.submit([request])
+            self.client.submit([request])
         return True
 
-    def _deliver(self, requests: list[InferenceRequest], done_s: float) -> None:
-        """Answer the requests of a batch, then account for many at a time."""
+    def deliver(self, requests: list[InferenceRequest], done_s: float) -> None:
+        """Answer requests that had their results at a time; then account for many at a time."""
         now_s = self._clock()
-        self.engine.deadlines.delivery.times.append((now_s, now_s - done_s))
+        self.client.note_delivery(now_s, now_s - done_s)
         for request in requests:
             request.total_ms = (now_s - request.received_s) * 1e3
             if isinstance(request.result, Prediction):
@@ -237,7 +296,22 @@ class Dispatcher:
             if request.on_done is not None:
                 request.on_done()
         if len(self._answered) >= REPORT_REQUESTS:
-            self._on_answered(self.take_answered())
+            self._on_answers()
+
+
+def _columns(answered: list[InferenceRequest]) -> Answers:
+    keys = [key_of(each.request_id) if each.request_id else 0 for each in answered]
+    predictions = [each.result for each in answered if isinstance(each.result, Prediction)]
+    return Answers(
+        np.array(keys, np.int64),
+        np.array([each.exit for each in predictions], np.int64),
+        np.array([probabilities(each.output.log_probs).argmax() for each in predictions], np.int64),
+        np.array([each.compute_ms for each in predictions], np.float64),
+        np.array([each.queue_ms for each in predictions], np.float64),
+        np.array([each.total_ms for each in answered], np.float64),
+        np.array([each.decode_ms for each in answered], np.float64),  # None becomes NaN
+        np.array([each.counts_for_budget for each in answered], np.bool_),
+    )
 
 
 def decode_base64(text: str) -> bytes:

@@ -4,13 +4,16 @@ uvicorn leaves both to a proxy in front of it. Without one, a single endless hea
 without limit and time in its square, and a request that offers another protocol loses its body.
 """
 
+import asyncio
 import os
 from typing import Any
 
+import uvicorn
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from server.errors import HeadTooLarge, MethodNotAllowed, ServeError, UrlTooLong
+from server.hot_route import PATH, HotAnswer, HotRoute
 from server.problems import problem_response
 
 MAX_HEAD_BYTES = 32 * 1024  # of all that is not a body: head, chunk sizes and extensions, trailers
@@ -18,6 +21,26 @@ MAX_FIELDS = 100
 CHUNK_BYTES = 32  # of framing that every chunk may have for nothing
 LINGER_S, LINGER_BYTES = 1.0, 2**20
 INVALID = "Invalid HTTP request received."
+
+
+def http_config(app: Any, drain_s: int, **address: Any) -> uvicorn.Config:
+    """Configure uvicorn: this protocol, and neither its logging nor its access log.
+
+    Args:
+        app: The ASGI app.
+        drain_s: Seconds that shutdown waits for open requests.
+        address: Host and port, unless it is given sockets.
+    """
+    return uvicorn.Config(
+        app,
+        http=HttpProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=drain_s,
+        **address,
+    )
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -47,8 +70,28 @@ class HttpProtocol(HttpToolsProtocol):
         self._offered = False
         self._refusal: ServeError | None = None
         self._discarded = 0  # bytes since the refusal
+        self._hot: HotRoute | None = None
+        self._hot_answer: HotAnswer | None = None
+        self._hot_body: bytearray | None = None  # of a request that waits for its end
 
     # From the transport
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has connected."""
+        super().connection_made(transport)
+        self._hot = getattr(getattr(self.config.app, "state", None), "hot", None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has left."""
+        super().connection_lost(exc)
+        if self._hot is not None and isinstance(self.cycle, HotAnswer):
+            self._hot.abandon(self.cycle)
+
+    def shutdown(self) -> None:
+        """The server ends: answer what is in, then close."""
+        if self._hot_body is not None:  # the app knows how to tell a client that time is over
+            self._hand_to_app()
+        super().shutdown()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came in."""
@@ -153,7 +196,51 @@ class HttpProtocol(HttpToolsProtocol):
             if len(self.url) + sum(sizes) > MAX_HEAD_BYTES:
                 raise self._too_large()
         self._in_head = False
+        if self._is_hot():
+            self._hot_body = bytearray()
+        else:
+            super().on_headers_complete()
+
+    def _is_hot(self) -> bool:
+        """Whether the request that begins may be answered without the app."""
+        return (
+            self._hot is not None
+            and self.url == PATH.encode()
+            and self.parser.get_method() == b"POST"
+            and not self._began_behind
+            and (self.cycle is None or self.cycle.response_complete)
+            and self._hot.takes(self.headers)
+        )
+
+    def _answer_hot(self, body: bytes) -> bool:
+        """Begin to answer a request that is whole; return False if the app should."""
+        assert self._hot is not None, "only a connection with the route waits for its requests"
+        if self._hot_answer is None:
+            self._hot_answer = HotAnswer(self, self.server_state.default_headers)
+        answer = self._hot_answer
+        answer.start(
+            keep_alive=self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        )
+        before, self.cycle = self.cycle, answer  # type: ignore[assignment]
+        if self._hot.begin(answer, self.headers, body):
+            return True
+        answer.response_complete = True
+        self.cycle = before
+        return False
+
+    def _hand_to_app(self) -> None:
+        """Let the app answer a request whose body was kept so far."""
+        body, self._hot_body = self._hot_body, None
         super().on_headers_complete()
+        if body:
+            super().on_body(bytes(body))
+
+    def write_answer(self, answer: HotAnswer, data: bytes) -> None:
+        """Write the whole response, and go on to the next request."""
+        self.transport.write(data)
+        if not answer.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
 
     def on_chunk_header(self) -> None:
         """A chunk begins."""
@@ -162,7 +249,10 @@ class HttpProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """A part of the body came."""
         self._overhead -= len(body)
-        super().on_body(body)
+        if self._hot_body is not None:
+            self._hot_body += body
+        else:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is whole; what follows belongs to the next."""
@@ -170,6 +260,11 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._in_head = self._ended = True
         self._overhead = self._trailers = self._trailer_bytes = 0
+        if self._hot_body is not None:
+            if self._answer_hot(bytes(self._hot_body)):
+                self._hot_body = None
+                return
+            self._hand_to_app()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:

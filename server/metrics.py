@@ -1,17 +1,16 @@
 """Prometheus metrics: one registry an app, children looked up once."""
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS_TYPE
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
 
 from scheduler.control.controller import BudgetController
-from server.engine.request import InferenceRequest, Prediction
+from server.histogram import HistogramFamily
+from server.reports import Answers, Work
 
 ROUTES: Final = (
     "/predict", "/budget", "/frontier", "/scheduler/reload", "/audit", "/audit/rows",
@@ -23,9 +22,6 @@ LATENCY_BUCKETS: Final = tuple(
 BATCH_BUCKETS: Final = tuple(float(2**i) for i in range(11))
 PROMISES: Final = ("budget", "agreement")
 REJECTIONS: Final = ("queue_full", "not_ready", "body_too_large")
-
-ExitScores = tuple[int, NDArray[np.float64], float]
-"""An exit, scores (A,) of a batch there, and the policy parameter it ran under."""
 
 
 class Metrics:
@@ -70,6 +66,13 @@ class Metrics:
         self._add_latencies()
         self._add_control()
         self._add_quality()
+        self.restarts = Counter(
+            "eenet_process_restarts",
+            "Processes that were started in place of others that had ended.",
+            ["role"],
+            registry=registry,
+        )
+        self._shown_restarts: dict[str, int] = {}
         for reason in REJECTIONS:
             self.rejected.labels(reason)
 
@@ -85,12 +88,12 @@ class Metrics:
         self.stage_latency = self._latency(
             "stage", "One batch through a stage, its head and the policy.", "stage"
         )
-        self.batch_size = Histogram(
+        self.batch_size = HistogramFamily(
             "eenet_batch_size",
             "Rows of one executed batch.",
             ["model", "stage"],
-            buckets=BATCH_BUCKETS,
-            registry=self.registry,
+            BATCH_BUCKETS,
+            self.registry,
         )
 
     def _add_control(self) -> None:
@@ -140,17 +143,27 @@ class Metrics:
             "promise_yields", "1 while this promise gives way to the other.", "promise"
         )
 
-    def observe_request(self, route: str, status: int) -> None:
-        """Count one answered request under a known route, or as `other`."""
-        self.requests.labels(route if route in ROUTES else "other", str(status)).inc()
+    def count_rejected(self, reason: str, count: int = 1) -> None:
+        """Count requests, or the samples of some, that were turned away."""
+        self.rejected.labels(reason).inc(count)
 
-    def _latency(self, name: str, text: str, *labels: str) -> Histogram:
-        return Histogram(
+    def observe_request(self, route: str, status: int, count: int = 1) -> None:
+        """Count answered requests under a known route, or as `other`."""
+        self.requests.labels(route if route in ROUTES else "other", str(status)).inc(count)
+
+    def show_restarts(self, restarts: Mapping[str, int]) -> None:
+        """Count the processes that were started in place of others, by role."""
+        for role, count in restarts.items():
+            self.restarts.labels(role).inc(count - self._shown_restarts.get(role, 0))
+        self._shown_restarts = dict(restarts)
+
+    def _latency(self, name: str, text: str, *labels: str) -> HistogramFamily:
+        return HistogramFamily(
             f"eenet_{name}_latency_seconds",
             text,
             ["model", *labels],
-            buckets=LATENCY_BUCKETS,
-            registry=self.registry,
+            LATENCY_BUCKETS,
+            self.registry,
         )
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
@@ -207,19 +220,13 @@ class AuditMetrics:
 
 
 class ModelMetrics:
-    """One model's children of every family, and the engine's observer.
-
-    Children are looked up once, so the hot path looks up no label. The engine's reports are kept
-    and counted only once in a while: counting many at once takes a third of the time.
-    """
+    """One model's children of every family, looked up once."""
 
     def __init__(self, metrics: Metrics, model: str, num_exits: int) -> None:
         exits = [str(k) for k in range(num_exits)]
         self._model, self._info = model, metrics.model_info
         self._shown_info: tuple[str, ...] | None = None
         self.predictions = [metrics.predictions.labels(model, k) for k in exits]
-        self._steps: deque[tuple[int, int, float]] = deque()
-        self._scores: deque[ExitScores] = deque()
         self._cancelled = metrics.cancelled.labels(model)
         self.request_latency = metrics.request_latency.labels(model)
         self.compute_latency = metrics.compute_latency.labels(model)
@@ -243,37 +250,26 @@ class ModelMetrics:
         self._yields = {each: metrics.promise_yields.labels(model, each) for each in PROMISES}
         self._feedback_accuracy = [metrics.feedback_accuracy.labels(model, k) for k in exits]
 
-    def on_step(self, stage: int, rows: int, elapsed_ms: float) -> None:
-        """Keep what one batch took at a stage; any thread may call."""
-        self._steps.append((stage, rows, elapsed_ms))
+    def count_work(self, work: Work) -> None:
+        """Count what an engine did."""
+        for stage in np.unique(work.stages).tolist():
+            mine = work.stages == stage
+            self.stage_latency[stage].observe(work.elapsed_ms[mine] / 1e3)
+            self.batch_size[stage].observe(work.rows[mine].astype(np.float64))
+        self.count_cancelled(work.cancelled)
 
-    def on_scores(self, exit: int, scores: NDArray[np.float64], parameter: float) -> None:
-        """Keep the scores of a batch at an exit; any thread may call."""
-        self._scores.append((exit, scores, parameter))
-
-    def on_cancelled(self, count: int) -> None:
-        """Count requests that were dropped because their client left; any thread may call."""
+    def count_cancelled(self, count: int) -> None:
+        """Count requests that were dropped because their clients left."""
         self._cancelled.inc(count)
 
-    def take_scores(self) -> list[ExitScores]:
-        """Return the scores reported since the last time."""
-        return [self._scores.popleft() for _ in range(len(self._scores))]
-
-    def flush(self, answered: Sequence[InferenceRequest]) -> None:
-        """Count the batches that were reported, and these answered requests; the loop's thread."""
-        while self._steps:
-            stage, rows, elapsed_ms = self._steps.popleft()
-            self.stage_latency[stage].observe(elapsed_ms / 1e3)
-            self.batch_size[stage].observe(rows)
-        for request in answered:
-            prediction = request.result
-            assert isinstance(prediction, Prediction), "answered requests have predictions"
-            self.predictions[prediction.exit].inc()
-            self.request_latency.observe(request.total_ms / 1e3)
-            self.compute_latency.observe(prediction.compute_ms / 1e3)
-            self.queue_latency.observe(prediction.queue_ms / 1e3)
-            if request.decode_ms is not None:
-                self.decode_latency.observe(request.decode_ms / 1e3)
+    def count_answers(self, answers: Answers) -> None:
+        """Count answered requests."""
+        for exit, count in enumerate(np.bincount(answers.exits).tolist()):
+            self.predictions[exit].inc(count)
+        self.request_latency.observe(answers.total_ms / 1e3)
+        self.compute_latency.observe(answers.compute_ms / 1e3)
+        self.queue_latency.observe(answers.queue_ms / 1e3)
+        self.decode_latency.observe(answers.decode_ms[answers.decode_ms >= 0] / 1e3)
 
     def show_policy(self, version: str, policy: str, device: str, precision: str) -> None:
         """Say what is loaded, in place of what was."""

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import re
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -13,14 +12,12 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import INTERNAL_DETAIL, BodyTooLarge, ServeError
-from server.metrics import Metrics
+from server.hot_route import CLIENT_LEFT, REQUEST_ID, RequestCounts
 from server.problems import problem_response
 
 log = logging.getLogger(__name__)
 
 SMALL_BODY_BYTES = 64 * 1024  # for routes that take no images
-CLIENT_LEFT = 499
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 ALIASES = {"/health": "/readyz", "/healthz": "/readyz", "/ping": "/readyz"}
 PATIENCE_S = 0.1
 
@@ -38,7 +35,7 @@ class RequestMiddleware:
     def __init__(
         self,
         app: ASGIApp,
-        metrics: Metrics,
+        metrics: RequestCounts,
         max_body_bytes: int,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -124,7 +121,7 @@ class RequestMiddleware:
         return bounded
 
     def _too_large(self, limit: int) -> ServeError:
-        self.metrics.rejected.labels("body_too_large").inc()
+        self.metrics.count_rejected("body_too_large")
         return BodyTooLarge(
             f"the body is larger than the limit of {limit} bytes; send less at once"
         )

@@ -1,58 +1,73 @@
-"""A bundle being served: its life cycle, its budget and the quality of its answers."""
+"""A bundle being served, as control sees it: its budget and the quality of its answers."""
 
 import asyncio
 import logging
-import random
 import time
-from collections.abc import Callable
-from concurrent.futures import Executor
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 from models.bundle import Bundle, Precision
-from models.postprocess import probabilities
 from scheduler.control.controller import BudgetController, ControllerConfig, Sample
-from server.dispatch import Dispatcher
-from server.engine.active_policy import ActivePolicy
-from server.engine.engine import Engine
-from server.engine.request import InferenceRequest, Prediction
-from server.engine.warmup import budget_on_host_ms, measure_costs, try_policy
-from server.errors import ServeError
-from server.loading import (
-    CalibratedPolicy,
-    calibrate_to_host,
-    open_served,
-    read_scheduler,
-    reload,
-)
+from scheduler.fitted import Scheduler
+from scheduler.policy import ExitPolicy
+from server.engine.warmup import budget_on_host_ms
+from server.loading import CalibratedPolicy, calibrate_to_host, read_scheduler, reload
 from server.metrics import Metrics, ModelMetrics
 from server.quality.agreement_floor import AgreementGuard, AgreementTarget
 from server.quality.audit_log import AuditLog
-from server.quality.auditor import Auditor
+from server.quality.auditor import AuditJournal
 from server.quality.feedback import Feedback, LoggedPrediction, PredictionLog
+from server.reports import Answers, EntryTerms, RunnerFacts, Work
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
-Modality = Literal["image", "text"]
 Measure = Literal["compute", "end_to_end"]
 
 
-class ServedModel:
-    """One bundle being served. All methods but the constructor belong to the event loop's thread.
+class Engines(Protocol):
+    """The engines that run one model, wherever they are."""
 
-    The constructor loads, warms up and measures what each exit costs on this host; `start` and
-    `stop` bracket serving. Requests go through `dispatcher`.
+    def set_parameter(self, parameter: float) -> None:
+        """Move the policy's parameter; it applies to every request at its next exit."""
+
+    def set_max_batch(self, rows: int) -> None:
+        """Set the most rows of a batch."""
+
+    async def try_scheduler(self, scheduler: Scheduler) -> None:
+        """Run one row under another policy.
+
+        Raises:
+            ValueError: If that fails.
+        """
+
+    def activate(self, scheduler: Scheduler, policy_version: int, parameter: float) -> None:
+        """Switch requests that enter from now on to another policy."""
+
+    @property
+    def fault(self) -> str | None:
+        """Why none of them can answer; None while one works."""
+
+    @property
+    def stall(self) -> str | None:
+        """Why they should be restarted; None while one makes progress."""
+
+
+class ModelControl:
+    """Keeps one model's budget, and books what fronts and engines report. For one thread.
 
     Args:
         bundle: A verified bundle.
         settings: The server's.
-        metrics: The app's.
-        decode_pool: Threads that turn bytes into arrays.
+        metrics: The server's.
         prediction_log: Remembers answers, so that true labels can come for them.
+        facts: What an engine found out about the network on this host.
+        engines: Those that run it.
+        set_terms: Called with new terms under which requests enter.
         clock: Seconds, monotonic.
 
     Raises:
-        ValueError: If a graph or the scheduler cannot be read, or they do not fit together.
+        ValueError: If the scheduler cannot be read or does not fit the network.
     """
 
     def __init__(
@@ -60,42 +75,31 @@ class ServedModel:
         bundle: Bundle,
         settings: Settings,
         metrics: Metrics,
-        decode_pool: Executor,
         prediction_log: PredictionLog,
+        facts: RunnerFacts,
+        engines: Engines,
+        set_terms: Callable[[EntryTerms], None],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         manifest = bundle.manifest
         self.name, self.version, self.classes = manifest.name, manifest.version, manifest.classes
         self.task, self.num_exits = manifest.task, manifest.num_exits
-        self.reads: Modality = "text" if manifest.task == "text" else "image"
-        self.broken: str | None = None
         self.clock = clock
+        self.engines = engines
+        self._facts, self._set_terms = facts, set_terms
         self._prediction_log = prediction_log
         self._metrics = ModelMetrics(metrics, self.name, self.num_exits)
-        self.auditor = Auditor(
-            AuditLog(self.num_exits),
-            self._metrics.audit,
-            share=settings.audit_share,
-            rng=random.Random(0),
+        self.audits = AuditJournal(
+            AuditLog(self.num_exits), self._metrics.audit, settings.audit_share
         )
-        self.dispatcher = Dispatcher(
-            bundle.preprocessor(settings.max_pixels),
-            decode_pool,
-            auditor=self.auditor,
-            observer=self._metrics,
-            parameter_for=lambda budget_ms: self.controller.parameter_for(budget_ms),
-            on_answered=self._account,
-            clock=clock,
-        )
-        example = self.dispatcher.example
-        variant, backend = open_served(bundle, settings, example)
+        self.feedback = Feedback(self.num_exits)
+        variant = bundle.variant(facts.precision)
         scheduler = read_scheduler(variant)
-        policy = scheduler.policy
-        self._costs = measure_costs(backend, policy, example, settings.max_batch)
-        costs_ms = self._costs.costs_ms.round(3).tolist()
+        costs_ms = facts.costs.costs_ms.round(3).tolist()
         log.info("%s costs %s ms until each exit on this host", self.name, costs_ms)
-        self._max_batch = settings.max_batch or self._costs.worthwhile_rows()
-        self._scheduler = calibrate_to_host(variant, scheduler, self._costs)
+        self._max_batch = settings.max_batch or facts.costs.worthwhile_rows()
+        self._scheduler = calibrate_to_host(variant, scheduler, facts.costs)
+        self._policy_version = 0
         self._agreement_target = AgreementTarget(settings.min_agreement, settings.prefer)
         self.quality = AgreementGuard(self._scheduler, self._agreement_target)
         self._floor_parameter: float | None = None
@@ -104,85 +108,89 @@ class ServedModel:
             budget_ms = budget_on_host_ms(
                 variant.entry.default_budget_ms, scheduler.frontier, self._scheduler.frontier
             )
-        self.feedback = Feedback(self.num_exits)
         self.measure: Measure = settings.measure
         self._controllers = _controllers(self._scheduler, budget_ms, settings.window)
-        self.engine = Engine(
-            backend,
-            policy,
-            self.controller.parameter,
-            workers=settings.workers_on(backend.device),
-            max_batch=self._batch_within(budget_ms),
-            on_done=self.dispatcher.on_done,
-            on_audit=self.auditor.note,
-            observer=self._metrics,
-            costs=self._costs,
-            clock=clock,
-        )
+        self.engines.set_max_batch(self._batch_within(budget_ms))
+        self._apply()
         self._show_policy()
 
     @property
     def precision(self) -> Precision:
         """The precision that the network computes in."""
-        return self._scheduler.variant.precision
+        return self._facts.precision
+
+    @property
+    def policy(self) -> ExitPolicy:
+        """The policy that requests enter under."""
+        return self._scheduler.policy
 
     @property
     def controller(self) -> BudgetController:
         """The controller in command."""
         return self._controllers[self.measure]
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start the engine; results go to this loop."""
-        self.dispatcher.start(self.engine, loop)
-        self.engine.start()
-
-    def stop(self) -> None:
-        """Answer the requests that are in, then end the workers; blocks."""
-        self.engine.stop()
-
     def set_budget(self, *, budget_ms: float | None, measure: Measure) -> None:
         """Set the budget and the latency it bounds; the windows stay."""
-        self.flush_samples()
         self.measure = measure
         for controller in self._controllers.values():
             controller.set_budget(budget_ms)
-        self.engine.parameter = self.controller.parameter
-        self.engine.max_batch = self._batch_within(budget_ms)
+        self._apply()
+        self.engines.set_max_batch(self._batch_within(budget_ms))
         shown = (
             "no budget" if budget_ms is None else f"budget {budget_ms:g} ms of {measure} latency"
         )
         log.info("%s: %s", self.name, shown)
 
-    def reload_scheduler(self) -> CalibratedPolicy:
-        """Read and try the scheduler that the bundle's folder holds now; any thread, blocks.
+    async def reload_scheduler(self) -> "FreshScheduler":
+        """Read and try the scheduler that the bundle's folder holds now.
 
         Raises:
             ValueError: If the folder holds none that this network can run under.
         """
-        variant, scheduler = reload(self._scheduler.variant)
-        try_policy(self.engine.backend, scheduler.policy, self.dispatcher.example)
-        return calibrate_to_host(variant, scheduler, self._costs)
+        variant, scheduler = await asyncio.to_thread(reload, self._scheduler.variant)
+        await self.engines.try_scheduler(scheduler)
+        calibrated = await asyncio.to_thread(
+            calibrate_to_host, variant, scheduler, self._facts.costs
+        )
+        return FreshScheduler(scheduler, calibrated)
 
-    def activate_scheduler(self, fresh: CalibratedPolicy) -> None:
+    def activate_scheduler(self, fresh: "FreshScheduler") -> None:
         """Switch requests that enter from now on to another scheduler; budget and windows stay."""
-        self.flush_samples()
-        self._scheduler = fresh
-        self.auditor.restart()
-        self.quality = AgreementGuard(fresh, self._agreement_target)
+        self._scheduler = fresh.calibrated
+        self._policy_version += 1
+        self.audits.restart(self._policy_version)
+        self.quality = AgreementGuard(self._scheduler, self._agreement_target)
         self._floor_parameter = None
         for controller in self._controllers.values():
-            controller.set_frontier(fresh.frontier)
-        self.engine.active_policy = ActivePolicy(fresh.policy, self.controller.parameter)
+            controller.set_frontier(self._scheduler.frontier)
+        self.engines.activate(fresh.scheduler, self._policy_version, self.controller.parameter)
+        self._apply()
         self._show_policy()
-        log.info("%s: scheduler %s (%s)", self.name, fresh.policy.kind, fresh.sha256)
+        log.info("%s: scheduler %s (%s)", self.name, self.policy.kind, self._scheduler.sha256)
 
     def _show_policy(self) -> None:
-        kind, device = self._scheduler.policy.kind, self.engine.backend.device
-        self._metrics.show_policy(self.version, kind, device, self.precision)
+        self._metrics.show_policy(
+            self.version, self.policy.kind, self._facts.device, self.precision
+        )
+
+    def _apply(self) -> None:
+        """Let engines and fronts follow the controller in command."""
+        controller = self.controller
+        self.engines.set_parameter(controller.parameter)
+        frontier, present = controller.frontier, controller.present
+        self._set_terms(
+            EntryTerms(
+                self._policy_version,
+                frontier.parameters,
+                frontier.expected_costs_ms,
+                present.slowdown,
+                present.overhead_ms,
+            )
+        )
 
     def note_feedback(self, answered: LoggedPrediction, class_id: int) -> None:
         """Record the true label of one of this model's answers."""
-        self.auditor.log.label(answered.key, class_id)
+        self.audits.log.label(answered.key, class_id)
         if self.feedback.add(answered, class_id):
             self._metrics.feedback_samples[answered.exit].inc()
 
@@ -190,73 +198,80 @@ class ServedModel:
         """Return the largest batch that leaves an exit within the budget."""
         if budget_ms is None:
             return self._max_batch
-        return self._costs.rows_within(budget_ms, self._max_batch)
+        return self._facts.costs.rows_within(budget_ms, self._max_batch)
 
     def refresh(self) -> None:
-        """Account for what is pending, forget what is too old, and set the gauges."""
-        self.flush_samples()
+        """Forget what is too old, and set the gauges."""
         for controller in self._controllers.values():
             controller.expire(self.clock())
         self._keep_agreement_floor()
-        thresholds = self.engine.policy.thresholds(self.controller.parameter)
+        thresholds = self.policy.thresholds(self.controller.parameter)
         shared = None if thresholds is None else thresholds.tolist()
         self._metrics.show_control(self.controller, shared)
-        self.auditor.show()
+        self.audits.show()
         self._metrics.show_feedback([count.accuracy for count in self.feedback.tallies])
         violated = self.quality.violated_objective(self.controller)
         self._metrics.show_quality(self.quality.drift.psi(), violated)
-        self._metrics.show_queues(self.engine.queue_depths, self.engine.oldest_wait_s())
+
+    def show_queues(self, depths: Sequence[int], oldest_wait_s: float) -> None:
+        """Set the gauges of the requests that wait."""
+        self._metrics.show_queues(depths, oldest_wait_s)
 
     def _keep_agreement_floor(self) -> None:
         """Apply the agreement floor, if one was asked for, as far as the audits bear it out."""
-        self.quality.read(self.auditor.log)
+        self.quality.read(self.audits.log)
         floor = self.quality.minimum_parameter(self.controller)
         if floor != self._floor_parameter:
             self._floor_parameter = floor
             for controller in self._controllers.values():
                 controller.set_floor(floor)
-            self.engine.parameter = self.controller.parameter
+            self._apply()
 
-    async def probe(self) -> None:
-        """After a failed batch run the warm-up input: the model is broken if that fails too."""
-        if not self.engine.failed:
-            return
-        request = InferenceRequest(
-            self.dispatcher.example, priority=0, received_s=self.clock(), counts_for_budget=False
-        )
-        await self.dispatcher.submit(request)
-        if isinstance(request.result, ServeError):
-            self.broken = f"{self.name} fails on every input; see the log and restart"
-        else:
-            self.broken, self.engine.failed = None, False
-
-    def flush_samples(self) -> None:
-        """Account for every request answered until now."""
-        self._account(self.dispatcher.take_answered())
-
-    def _account(self, answered: list[InferenceRequest]) -> None:
+    def note_answers(self, answers: Answers) -> None:
         """Count answered requests, remember them, and report them to the controllers."""
-        now = self.clock()
-        compute, end_to_end = [], []
-        for request in answered:
-            prediction, total_ms = request.result, request.total_ms
-            assert isinstance(prediction, Prediction), "answered requests have predictions"
-            if request.request_id is not None:
-                class_id = int(probabilities(prediction.output.log_probs).argmax())
-                self._prediction_log.record(
-                    request.request_id, self.name, prediction.exit, class_id
-                )
-            if request.counts_for_budget:
-                other_ms = max(total_ms - prediction.compute_ms, 0.0)
-                compute.append(Sample(prediction.exit, prediction.compute_ms, 0.0))
-                end_to_end.append(Sample(prediction.exit, total_ms, other_ms, prediction.queue_ms))
-        self._controllers["compute"].observe(compute, now)
-        self._controllers["end_to_end"].observe(end_to_end, now)
-        self.engine.parameter = self.controller.parameter
-        self._metrics.flush(answered)
-        self.auditor.flush()
-        for exit, scores, parameter in self._metrics.take_scores():
+        self._metrics.count_answers(answers)
+        remembered = zip(
+            answers.keys.tolist(), answers.exits.tolist(), answers.class_ids.tolist(), strict=True
+        )
+        for key, exit, class_id in remembered:
+            if key:
+                self._prediction_log.record(key, self.name, exit, class_id)
+        now_s = self.clock()
+        compute, end_to_end = _samples(answers)
+        self._controllers["compute"].observe(compute, now_s)
+        self._controllers["end_to_end"].observe(end_to_end, now_s)
+        self._apply()
+
+    def note_work(self, work: Work) -> None:
+        """Count what an engine did."""
+        self._metrics.count_work(work)
+        self.audits.record(work.audits, work.audits_skipped)
+        for exit, scores, parameter in work.scores:
             self.quality.drift.add(exit, scores, parameter)
+
+    def note_cancelled(self, count: int) -> None:
+        """Count requests whose clients left before an engine had them."""
+        self._metrics.count_cancelled(count)
+
+
+class FreshScheduler(NamedTuple):
+    """A scheduler that was read again, as engines and as control need it."""
+
+    scheduler: Scheduler
+    calibrated: CalibratedPolicy
+
+
+def _samples(answers: Answers) -> tuple[list[Sample], list[Sample]]:
+    """Return the samples that count for a budget of compute and of end-to-end latency."""
+    counted = answers.counts_for_budget
+    exits, compute_ms = answers.exits[counted].tolist(), answers.compute_ms[counted].tolist()
+    total_ms, queue_ms = answers.total_ms[counted].tolist(), answers.queue_ms[counted].tolist()
+    compute = [Sample(exit, ms, 0.0) for exit, ms in zip(exits, compute_ms, strict=True)]
+    end_to_end = [
+        Sample(exit, total, max(total - own, 0.0), queue)
+        for exit, own, total, queue in zip(exits, compute_ms, total_ms, queue_ms, strict=True)
+    ]
+    return compute, end_to_end
 
 
 def _controllers(

@@ -1,5 +1,6 @@
 """Requests and responses as pydantic models, which also make the OpenAPI page."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -273,3 +274,10 @@ class FrontierEntry(BaseModel):
     expected_accuracy: float
     expected_cost_ms: float
     exit_rates: list[float]
+
+
+def shown_threshold(value: float, *, last: bool) -> float | None:
+    """A threshold in JSON: None if it never fires or is the last, 0 if it always fires."""
+    if last or value == math.inf:
+        return None
+    return 0.0 if value == -math.inf else value

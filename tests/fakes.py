@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.backend import HeadOutput, OutOfMemory, Part, State, gather_arrays
+from server.engine.request import InferenceRequest
 
 
 class RecordingObserver:
@@ -18,6 +19,9 @@ class RecordingObserver:
         self.scores: list[tuple[int, list[float], float]] = []
         self.cancelled = 0
         self._lock = threading.Lock()
+
+    def on_start(self, requests: Sequence[InferenceRequest]) -> None:
+        pass
 
     def on_step(self, stage: int, rows: int, elapsed_ms: float) -> None:
         self.steps.append((stage, rows, elapsed_ms))

@@ -23,8 +23,8 @@ from server.cli.progress import Progress
 from server.engine.engine import Engine
 from server.engine.request import InferenceRequest, Prediction
 from server.engine.warmup import budget_on_host_ms, measure_costs
+from server.hot_route import optional_fields, prediction_fields
 from server.loading import open_served, read_scheduler
-from server.routes.predict import optional_fields, prediction_fields
 from server.settings import Settings
 
 EXAMPLE = """eenet predict my-bundle photo.jpg folder-of-images --budget-ms 1.5 --top-k 3

@@ -8,17 +8,18 @@ import socket
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import uvicorn
-
 from models.bundle import load_bundle
 from server.app import create_app
 from server.cli.options import log_to_stderr
-from server.http_protocol import HttpProtocol
+from server.cores import usable_cores
+from server.http_protocol import http_config
 from server.lifespan import DrainingServer
+from server.loading import device_names
+from server.processes.main import START_FAILED, serve_in_processes
+from server.processes.plan import make_plan
 from server.settings import ENV_PREFIX, Settings, load_settings
 
 EXAMPLE = "eenet serve --budget-ms 1.2 --window 500"
-START_FAILED = 3  # exit status; the log has said why
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -59,18 +60,17 @@ def run(args: argparse.Namespace) -> None:
     for folder in settings.bundle:
         # Report a bundle that is damaged or lacks the precision before anything is started.
         load_bundle(folder).variant(settings.named_precision)
-    config = uvicorn.Config(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        http=HttpProtocol,
-        ws="none",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=settings.drain_s,
-    )
-    server = DrainingServer(config)
+    plan = make_plan(settings, usable_cores(), device_names(settings))
+    if plan.front_ends:
+        serve_in_processes(settings, plan)
+    else:
+        serve_in_one_process(settings)
+
+
+def serve_in_one_process(settings: Settings) -> None:
+    """Serve until a signal ends the process."""
+    address = {"host": settings.host, "port": settings.port}
+    server = DrainingServer(http_config(create_app(settings), settings.drain_s, **address))
     server.run()
     if not server.started:
         raise SystemExit(START_FAILED)

@@ -43,6 +43,7 @@ class Engine:
         clock: Seconds, monotonic.
 
     Attributes:
+        workers: Number of threads; may be set until they start.
         failed: Whether a batch has failed since somebody reset it.
         last_progress_s: When a worker last began a stage.
     """
@@ -76,14 +77,14 @@ class Engine:
         self._shadows = ShadowRunner(
             backend, lambda shadows: self._queue.put(shadows, len(shadows)), on_audit
         )
-        self._threads = [
-            threading.Thread(target=self.run, name=f"engine-{index}", daemon=True)
-            for index in range(workers)
-        ]
+        self.workers = workers
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         """Start the workers."""
-        for thread in self._threads:
+        for index in range(self.workers):
+            thread = threading.Thread(target=self.run, name=f"engine-{index}", daemon=True)
+            self._threads.append(thread)
             thread.start()
 
     def stop(self) -> None:
@@ -201,6 +202,7 @@ class Engine:
                 break
             output: HeadOutput | None = None
             decision: ExitDecision | None = None
+            self._observer.on_start(requests)
             try:
                 state = self._executor.run_stage(requests)
                 active = requests[0].policy

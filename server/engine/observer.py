@@ -1,13 +1,19 @@
 """The engine's reports about its work, for metrics and drift."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from server.engine.request import InferenceRequest
+
 
 class EngineObserver(Protocol):
-    """Receives counts from the engine's workers; any thread calls, and must not wait."""
+    """Receives reports from the engine's workers; any thread calls, and must not wait."""
+
+    def on_start(self, requests: Sequence[InferenceRequest]) -> None:
+        """Report that the calling worker is about to run a stage for these requests."""
 
     def on_step(self, stage: int, rows: int, elapsed_ms: float) -> None:
         """Report that a batch went through a stage, its head and the policy included."""
@@ -21,6 +27,9 @@ class EngineObserver(Protocol):
 
 class NullObserver:
     """Ignores every report."""
+
+    def on_start(self, requests: Sequence[InferenceRequest]) -> None:
+        """Ignore the beginning."""
 
     def on_step(self, stage: int, rows: int, elapsed_ms: float) -> None:
         """Ignore the batch."""

@@ -97,6 +97,7 @@ class InferenceRequest:
         traced: Whether to keep the outputs of each exit.
         policy: Policy snapshot used for this request's lifetime; None: the engine's current one at
             submission.
+        policy_version: The caller's number of that policy; the engine never reads it.
         audit: Set if the request was chosen for an audit.
         on_done: Completion callback of the caller, who is handed finished requests a batch at a
             time; the engine never calls it.
@@ -128,6 +129,7 @@ class InferenceRequest:
     priority: int = 1
     traced: bool = False
     policy: ActivePolicy | None = None
+    policy_version: int = 0
     audit: AuditTrace | None = None
     on_done: Callable[[], None] | None = None
     result: Prediction | ServeError | None = None

@@ -1,11 +1,12 @@
 """Measure what exits cost on this host, which is never the machine that built the bundle."""
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.backend import OutOfMemory, StageBackend, State
+from models.backend import HeadOutput, OutOfMemory, Part, StageBackend, State
 from models.stage_costs import StageCosts
 from scheduler.frontier import Frontier
 from scheduler.policy import ExitPolicy
@@ -18,6 +19,7 @@ LARGEST_BATCH = 128
 WARM_UP_S, MEASURE_S, BATCH_S = 0.15, 0.5, 0.1  # of batches of one row, and of each larger size
 WARM_UP_ROUNDS, COST_ROUNDS = (3, 20), (20, 100)  # at least and at most
 BATCH_ROUNDS = (4, 30)
+OVERHEAD_ROUNDS = 50
 SAME_SPEED = 0.25  # hosts whose costs differ by no more than this share count as equal
 
 
@@ -55,6 +57,47 @@ def measure_costs(
         if max_batch is None and costs.worthwhile_rows() < rows:
             break
     return costs
+
+
+def measure_overhead_ms(backend: StageBackend, policy: ExitPolicy, example: State) -> float:
+    """Measure what the engine and a policy take for one row at a stage, beside the network."""
+    idle = _IdleBackend(backend, example)
+    times_ms = _batches_ms(idle, policy, (np.zeros((1, 1)),), 1, OVERHEAD_ROUNDS)
+    return float(np.percentile(times_ms, 25))
+
+
+class _IdleBackend:
+    """A backend that does nothing: its outputs are those of another one for an example.
+
+    Args:
+        backend: The other one.
+        example: One input row.
+    """
+
+    device = "none"
+
+    def __init__(self, backend: StageBackend, example: State) -> None:
+        self.num_exits = backend.num_exits
+        self._outputs: list[HeadOutput] = []
+        state = example
+        for exit in range(self.num_exits):
+            state = backend.run_stage(exit, state)
+            self._outputs.append(backend.run_head(exit, state))
+
+    def run_stage(self, stage: int, state: State) -> State:
+        """Return the state as it is."""
+        return state
+
+    def run_head(self, exit: int, state: State) -> HeadOutput:
+        """Return the output for the example."""
+        return self._outputs[exit]
+
+    def gather(self, parts: Sequence[Part]) -> State:
+        """Return the first part."""
+        return parts[0].state
+
+    def synchronize(self) -> None:
+        """Wait for nothing."""
 
 
 def try_policy(backend: StageBackend, policy: ExitPolicy, example: State) -> None:

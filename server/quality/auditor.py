@@ -1,46 +1,32 @@
-"""Chooses the samples to audit and logs their outcome."""
+"""Chooses the samples to audit, follows them through the engine, and books their outcome."""
 
 import math
 import random
+import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from server.engine.request import AuditResult, AuditTrace
 from server.metrics import AuditMetrics
 from server.quality.audit_log import AuditLog
-from server.quality.feedback import key_of
+from server.reports import AuditOutcome
 
 MOST_IN_FLIGHT = 8
 
 
-class Auditor:
-    """Chooses a share of one model's samples, and logs the outputs of all exits for them.
+class AuditSampler:
+    """Draws a share of one model's samples, on arrival, before their exits are known.
 
-    A sample is chosen on arrival, before its exit is known, so that the log represents the whole
-    traffic. All methods but `note` belong to the event loop's thread.
+    So the log represents the whole traffic.
 
     Args:
-        log: Log of audited samples.
-        metrics: Counters of audited and skipped samples.
-        share: Share of the samples that are chosen, 0 to 1.
+        share: Share of the samples that are drawn, 0 to 1.
         rng: Random draws.
     """
 
-    def __init__(
-        self, log: AuditLog, metrics: AuditMetrics, *, share: float, rng: random.Random
-    ) -> None:
-        self.log = log
+    def __init__(self, share: float, rng: random.Random) -> None:
         self.share = share
-        self.skipped = 0
-        self._metrics = metrics
         self._rng = rng
-        self._in_flight: set[AuditTrace] = set()
-        self._ended: deque[AuditResult] = deque()
-
-    @property
-    def in_flight(self) -> int:
-        """Number of chosen samples that are neither logged nor given up."""
-        return len(self._in_flight)
 
     def draw_gap(self) -> int | None:
         """Draw how many samples pass before the next one is audited; None: no sample ever is.
@@ -53,55 +39,110 @@ class Auditor:
             return 0
         return int(math.log(1 - self._rng.random()) / math.log(1 - self.share))
 
-    def choose(self, request_id: str, idle: Callable[[], bool]) -> AuditTrace | None:
-        """Audit a sample that was drawn, if the engine has time for it.
 
-        Args:
-            request_id: Id of the request, with its place in a list.
-            idle: Returns whether no user's request waits in the engine.
-        """
-        if len(self._in_flight) >= MOST_IN_FLIGHT:
-            self.flush()
-        if len(self._in_flight) >= MOST_IN_FLIGHT or not idle():
-            self._skip()
-            return None
-        trail = AuditTrace(key_of(request_id))
-        self._in_flight.add(trail)
-        return trail
+class Auditor:
+    """Follows the audits of one engine; any thread may call.
 
-    def give_up(self, trail: AuditTrace) -> None:
+    Args:
+        idle: Returns whether no user's request waits in the engine.
+    """
+
+    def __init__(self, idle: Callable[[], bool]) -> None:
+        self._idle = idle
+        self._lock = threading.Lock()  # guards all that follows
+        self._in_flight: dict[AuditTrace, int] = {}  # with the policy that each entered under
+        self._ended: deque[AuditResult] = deque()
+        self._outcomes: list[AuditOutcome] = []
+        self._skipped = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Number of accepted samples that have no outcome and are not given up."""
+        return len(self._in_flight)
+
+    def accept(self, trace: AuditTrace, policy_version: int) -> bool:
+        """Accept a sample that was drawn, if the engine has time for it."""
+        with self._lock:
+            if len(self._in_flight) >= MOST_IN_FLIGHT:
+                self._collect()
+            if len(self._in_flight) >= MOST_IN_FLIGHT or not self._idle():
+                self._skipped += 1
+                return False
+            self._in_flight[trace] = policy_version
+            return True
+
+    def give_up(self, trace: AuditTrace) -> None:
         """Give up a sample that got no prediction or was lost."""
-        if trail in self._in_flight:
-            self._in_flight.remove(trail)
-            self._skip()
+        with self._lock:
+            self._drop(trace)
 
     def note(self, audited: AuditResult) -> None:
-        """Accept the result of an audit; any thread may call this."""
+        """Take the result of an audit."""
         self._ended.append(audited)
 
-    def flush(self) -> None:
-        """Log the results noted since the last call."""
-        while self._ended:
-            trail, log_probs = self._ended.popleft()
-            if log_probs is None or trail.exit is None:
-                self.give_up(trail)
-            elif trail in self._in_flight:
-                self._in_flight.remove(trail)
-                self.log.add(trail.key, trail.exit, trail.parameter, log_probs)
-                self._metrics.samples[trail.exit].inc()
-
     def restart(self) -> None:
-        """Start over for another policy: results so far say nothing about it."""
-        self.flush()
-        for trail in list(self._in_flight):
-            self.give_up(trail)
+        """Give up what is in flight: it says nothing about another policy."""
+        with self._lock:
+            self._collect()
+            for trace in list(self._in_flight):
+                self._drop(trace)
+
+    def take_outcomes(self) -> tuple[list[AuditOutcome], int]:
+        """Return what has ended since the last call, and how many samples were skipped."""
+        with self._lock:
+            self._collect()
+            taken = self._outcomes, self._skipped
+            self._outcomes, self._skipped = [], 0
+        return taken
+
+    def _drop(self, trace: AuditTrace) -> None:
+        if self._in_flight.pop(trace, None) is not None:
+            self._skipped += 1
+
+    def _collect(self) -> None:
+        while self._ended:
+            trace, log_probs = self._ended.popleft()
+            if log_probs is None or trace.exit is None:
+                self._drop(trace)
+            elif (version := self._in_flight.pop(trace, None)) is not None:
+                self._outcomes.append(
+                    AuditOutcome(trace.key, version, trace.exit, trace.parameter, log_probs)
+                )
+
+
+class AuditJournal:
+    """One model's audits, whichever engine ran them.
+
+    Args:
+        log: Log of audited samples.
+        metrics: Counters of audited and skipped samples.
+        share: Share of the samples that are drawn, 0 to 1.
+    """
+
+    def __init__(self, log: AuditLog, metrics: AuditMetrics, share: float) -> None:
+        self.log = log
+        self.share = share
+        self.skipped = 0
+        self._metrics = metrics
+        self._policy_version = 0
+
+    def record(self, outcomes: Iterable[AuditOutcome], skipped: int) -> None:
+        """Log outcomes; those of an earlier policy say nothing about this one and are skipped."""
+        for outcome in outcomes:
+            if outcome.policy_version == self._policy_version:
+                self.log.add(outcome.key, outcome.exit, outcome.parameter, outcome.log_probs)
+                self._metrics.samples[outcome.exit].inc()
+            else:
+                skipped += 1
+        self.skipped += skipped
+        self._metrics.skipped.inc(skipped)
+
+    def restart(self, policy_version: int) -> None:
+        """Start over for another policy."""
+        self._policy_version = policy_version
         self.log.clear()
 
     def show(self) -> None:
         """Set the gauges."""
         last = self.log.num_exits - 1
         self._metrics.show([self.log.at(exit).ratio for exit in range(last)])
-
-    def _skip(self) -> None:
-        self.skipped += 1
-        self._metrics.skipped.inc()

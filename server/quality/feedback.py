@@ -43,11 +43,11 @@ class PredictionLog:
         self._answers = array("q", bytes(8 * capacity))  # model, exit and class in one number
         self._noted = 0
 
-    def record(self, request_id: str, model: str, exit: int, class_id: int) -> None:
-        """Store a prediction; a later one under the same id replaces it."""
+    def record(self, key: int, model: str, exit: int, class_id: int) -> None:
+        """Store a prediction under its id's hash; a later one of the same id replaces it."""
         if model not in self._models:
             self._models.append(model)
-        place, key = self._noted % self.capacity, key_of(request_id)
+        place = self._noted % self.capacity
         if self._places.get(self._keys[place]) == place:
             del self._places[self._keys[place]]
         self._places[key] = place

@@ -10,8 +10,9 @@ from fastapi import APIRouter, Query, Request, Response
 
 from models.bundle import Precision
 from scheduler.monitoring.agreement import wilson
-from server.lifespan import server_state
-from server.model import ServedModel
+from server.choice import get_model, select_models
+from server.control import control_of
+from server.model import ModelControl
 from server.quality.audit_log import AuditedRow
 from server.schemas import AuditExit, Audits, AuditState, ModelQuery
 
@@ -24,7 +25,9 @@ UNKNOWN = -1  # a label
 @router.get("/audit")
 async def get_audit(request: Request, query: Named) -> Audits:
     """Agreement of early exits with the last one, measured on a share of the traffic."""
-    meant = server_state(request).select_models(query.model)
+    control = control_of(request)
+    meant = select_models(control.models, query.model)
+    await control.collect()
     return Audits(models=[audit_state(model) for model in meant])
 
 
@@ -35,35 +38,35 @@ async def get_audit(request: Request, query: Named) -> Audits:
 )
 async def get_rows(request: Request, query: Named) -> Response:
     """Outputs of all exits for the audited samples of one model, as npz; inputs are never kept."""
-    model = server_state(request).get_model(query.model)
-    model.flush_samples()
-    rows = list(model.auditor.log.rows)
+    control = control_of(request)
+    model = get_model(control.models, query.model)
+    await control.collect()
+    rows = list(model.audits.log.rows)
     labels = [_label(model, row.request_key) for row in rows]
     empty = (model.num_exits, len(model.classes))
     content = await asyncio.to_thread(rows_npz, rows, labels, empty, model.precision)
     return Response(content, media_type="application/octet-stream")
 
 
-def _label(model: ServedModel, key: int) -> int:
+def _label(model: ModelControl, key: int) -> int:
     """The true label of an audited sample, which may have come before its row was logged."""
-    for label in (model.auditor.log.label_of(key), model.feedback.label_of(key)):
+    for label in (model.audits.log.label_of(key), model.feedback.label_of(key)):
         if label is not None:
             return label
     return UNKNOWN
 
 
-def audit_state(model: ServedModel) -> AuditState:
+def audit_state(model: ModelControl) -> AuditState:
     """Agreement, drift and accuracy of a model's exits."""
-    model.flush_samples()
-    auditor, last = model.auditor, model.num_exits - 1
-    log = auditor.log
+    audits, last = model.audits, model.num_exits - 1
+    log = audits.log
     drift, tallies = model.quality.drift.psi(), model.feedback.tallies
     return AuditState(
         model=model.name,
-        policy=model.engine.policy.kind,
-        share=auditor.share,
+        policy=model.policy.kind,
+        share=audits.share,
         samples=len(log.rows),
-        skipped=auditor.skipped,
+        skipped=audits.skipped,
         agreement=log.early.ratio,
         agreement_ci95=_interval(*log.early),
         exits=[

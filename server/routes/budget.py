@@ -1,14 +1,21 @@
 """GET and PUT /budget, GET /frontier."""
 
-import math
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from server.lifespan import server_state
-from server.model import ServedModel
+from server.choice import get_model, select_models
+from server.control import control_of
+from server.model import ModelControl
 from server.problems import parse_json
-from server.schemas import BudgetChange, Budgets, BudgetState, FrontierEntry, ModelQuery
+from server.schemas import (
+    BudgetChange,
+    Budgets,
+    BudgetState,
+    FrontierEntry,
+    ModelQuery,
+    shown_threshold,
+)
 
 router = APIRouter(tags=["budget"])
 
@@ -18,7 +25,9 @@ Named = Annotated[ModelQuery, Query()]
 @router.get("/budget")
 async def get_budget(request: Request, query: Named) -> Budgets:
     """Budget of all models or of one, and how it is kept."""
-    meant = server_state(request).select_models(query.model)
+    control = control_of(request)
+    meant = select_models(control.models, query.model)
+    await control.collect()
     return Budgets(models=[budget_state(each) for each in meant])
 
 
@@ -33,8 +42,10 @@ async def get_budget(request: Request, query: Named) -> Budgets:
 )
 async def put_budget(request: Request, query: Named) -> Budgets:
     """Change the budget of all models or of one; it applies from every sample's next exit on."""
-    meant = server_state(request).select_models(query.model)
+    control = control_of(request)
+    meant = select_models(control.models, query.model)
     change = parse_json(BudgetChange, await request.body())
+    await control.collect()
     given = {name: getattr(change, name) for name in change.model_fields_set}
     for each in meant:
         each.set_budget(
@@ -46,18 +57,17 @@ async def put_budget(request: Request, query: Named) -> Budgets:
 @router.get("/frontier")
 async def get_frontier(request: Request, query: Named) -> list[FrontierEntry]:
     """Accuracy and exit rates to expect at each budget, in this host's present milliseconds."""
-    return frontier_entries(server_state(request).get_model(query.model))
+    return frontier_entries(get_model(control_of(request).models, query.model))
 
 
-def budget_state(model: ServedModel) -> BudgetState:
+def budget_state(model: ModelControl) -> BudgetState:
     """Budget of a model, how it is kept, and the results to expect."""
-    model.flush_samples()
     control = model.controller
     control.expire(model.clock())
     point = control.frontier.at_parameter(control.parameter)
     return BudgetState(
         model=model.name,
-        policy=model.engine.policy.kind,
+        policy=model.policy.kind,
         budget_ms=control.budget_ms,
         measure=model.measure,
         effective_budget_ms=control.effective_budget_ms,
@@ -79,7 +89,7 @@ def budget_state(model: ServedModel) -> BudgetState:
     )
 
 
-def frontier_entries(model: ServedModel) -> list[FrontierEntry]:
+def frontier_entries(model: ModelControl) -> list[FrontierEntry]:
     """Points of a model's frontier at this host's present costs."""
     frontier, present_ms = model.controller.frontier, model.controller.present_ms
     return [
@@ -94,15 +104,8 @@ def frontier_entries(model: ServedModel) -> list[FrontierEntry]:
     ]
 
 
-def shown_threshold(value: float, *, last: bool) -> float | None:
-    """A threshold in JSON: None if it never fires or is the last, 0 if it always fires."""
-    if last or value == math.inf:
-        return None
-    return 0.0 if value == -math.inf else value
-
-
-def _thresholds(model: ServedModel) -> list[float | None]:
-    thresholds = model.engine.policy.thresholds(model.controller.parameter)
+def _thresholds(model: ModelControl) -> list[float | None]:
+    thresholds = model.policy.thresholds(model.controller.parameter)
     if thresholds is None:
         return [None] * model.num_exits
     return [
@@ -111,7 +114,7 @@ def _thresholds(model: ServedModel) -> list[float | None]:
     ]
 
 
-def _reason(model: ServedModel) -> str | None:
+def _reason(model: ModelControl) -> str | None:
     control, target = model.controller, model.quality.target
     yields = model.quality.violated_objective(control)
     if yields == "budget":

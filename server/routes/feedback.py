@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter, Request
 
+from server.control import control_of
 from server.errors import InvalidContent, UnknownAnswer
-from server.lifespan import server_state
-from server.model import ServedModel
+from server.model import ModelControl
 from server.problems import parse_json
 from server.schemas import FeedbackGiven, FeedbackTaken, Problem
 from server.spelling import did_you_mean
@@ -24,22 +24,22 @@ router = APIRouter(tags=["quality"])
 )
 async def feedback(request: Request) -> FeedbackTaken:
     """Add the true label of an earlier prediction; it replaces an earlier label of the same one."""
-    service = server_state(request)
+    control = control_of(request)
     given = parse_json(FeedbackGiven, await request.body())
-    answered = service.find_prediction(given.request_id)
+    answered = await control.find_prediction(given.request_id)
     if answered is None:
         raise UnknownAnswer(
             f"no prediction is stored under request_id {given.request_id!r:.140}; give the id of "
-            f"one of the last {service.answers.capacity}, for an item of a list ID/0, ID/1 ..."
+            f"one of the last {control.answers.capacity}, for an item of a list ID/0, ID/1 ..."
         )
-    model = service.models[answered.model]
+    model = control.models[answered.model]
     class_id = _class_id(model, given.label)
     model.note_feedback(answered, class_id)
     correct = class_id == answered.class_id
     return FeedbackTaken(model=model.name, exit=answered.exit, correct=correct)
 
 
-def _class_id(model: ServedModel, label: str | int) -> int:
+def _class_id(model: ModelControl, label: str | int) -> int:
     """The class of a label.
 
     Raises:

@@ -3,8 +3,8 @@
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from server.control import control_of
 from server.errors import NotReady
-from server.lifespan import server_state
 from server.metrics import OPENMETRICS_TYPE, openmetrics_text
 
 router = APIRouter(tags=["operations"])
@@ -13,7 +13,7 @@ router = APIRouter(tags=["operations"])
 @router.get("/livez")
 async def livez(request: Request) -> dict[str, str]:
     """200 while the event loop and the engines make progress."""
-    if reason := server_state(request).unhealthy_reason:
+    if reason := control_of(request).unhealthy_reason:
         raise NotReady(reason)
     return {"status": "live"}
 
@@ -24,8 +24,8 @@ async def livez(request: Request) -> dict[str, str]:
 @router.get("/ping", include_in_schema=False)
 async def readyz(request: Request) -> dict[str, str]:
     """200 when the server accepts requests: models loaded and warm, not draining, not broken."""
-    service = server_state(request)
-    if reason := service.not_ready_reason or service.unhealthy_reason:
+    control = control_of(request)
+    if reason := control.not_ready_reason or control.unhealthy_reason:
         raise NotReady(reason)
     return {"status": "ready"}
 
@@ -33,10 +33,10 @@ async def readyz(request: Request) -> dict[str, str]:
 @router.get("/metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
     """Metrics as Prometheus text, or as OpenMetrics if the scraper accepts that."""
-    service = server_state(request)
-    for model in service.models.values():
-        model.refresh()
-    registry = service.metrics.registry
+    control = control_of(request)
+    await control.collect()
+    control.refresh()
+    registry = control.metrics.registry
     if "application/openmetrics-text" in request.headers.get("accept", ""):
         text: bytes = openmetrics_text(registry)  # type: ignore[no-untyped-call]
         return Response(text, media_type=OPENMETRICS_TYPE)

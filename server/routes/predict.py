@@ -1,26 +1,21 @@
 """POST /predict: images or texts in, labels out."""
 
 import asyncio
-import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pydantic_core
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from models.postprocess import probabilities
 from server.dispatch import SMALL_PAYLOAD, Payload
-from server.engine.request import ExitTrace, InferenceRequest
-from server.engine.request import Prediction as EnginePrediction
+from server.engine.request import InferenceRequest
 from server.errors import InvalidContent, ServeError, UnsupportedMedia
 from server.forms import read_form
-from server.lifespan import server_state
-from server.model import Modality, ServedModel
+from server.front import FrontModel, Modality, front_of
+from server.hot_route import DEFAULTS, optional_fields, prediction_fields
 from server.problems import format_validation_error, parse_json, problem
-from server.routes.budget import shown_threshold
 from server.schemas import Options, PredictBody, Prediction, Predictions, Problem
 
 router = APIRouter(tags=["prediction"])
@@ -38,9 +33,6 @@ _QUERY = [
     {"name": name, "in": "query", "schema": schema}
     for name, schema in Options.model_json_schema()["properties"].items()
 ]
-
-
-DEFAULTS = Options.model_validate({})
 
 
 @router.post(
@@ -79,15 +71,15 @@ async def predict(request: Request) -> Response:
 
 
 async def _answer_json(request: Request) -> Response:
-    body, state = await request.body(), server_state(request)
+    body, front = await request.body(), front_of(request)
     if len(body) <= SMALL_PAYLOAD:
         parsed = parse_json(PredictBody, body)
     else:
         loop = asyncio.get_running_loop()
-        parsed = await loop.run_in_executor(state.decode_pool, parse_json, PredictBody, body)
+        parsed = await loop.run_in_executor(front.decode_pool, parse_json, PredictBody, body)
     modality: Modality = "image" if parsed.text is None and parsed.texts is None else "text"
     items, is_list = parsed.items
-    limit = min(state.settings.max_items, state.settings.max_queue)
+    limit = min(front.settings.max_items, front.settings.max_queue)
     if len(items) > limit:
         raise InvalidContent(f"{len(items)} {modality}s in one list; {limit} is the most, split it")
     chosen = {
@@ -101,7 +93,7 @@ async def _answer_json(request: Request) -> Response:
 
 
 async def _answer_form(request: Request) -> Response:
-    max_bytes = server_state(request).settings.max_body_mib * 2**20  # of a text part too
+    max_bytes = front_of(request).settings.max_body_mib * 2**20  # of a text part too
     form = await read_form(request, max_bytes)
     try:
         parts = form.multi_items()
@@ -131,17 +123,17 @@ async def _answer_one(
     request: Request, modality: Modality, payload: Payload, options: Options
 ) -> Response:
     """Answer a request that holds one sample."""
-    state = server_state(request)
-    model = state.select_model(options.model, modality)
+    front = front_of(request)
+    model = front.select_model(options.model, modality)
     request_id: str = request.state.request_id
-    state.admission.admit(1)
+    front.admission.admit(1)
     try:
         served = await model.dispatcher.infer(
             payload, options, request.state.received_s, request_id
         )
         answer = await _to_json(model, served, options)
     finally:
-        state.admission.release(1)
+        front.admission.release(1)
     request.state.server_timing = {
         name: answer["latency_ms"][name] for name in ("queue", "decode", "compute")
     }
@@ -152,10 +144,10 @@ async def _answer_list(
     request: Request, modality: Modality, payloads: Sequence[Payload], options: Options
 ) -> Response:
     """Answer a request that holds a list: every item is a request of its own to the engine."""
-    state = server_state(request)
-    model = state.select_model(options.model, modality)
+    front = front_of(request)
+    model = front.select_model(options.model, modality)
     request_id: str = request.state.request_id
-    state.admission.admit(len(payloads))
+    front.admission.admit(len(payloads))
     may_block = len(payloads) <= FEW_ITEMS
 
     async def answer(payload: Payload, item_id: str) -> dict[str, Any]:
@@ -172,7 +164,7 @@ async def _answer_list(
         for place, payload in enumerate(payloads)
     ]
     for task in tasks:  # a callback, since a task that is cancelled before it begins runs nothing
-        task.add_done_callback(lambda _: state.admission.release(1))
+        task.add_done_callback(lambda _: front.admission.release(1))
     return _json({"predictions": await asyncio.gather(*tasks)})
 
 
@@ -185,9 +177,7 @@ def _options(given: Mapping[str, Any]) -> Options:
         raise InvalidContent(format_validation_error(error)) from error
 
 
-async def _to_json(
-    model: ServedModel, served: InferenceRequest, options: Options
-) -> dict[str, Any]:
+async def _to_json(model: FrontModel, served: InferenceRequest, options: Options) -> dict[str, Any]:
     """Return the JSON of one answer, with its mask if the model draws one."""
     mask = await model.dispatcher.draw_mask(served) if model.task == "segmentation" else None
     return {
@@ -196,73 +186,6 @@ async def _to_json(
         **prediction_fields(served, model.classes, model.num_exits, options.top_k),
         "request_id": served.request_id,
         **optional_fields(served, model.classes, model.num_exits, mask),
-    }
-
-
-def prediction_fields(
-    served: InferenceRequest, classes: Sequence[str], num_exits: int, top_k: int
-) -> dict[str, Any]:
-    """Return the JSON fields that every prediction has.
-
-    Args:
-        served: An answered request.
-        classes: Names of the C classes.
-        num_exits: Number of exits, K.
-        top_k: Number of classes to list.
-    """
-    prediction = served.result
-    assert isinstance(prediction, EnginePrediction), "only answered requests have predictions"
-    probs = probabilities(prediction.output.log_probs)
-    ranking = np.argsort(-probs, kind="stable")[:top_k]
-    listed = list(zip(ranking.tolist(), probs[ranking].tolist(), strict=True))
-    best, confidence = listed[0]
-    return {
-        "label": classes[best],
-        "class_id": best,
-        "confidence": confidence,
-        "exit": prediction.exit,
-        "num_exits": num_exits,
-        "top_k": [
-            {"label": classes[c], "class_id": c, "probability": probability}
-            for c, probability in listed
-        ],
-        "latency_ms": {
-            "total": round(served.total_ms, 3),
-            "queue": round(prediction.queue_ms, 3),
-            "decode": round(served.decode_ms or 0.0, 3),
-            "compute": round(prediction.compute_ms, 3),
-        },
-    }
-
-
-def optional_fields(
-    served: InferenceRequest, classes: Sequence[str], num_exits: int, mask: bytes | None
-) -> dict[str, Any]:
-    """Return the JSON fields that appear only where they apply: trace, mask and marks."""
-    prediction = served.result
-    assert isinstance(prediction, EnginePrediction), "only answered requests have predictions"
-    fields: dict[str, Any] = {}
-    if prediction.trace is not None:
-        fields["trace"] = [_trace_entry(entry, classes, num_exits) for entry in prediction.trace]
-    if mask is not None:
-        fields["mask"] = base64.b64encode(mask).decode()
-    if served.truncated:
-        fields["truncated"] = True
-    if prediction.late:
-        fields["deadline_exceeded"] = True
-    return fields
-
-
-def _trace_entry(entry: ExitTrace, classes: Sequence[str], num_exits: int) -> dict[str, Any]:
-    probs = probabilities(entry.log_probs)
-    best = int(probs.argmax())
-    return {
-        "exit": entry.exit,
-        "label": classes[best],
-        "confidence": float(probs[best]),
-        "score": entry.score,
-        "threshold": shown_threshold(entry.threshold, last=entry.exit == num_exits - 1),
-        "elapsed_ms": round(entry.elapsed_ms, 3),
     }
 
 

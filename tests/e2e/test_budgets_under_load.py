@@ -40,6 +40,7 @@ def puts(model: str) -> list[Call]:
     return [Call(f"/budget?model={model}", body, "application/json", "PUT") for body in bodies]
 
 
+@pytest.mark.slow
 def test_no_request_is_dropped_and_each_model_keeps_its_own_budget(
     start_server: Callable[..., AbstractContextManager[Server]], images: Images
 ) -> None:

@@ -163,7 +163,7 @@ def test_a_client_that_leaves_before_any_item_of_its_list_has_begun_gives_all_pl
         pass
 
     with TestClient(app) as client:
-        admission = app.state.service.admission
+        admission = app.state.front.admission
         admit = admission.admit
 
         def admit_and_leave(samples: int) -> None:

@@ -51,6 +51,7 @@ class Traffic:
             self.statuses.append(answer.status_code)
 
 
+@pytest.mark.slow
 def test_it_goes_on_with_what_was_fitted_to_its_own_samples(
     shipped_bundle: Path,
     tmp_path: Path,

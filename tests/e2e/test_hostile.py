@@ -32,7 +32,7 @@ STUCK = """
 import sys, threading
 from models.preprocess import ImagePreprocessor
 from server.cli.main import main
-ImagePreprocessor.__call__ = lambda self, data: threading.Event().wait()
+ImagePreprocessor.decode_if_fast = lambda self, data: threading.Event().wait()
 sys.exit(main())
 """
 
@@ -119,7 +119,9 @@ def test_a_body_behind_an_offer_is_no_request(server: Server, route: bytes) -> N
         assert statuses(exchange(server, *parts)) == [400]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_stuck_decoder_does_not_hold_the_process(
     start_server: Callable[..., AbstractContextManager[Server]],
     shipped_bundle: Path,

@@ -23,6 +23,7 @@ def server(start_server: Callable[..., AbstractContextManager[Server]]) -> Itera
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("example", examples(PAGE), ids=lambda each: each.commands.split("\n")[-1])
+@pytest.mark.slow
 def test_an_example_gives_the_response_shown(
     example: Example, server: Server, tmp_path: Path
 ) -> None:

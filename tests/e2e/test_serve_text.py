@@ -46,6 +46,7 @@ def test_images_and_texts_are_answered_side_by_side(server: Server, images: Imag
     assert server.client.post("/predict", json={"text": " \n"}).status_code == 422
 
 
+@pytest.mark.slow
 def test_answers_to_real_texts_are_those_of_the_graphs(
     server: Server, texts: Texts, shipped_text_bundle: Path
 ) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +15,8 @@ from starlette.testclient import TestClient
 import server.routes.budget
 from server.app import create_app
 from server.errors import INTERNAL_DETAIL
-from server.model import ServedModel
+from server.hot_route import DEFAULTS
+from server.model import ModelControl
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -81,7 +85,7 @@ def test_bodies_over_the_limit_are_refused_with_and_without_a_length(shipped_bun
 def test_an_unknown_failure_is_logged_and_answered_with_a_fixed_sentence(
     shipped_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(model: ServedModel) -> None:
+    def broken(model: ModelControl) -> None:
         raise RuntimeError("secret detail")
 
     monkeypatch.setattr(server.routes.budget, "budget_state", broken)
@@ -102,35 +106,40 @@ def test_live_and_ready_and_the_aliases(client: TestClient) -> None:
         assert client.get(path).json() == {"status": "ready"}
 
 
+def wait_until(holds: Callable[[], bool]) -> None:
+    patience = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < patience, "it never came true"
+        time.sleep(0.01)
+
+
 def test_not_ready_while_draining_and_when_every_batch_fails(
     shipped_bundle: Path, images: Images
 ) -> None:
     app = create_app(Settings(bundle=(shipped_bundle,)))
     with TestClient(app) as client:
         service = app.state.service
-        model = next(iter(service.models.values()))
-        run_stage = model.engine.backend.run_stage
+        (runner,) = service.runners.values()
+        run_stage = runner.engine.backend.run_stage
 
         def fail(stage: int, state: np.ndarray) -> np.ndarray:
             raise RuntimeError("device lost")
 
-        model.engine.backend.run_stage = fail
+        runner.engine.backend.run_stage = fail
         answer = client.post("/predict", content=images.files[0], headers=JPEG)
         assert (answer.status_code, answer.json()["code"]) == (500, "internal")
-        client.portal.call(model.probe)
+        wait_until(lambda: client.get("/readyz").status_code == 503)
         answer = client.get("/readyz")
         assert answer.status_code == 503
         assert "fails on every input" in answer.json()["detail"]
 
-        model.engine.backend.run_stage = run_stage
-        client.portal.call(model.probe)
-        assert client.get("/readyz").status_code == 200
-        service.admission.not_ready = "the server is draining"
-        assert client.get("/readyz").status_code == 503
+        runner.engine.backend.run_stage = run_stage
+        wait_until(lambda: client.get("/readyz").status_code == 200)
+        service.front.admission.not_ready = "the server is draining"
         refused = client.post("/predict", content=images.files[0], headers=JPEG)
         assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
-        service.admission.not_ready = None
-        service.draining = True
+        service.front.admission.not_ready = None
+        service.control.draining = True
         assert "draining" in client.get("/readyz").json()["detail"]
         late = client.post("/predict", content=images.files[0], headers=JPEG)
         assert late.status_code == 200, "what was accepted before the end is still answered"
@@ -194,3 +203,27 @@ def test_a_misspelt_query_is_422(client: TestClient) -> None:
     ]
     for answer in answers:
         assert answer.status_code == 422 and "modle" in answer.json()["detail"]
+
+
+def test_an_answer_whose_handler_was_cancelled_is_not_booked(
+    shipped_bundle: Path, images: Images
+) -> None:
+    app = create_app(Settings(bundle=(shipped_bundle,)))
+    with TestClient(app) as client:
+        (model,) = app.state.front.models.values()
+
+        async def leave() -> int:
+            """The result is there, and the handler is cancelled before it runs again."""
+            dispatcher = model.dispatcher
+            args = (images.files[0], DEFAULTS, time.perf_counter(), "gone")
+            answer = asyncio.ensure_future(dispatcher.infer(*args))
+            await asyncio.sleep(0)
+            while not dispatcher._answered:
+                await asyncio.sleep(0)
+            answer.cancel()
+            await asyncio.gather(answer, return_exceptions=True)
+            return len(dispatcher.take_answers().keys)
+
+        assert client.portal.call(leave) == 0
+        assert client.post("/predict", content=images.files[0], headers=JPEG).status_code == 200
+        assert 'eenet_predictions_total{exit="' in client.get("/metrics").text

@@ -17,9 +17,11 @@ from starlette.testclient import TestClient
 from models.bundle import load_bundle
 from models.runtime.onnx_backend import OnnxBackend
 from server.app import create_app
-from server.model import ServedModel
+from server.lifespan import SingleProcess
+from server.model import ModelControl
 from server.quality.auditor import MOST_IN_FLIGHT
 from server.quality.feedback import key_of
+from server.runner import ModelRunner
 from server.schemas import Options
 from server.settings import Settings
 
@@ -31,10 +33,20 @@ COUNT = 60
 
 
 class Client(NamedTuple):
-    """A server of one model that is asked by one client, and the model itself."""
+    """A server of one model that is asked by one client."""
 
     http: TestClient
-    model: ServedModel
+    service: SingleProcess
+
+    @property
+    def model(self) -> ModelControl:
+        (model,) = self.service.control.models.values()
+        return model
+
+    @property
+    def runner(self) -> ModelRunner:
+        (runner,) = self.service.runners.values()
+        return runner
 
     def settled(self) -> None:
         """Wait until no audit is on its way."""
@@ -43,8 +55,8 @@ class Client(NamedTuple):
             time.sleep(0.001)
 
     def _in_flight(self) -> int:
-        self.model.flush_samples()
-        return self.model.auditor.in_flight
+        self.service.book(self.model.name)
+        return self.runner.auditor.in_flight
 
     def ask(self, file: bytes, headers: dict[str, str] | None = None, **wish: Any) -> dict:
         answer = self.http.post(
@@ -74,8 +86,7 @@ def serving(folder: Path, **settings: Any) -> Iterator[Client]:
     given = {"precision": "float32", "audit_share": 1.0, **settings}
     app = create_app(Settings(bundle=(folder,), **given))
     with TestClient(app) as client:
-        (model,) = app.state.service.models.values()
-        yield Client(client, model)
+        yield Client(client, app.state.service)
 
 
 @pytest.fixture
@@ -213,13 +224,13 @@ def test_no_sample_with_a_deadline_is_chosen_but_one_with_its_own_budget_is(
     auditing.ask(images.files[0], budget_ms=1e-3)
     assert auditing.audit()["exits"][0]["samples"] == 1
     own = auditing.rows()["parameters"][0]
-    assert own != auditing.model.engine.parameter
+    assert own != auditing.runner.engine.parameter
 
 
 def test_without_slack_samples_are_skipped_and_answered_all_the_same(
     auditing: Client, images: Images
 ) -> None:
-    auditing.model.engine.idle = lambda: False  # type: ignore[method-assign]
+    auditing.runner.engine.idle = lambda: False  # type: ignore[method-assign]
     for file in images.files[:5]:
         auditing.ask(file)
     assert (auditing.audit()["samples"], auditing.audit()["skipped"]) == (0, 5)
@@ -238,7 +249,7 @@ def test_rows_are_kept_under_the_ids_that_answers_carry(auditing: Client, images
     auditing.settled()
     ids = ["one", *(each["request_id"] for each in answer.json()["predictions"])]
     assert ids == ["one", "many/0", "many/1", "many/2"]
-    kept = {row.request_key for row in auditing.model.auditor.log.rows}
+    kept = {row.request_key for row in auditing.model.audits.log.rows}
     assert kept <= {key_of(id) for id in ids} and key_of("one") in kept
     assert len(kept) + auditing.audit()["skipped"] == 4
 
@@ -248,33 +259,33 @@ def test_what_cannot_be_decoded_gives_its_place_back(auditing: Client, images: I
         for body in (b"no image", b"no image" * 5000):  # on the loop, and on a thread
             answer = auditing.http.post("/predict", content=body, headers=JPEG)
             assert answer.status_code == 422
-    assert auditing.model.auditor.in_flight == 0
+    assert auditing.runner.auditor.in_flight == 0
     auditing.ask(images.files[0])
     assert auditing.audit()["samples"] == 1
 
 
 def test_what_fails_gives_its_place_back(auditing: Client, images: Images) -> None:
-    run_stage = auditing.model.engine.backend.run_stage
+    run_stage = auditing.runner.engine.backend.run_stage
 
     def fail(stage: int, state: Any) -> Any:
         raise RuntimeError("device lost")
 
-    auditing.model.engine.backend.run_stage = fail  # type: ignore[method-assign]
+    auditing.runner.engine.backend.run_stage = fail  # type: ignore[method-assign]
     for file in images.files[:20]:
         assert auditing.http.post("/predict", content=file, headers=JPEG).status_code == 500
-    auditing.model.engine.backend.run_stage = run_stage  # type: ignore[method-assign]
-    assert auditing.model.auditor.in_flight == 0
+    auditing.runner.engine.backend.run_stage = run_stage  # type: ignore[method-assign]
+    assert auditing.runner.auditor.in_flight == 0
     assert auditing.audit()["skipped"] == 20
 
 
 def test_clients_that_leave_give_their_places_back(auditing: Client, images: Images) -> None:
-    model = auditing.model
+    model = auditing.service.front.models[auditing.model.name]
 
     async def leave() -> list[Any]:
         tasks = [
             asyncio.ensure_future(
                 model.dispatcher.infer(
-                    file, Options(), model.clock(), f"{index}", may_block=index % 2 == 0
+                    file, Options(), auditing.model.clock(), f"{index}", may_block=index % 2 == 0
                 )
             )
             for index, file in enumerate(images.files[:40])
@@ -287,7 +298,7 @@ def test_clients_that_leave_give_their_places_back(auditing: Client, images: Ima
     outcomes = auditing.http.portal.call(leave)
     assert any(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
     shown = auditing.audit()
-    assert model.auditor.in_flight == 0
+    assert auditing.runner.auditor.in_flight == 0
     # Of those that left before they were begun nothing was drawn.
     assert 0 < shown["samples"] + shown["skipped"] <= 40
 
@@ -307,11 +318,10 @@ def test_the_server_ends_while_audits_are_on_their_way(
     for client in serving(shipped_bundle, engine_workers=1):
         for file in images.files[:20]:
             client.ask(file)
-        model = client.model
-    assert not model.engine.alive
-    model.auditor.flush()
-    assert model.auditor.in_flight == 0
-    assert len(model.auditor.log.rows) + model.auditor.skipped == 20
+        kept = client
+    assert not kept.runner.engine.alive
+    assert kept.runner.auditor.in_flight == 0
+    assert len(kept.model.audits.log.rows) + kept.model.audits.skipped == 20
 
 
 def test_masks_are_audited_pixel_by_pixel(mask_bundle: Path) -> None:
@@ -348,7 +358,7 @@ def test_scores_that_exits_show_reach_the_measure_of_drift(
 ) -> None:
     heard = Heard()
     monkeypatch.setattr(auditing.model.quality, "drift", heard)
-    parameter = auditing.model.engine.parameter
+    parameter = auditing.runner.engine.parameter
     traced = auditing.ask(images.files[0], trace=True)
     auditing.ask(images.files[1], budget_ms=1.0)
     shown = auditing.audit()

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from server.decode_pool import PATIENCE_S, DecodePool
-from server.lifespan import ServerState
+from server.lifespan import SingleProcess
 from server.metrics import Metrics
 from server.settings import Settings
 
@@ -56,9 +56,9 @@ def test_the_service_stops_though_a_decoder_is_stuck(shipped_bundle: Path) -> No
     settings = Settings(bundle=(shipped_bundle,), decode_workers=1)
 
     async def run() -> float:
-        service = ServerState(settings, Metrics(CollectorRegistry(), "0"))
+        service = SingleProcess(settings, Metrics(CollectorRegistry(), "0"))
         service.start(asyncio.get_running_loop())
-        service.decode_pool.submit(release.wait, 60)
+        service.front.decode_pool.submit(release.wait, 60)
         started = time.perf_counter()
         await service.stop()
         return time.perf_counter() - started

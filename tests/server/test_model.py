@@ -46,7 +46,7 @@ def maxprob(refitted: Refitted) -> Iterator[TestClient]:
     yield from serving(refitted("maxprob"))
 
 
-@pytest.fixture(params=["stopping", "maxprob"])
+@pytest.fixture(params=["stopping", pytest.param("maxprob", marks=pytest.mark.slow)])
 def either(request: pytest.FixtureRequest) -> TestClient:
     return request.getfixturevalue(request.param)
 

@@ -270,11 +270,11 @@ def test_other_sizes_and_modes_are_recognised(client: TestClient, images: Images
 def test_a_full_queue_is_429_with_a_time_to_come_back(shipped_bundle: Path, images: Images) -> None:
     app = create_app(Settings(bundle=(shipped_bundle,), max_queue=4))
     with TestClient(app) as client:
-        app.state.service.admission.admit(3)
+        app.state.front.admission.admit(3)
         items = [encode(file) for file in images.files[:2]]
         answer = client.post("/predict", json={"images": items})
         text = client.get("/metrics").text
-        app.state.service.admission.release(3)
+        app.state.front.admission.release(3)
         assert client.post("/predict", json={"images": items}).status_code == 200
     assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
     assert int(answer.headers["retry-after"]) >= 1

@@ -168,6 +168,7 @@ def test_a_bad_bundle_is_refused_and_nothing_changes(
     assert reloading.get("/readyz").status_code == 200
 
 
+@pytest.mark.slow
 def test_of_several_models_none_changes_when_one_bundle_is_bad(
     folder: Path, refitted: Refitted, shipped_text_bundle: Path, tmp_path: Path
 ) -> None:
@@ -188,6 +189,7 @@ def test_an_unknown_model_or_field_changes_nothing(reloading: TestClient) -> Non
     assert reloading.post("/scheduler/reload?modle=nope").status_code == 422
 
 
+@pytest.mark.slow
 def test_no_request_fails_while_schedulers_come_and_go(
     reloading: TestClient, folder: Path, refitted: Refitted, shipped_bundle: Path, images: Images
 ) -> None:

@@ -40,10 +40,10 @@ MSDNET = {
     ("arch", "settings"),
     [
         ("resnet8", {}),
-        ("resnet18", {"exits": [2]}),
-        ("resnet56_3", {}),
-        ("densenet121_4", {}),
-        ("msdnet", MSDNET),
+        pytest.param("resnet18", {"exits": [2]}, marks=pytest.mark.slow),
+        pytest.param("resnet56_3", {}, marks=pytest.mark.slow),
+        pytest.param("densenet121_4", {}, marks=pytest.mark.slow),
+        pytest.param("msdnet", MSDNET, marks=pytest.mark.slow),
     ],
 )
 def test_what_was_trained_is_what_answers(

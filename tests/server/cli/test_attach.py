@@ -555,6 +555,7 @@ def test_chosen_exits_stay_when_the_run_goes_on(
     assert main(run) == 0
 
 
+@pytest.mark.slow
 def test_the_last_block_of_a_resnet_may_be_named(
     resnet: Path, image_folder: Path, tmp_path: Path
 ) -> None:

@@ -131,6 +131,7 @@ def test_the_document_has_the_keys_of_the_contract(predictions: Path, out: Path)
     assert [path.name for path in out.iterdir()] == ["figures.json"]
 
 
+@pytest.mark.slow
 def test_all_policies_are_compared_where_none_is_named(predictions: Path, out: Path) -> None:
     files = ["--json", str(out / "figures.json"), "--exits", str(out / "exits.npz")]
     assert main(asked(predictions, "--budgets", "2", *files)) == 0
@@ -146,6 +147,7 @@ def test_several_budgets_may_be_given(predictions: Path, out: Path) -> None:
     assert [row["budget"] for row in rows if row["policy"] == "oracle"] == [1.25, 3, 2]
 
 
+@pytest.mark.slow
 def test_the_report_is_whole_and_its_names_are_escaped(
     tmp_path: Path, make_probs: MakeProbs, out: Path
 ) -> None:
@@ -165,6 +167,7 @@ def test_exits_go_to_the_very_path_that_is_given(predictions: Path, out: Path) -
     assert exits_in(out / "exits").keys() == exits_in(out / "exits.npz").keys()
 
 
+@pytest.mark.slow
 def test_a_seed_makes_every_run_the_same(predictions: Path, out: Path) -> None:
     for name in ("first", "second"):
         exits = ["--exits", str(out / name), "--seed", "3"]
@@ -335,6 +338,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_a_bundle_is_judged_with_the_scheduler_and_the_costs_it_has(
     bundle: Path, out: Path
 ) -> None:
@@ -378,6 +382,7 @@ def test_a_damaged_bundle_is_one_sentence(
     assert list(out.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_data_sets_images_are_the_examples_of_the_report(
     bundle: Path, dataset: Path, out: Path
 ) -> None:
@@ -387,6 +392,7 @@ def test_the_data_sets_images_are_the_examples_of_the_report(
     assert 'src="examples.svg"' in (out / "report" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_examples_are_the_test_rows_that_the_bundle_reports_on(
     make_bundle: Callable[[Recorded], Path], dataset: Path, make_probs: MakeProbs, out: Path
 ) -> None:
@@ -423,6 +429,7 @@ def test_images_of_another_data_set_are_refused(
 
 
 @pytest.mark.parametrize("kind", ["text_bundle", "mask_bundle"])
+@pytest.mark.slow
 def test_bundles_of_every_task_are_judged(
     request: pytest.FixtureRequest, out: Path, kind: str
 ) -> None:
@@ -448,6 +455,7 @@ def test_texts_are_no_examples_of_a_report(
     assert list(out.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_images_of_a_segmentation_are_the_examples_of_its_report(
     mask_bundle: Path, out: Path, drawing_few: Callable[[], AbstractContextManager[None]]
 ) -> None:

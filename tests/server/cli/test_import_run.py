@@ -247,6 +247,7 @@ def small(
     return Built(folder / "run", bundle, shown.getvalue().splitlines(), out.getvalue())
 
 
+@pytest.mark.slow
 def test_its_manifest_tells_what_it_reaches(small: Built) -> None:
     variant = small.bundle.variant()
     manifest, measured = small.bundle.manifest, variant.entry.measured
@@ -261,6 +262,7 @@ def test_its_manifest_tells_what_it_reaches(small: Built) -> None:
     assert json.loads(small.json)["bundle"] == str(small.bundle.folder)
 
 
+@pytest.mark.slow
 def test_labels_are_numbered_as_the_checkpoint_numbers_its_classes(
     small: Built, reviews: Path
 ) -> None:
@@ -272,12 +274,14 @@ def test_labels_are_numbered_as_the_checkpoint_numbers_its_classes(
     assert measured.accuracy == pytest.approx(test.correct.mean(0), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_scheduler_is_fitted_to_the_latencies_given(small: Built) -> None:
     frontier = scheduler_of(small.bundle.folder).frontier
     assert frontier.costs_ms.tolist() == pytest.approx([2.3, 4.1])
     assert 2.3 <= (small.bundle.variant().entry.default_budget_ms or 0) <= 4.1
 
 
+@pytest.mark.slow
 def test_unused_words_are_gone_and_can_still_be_spelt(small: Built, tokenizer: Tokenizer) -> None:
     pruned = Tokenizer.from_file(str(small.bundle.folder / "tokenizer.json"))
     before, after = tokenizer.get_vocab(), pruned.get_vocab()
@@ -291,6 +295,7 @@ def test_unused_words_are_gone_and_can_still_be_spelt(small: Built, tokenizer: T
     assert Tokenizer.from_str(own).get_vocab() == before  # the run stays as it is
 
 
+@pytest.mark.slow
 def test_a_bundle_without_unused_words_answers_as_the_network(
     small: Built, bert: Checkpoint, tokenizer: Tokenizer
 ) -> None:
@@ -340,6 +345,7 @@ def test_a_golden_checkpoint_becomes_a_run_that_answers_as_published(
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_golden_checkpoint_becomes_a_bundle_that_answers_as_published(
     ten_classes: Path, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:

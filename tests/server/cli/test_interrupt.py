@@ -106,6 +106,7 @@ def test_other_commands_say_what_they_leave(
     assert before == {p: p.read_bytes() for p in shipped_bundle.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_a_signal_during_the_imports_of_a_real_process_leaves_no_trace(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "server.cli.main", "evaluate", str(tmp_path)]
     environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}

@@ -47,6 +47,7 @@ def test_attach(
     assert report["epoch"] == 1
 
 
+@pytest.mark.slow
 def test_build(
     capfd: pytest.CaptureFixture[str], text_run: Path, tmp_path: Path, quick_builds: None
 ) -> None:

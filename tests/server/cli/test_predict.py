@@ -198,6 +198,7 @@ def test_a_prediction_is_printed_before_the_next_text_comes_and_ctrl_c_ends_it(
     assert told.strip() == "eenet: stopped; inputs without a printed line have no prediction"
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_ends_it_without_a_trace(shipped_text_bundle: Path) -> None:
     process = start("predict", shipped_text_bundle, "-")
     assert process.stdout is not None

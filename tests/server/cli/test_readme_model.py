@@ -21,6 +21,7 @@ def told(text: str) -> str:
     return re.sub(rf"{row}(?: \1 N [+-]N)*", r"\1 N", without_numbers(text))
 
 
+@pytest.mark.slow
 def test_an_own_model_becomes_a_bundle(
     backbone: Path,
     tmp_path: Path,

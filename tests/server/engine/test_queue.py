@@ -202,7 +202,7 @@ class Lists(RuleBasedStateMachine):
 
 def test_no_row_is_lost_or_doubled_and_batches_are_those_promised() -> None:
     run_state_machine_as_test(
-        Lists, settings=settings(max_examples=150, stateful_step_count=50, deadline=None)
+        Lists, settings=settings(max_examples=75, stateful_step_count=50, deadline=None)
     )
 
 

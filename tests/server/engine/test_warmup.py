@@ -13,7 +13,7 @@ from scheduler.frontier import Frontier
 from scheduler.policy import ExitPolicy
 from scheduler.stopping import NUM_FEATURES, StoppingPolicy
 from scheduler.thresholds import ThresholdTable
-from server.engine.warmup import budget_on_host_ms, measure_costs
+from server.engine.warmup import budget_on_host_ms, measure_costs, measure_overhead_ms
 
 EXAMPLE = (np.zeros((1, 3), np.float32),)
 
@@ -176,3 +176,9 @@ def test_the_default_budget_keeps_its_point_of_the_frontier_on_another(
     built_on = frontier([1.0, 2.0], falling=falling)
     here = frontier([1.0 * speed, 2.0 * speed], falling=falling)
     assert budget_on_host_ms(1.55, built_on, here) == pytest.approx(1.5 * speed)
+
+
+def test_the_engines_own_time_is_measured_without_the_networks() -> None:
+    backend = FakeBackend(takes_ms=lambda rows: 50.0)
+    for policy in (thresholds(), stopping()):
+        assert 0 < measure_overhead_ms(backend, policy, EXAMPLE) < 25

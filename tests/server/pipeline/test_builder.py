@@ -254,6 +254,7 @@ def test_an_old_bundle_survives_a_build_that_fails(case: Case, plain: Run, tmp_p
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_new_bundle_replaces_the_old_one_whole(case: Case, plain: Run, tmp_path: Path) -> None:
     out, data = tmp_path / "bundle", data_of(Path(plain.config.data["dataset"]))
     shutil.copytree(case.built.bundle.folder, out)
@@ -309,6 +310,7 @@ def test_what_cannot_be_built_is_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_bundle_of_two_precisions_serves_both(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data", train_rows=40)
     run_folder, out = make_run(tmp_path / "run", dataset, exits=(1,)), tmp_path / "bundle"
@@ -431,6 +433,7 @@ def disagreement(bundle: Bundle) -> float:
     return float(max(differences))
 
 
+@pytest.mark.slow
 def test_a_bundle_holds_the_network_for_torch_if_asked(plain: Run, tmp_path: Path) -> None:
     data = data_of(Path(plain.config.data["dataset"]))
     bundle = load_bundle(build(plain, tmp_path / "bundle", data=data, torch=True).bundle.folder)
@@ -439,6 +442,7 @@ def test_a_bundle_holds_the_network_for_torch_if_asked(plain: Run, tmp_path: Pat
     assert set(kinds.values()) == {torch.float16}  # as the run holds them
 
 
+@pytest.mark.slow
 def test_a_bundle_of_texts_holds_a_network_that_needs_nothing_else(
     text_run: Path, tmp_path: Path
 ) -> None:
@@ -477,6 +481,7 @@ def test_a_segmentation_is_recorded_on_the_grid_of_its_policies(
         np.testing.assert_allclose(found, coarse_grid(expected), rtol=1e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_short_texts_and_few_of_them_make_a_bundle_for_longer_ones(
     backbone: Path, tmp_path: Path
 ) -> None:

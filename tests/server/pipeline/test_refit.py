@@ -98,6 +98,7 @@ def test_stopping_is_fitted_where_no_policy_is_named(bundle: Path) -> None:
     assert scheduler_of(bundle).policy.kind == "stopping"
 
 
+@pytest.mark.slow
 def test_fitting_again_changes_nothing(bundle: Path) -> None:
     assert main(["fit", str(bundle), "--policy", "eenet", "--seed", "3"]) == 0
     before = contents(bundle)

@@ -179,6 +179,7 @@ def audited(shipped_bundle: Path) -> Iterator[TestClient]:
         yield client
 
 
+@pytest.mark.slow
 def test_scores_show_their_drift(audited: TestClient, images: Images) -> None:
     name = f'eenet_score_drift{{exit="0",model="{MODEL}"}}'
     assert math.isnan(metrics_of(audited)[name])
@@ -214,6 +215,7 @@ def test_feedback_shows_in_the_audit_and_goes_with_the_rows(
     assert 0 < len(given) <= 30 and set(given) <= set(images.labels[:30])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefer", ["agreement", "budget"])
 def test_which_promise_gives_way_is_told(
     shipped_bundle: Path, images: Images, prefer: Objective

@@ -15,155 +15,170 @@ from prometheus_client import CollectorRegistry
 from server.engine.request import AuditResult, AuditTrace
 from server.metrics import AuditFamilies, AuditMetrics
 from server.quality.audit_log import AuditLog
-from server.quality.auditor import MOST_IN_FLIGHT, Auditor
-from server.quality.feedback import key_of
+from server.quality.auditor import MOST_IN_FLIGHT, AuditJournal, Auditor, AuditSampler
+from server.reports import AuditOutcome
 
 SAID = np.log(np.array([[0.7, 0.3], [0.2, 0.8]], np.float32))
+KEY = 17
 
 
-def auditor_of(
-    share: float = 1.0, seed: int = 0, registry: CollectorRegistry | None = None
-) -> Auditor:
+def sampler_of(share: float, seed: int = 0) -> AuditSampler:
+    return AuditSampler(share, random.Random(seed))
+
+
+def journal_of(registry: CollectorRegistry | None = None) -> AuditJournal:
     metrics = AuditMetrics(AuditFamilies(registry or CollectorRegistry()), "pets", 2)
-    return Auditor(AuditLog(2), metrics, share=share, rng=random.Random(seed))
+    return AuditJournal(AuditLog(2), metrics, share=1.0)
 
 
-def left(trail: AuditTrace, exit: int = 0) -> AuditResult:
-    trail.exit, trail.parameter = exit, 0.5
-    return AuditResult(trail, SAID)
+def left(trace: AuditTrace, exit: int = 0) -> AuditResult:
+    trace.exit, trace.parameter = exit, 0.5
+    return AuditResult(trace, SAID)
 
 
-def chosen(auditor: Auditor, slack: bool = True) -> AuditTrace:
-    trail = auditor.choose("a", lambda: slack)
-    assert trail is not None
-    return trail
+def accepted(auditor: Auditor, version: int = 0) -> AuditTrace:
+    trace = AuditTrace(KEY)
+    assert auditor.accept(trace, version)
+    return trace
+
+
+def outcome(exit: int = 0, version: int = 0) -> AuditOutcome:
+    return AuditOutcome(KEY, version, exit, 0.5, SAID)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 1.0])
 def test_so_large_a_share_is_drawn(share: float) -> None:
-    auditor = auditor_of(share)
-    gaps = [auditor.draw_gap() for _ in range(20_000)]
+    sampler = sampler_of(share)
+    gaps = [sampler.draw_gap() for _ in range(20_000)]
     drawn = len(gaps) / (len(gaps) + sum(gap for gap in gaps if gap is not None))
     assert drawn == pytest.approx(share, rel=0.03)
 
 
 def test_nothing_is_drawn_of_no_share() -> None:
-    assert auditor_of(0.0).draw_gap() is None
+    assert sampler_of(0.0).draw_gap() is None
 
 
 def test_the_same_seed_draws_the_same() -> None:
     def gaps(seed: int) -> list[int | None]:
-        auditor = auditor_of(0.5, seed)
-        return [auditor.draw_gap() for _ in range(50)]
+        sampler = sampler_of(0.5, seed)
+        return [sampler.draw_gap() for _ in range(50)]
 
     assert gaps(1) == gaps(1) != gaps(2)
 
 
 def test_without_slack_samples_are_skipped_and_counted() -> None:
-    registry = CollectorRegistry()
-    auditor = auditor_of(registry=registry)
-    assert auditor.choose("a", lambda: False) is None
-    assert auditor.skipped == 1 and auditor.in_flight == 0
-    assert registry.get_sample_value("eenet_audit_skipped_total", {"model": "pets"}) == 1
+    auditor = Auditor(lambda: False)
+    assert not auditor.accept(AuditTrace(KEY), 0)
+    assert auditor.in_flight == 0
+    assert auditor.take_outcomes() == ([], 1)
 
 
 def test_no_more_are_in_flight_than_the_bound() -> None:
-    auditor = auditor_of()
-    trails = [chosen(auditor) for _ in range(MOST_IN_FLIGHT)]
-    assert auditor.choose("a", lambda: True) is None and auditor.skipped == 1
-    auditor.note(left(trails[0]))
-    assert auditor.choose("a", lambda: True) is not None, "what has ended makes room"
+    auditor = Auditor(lambda: True)
+    traces = [accepted(auditor) for _ in range(MOST_IN_FLIGHT)]
+    assert not auditor.accept(AuditTrace(KEY), 0)
+    auditor.note(left(traces[0]))
+    assert auditor.accept(AuditTrace(KEY), 0), "what has ended makes room"
     assert auditor.in_flight == MOST_IN_FLIGHT
+
+
+def test_what_is_given_up_has_no_outcome() -> None:
+    auditor = Auditor(lambda: True)
+    trace = accepted(auditor)
+    auditor.give_up(trace)
+    auditor.give_up(trace)
+    auditor.note(left(trace))
+    assert auditor.take_outcomes() == ([], 1)
+
+
+def test_an_outcome_names_the_policy_that_its_sample_entered_under() -> None:
+    auditor = Auditor(lambda: True)
+    auditor.note(left(accepted(auditor, version=3), exit=1))
+    ((ended,), skipped) = auditor.take_outcomes()
+    assert (ended.key, ended.policy_version, ended.exit, skipped) == (KEY, 3, 1, 0)
 
 
 def test_a_sample_is_logged_under_its_request_and_exit() -> None:
     registry = CollectorRegistry()
-    auditor = auditor_of(registry=registry)
-    trail = auditor.choose("abc/1", lambda: True)
-    assert trail is not None
-    auditor.note(left(trail, exit=1))
-    auditor.flush()
-    assert [(row.request_key, row.exit) for row in auditor.log.rows] == [(key_of("abc/1"), 1)]
+    journal = journal_of(registry)
+    journal.record([outcome(exit=1)], skipped=2)
+    assert [(row.request_key, row.exit) for row in journal.log.rows] == [(KEY, 1)]
     samples = [
         registry.get_sample_value("eenet_audit_samples_total", {"model": "pets", "exit": exit})
         for exit in "01"
     ]
     assert samples == [0, 1]
+    assert journal.skipped == 2
+    assert registry.get_sample_value("eenet_audit_skipped_total", {"model": "pets"}) == 2
 
 
-def test_what_is_given_up_is_never_logged() -> None:
-    auditor = auditor_of()
-    trail = chosen(auditor)
-    auditor.give_up(trail)
-    auditor.give_up(trail)
-    auditor.note(left(trail))
-    auditor.flush()
-    assert not auditor.log.rows and (auditor.skipped, auditor.in_flight) == (1, 0)
+def test_outcomes_of_another_policy_are_skipped() -> None:
+    journal = journal_of()
+    journal.record([outcome()], skipped=0)
+    journal.restart(1)
+    assert not journal.log.rows
+    journal.record([outcome(version=0), outcome(version=1)], skipped=0)
+    assert (len(journal.log.rows), journal.skipped) == (1, 1)
 
 
 def test_the_gauge_is_nan_before_any_and_then_the_agreement() -> None:
     registry = CollectorRegistry()
-    auditor = auditor_of(registry=registry)
+    journal = journal_of(registry)
 
     def shown() -> float | None:
-        auditor.show()
+        journal.show()
         return registry.get_sample_value(
             "eenet_audit_agreement_ratio", {"model": "pets", "exit": "0"}
         )
 
     assert np.isnan(shown())
-    auditor.note(left(chosen(auditor)))
-    auditor.flush()
+    journal.record([outcome()], skipped=0)
     assert shown() == 0
     last = {"model": "pets", "exit": "1"}
     assert registry.get_sample_value("eenet_audit_agreement_ratio", last) is None
 
 
 class Audits(RuleBasedStateMachine):
-    """Every sample drawn is in flight, logged or skipped, and only one of these."""
+    """Every sample drawn is in flight, ended or skipped, and only one of these."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.auditor, self.drawn, self.logged = auditor_of(), 0, 0
-        self.trails: list[AuditTrace] = []
-        self.policy: list[AuditTrace] = []  # chosen under the present policy
+        self.slack = True
+        self.auditor = Auditor(lambda: self.slack)
+        self.drawn = self.ended = self.skipped = 0
+        self.traces: list[AuditTrace] = []
 
     @rule(slack=st.booleans())
     def come(self, slack: bool) -> None:
+        self.slack = slack
         self.drawn += 1
-        before = len(self.auditor.log.rows)
-        trail = self.auditor.choose("a", lambda: slack)
-        self.logged += len(self.auditor.log.rows) - before
-        if trail is not None:
-            self.trails.append(trail)
+        trace = AuditTrace(KEY)
+        if self.auditor.accept(trace, 0):
+            self.traces.append(trace)
 
-    @precondition(lambda self: self.trails)
+    @precondition(lambda self: self.traces)
     @rule(data=st.data(), lost=st.booleans())
     def end(self, data: st.DataObject, lost: bool) -> None:
-        trail = data.draw(st.sampled_from(self.trails))
-        trail.exit = 0
-        self.auditor.note(AuditResult(trail, None if lost else SAID))
+        trace = data.draw(st.sampled_from(self.traces))
+        trace.exit = 0
+        self.auditor.note(AuditResult(trace, None if lost else SAID))
 
-    @precondition(lambda self: self.trails)
+    @precondition(lambda self: self.traces)
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
-        self.auditor.give_up(data.draw(st.sampled_from(self.trails)))
-
-    @rule()
-    def count(self) -> None:
-        before = len(self.auditor.log.rows)
-        self.auditor.flush()
-        self.logged += len(self.auditor.log.rows) - before
+        self.auditor.give_up(data.draw(st.sampled_from(self.traces)))
 
     @rule()
     def swap(self) -> None:
-        self.count()
         self.auditor.restart()
-        assert not self.auditor.log.rows and not self.auditor.in_flight
+        assert not self.auditor.in_flight
 
     @invariant()
     def nothing_is_lost(self) -> None:
-        assert self.drawn == self.auditor.in_flight + self.logged + self.auditor.skipped
+        ended, skipped = self.auditor.take_outcomes()
+        self.ended += len(ended)
+        self.skipped += skipped
+        assert self.drawn == self.auditor.in_flight + self.ended + self.skipped
         assert self.auditor.in_flight <= MOST_IN_FLIGHT
 
 

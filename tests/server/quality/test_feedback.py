@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from server.app import create_app
-from server.quality.feedback import AccuracyCount, Feedback, LoggedPrediction, PredictionLog
+from server.quality.feedback import (
+    AccuracyCount,
+    Feedback,
+    LoggedPrediction,
+    PredictionLog,
+    key_of,
+)
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,7 +37,7 @@ def test_the_last_answers_are_remembered_and_no_others(
 ) -> None:
     remembered, expected = PredictionLog(capacity), deque[tuple[Any, ...]](maxlen=capacity)
     for answer in answers:
-        remembered.record(*answer)
+        remembered.record(key_of(answer[0]), *answer[1:])
         expected.append(answer)
     latest = {answer[0]: answer for answer in expected}
     assert len(remembered) == len(latest)
@@ -149,12 +155,12 @@ def test_items_of_lists_have_ids_of_their_own(both: TestClient, texts: Texts) ->
 def test_an_answer_too_old_is_not_known_any_more(client: TestClient, images: Images) -> None:
     old = ask(client, images.files[0])["request_id"]
     client.get("/audit")  # accounts for it now, not while the log is filled below
-    answers = client.app.state.service.answers  # type: ignore[attr-defined]
+    answers = client.app.state.control.answers  # type: ignore[attr-defined]
     assert answers.capacity == 100_000
     for index in range(answers.capacity - 1):
-        answers.record(f"another-{index}", IMAGES, 0, 0)
+        answers.record(key_of(f"another-{index}"), IMAGES, 0, 0)
     give(client, old, 0)
-    answers.record("the last straw", IMAGES, 0, 0)
+    answers.record(key_of("the last straw"), IMAGES, 0, 0)
     refused = client.post("/feedback", json={"request_id": old, "label": 0})
     assert refused.status_code == 404
     told = refused.json()

@@ -1,0 +1,34 @@
+"""Which of the loaded models a request means."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from server.errors import InvalidContent, UnknownModel
+
+Model = TypeVar("Model")
+
+
+def get_model(models: Mapping[str, Model], name: str | None) -> Model:
+    """Return the model of a name; without a name, the only model.
+
+    Raises:
+        UnknownModel: If no model of that name is loaded.
+        InvalidContent: If the request names none and there are several.
+    """
+    loaded = ", ".join(sorted(models))
+    if name is None:
+        if len(models) > 1:
+            raise InvalidContent(f"several models are loaded; name one of {loaded} as model")
+        return next(iter(models.values()))
+    if name not in models:
+        raise UnknownModel(f"no model {name!r} is loaded; name one of {loaded}")
+    return models[name]
+
+
+def select_models(models: Mapping[str, Model], name: str | None) -> list[Model]:
+    """Return the model of a name; without a name, all models.
+
+    Raises:
+        UnknownModel: If none is loaded under the name.
+    """
+    return list(models.values()) if name is None else [get_model(models, name)]

@@ -1,0 +1,64 @@
+"""Control: what operators ask and change, the same whichever front they reach."""
+
+from collections.abc import Awaitable, Callable, Iterator
+
+from starlette.requests import Request
+
+from server.metrics import Metrics
+from server.model import ModelControl
+from server.quality.feedback import LoggedPrediction, PredictionLog
+
+DRAINING = "the server is draining; try another replica"
+
+
+class Control:
+    """What the operators' routes share; at `app.state.control` while the server runs.
+
+    Args:
+        metrics: The server's.
+
+    Attributes:
+        models: Those that are served, by name.
+        answers: Remembers answers, so that true labels can come for them.
+        draining: Whether the server has begun to stop.
+        collect: Returns once everything that fronts and engines have done is booked.
+    """
+
+    def __init__(self, metrics: Metrics, collect: Callable[[], Awaitable[None]]) -> None:
+        self.metrics = metrics
+        self.collect = collect
+        self.models: dict[str, ModelControl] = {}
+        self.answers = PredictionLog()
+        self.draining = False
+
+    async def find_prediction(self, request_id: str) -> LoggedPrediction | None:
+        """Return the answer given under a request's id; None if there was none or it is too old."""
+        await self.collect()  # also the answers of a moment ago
+        return self.answers.find(request_id)
+
+    def refresh(self) -> None:
+        """Forget what is too old, and set the gauges."""
+        for model in self.models.values():
+            model.refresh()
+
+    @property
+    def not_ready_reason(self) -> str | None:
+        """Why the server takes no requests; None if it does."""
+        return next(self._faults(), None) or (DRAINING if self.draining else None)
+
+    @property
+    def unhealthy_reason(self) -> str | None:
+        """Why the server should be restarted; None while it works."""
+        stalls = (model.engines.stall for model in self.models.values())
+        return next((stall for stall in stalls if stall is not None), None)
+
+    def _faults(self) -> Iterator[str]:
+        for model in self.models.values():
+            if (fault := model.engines.fault) is not None:
+                yield fault
+
+
+def control_of(request: Request) -> Control:
+    """Return the control of the running server."""
+    control: Control = request.app.state.control
+    return control

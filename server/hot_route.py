@@ -1,0 +1,346 @@
+"""POST /predict for one small image or text, answered without ASGI.
+
+FastAPI, tasks and the messages of ASGI take as long as the whole engine. So a request that is whole
+when it is looked at goes from the parser straight to the dispatcher, and head and body of its
+answer leave in one write. Everything else about POST /predict is in routes/predict.py, which
+answers whatever this route does not take.
+"""
+
+import base64
+import itertools
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from typing import Any, Protocol
+
+import numpy as np
+import pydantic_core
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from models.postprocess import probabilities
+from server.control import DRAINING
+from server.dispatch import SMALL_PAYLOAD, Payload
+from server.engine.request import ExitTrace, InferenceRequest, Prediction
+from server.errors import INTERNAL_DETAIL, InferenceFailed, NotReady, ServeError
+from server.front import Front, FrontModel, Modality
+from server.problems import problem_response
+from server.schemas import Options, PredictBody, shown_threshold
+
+log = logging.getLogger(__name__)
+
+PATH = "/predict"
+DEFAULTS = Options.model_validate({})
+CLIENT_LEFT = 499  # a status
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+MOST_BYTES = 256 * 1024  # of a body; a larger one costs more than the layers that are saved
+COUNTED_REJECTIONS = ("queue_full", "not_ready")
+STATUS_LINES = {s: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class RequestCounts(Protocol):
+    """Counts requests, for metrics."""
+
+    def observe_request(self, route: str, status: int) -> None:
+        """Count one answered request."""
+
+    def count_rejected(self, reason: str) -> None:
+        """Count a request that was turned away."""
+
+
+class Connection(Protocol):
+    """Where an answer goes."""
+
+    def write_answer(self, answer: "HotAnswer", data: bytes) -> None:
+        """Write the whole response, and go on to the next request."""
+
+
+class _NoEvent:
+    """Stands in for what uvicorn sets when a part of a body has come."""
+
+    def set(self) -> None:
+        """Do nothing: the request was whole."""
+
+
+class HotAnswer:
+    """A connection's request on this route; to uvicorn's protocol, a cycle of request and response.
+
+    A connection has one for all its requests, since each is answered before the next is read.
+
+    Args:
+        connection: Where the answer goes.
+        headers: Those that every response has.
+
+    Attributes:
+        keep_alive: Whether the connection serves another request.
+        disconnected: Whether the client has left.
+        response_complete: Whether the answer is out.
+    """
+
+    message_event = _NoEvent()
+    response_started = False
+    more_body = False
+
+    def __init__(self, connection: Connection, headers: Headers) -> None:
+        self.connection = connection
+        self.headers = headers
+        self.body = b""
+        self.disconnected = False
+        self.request_id = ""
+        self.received_s = 0.0
+        self.start(keep_alive=True)
+
+    def start(self, *, keep_alive: bool) -> None:
+        """Stand for the next request."""
+        self.keep_alive = keep_alive
+        self.response_complete = False
+        self.model: FrontModel | None = None
+        self.request: InferenceRequest | None = None
+        self.options = DEFAULTS
+
+
+class HotRoute:
+    """Answers requests that hold one small image or text. For the event loop's thread.
+
+    Args:
+        front: Models, limits and decoding.
+        counts: Counts every response.
+        clock: Seconds, monotonic; the front's.
+    """
+
+    def __init__(
+        self, front: Front, counts: RequestCounts, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._front, self._counts, self._clock = front, counts, clock
+        able: dict[Modality, list[FrontModel]] = {"image": [], "text": []}
+        for model in front.models.values():
+            able[model.reads].append(model)
+        self._sole = {reads: models[0] for reads, models in able.items() if len(models) == 1}
+        self._open: set[HotAnswer] = set()
+        self._prefix = os.urandom(8).hex()  # of the ids; drawing each from the kernel costs 5 us
+        self._numbers = itertools.count()
+
+    @staticmethod
+    def takes(headers: Headers) -> bool:
+        """Whether a POST to this path with these headers may be answered here."""
+        length, kind = 0, b""
+        for name, value in headers:
+            if name == b"content-length":
+                length = int(value)
+            elif name == b"content-type":
+                kind = value.partition(b";")[0].strip().lower()
+            elif name in (b"expect", b"transfer-encoding", b"content-encoding"):
+                return False
+        most = SMALL_PAYLOAD if kind == b"application/json" else MOST_BYTES
+        return 0 < length <= most and (kind.startswith(b"image/") or kind == b"application/json")
+
+    def begin(self, answer: HotAnswer, headers: Headers, body: bytes) -> bool:
+        """Begin to answer a request; return False if the app should.
+
+        Args:
+            answer: What its connection waits for.
+            headers: The request's.
+            body: The whole of it.
+        """
+        wanted, is_json = "", False
+        for name, value in headers:
+            if name == b"x-request-id":
+                wanted = value.decode("latin-1")
+            elif name == b"content-type":
+                is_json = not value.lower().startswith(b"image/")
+        modality: Modality = "image"
+        payload: Payload = body
+        if is_json:
+            try:
+                parsed = PredictBody.model_validate_json(body)
+            except ValidationError:
+                return False
+            items, is_list = parsed.items
+            if is_list:
+                return False
+            (payload,) = items
+            modality = "image" if parsed.text is None else "text"
+            chosen = parsed.model_fields_set & Options.model_fields.keys()
+            if chosen:
+                answer.options = Options(**{name: getattr(parsed, name) for name in chosen})
+        answer.received_s = self._clock()
+        matches = REQUEST_ID.fullmatch(wanted)
+        answer.request_id = wanted if matches else f"{self._prefix}{next(self._numbers):016x}"
+        return self._start(answer, modality, payload)
+
+    def abandon(self, answer: HotAnswer) -> None:
+        """Drop a request whose client has left."""
+        if answer.response_complete or answer not in self._open:
+            return
+        self._release(answer)
+        if answer.model is not None and answer.request is not None:
+            answer.model.dispatcher.cancel(answer.request)
+        self._counts.observe_request(PATH, CLIENT_LEFT)
+
+    def close(self) -> None:
+        """Refuse the requests that are still open: the time to drain is over."""
+        for answer in list(self._open):
+            if answer.model is not None and answer.request is not None:
+                answer.model.dispatcher.cancel(answer.request)
+            self._fail(answer, NotReady(DRAINING))
+
+    def _start(self, answer: HotAnswer, modality: Modality, payload: Payload) -> bool:
+        try:
+            model = self._sole.get(modality) if answer.options.model is None else None
+            model = model or self._front.select_model(answer.options.model, modality)
+            if model.task == "segmentation":  # its masks are drawn on a thread
+                return False
+            self._front.admission.admit(1)
+        except ServeError as error:
+            self._refuse(answer, error)
+            return True
+        answer.model = model
+        self._open.add(answer)
+        answer.request = model.dispatcher.begin(
+            payload,
+            answer.options,
+            answer.received_s,
+            answer.request_id,
+            lambda request: self._finish(answer, request),
+        )
+        return True
+
+    def _finish(self, answer: HotAnswer, request: InferenceRequest) -> None:
+        """Answer a request that has its result."""
+        if answer not in self._open or answer.request not in (None, request):
+            return
+        if isinstance(request.result, ServeError):
+            self._fail(answer, request.result)
+            return
+        try:
+            head, body = self._response(answer, request)
+        except Exception:
+            log.exception("request %s failed", answer.request_id)
+            self._fail(answer, InferenceFailed(INTERNAL_DETAIL))
+            return
+        self._release(answer)
+        self._write(answer, HTTPStatus.OK, head, body)
+
+    def _response(self, answer: HotAnswer, request: InferenceRequest) -> tuple[bytes, bytes]:
+        """Return the headers and the body of a prediction."""
+        model = answer.model
+        assert model is not None, "a request with a result has a model"
+        fields = {
+            "model": model.name,
+            "version": model.version,
+            **prediction_fields(request, model.classes, model.num_exits, answer.options.top_k),
+            "request_id": request.request_id,
+            **optional_fields(request, model.classes, model.num_exits, None),
+        }
+        times = fields["latency_ms"]
+        head = (
+            f"content-type: application/json\r\nx-request-id: {answer.request_id}\r\n"
+            f"server-timing: total;dur={times['total']:.3f}, queue;dur={times['queue']:.3f}, "
+            f"decode;dur={times['decode']:.3f}, compute;dur={times['compute']:.3f}\r\n"
+        )
+        return head.encode("latin-1"), pydantic_core.to_json(fields)
+
+    def _fail(self, answer: HotAnswer, error: ServeError) -> None:
+        self._release(answer)
+        self._refuse(answer, error)
+
+    def _refuse(self, answer: HotAnswer, error: ServeError) -> None:
+        """Answer a request with an error, before or after it was admitted."""
+        if error.code in COUNTED_REJECTIONS:
+            self._counts.count_rejected(error.code)
+        response: Response = problem_response(
+            error.status, error.code, error.detail, answer.request_id, error.headers
+        )
+        fields = [
+            *(each for each in response.raw_headers if each[0] != b"content-length"),
+            (b"x-request-id", answer.request_id.encode("latin-1")),
+            (b"server-timing", b"total;dur=%.3f" % ((self._clock() - answer.received_s) * 1e3)),
+        ]
+        head = b"".join([b"%s: %s\r\n" % field for field in fields])
+        self._write(answer, error.status, head, bytes(response.body))
+
+    def _release(self, answer: HotAnswer) -> None:
+        self._open.discard(answer)
+        self._front.admission.release(1)
+
+    def _write(self, answer: HotAnswer, status: HTTPStatus, head: bytes, body: bytes) -> None:
+        self._counts.observe_request(PATH, status)
+        if answer.disconnected:
+            return
+        default = b"".join([b"%s: %s\r\n" % field for field in answer.headers])
+        close = b"" if answer.keep_alive else b"connection: close\r\n"
+        length = b"content-length: %d\r\n" % len(body)
+        answer.response_complete = True
+        whole = b"".join([STATUS_LINES[status], default, head, length, close, b"\r\n", body])
+        answer.connection.write_answer(answer, whole)
+
+
+def prediction_fields(
+    served: InferenceRequest, classes: Sequence[str], num_exits: int, top_k: int
+) -> dict[str, Any]:
+    """Return the JSON fields that every prediction has.
+
+    Args:
+        served: An answered request.
+        classes: Names of the C classes.
+        num_exits: Number of exits, K.
+        top_k: Number of classes to list.
+    """
+    prediction = served.result
+    assert isinstance(prediction, Prediction), "only answered requests have predictions"
+    probs = probabilities(prediction.output.log_probs)
+    ranking = np.argsort(-probs, kind="stable")[:top_k]
+    listed = list(zip(ranking.tolist(), probs[ranking].tolist(), strict=True))
+    best, confidence = listed[0]
+    return {
+        "label": classes[best],
+        "class_id": best,
+        "confidence": confidence,
+        "exit": prediction.exit,
+        "num_exits": num_exits,
+        "top_k": [
+            {"label": classes[c], "class_id": c, "probability": probability}
+            for c, probability in listed
+        ],
+        "latency_ms": {
+            "total": round(served.total_ms, 3),
+            "queue": round(prediction.queue_ms, 3),
+            "decode": round(served.decode_ms or 0.0, 3),
+            "compute": round(prediction.compute_ms, 3),
+        },
+    }
+
+
+def optional_fields(
+    served: InferenceRequest, classes: Sequence[str], num_exits: int, mask: bytes | None
+) -> dict[str, Any]:
+    """Return the JSON fields that appear only where they apply: trace, mask and marks."""
+    prediction = served.result
+    assert isinstance(prediction, Prediction), "only answered requests have predictions"
+    fields: dict[str, Any] = {}
+    if prediction.trace is not None:
+        fields["trace"] = [_trace_entry(entry, classes, num_exits) for entry in prediction.trace]
+    if mask is not None:
+        fields["mask"] = base64.b64encode(mask).decode()
+    if served.truncated:
+        fields["truncated"] = True
+    if prediction.late:
+        fields["deadline_exceeded"] = True
+    return fields
+
+
+def _trace_entry(entry: ExitTrace, classes: Sequence[str], num_exits: int) -> dict[str, Any]:
+    probs = probabilities(entry.log_probs)
+    best = int(probs.argmax())
+    return {
+        "exit": entry.exit,
+        "label": classes[best],
+        "confidence": float(probs[best]),
+        "score": entry.score,
+        "threshold": shown_threshold(entry.threshold, last=entry.exit == num_exits - 1),
+        "elapsed_ms": round(entry.elapsed_ms, 3),
+    }

@@ -1,0 +1,403 @@
+"""The control process: starts and watches the others, holds budgets, answers operators."""
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from models.bundle import Bundle
+from server import __version__
+from server.app import create_control_app
+from server.control import Control
+from server.lifespan import HEARTBEAT_S
+from server.metrics import Metrics
+from server.model import ModelControl
+from server.process_metrics import ProcessCollector, ProcessName
+from server.processes import proxy
+from server.processes.channel import Channel, OnMessage
+from server.processes.engine_group import EngineGroup
+from server.processes.links import EngineProcess, FrontProcess, Process
+from server.processes.messages import (
+    facts_of,
+    pack_terms,
+    unpack_answers,
+    unpack_work,
+)
+from server.processes.plan import ProcessPlan, fill_cores
+from server.processes.supervisor import Child, Supervisor
+from server.processes.wire import Message
+from server.processes.zygote import Zygote
+from server.reports import EntryTerms
+from server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+FLUSH_S = 0.25  # for children to report what they have done
+STOP_S = 2.0  # for engines to end once the front-ends have
+POLL_S = 0.01
+REFRESH_S = 0.5
+ENGINE, FRONT_END = "engine", "front-end"  # roles
+
+
+class ControlProcess:
+    """Runs the server; never on a request's way.
+
+    Args:
+        settings: The server's.
+        plan: How many processes of which kind.
+        bundles: The models, by name.
+        listening: The sockets of each front-end; all have the same addresses.
+        zygote: Forks the children.
+        clock: Seconds, monotonic; shared by all processes of the host.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        plan: ProcessPlan,
+        bundles: dict[str, Bundle],
+        listening: Sequence[list[socket.socket]],
+        zygote: Zygote,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._settings, self._plan, self._bundles, self._zygote = settings, plan, bundles, zygote
+        self._clock = clock
+        self.metrics = Metrics(CollectorRegistry(), __version__)
+        self.control = Control(self.metrics, self._collect)
+        self._app: FastAPI = create_control_app(self.control)
+        self._supervisor = Supervisor(
+            zygote,
+            clock,
+            on_suspect=self._suspect,
+            on_given_up=self._give_up,
+            on_lost=self._lose_zygote,
+            tick_s=HEARTBEAT_S,
+        )
+        self._engines: list[EngineProcess] = []
+        self.metrics.registry.register(ProcessCollector(self._pids))
+        self._fronts = [FrontProcess(index, each) for index, each in enumerate(listening)]
+        self._groups = [EngineGroup(m, self._engines, self._ask) for m in range(len(bundles))]
+        self._terms: dict[int, EntryTerms] = {}
+        self._facts: list[dict[str, Any]] = []
+        self._replies: dict[int, asyncio.Future[Message]] = {}
+        self._numbers = itertools.count(1)
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._stopping = asyncio.Event()
+        self._fault: str | None = None
+
+    async def run(self) -> str | None:
+        """Serve until a signal comes; return why it could not start or go on, or None."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._interrupt)
+        watches = [asyncio.create_task(each) for each in (self._watch(), self._supervisor.run())]
+        started = asyncio.create_task(self._start())
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait([started, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if started.done() and (error := started.exception()) is not None:
+            if not isinstance(error, ValueError):
+                log.error("the server could not start", exc_info=error)
+            self._fault = self._fault or str(error)
+            self._stopping.set()
+        await stopping
+        started.cancel()
+        await self._stop()
+        for watch in watches:
+            watch.cancel()
+        return self._fault
+
+    async def _start(self) -> None:
+        """Start one engine, which measures; then all others; then the front-ends."""
+        self._add_engine(0)
+        first = self._engines[0]
+        await first.ready.wait()
+        for model, (name, bundle) in enumerate(self._bundles.items()):
+            self.control.models[name] = ModelControl(
+                bundle,
+                self._settings,
+                self.metrics,
+                self.control.answers,
+                facts_of(self._facts[model]),
+                self._groups[model],
+                functools.partial(self._set_terms, model),
+                self._clock,
+            )
+        self._brief_engine(first)
+        workers = self._facts[0]["workers"]
+        plan = fill_cores(self._plan, workers)
+        engines = plan.engines or 1
+        log.info(
+            "front-ends: %d, engines: %d with %d threads each; %s",
+            len(self._fronts),
+            engines,
+            workers,
+            plan.reason,
+        )
+        for front in self._fronts:
+            self._add_front(front)
+        for index in range(1, engines):
+            self._add_engine(index)
+        waits = [each.ready.wait() for each in (*self._engines, *self._fronts)]
+        await asyncio.gather(*waits)
+        log.info("ready: %s", ", ".join(self._bundles))
+
+    def _add_engine(self, index: int) -> None:
+        engine = EngineProcess(index)
+        self._engines.append(engine)
+        hear = functools.partial(self._hear_engine, engine)
+
+        def make_setup() -> tuple[dict[str, Any], list[int]]:
+            server = self._settings.model_dump(mode="json")
+            if len(self._plan.devices) > 1:
+                server["device"] = self._plan.devices[index]
+            theirs = self._open_channel(engine, hear)
+            return {"server": server, "facts": self._facts}, [os.dup(engine.descriptor), theirs]
+
+        self._supervisor.add(
+            ENGINE,
+            index,
+            make_setup,
+            functools.partial(setattr, engine, "child"),
+            lambda child: self._lose_engine(engine),
+        )
+
+    def _add_front(self, front: FrontProcess) -> None:
+        hear = functools.partial(self._hear_front, front)
+        share = max(self._settings.max_queue // len(self._fronts), 1)
+
+        def make_setup() -> tuple[dict[str, Any], list[int]]:
+            server = self._settings.model_dump(mode="json")
+            theirs = self._open_channel(front, hear)
+            self._brief_front(front)
+            listening = [os.dup(each.fileno()) for each in front.listening]
+            return {"server": server, "max_queue": share}, [theirs, *listening]
+
+        self._supervisor.add(
+            FRONT_END,
+            front.index,
+            make_setup,
+            functools.partial(setattr, front, "child"),
+            lambda child: self._lose_front(front),
+        )
+
+    def _open_channel(self, process: Process, hear: OnMessage) -> int:
+        """Open a connection to a process that is about to start; return its end."""
+        ours, theirs = socket.socketpair()
+        process.channel = Channel(ours, asyncio.get_running_loop(), hear, lambda: None)
+        return theirs.detach()
+
+    def _connect(self, front: FrontProcess, engine: EngineProcess) -> None:
+        """Connect a front-end with an engine."""
+        ends = socket.socketpair()
+        with ends[0], ends[1]:
+            front.send(Message("engine", {"index": engine.index}), [ends[0].fileno()])
+            engine.send(Message("front", {"index": front.index}), [ends[1].fileno()])
+
+    def _brief_front(self, front: FrontProcess) -> None:
+        """Tell a front-end what it must know before it takes requests."""
+        for model, terms in self._terms.items():
+            front.send(pack_terms(model, terms))
+        for engine in self._engines:
+            if engine.ready.is_set():
+                self._connect(front, engine)
+        front.send(Message("start"))
+
+    def _brief_engine(self, engine: EngineProcess) -> None:
+        """Let a ready engine work for the front-ends."""
+        for group in self._groups:
+            group.brief(engine)
+        for front in self._fronts:
+            if front.channel is not None:
+                self._connect(front, engine)
+
+    def _hear_engine(self, engine: EngineProcess, message: Message, descriptors: list[int]) -> None:
+        self._note_beat(engine)
+        if message.kind == "work":
+            model = message.fields["model"]
+            engine.work[model] = work = unpack_work(message)
+            if self.control.models:
+                list(self.control.models.values())[model].note_work(work)
+        elif message.kind == "reply":
+            self._resolve(message)
+        elif message.kind == "ready":
+            self._note_ready(engine)
+            self._facts = self._facts or message.fields["facts"]
+            if self.control.models:  # not the first engine at the start
+                self._brief_engine(engine)
+        elif message.kind == "failed" and not self.control.models:
+            self._fault = message.fields["fault"]
+            self._stopping.set()
+        elif message.kind == "failed":
+            log.error("engine %d cannot start: %s", engine.index, message.fields["fault"])
+
+    def _hear_front(self, front: FrontProcess, message: Message, descriptors: list[int]) -> None:
+        self._note_beat(front)
+        if message.kind == "answers":
+            model = list(self.control.models.values())[message.fields["model"]]
+            model.note_answers(unpack_answers(message))
+        elif message.kind == "counts":
+            front.counts = dict(message.fields)
+            self._count(front.counts)
+        elif message.kind == "http":
+            self._run(self._answer(front, message))
+        elif message.kind == "reply":
+            self._resolve(message)
+        elif message.kind == "ready":
+            self._note_ready(front)
+
+    def _count(self, counts: dict[str, Any]) -> None:
+        for route, status, count in counts["requests"]:
+            self.metrics.observe_request(route, status, count)
+        for reason, count in counts["rejected"]:
+            self.metrics.count_rejected(reason, count)
+        for model, count in zip(self.control.models.values(), counts["cancelled"], strict=True):
+            model.note_cancelled(count)
+
+    async def _answer(self, front: FrontProcess, message: Message) -> None:
+        front.send(await proxy.answer(self._app, message))
+
+    def _lose_engine(self, engine: EngineProcess) -> None:
+        """Tell the front-ends which of their requests may have killed the engine."""
+        engine.lose()
+        engine.work.clear()
+        for front in self._fronts:
+            executing = sorted(engine.black_box.read(front.index))
+            front.send(Message("died", {"index": engine.index, "executing": executing}))
+
+    def _note_beat(self, process: Process) -> None:
+        if process.child is not None:
+            self._supervisor.beat(process.child)
+
+    def _note_ready(self, process: Process) -> None:
+        assert process.child is not None, "who is heard has been started"
+        self._supervisor.ready(process.child)
+        process.ready.set()
+
+    def _suspect(self, child: Child, suspect: bool) -> None:
+        """Let no front-end send requests to an engine that is silent."""
+        if child.role == ENGINE:
+            for front in self._fronts:
+                front.send(Message("accepting", {"index": child.index, "accepts": not suspect}))
+
+    def _give_up(self, child: Child) -> None:
+        if child.role == ENGINE:
+            self._engines[child.index].given_up = True
+        if not self.control.models:
+            self._fault = self._fault or "no engine could be started; the log has the cause"
+            self._stopping.set()
+
+    def _lose_front(self, front: FrontProcess) -> None:
+        front.lose()
+        front.counts = {"inflight": 0, "loop_lag_s": 0.0}
+
+    def _lose_zygote(self) -> None:
+        self._fault = "the process that starts all others has ended"
+        self._stopping.set()
+
+    def _set_terms(self, model: int, terms: EntryTerms) -> None:
+        before, self._terms[model] = self._terms.get(model), terms
+        message = pack_terms(model, terms)
+        if before is not None and before.policy_version == terms.policy_version:
+            message = message._replace(arrays=())  # the frontier is the same, and long
+        for front in self._fronts:
+            front.send(message)
+
+    def _pids(self) -> dict[ProcessName, int]:
+        """Return the processes that run."""
+        ours = {ProcessName("control", 0): os.getpid(), ProcessName("zygote", 0): self._zygote.pid}
+        children = self._supervisor.children
+        return ours | {ProcessName(each.role, each.index): each.pid for each in children}
+
+    async def _collect(self) -> None:
+        """Return once everything that front-ends and engines have done is booked."""
+        able = [each for each in (*self._fronts, *self._engines) if each.ready.is_set()]
+        flushes = [self._ask(each, Message("flush"), FLUSH_S) for each in able]
+        await asyncio.gather(*flushes, return_exceptions=True)  # a silent one is known elsewhere
+        self._show()
+
+    async def _ask(self, process: Process, message: Message, timeout_s: float) -> Message:
+        number = next(self._numbers)
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._replies[number] = future
+        try:
+            process.send(message._replace(fields={**message.fields, "number": number}))
+            return await asyncio.wait_for(future, timeout_s)
+        finally:
+            self._replies.pop(number, None)
+
+    def _resolve(self, message: Message) -> None:
+        future = self._replies.get(message.fields["number"])
+        if future is not None and not future.done():
+            future.set_result(message)
+
+    def _show(self) -> None:
+        """Set the gauges that are sums over processes."""
+        self.metrics.inflight.set(sum(front.counts["inflight"] for front in self._fronts))
+        self.metrics.loop_lag.set(max(front.counts["loop_lag_s"] for front in self._fronts))
+        self.metrics.show_restarts(self._supervisor.restarts)
+        for index, model in enumerate(self.control.models.values()):
+            reports = [each.work[index] for each in self._engines if index in each.work]
+            depths = sum([r.queue_depths for r in reports], np.zeros(model.num_exits, np.int64))
+            oldest_s = max([report.oldest_wait_s for report in reports], default=0.0)
+            model.show_queues(depths.tolist(), oldest_s)
+
+    async def _watch(self) -> None:
+        """Refresh gauges and windows, and act on what is due; ends by cancellation."""
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            for engine in self._engines:
+                self._kill_if_stalled(engine)
+            self.control.refresh()
+            self._show()
+
+    def _kill_if_stalled(self, engine: EngineProcess) -> None:
+        stalls = [work.fault for work in engine.work.values() if work.stalled]
+        if not stalls or self._stopping.is_set():
+            return
+        if engine.child is not None and engine.ready.is_set():
+            log.error("%s is killed: %s", engine.child, stalls[0])
+            engine.ready.clear()
+            self._zygote.kill(engine.child.pid, signal.SIGKILL)
+
+    def _interrupt(self) -> None:
+        """Begin to drain; on a second signal end at once."""
+        if self._stopping.is_set():
+            log.warning("a second signal: the server ends at once")
+            os._exit(1)
+        self.control.draining = True
+        self._stopping.set()
+
+    async def _stop(self) -> None:
+        """Let the front-ends answer what is in, then the engines end."""
+        self.control.draining = True
+        self._supervisor.stop_restarting()
+        for front in self._fronts:
+            front.send(Message("drain"))
+        await self._fronts_ended(self._settings.drain_s + STOP_S)
+        for engine in self._engines:
+            engine.send(Message("stop"))
+        await self._supervisor.stop(STOP_S)
+        self._zygote.close()
+
+    async def _fronts_ended(self, timeout_s: float) -> None:
+        """Return when all front-ends have ended, or after a time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while any(front.child for front in self._fronts):
+                    await asyncio.sleep(POLL_S)
+
+    def _run(self, coroutine: Any) -> None:
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

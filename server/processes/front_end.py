@@ -1,0 +1,234 @@
+"""The front-end process: HTTP, limits and decoding; answers from engines, operators by control."""
+
+import asyncio
+import contextlib
+import gc
+import itertools
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import uvicorn
+from starlette.datastructures import State
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from server.app import answer_prediction
+from server.errors import NotReady
+from server.front import Front
+from server.hot_route import HotRoute
+from server.http_protocol import http_config
+from server.lifespan import HEARTBEAT_S, load_bundles
+from server.middleware import RequestMiddleware
+from server.processes.channel import Channel
+from server.processes.front_counts import FrontCounts
+from server.processes.messages import pack_answers, unpack_terms
+from server.processes.proxy import pack_request, unpack_response
+from server.processes.remote_engines import RemoteClient, RemoteEngines
+from server.processes.wire import BEAT, Message
+from server.processes.zygote import ChildSetup
+from server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+REPORT_S = 0.02  # at most, from an answer to control's knowing of it
+CONTROL_S = 30.0  # for control to answer an operator's request
+NO_CONTROL = "the control process does not answer; try again"
+
+
+class FrontEnd:
+    """One front-end; an ASGI app.
+
+    Args:
+        front: Its models and limits.
+        counts: What it counts.
+        control: The connection to the control process.
+        settings: The server's.
+        clock: Seconds, monotonic; shared by all processes of the host.
+
+    Attributes:
+        state: What the routes share.
+        server: Runs this app; set before it starts.
+    """
+
+    server: "FrontEndServer"
+
+    def __init__(
+        self,
+        front: Front,
+        counts: FrontCounts,
+        control: socket.socket,
+        settings: Settings,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.state = State(
+            {"front": front, "metrics": counts, "hot": HotRoute(front, counts, clock)}
+        )
+        self._front, self._counts, self._clock = front, counts, clock
+        self._control_socket = control
+        self._replies: dict[int, asyncio.Future[Message]] = {}
+        self._numbers = itertools.count(1)
+        self._clients: dict[str, RemoteClient] = {}
+        max_bytes = settings.max_body_mib * 2**20
+        self._predict = RequestMiddleware(answer_prediction, counts, max_bytes, clock)
+        self._ask_control = RequestMiddleware(self._forward, counts, max_bytes, clock)
+        self._report_due = False
+        self._had_news = True
+        self._started = asyncio.Event()  # control has told what a front-end must know
+        self._acts: dict[str, Callable[[Message, list[int]], None]] = {
+            "terms": self._set_terms,
+            "engine": self._connect,
+            "start": lambda message, fds: self._started.set(),
+            "accepting": self._set_accepting,
+            "died": self._bury,
+            "not_ready": self._set_not_ready,
+            "flush": self._flush,
+            "reply": self._resolve,
+            "drain": lambda message, fds: self.drain(),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or start and stop with the server."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
+        scope["app"] = self
+        if (scope["path"], scope["method"]) == ("/predict", "POST"):
+            await self._predict(scope, receive, send)
+        else:
+            await self._ask_control(scope, receive, send)
+
+    def drain(self) -> None:
+        """Take no more connections, answer what is in, then end."""
+        self.server.should_exit = True
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        loop = asyncio.get_running_loop()
+        self._engines = RemoteEngines(loop, self._clock)
+        self._control = Channel(self._control_socket, loop, self._obey, self._lose_control)
+        for index, (name, model) in enumerate(self._front.models.items()):
+            client = self._engines.client(index, model.dispatcher.deliver)
+            self._clients[name] = client
+            model.dispatcher.start(client, loop, self._report_soon)
+        await self._started.wait()
+        gc.freeze()  # what is loaded stays, so the garbage collector need not walk it again
+        heartbeat = asyncio.create_task(self._beat())
+        self._control.send(Message("ready"))
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        heartbeat.cancel()
+        self.state.hot.close()
+        self._report()
+        await asyncio.to_thread(self._front.stop)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _beat(self) -> None:
+        while True:
+            due = self._clock() + HEARTBEAT_S
+            await asyncio.sleep(HEARTBEAT_S)
+            self._counts.loop_lag_s = max(self._clock() - due, 0.0)
+            self._report()
+
+    def _lose_control(self) -> None:
+        """Control watches over all: without it nothing holds the budget, and nothing restarts."""
+        log.error("the control process is gone; this front-end ends")
+        self.drain()
+
+    def _obey(self, message: Message, fds: list[int]) -> None:
+        self._acts[message.kind](message, fds)
+
+    def _set_terms(self, message: Message, fds: list[int]) -> None:
+        dispatcher = list(self._front.models.values())[message.fields["model"]].dispatcher
+        dispatcher.terms = unpack_terms(message, dispatcher.terms)
+
+    def _connect(self, message: Message, fds: list[int]) -> None:
+        self._engines.connect(message.fields["index"], socket.socket(fileno=fds[0]))
+
+    def _set_accepting(self, message: Message, fds: list[int]) -> None:
+        self._engines.set_accepting(message.fields["index"], message.fields["accepts"])
+
+    def _bury(self, message: Message, fds: list[int]) -> None:
+        self._engines.bury(message.fields["index"], set(message.fields["executing"]))
+
+    def _set_not_ready(self, message: Message, fds: list[int]) -> None:
+        self._front.admission.not_ready = message.fields["reason"]
+
+    def _flush(self, message: Message, fds: list[int]) -> None:
+        self._report()
+        self._control.send(Message("reply", {"number": message.fields["number"]}))
+
+    def _resolve(self, message: Message, fds: list[int]) -> None:
+        future = self._replies.pop(message.fields["number"], None)
+        if future is not None and not future.done():
+            future.set_result(message)
+
+    def _report_soon(self) -> None:
+        """Tell control of answers within a moment, together with those of the moment."""
+        if not self._report_due:
+            self._report_due = True
+            asyncio.get_running_loop().call_later(REPORT_S, self._report)
+
+    def _report(self) -> None:
+        self._report_due = False
+        cancelled, has_news = [], self._counts.has_news
+        for index, (name, model) in enumerate(self._front.models.items()):
+            answers = model.dispatcher.take_answers()
+            if len(answers.exits):
+                self._control.send(pack_answers(index, answers))
+                has_news = True
+            cancelled.append(self._clients[name].take_cancelled())
+        samples = self._front.admission.samples
+        if not (has_news or any(cancelled) or samples or self._had_news):
+            self._control.send(BEAT)
+            return
+        self._had_news = has_news or samples > 0  # one more report sets the gauges back
+        counts = self._counts.take(samples)
+        self._control.send(Message("counts", {**counts, "cancelled": cancelled}))
+
+    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let control answer."""
+        request = Request(scope, receive)
+        number = next(self._numbers)
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._replies[number] = future
+        try:
+            self._control.send(pack_request(number, scope, await request.body()))
+            reply = await asyncio.wait_for(future, CONTROL_S)
+        except TimeoutError as error:
+            raise NotReady(NO_CONTROL, {"Retry-After": "1"}) from error
+        finally:
+            self._replies.pop(number, None)
+        await unpack_response(reply)(scope, receive, send)
+
+
+class FrontEndServer(uvicorn.Server):
+    """Leaves signals to control, which alone decides when to drain."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+def run_front_end(setup: ChildSetup) -> None:
+    """Serve HTTP; the role of a child process.
+
+    Its descriptors are the connection to control and the listening sockets. Its settings hold the
+    server's, and the share of the samples in flight that it may admit.
+    """
+    control, *listening = (socket.socket(fileno=each) for each in setup.fds)
+    settings = Settings.model_validate(setup.settings["server"])
+    settings = settings.model_copy(update={"max_queue": setup.settings["max_queue"]})
+    counts = FrontCounts()
+    front = Front(
+        load_bundles(settings.bundle),
+        settings,
+        counts.inflight,
+        seed=setup.index,
+        sends_pixels=True,
+    )
+    app = FrontEnd(front, counts, control, settings)
+    app.server = FrontEndServer(http_config(app, settings.drain_s))
+    app.server.run(sockets=listening)

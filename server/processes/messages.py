@@ -1,0 +1,297 @@
+"""What the processes tell each other: requests, results, reports, terms and schedulers."""
+
+import io
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.backend import HeadOutput, State
+from models.stage_costs import StageCosts
+from scheduler.fitted import Scheduler, dump_scheduler, parse_scheduler
+from server import errors
+from server.engine.request import AuditTrace, ExitTrace, InferenceRequest, Prediction
+from server.errors import ServeError
+from server.processes.wire import Message
+from server.reports import Answers, AuditOutcome, EntryTerms, ExitScores, RunnerFacts, Work
+
+KNOWN_ERRORS = {
+    each.code: each for each in vars(errors).values() if isinstance(each, type)
+    and issubclass(each, ServeError) and each is not ServeError
+}  # fmt: skip
+NO_AUDIT = 0
+TRACED, AUDITED = 1, 2  # bits of a request's flags
+
+
+@dataclass(slots=True, eq=False)
+class RemoteRequest(InferenceRequest):
+    """A request that came from another process.
+
+    Attributes:
+        number: The front-end's number for it.
+        front: The connection that it came over.
+    """
+
+    number: int = 0
+    front: Any = None
+
+
+def pack_requests(
+    model: int,
+    numbers: Sequence[int],
+    requests: Sequence[InferenceRequest],
+    delivery: tuple[float, float] | None,
+) -> Message:
+    """Pack requests of one model whose inputs have one shape.
+
+    Args:
+        model: Index of the model.
+        numbers: A number for each request, by which its result comes back.
+        requests: The requests.
+        delivery: When the latest result was delivered, and how long that took, in seconds.
+    """
+    whole = np.empty((len(requests), 5), np.int64)
+    real = np.empty((len(requests), 2), np.float64)
+    for place, (number, request) in enumerate(zip(numbers, requests, strict=True)):
+        key = NO_AUDIT if request.audit is None else request.audit.key
+        flags = TRACED * request.traced + AUDITED * (request.audit is not None)
+        whole[place] = number, request.policy_version, request.priority, flags, key
+        real[place] = (
+            math.nan if request.parameter is None else request.parameter,
+            math.nan if request.deadline_s is None else request.deadline_s,
+        )
+    if len(requests) == 1:
+        inputs = tuple(requests[0].state)
+    else:
+        states = [request.state for request in requests]
+        inputs = tuple([np.concatenate(arrays) for arrays in zip(*states, strict=True)])
+    fields = {"model": model, "delivery": delivery}
+    return Message("requests", fields, (whole, real, *inputs))
+
+
+def unpack_requests(
+    message: Message, front: Any, network_input: Callable[[State], State]
+) -> list[RemoteRequest]:
+    """Unpack what `pack_requests` packed.
+
+    Args:
+        message: The message.
+        front: The connection that it came over.
+        network_input: Turns the arrays of all rows into what the network takes.
+    """
+    whole, real, *arrays = message.arrays
+    inputs = network_input(tuple(arrays))
+    requests = []
+    rows = zip(whole.tolist(), real.tolist(), strict=True)
+    for place, ((number, version, priority, flags, key), (parameter, deadline_s)) in enumerate(
+        rows
+    ):
+        requests.append(
+            RemoteRequest(
+                tuple([array[place : place + 1] for array in inputs]),
+                parameter=None if math.isnan(parameter) else parameter,
+                deadline_s=None if math.isnan(deadline_s) else deadline_s,
+                priority=priority,
+                traced=bool(flags & TRACED),
+                policy_version=version,
+                audit=AuditTrace(key) if flags & AUDITED else None,
+                number=number,
+                front=front,
+            )
+        )
+    return requests
+
+
+def pack_results(finished: Sequence[RemoteRequest], sent_s: float, rows: int) -> list[Message]:
+    """Pack the results of one batch; those with outputs of another shape take another message.
+
+    Args:
+        finished: Requests with results.
+        sent_s: The time now.
+        rows: Requests that the engine still holds, whoever sent them.
+    """
+    done = [each for each in finished if isinstance(each.result, Prediction)]
+    shapes = {_output(each).log_probs.shape + _output(each).logits.shape for each in done}
+    if len(shapes) > 1:
+        return [message for each in finished for message in pack_results([each], sent_s, rows)]
+    predictions = [each.result for each in done if isinstance(each.result, Prediction)]
+    whole = np.array(
+        [(each.number, p.exit, p.late) for each, p in zip(done, predictions, strict=True)], np.int64
+    ).reshape(len(done), 3)
+    real = np.array([(p.compute_ms, p.queue_ms) for p in predictions]).reshape(len(done), 2)
+    fields: dict[str, Any] = {"sent_s": sent_s, "rows": rows}
+    failed = [
+        (each.number, each.result.code, each.result.detail)
+        for each in finished
+        if isinstance(each.result, ServeError)
+    ]
+    if failed:
+        fields["failed"] = failed
+    traces = {
+        str(n): _plain(p.trace)
+        for (n, *_), p in zip(whole.tolist(), predictions, strict=True)
+        if p.trace
+    }
+    if traces:
+        fields["traces"] = traces
+    arrays: tuple[NDArray[Any], ...] = (whole, real)
+    if done:
+        arrays += (
+            np.stack([p.output.logits for p in predictions]),
+            np.stack([p.output.log_probs for p in predictions]),
+        )
+    return [Message("results", fields, arrays)]
+
+
+def unpack_results(message: Message) -> Iterable[tuple[int, Prediction | ServeError]]:
+    """Yield the number of each request and its result."""
+    whole, real, *outputs = message.arrays
+    traces = message.fields.get("traces", {})
+    rows = zip(whole.tolist(), real.tolist(), strict=True)
+    for place, ((number, exit, late), (compute_ms, queue_ms)) in enumerate(rows):
+        logits, log_probs = outputs
+        output = HeadOutput(logits[place], log_probs[place])
+        trace = traces.get(str(number))
+        yield (
+            number,
+            Prediction(exit, output, compute_ms, queue_ms, bool(late), trace and _traced(trace)),
+        )
+    for number, code, detail in message.fields.get("failed", ()):
+        yield number, KNOWN_ERRORS[code](detail)
+
+
+def _output(request: InferenceRequest) -> HeadOutput:
+    assert isinstance(request.result, Prediction), "only answered requests have outputs"
+    return request.result.output
+
+
+def _plain(trace: Sequence[ExitTrace]) -> list[list[Any]]:
+    return [
+        [each.exit, each.log_probs.tolist(), each.score, each.threshold, each.elapsed_ms]
+        for each in trace
+    ]
+
+
+def _traced(trace: Sequence[Sequence[Any]]) -> list[ExitTrace]:
+    return [
+        ExitTrace(exit, np.array(log_probs, np.float32), score, threshold, elapsed_ms)
+        for exit, log_probs, score, threshold, elapsed_ms in trace
+    ]
+
+
+def pack_answers(model: int, answers: Answers) -> Message:
+    """Pack what a front-end has answered."""
+    return Message("answers", {"model": model}, tuple(map(np.asarray, answers)))
+
+
+def unpack_answers(message: Message) -> Answers:
+    """Unpack what `pack_answers` packed."""
+    return Answers(*message.arrays)
+
+
+def pack_work(model: int, work: Work) -> Message:
+    """Pack what an engine has done."""
+    fields = {
+        "model": model,
+        "scores": [(each.exit, each.parameter) for each in work.scores],
+        "audits": [
+            (each.key, each.policy_version, each.exit, each.parameter) for each in work.audits
+        ],
+        "audits_skipped": work.audits_skipped,
+        "cancelled": work.cancelled,
+        "oldest_wait_s": work.oldest_wait_s,
+        "fault": work.fault,
+        "stalled": work.stalled,
+    }
+    arrays: tuple[NDArray[Any], ...] = (
+        work.stages,
+        work.rows,
+        work.elapsed_ms,
+        work.queue_depths,
+        *[each.scores for each in work.scores],
+        *[each.log_probs for each in work.audits],
+    )
+    return Message("work", fields, arrays)
+
+
+def unpack_work(message: Message) -> Work:
+    """Unpack what `pack_work` packed."""
+    fields = message.fields
+    stages, rows, elapsed_ms, queue_depths, *others = message.arrays
+    scores, outputs = others[: len(fields["scores"])], others[len(fields["scores"]) :]
+    return Work(
+        stages,
+        rows,
+        elapsed_ms,
+        [
+            ExitScores(exit, array.copy(), parameter)  # so that no read buffer is kept
+            for (exit, parameter), array in zip(fields["scores"], scores, strict=True)
+        ],
+        [
+            AuditOutcome(key, version, exit, parameter, log_probs.copy())
+            for (key, version, exit, parameter), log_probs in zip(
+                fields["audits"], outputs, strict=True
+            )
+        ],
+        fields["audits_skipped"],
+        fields["cancelled"],
+        queue_depths,
+        fields["oldest_wait_s"],
+        fields["fault"],
+        fields["stalled"],
+    )
+
+
+def pack_terms(model: int, terms: EntryTerms) -> Message:
+    """Pack the terms under which requests enter."""
+    numbers = {name: getattr(terms, name) for name in ("policy_version", "slowdown", "overhead_ms")}
+    return Message("terms", {"model": model, **numbers}, (terms.parameters, terms.costs_ms))
+
+
+def unpack_terms(message: Message, before: EntryTerms | None) -> EntryTerms:
+    """Unpack what `pack_terms` packed.
+
+    Args:
+        message: The message; without arrays if the frontier is still that of the terms before.
+        before: The terms before, if there are any.
+    """
+    version, slowdown, overhead_ms = (
+        message.fields[name] for name in ("policy_version", "slowdown", "overhead_ms")
+    )
+    if not message.arrays:
+        assert before is not None, "the first terms have a frontier"
+        return before._replace(slowdown=slowdown, overhead_ms=overhead_ms)
+    parameters, costs_ms = (array.copy() for array in message.arrays)
+    return EntryTerms(version, parameters, costs_ms, slowdown, overhead_ms)
+
+
+def facts_fields(facts: RunnerFacts) -> dict[str, Any]:
+    """Return what an engine found out, as fields of a message or of a child's settings."""
+    return {
+        "precision": facts.precision,
+        "device": facts.device,
+        "batch_sizes": list(facts.costs.batch_sizes),
+        "stages_ms": facts.costs.stages_ms.tolist(),
+        "workers": facts.workers,
+    }
+
+
+def facts_of(fields: dict[str, Any]) -> RunnerFacts:
+    """Return what `facts_fields` was given."""
+    costs = StageCosts(tuple(fields["batch_sizes"]), np.array(fields["stages_ms"]))
+    return RunnerFacts(fields["precision"], fields["device"], costs, fields["workers"])
+
+
+def pack_scheduler(kind: str, scheduler: Scheduler, **fields: Any) -> Message:
+    """Pack a fitted scheduler, as its two files hold it."""
+    head, numbers = dump_scheduler(scheduler)
+    return Message(kind, {"head": head, **fields}, (np.frombuffer(numbers, np.uint8),))
+
+
+def unpack_scheduler(message: Message) -> Scheduler:
+    """Unpack what `pack_scheduler` packed."""
+    (numbers,) = message.arrays
+    return parse_scheduler(message.fields["head"], io.BytesIO(numbers.tobytes()))

@@ -1,0 +1,90 @@
+"""An operator's request on its way from a front-end to control, and the response back."""
+
+from typing import Any
+
+import numpy as np
+from starlette.responses import Response
+from starlette.types import ASGIApp, Scope
+from starlette.types import Message as AsgiMessage
+
+from server.processes.wire import Message
+
+HEADERS = (b"accept", b"content-type", b"host", b"authorization", b"origin", b"sec-fetch-site")
+
+
+def pack_request(number: int, scope: Scope, body: bytes) -> Message:
+    """Pack a request that control answers.
+
+    Args:
+        number: By which the response comes back.
+        scope: The request's.
+        body: Its whole body.
+    """
+    state = scope["state"]
+    fields = {
+        "number": number,
+        "method": scope["method"],
+        "path": scope["path"],
+        "query": scope["query_string"].decode("latin-1"),
+        "headers": [
+            (name.decode("latin-1"), value.decode("latin-1"))
+            for name, value in scope["headers"]
+            if name in HEADERS
+        ],
+        "request_id": state["request_id"],
+        "received_s": state["received_s"],
+    }
+    return Message("http", fields, (np.frombuffer(body, np.uint8),))
+
+
+async def answer(app: ASGIApp, message: Message) -> Message:
+    """Let an app answer a request that was packed; return the packed response."""
+    fields = message.fields
+    body = message.arrays[0].tobytes()
+    scope: Scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": fields["method"],
+        "scheme": "http",
+        "path": fields["path"],
+        "raw_path": fields["path"].encode(),
+        "query_string": fields["query"].encode("latin-1"),
+        "root_path": "",
+        "headers": [(n.encode("latin-1"), v.encode("latin-1")) for n, v in fields["headers"]],
+        "client": None,
+        "server": None,
+        "state": {
+            "request_id": fields["request_id"],
+            "received_s": fields["received_s"],
+            "server_timing": {},
+        },
+    }
+    status, headers, parts = 500, list[Any](), list[bytes]()
+
+    async def receive() -> AsgiMessage:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(part: AsgiMessage) -> None:
+        nonlocal status, headers
+        if part["type"] == "http.response.start":
+            status, headers = part["status"], part["headers"]
+        else:
+            parts.append(part.get("body", b""))
+
+    await app(scope, receive, send)
+    shown = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in headers]
+    return Message(
+        "reply",
+        {"number": fields["number"], "status": status, "headers": shown},
+        (np.frombuffer(b"".join(parts), np.uint8),),
+    )
+
+
+def unpack_response(message: Message) -> Response:
+    """Unpack what `answer` packed."""
+    response = Response(message.arrays[0].tobytes(), message.fields["status"])
+    response.raw_headers = [
+        (n.encode("latin-1"), v.encode("latin-1")) for n, v in message.fields["headers"]
+    ]
+    return response

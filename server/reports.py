@@ -1,0 +1,136 @@
+"""What the parts of a served model tell each other: columns of numbers, one report for many rows.
+
+Fronts and engines report to control; control tells fronts the terms under which requests enter. In
+one process these are arguments of calls, between processes they are messages.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.bundle import Precision
+from models.stage_costs import StageCosts
+from scheduler.frontier import ROUNDING
+
+Floats = NDArray[np.float64]
+
+
+class RunnerFacts(NamedTuple):
+    """What an engine has found out about its network on this host.
+
+    Attributes:
+        precision: The precision that the network computes in.
+        device: The device that runs it.
+        costs: What batches cost at each stage.
+        workers: Threads that run batches.
+    """
+
+    precision: Precision
+    device: str
+    costs: StageCosts
+    workers: int
+
+
+class Answers(NamedTuple):
+    """N answered requests of one model, as their front saw them.
+
+    Attributes:
+        keys: Hash of each request's id, 0 if it has none, int64 (N,).
+        exits: Exit that it left at, int64 (N,).
+        class_ids: Predicted class, int64 (N,).
+        compute_ms: Wall time of the batches it was in, (N,).
+        queue_ms: Time it waited for workers, (N,).
+        total_ms: From its headers until the answer was ready, (N,).
+        decode_ms: Time from bytes to arrays; NaN if it came as arrays, (N,).
+        counts_for_budget: Whether it counts for the rolling mean, bool (N,).
+    """
+
+    keys: NDArray[np.int64]
+    exits: NDArray[np.int64]
+    class_ids: NDArray[np.int64]
+    compute_ms: Floats
+    queue_ms: Floats
+    total_ms: Floats
+    decode_ms: Floats
+    counts_for_budget: NDArray[np.bool_]
+
+
+class ExitScores(NamedTuple):
+    """The scores (A,) of a batch at an exit, and the policy parameter it ran under."""
+
+    exit: int
+    scores: Floats
+    parameter: float
+
+
+class AuditOutcome(NamedTuple):
+    """An audited sample with the outputs of every exit.
+
+    Attributes:
+        key: Hash of its request's id.
+        policy_version: The policy that it entered under.
+        exit: Exit of its prediction.
+        parameter: Parameter of the policy that it left under.
+        log_probs: (K, C); for a segmentation (K, P, C).
+    """
+
+    key: int
+    policy_version: int
+    exit: int
+    parameter: float
+    log_probs: NDArray[np.float32]
+
+
+class Work(NamedTuple):
+    """What one engine did for one model since its last report, and how it stands.
+
+    Attributes:
+        stages: Stage of each batch, int64 (B,).
+        rows: Rows of each batch, int64 (B,).
+        elapsed_ms: What each batch took, head and policy included, (B,).
+        scores: Scores of the batches that say something about the active policy.
+        audits: Audits that have ended.
+        audits_skipped: Samples that were drawn for an audit and are not audited.
+        cancelled: Requests that were dropped because their client left.
+        queue_depths: Requests that wait for each stage now, int64 (K,).
+        oldest_wait_s: Longest time that a request has waited for its stage.
+        fault: Why it cannot answer; None while it works.
+        stalled: Whether only another process could.
+    """
+
+    stages: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    elapsed_ms: Floats
+    scores: list[ExitScores]
+    audits: list[AuditOutcome]
+    audits_skipped: int
+    cancelled: int
+    queue_depths: NDArray[np.int64]
+    oldest_wait_s: float
+    fault: str | None
+    stalled: bool
+
+
+class EntryTerms(NamedTuple):
+    """The terms under which requests enter: a policy, and what its parameter costs at present.
+
+    Attributes:
+        policy_version: Number of the policy; each reload counts one up.
+        parameters: The policy's parameter at each point of its frontier, (G,).
+        costs_ms: Expected cost of each point, rising, (G,).
+        slowdown: Present compute time over cost.
+        overhead_ms: Present latency that is not compute time.
+    """
+
+    policy_version: int
+    parameters: Floats
+    costs_ms: Floats
+    slowdown: float
+    overhead_ms: float
+
+    def parameter_for(self, budget_ms: float) -> float:
+        """Return the parameter for a request with its own budget."""
+        cost_ms = (budget_ms - self.overhead_ms) / self.slowdown * (1 + ROUNDING)
+        index = max(int(np.searchsorted(self.costs_ms, cost_ms, side="right")) - 1, 0)
+        return float(self.parameters[index])
