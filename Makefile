@@ -5,9 +5,10 @@ $(if $(filter cpu gpu,$(RUNTIME)),,$(error RUNTIME is '$(RUNTIME)'; give cpu or 
 # One runtime for serving and for development: the wheels of the two own the same package folder.
 DEV = .venv/.dev-$(RUNTIME)
 PIP = .venv/bin/python -m pip --disable-pip-version-check install -c constraints.txt
+GPU_PYTHON = $(if $(filter 0,$(INSTALL)),$(PYTHON),.venv/bin/python)
 URL = http://localhost:$${EENET_PORT:-8000}
 
-.PHONY: help install serve test lint bars control control-http soak bench bench-peers bench-smoke simulation
+.PHONY: help install serve test test-slow lint bars control control-http soak bench bench-peers bench-smoke simulation gpu
 
 ## List the targets.
 help:
@@ -22,9 +23,15 @@ serve: .venv/.serve-$(RUNTIME)
 	.venv/bin/eenet serve
 
 # Without ARGS in several processes; a few tests end sooner in one, without the start of others.
-## Run the tests; ARGS go to pytest, as in ARGS="tests/server/engine -k cancel".
+# The marker is no default of pytest: it would deselect slow tests that ARGS name.
+PARALLEL = --numprocesses auto --maxprocesses 8 --dist worksteal
+## Run all but the slow tests; ARGS go to pytest, as in ARGS="tests/server/engine -k cancel".
 test: $(DEV)
-	.venv/bin/python -m pytest $(or $(ARGS),--numprocesses auto --maxprocesses 8 --dist worksteal)
+	.venv/bin/python -m pytest $(or $(ARGS),-m 'not slow' $(PARALLEL))
+
+## Run the tests that are marked slow.
+test-slow: $(DEV)
+	.venv/bin/python -m pytest -m slow $(PARALLEL)
 
 ## Check that the exit policies reach their minimum accuracies (bars).
 bars: $(DEV)
@@ -56,6 +63,11 @@ bench: $(DEV)
 ## Measure this server against other inference servers.
 bench-peers: $(DEV)
 	.venv/bin/python -m benchmarks.peers.run
+
+## On a machine with a CUDA device: the GPU tests and benchmark; INSTALL=0 uses what is there.
+gpu: $(if $(filter 0,$(INSTALL)),,.venv/.dev-gpu)
+	$(GPU_PYTHON) -m pytest -m gpu
+	$(GPU_PYTHON) -m benchmarks.gpu
 
 ## Run every benchmark on tiny sizes, to see that it works.
 bench-smoke: $(DEV)

@@ -26,6 +26,11 @@ hypothesis.settings.load_profile("tests")
 # more that collections took a fifth of its time.
 gc.set_threshold(100_000, 50, 50)
 
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported stays, so that no collection visits it again
+
+
 Make = Callable[[Path], object]
 REPO = Path(__file__).resolve().parent.parent
 

@@ -138,6 +138,7 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path / "tree"
 
 
+@pytest.mark.slow
 def test_the_policy_of_the_page_is_fitted_saved_and_evaluated(
     folder: Path,
     tree: Path,
@@ -163,6 +164,7 @@ def test_the_policy_of_the_page_is_fitted_saved_and_evaluated(
     assert min(row["calibration_cost"] for row in rows.values()) > 1.0  # some rows go on
 
 
+@pytest.mark.slow
 def test_the_backbone_of_the_page_is_trained_and_exported(folder: Path, tree: Path) -> None:
     rng = np.random.default_rng(0)
     for part, count in (("train", 12), ("test", 3)):

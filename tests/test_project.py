@@ -171,6 +171,22 @@ def test_make_test_runs_in_parallel_unless_told_which_tests() -> None:
     assert "--numprocesses" not in some
 
 
+def test_make_test_leaves_the_slow_tests_to_another_target_unless_told_which_tests() -> None:
+    whole, slow, some = (
+        shlex.split(make("--dry-run", *arguments).splitlines()[-1])
+        for arguments in (["test"], ["test-slow"], ["test", "ARGS=tests/server"])
+    )
+    chosen = whole.index("-m", 2) + 1  # the first -m is of `python -m pytest`
+    assert (whole[chosen], slow[chosen]) == ("not slow", "slow")
+    assert whole[chosen + 1 :] == slow[chosen + 1 :]
+    assert "slow" not in " ".join(some)
+
+
+def test_ci_runs_the_slow_tests_after_the_others() -> None:
+    steps = read(".ci/run").splitlines()
+    assert steps.index("make test") + 1 == steps.index("make test-slow")
+
+
 def test_pre_commit_calls_the_linters_of_make_lint(rules: dict[str, Rule]) -> None:
     repositories = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
     hooks = [hook for repository in repositories for hook in repository["hooks"]]

@@ -1,8 +1,10 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -12,6 +14,8 @@ from models.networks.multi_exit import MultiExitModel
 from models.networks.resnet import cifar_resnet
 from models.runtime.onnx_backend import OnnxBackend
 
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
+ExportedOnce = Callable[[str, Callable[[], Graphs]], Graphs]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = ("good", "bad", "film", "not", "very", "un", "##ly", "##ing", "##ish", "the", "a!")
@@ -40,11 +44,36 @@ def network() -> MultiExitModel:
     return model
 
 
+def write(graphs: Graphs, folder: Path) -> None:
+    """As they are, where `write_graphs` stores weights in fewer bits."""
+    for part, members in graphs._asdict().items():
+        (folder / part).mkdir(parents=True)
+        for k, graph in enumerate(members):
+            onnx.save(graph, folder / part / f"{k}.onnx")
+
+
+def read(folder: Path) -> Graphs:
+    exits = range(len(list((folder / "stages").iterdir())))
+    return Graphs(
+        *([onnx.load(folder / part / f"{k}.onnx") for k in exits] for part in Graphs._fields)
+    )
+
+
 @pytest.fixture(scope="session")
-def graphs(network: MultiExitModel) -> Graphs:
+def exported_once(made_once: MadeOnce) -> ExportedOnce:
+    """Gives graphs by their name, which only one of the processes exports."""
+
+    def once(name: str, export: Callable[[], Graphs]) -> Graphs:
+        return read(made_once(f"graphs/{name}", lambda folder: write(export(), folder)))
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def graphs(network: MultiExitModel, exported_once: ExportedOnce) -> Graphs:
     """The network's graphs, in memory."""
     small, large = ((np.zeros((rows, 3, 8, 8), np.float32),) for rows in (2, 3))
-    return export_graphs(network, small, large)
+    return exported_once("network", lambda: export_graphs(network, small, large))
 
 
 @pytest.fixture(scope="session")

@@ -130,24 +130,25 @@ def encoder() -> MultiExitModel:
 
 
 @pytest.fixture(scope="module")
-def cases(
-    network: MultiExitModel,
-    exported: tuple[Path, OnnxBackend],
-    encoder: MultiExitModel,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, Case]:
+def of_images(network: MultiExitModel, exported: tuple[Path, OnnxBackend]) -> Case:
+    return Case(network, *files(exported[0]), images)
+
+
+@pytest.fixture(scope="module")
+def of_texts(encoder: MultiExitModel, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("texts")
     shorter = tuple(array[:, :-1] for array in texts(2))
     write_graphs(export_graphs(encoder, shorter, texts(3)), folder)
-    return {
-        "images": Case(network, *files(exported[0]), images),
-        "texts": Case(encoder, *files(folder), texts),
-    }
+    return Case(encoder, *files(folder), texts)
 
 
-@pytest.fixture(scope="module", params=["images", "texts"])
-def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
-    return cases[request.param]
+@pytest.fixture(
+    scope="module",
+    params=["of_images", pytest.param("of_texts", marks=pytest.mark.slow)],
+    ids=["images", "texts"],
+)
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")

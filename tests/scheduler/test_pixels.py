@@ -18,10 +18,10 @@ from scheduler.pixels import (
     row_histories,
     row_means,
 )
-from scheduler.policies import POLICIES
 from scheduler.policy import ExitPolicy, exits_taken, replay, score_all
 from scheduler.stopping import StoppingPolicy
 from scheduler.thresholds import ThresholdTable
+from tests.policies import ALL_BUT_EENET_QUICK
 
 Array = NDArray[np.float64]
 Made = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]
@@ -198,7 +198,7 @@ def made(rows: int, seed: int) -> Made:
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True)), labels, COSTS
 
 
-@pytest.fixture(scope="module", params=POLICIES)
+@pytest.fixture(scope="module", params=ALL_BUT_EENET_QUICK)
 def fitted(
     request: pytest.FixtureRequest, problem: Made, fitting_quickly: Callable[..., object]
 ) -> Scheduler:
@@ -249,7 +249,7 @@ def test_every_policy_decides_the_same_once_saved_and_loaded(
         )
 
 
-@pytest.mark.parametrize("kind", POLICIES)
+@pytest.mark.parametrize("kind", ALL_BUT_EENET_QUICK)
 def test_rows_of_one_pixel_are_fitted_like_a_classification(
     make_problem: Callable[..., Made],
     fitting_quickly: Callable[..., object],

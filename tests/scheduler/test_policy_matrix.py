@@ -151,7 +151,21 @@ def fitted(kind: str, name: str) -> tuple[Scheduler, CalibrationSet]:
         return fit_scheduler(kind, *problem), problem
 
 
-@pytest.fixture(scope="module", params=CASES, ids=[f"{name}-{kind}" for kind, name in CASES])
+# The others meet every policy in the slow tests.
+QUICK = ("ordinary, 200 rows", "12 exits", "probabilities 0 and 1", "10 rows", "pixels")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(
+            (kind, name),
+            id=f"{name}-{kind}",
+            marks=() if name in QUICK else pytest.mark.slow,
+        )
+        for kind, name in CASES
+    ],
+)
 def case(request: pytest.FixtureRequest) -> tuple[Scheduler, CalibrationSet]:
     return fitted(*request.param)
 

@@ -73,12 +73,15 @@ def test_a_csv_quotes_and_a_tsv_does_not(tmp_path: Path) -> None:
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For files that one example after another overwrites."""
+    return tmp_path_factory.mktemp("texts")
+
+
 @settings(deadline=None)  # each example writes two files
 @given(st.lists(TEXTS, min_size=2))
-def test_any_text_survives_csv_and_json(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str]
-) -> None:
-    folder = tmp_path_factory.mktemp("texts")
+def test_any_text_survives_csv_and_json(folder: Path, texts: list[str]) -> None:
     labels = [i % 2 for i in range(len(texts))]
     with (folder / "d.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("text", "label"), *zip(texts, labels, strict=True)])

@@ -1,5 +1,6 @@
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -8,12 +9,19 @@ import torch
 from models.backend import State
 from models.export.onnx_graphs import Graphs, export_graphs
 from models.networks.densenet import densenet
+from tests.models.conftest import ExportedOnce
 from tests.models.networks.test_families import NETWORKS, C
 
 SIDE = 16
 TEXTS = ("bert_4",)
 # A kind of network for every kind of graph: exporting takes seconds each.
-FAMILIES = ("resnet8", "densenet", "msdnet", "fcn", "bert_4", "vit")
+FAMILIES = (
+    "resnet8",
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("densenet", "msdnet", "fcn", "bert_4", "vit")
+    ),
+)
 
 
 class Exported(NamedTuple):
@@ -36,7 +44,6 @@ class Exported(NamedTuple):
         return [self.inputs(rows, 4 + i % 5, seed + i) for i in range(count)]
 
 
-@functools.cache
 def export(name: str) -> Exported:
     torch.manual_seed(0)
     # The full DenseNet has only its classes as a setting.
@@ -53,13 +60,24 @@ def export(name: str) -> Exported:
     return Exported(name, export_graphs(model, empty.inputs(2, 8), empty.inputs(3, 9)))
 
 
+@pytest.fixture(scope="session")
+def family_of(exported_once: ExportedOnce) -> Callable[[str], Exported]:
+    """Gives the graphs of a family by its name."""
+
+    @functools.cache
+    def made(name: str) -> Exported:
+        return Exported(name, exported_once(name, lambda: export(name).graphs))
+
+    return made
+
+
 @pytest.fixture(scope="session", params=FAMILIES)
-def family(request: pytest.FixtureRequest, exports: Any) -> Exported:
+def family(request: pytest.FixtureRequest, family_of: Callable[[str], Exported]) -> Exported:
     """Each kind of network in turn."""
-    return export(request.param)
+    return family_of(request.param)
 
 
 @pytest.fixture(scope="session")
-def resnet(exports: Any) -> Exported:
+def resnet(family_of: Callable[[str], Exported]) -> Exported:
     """A ResNet of two exits."""
-    return export("resnet8")
+    return family_of("resnet8")

@@ -122,6 +122,7 @@ def test_the_choice_of_scales_is_recorded(built: Built) -> None:
     assert len(method["kl"]) == len(method["agreement"]) == len(method["expected_loss"]) == exits
 
 
+@pytest.mark.slow
 def test_sensitive_nodes_stay_in_float(resnet: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     # Weights that reach far from the others leave one kernel few levels.
     graphs = copied(resnet.graphs)

@@ -20,6 +20,7 @@ from models.runtime.onnx_backend import OnnxBackend
 
 Array = NDArray[np.float32]
 Kind = Literal["images", "texts"]
+Case = tuple[MultiExitModel, Graphs]
 STORAGES: tuple[Storage, ...] = ("exact", "int8")
 
 
@@ -45,14 +46,17 @@ def encoder() -> tuple[MultiExitModel, Graphs]:
     return model, export_graphs(model, inputs("texts", 2, 8), inputs("texts", 3, 9))
 
 
+@pytest.fixture(params=["images", pytest.param("texts", marks=pytest.mark.slow)])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    return request.param
+
+
 @pytest.fixture
-def both(
-    network: MultiExitModel, graphs: Graphs, encoder: tuple[MultiExitModel, Graphs]
-) -> dict[Kind, tuple[MultiExitModel, Graphs]]:
-    return {"images": (network, graphs), "texts": encoder}
-
-
-Both = dict[Kind, tuple[MultiExitModel, Graphs]]
+def case(kind: Kind, request: pytest.FixtureRequest, network: MultiExitModel) -> Case:
+    """A network of the kind and its graphs."""
+    if kind == "texts":
+        return request.getfixturevalue("encoder")
+    return network, request.getfixturevalue("graphs")
 
 
 def inputs(kind: Kind, rows: int, tokens: int = 11) -> State:
@@ -125,9 +129,8 @@ def held(graph: onnx.ModelProto) -> Array:
     return rows - np.float32(1 / 3)
 
 
-@pytest.mark.parametrize("kind", ["images", "texts"])
-def test_8_bits_make_smaller_files(both: Both, kind: Kind, tmp_path: Path) -> None:
-    _, graphs = both[kind]
+def test_8_bits_make_smaller_files(case: Case, kind: Kind, tmp_path: Path) -> None:
+    _, graphs = case
     plain = sum(graph.ByteSize() for part in graphs for graph in part)
     write_graphs(graphs, tmp_path, "int8")
     assert size(tmp_path) < 0.45 * plain
@@ -140,11 +143,10 @@ def stored(folder: Path, kind: int) -> list[onnx.TensorProto]:
     return [t for path in folder.rglob("*.onnx") for t in of_type(onnx.load(path), kind)]
 
 
-@pytest.mark.parametrize("kind", ["images", "texts"])
 def test_answers_differ_by_the_rounding_of_the_weights_alone(
-    both: Both, kind: Kind, tmp_path: Path
+    case: Case, kind: Kind, tmp_path: Path
 ) -> None:
-    model, graphs = both[kind]
+    model, graphs = case
     backend = write_graphs(graphs, tmp_path, "int8")
     state = inputs(kind, 5)
     assert largest_disagreement(rounded(model), backend, state) < 1e-4
@@ -167,9 +169,8 @@ def test_what_half_precision_holds_exactly_answers_as_before(
     assert size(exported[0]) < size(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["images", "texts"])
-def test_nothing_is_widened_once_a_graph_is_loaded(both: Both, kind: Kind, tmp_path: Path) -> None:
-    _, graphs = both[kind]
+def test_nothing_is_widened_once_a_graph_is_loaded(case: Case, kind: Kind, tmp_path: Path) -> None:
+    _, graphs = case
     write_graphs(graphs, tmp_path, "int8")
     for path in sorted(tmp_path.rglob("*.onnx")):
         assert of_type(onnx.load(path), TensorProto.INT8), path
@@ -188,11 +189,10 @@ def test_nothing_is_widened_once_a_graph_is_loaded(both: Both, kind: Kind, tmp_p
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-@pytest.mark.parametrize("kind", ["images", "texts"])
 def test_rows_do_not_depend_on_their_batch(
-    both: Both, kind: Kind, storage: Storage, tmp_path: Path
+    case: Case, kind: Kind, storage: Storage, tmp_path: Path
 ) -> None:
-    _, graphs = both[kind]
+    _, graphs = case
     backend = write_graphs(graphs, tmp_path, storage)
     state = inputs(kind, 6)
     loud = tuple(array.copy() for array in state)

@@ -3,7 +3,7 @@ import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +81,12 @@ NETWORKS = {
 
 
 TEXTS = [name for name, network in NETWORKS.items() if network.family.task == "text"]
+QUICK = ("resnet8", "bert")  # the others are trained and exported by the slow tests
+
+
+def with_marks(names: Iterable[str]) -> list[Any]:
+    """The names as parameters, of which all but `QUICK` are marked slow."""
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 class Trained(NamedTuple):
@@ -179,7 +185,7 @@ def trained(
     return make
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(scope="module", params=with_marks(NETWORKS))
 def made(request: pytest.FixtureRequest, trained: Callable[[str], Trained]) -> Trained:
     """Each of them in turn: processes that share this file seldom train the same one."""
     return trained(request.param)
@@ -236,7 +242,7 @@ def test_rows_are_not_even_touched_by_what_is_no_number(
             np.testing.assert_allclose(a[2], b[2], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("made", TEXTS, indirect=True)
+@pytest.mark.parametrize("made", with_marks(TEXTS), indirect=True)
 @pytest.mark.parametrize("padding", [1, 7])
 def test_padding_changes_no_answer(made: Trained, padding: int) -> None:
     ids, mask = made.inputs(4)

@@ -151,6 +151,7 @@ def test_labels_and_grid_lie_in_the_same_order() -> None:
     assert np.array_equal(coarse_grid(logits).argmax(-1).numpy(), coarse_labels(masks))
 
 
+@pytest.mark.slow
 def test_exported_graphs_give_logits_and_grid_for_any_number_of_rows(
     network: MultiExitModel, tmp_path: Path
 ) -> None:

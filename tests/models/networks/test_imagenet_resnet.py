@@ -119,7 +119,11 @@ def test_without_exits_it_is_the_plain_network(depth: int, parameters: int) -> N
 
 @pytest.mark.parametrize(
     ("depth", "exits", "suffix"),
-    [(18, (2, 5), ".pth"), (34, (16 - 1,), ".safetensors"), (50, (1, 7, 13), ".pth")],
+    [
+        (18, (2, 5), ".pth"),
+        pytest.param(34, (16 - 1,), ".safetensors", marks=pytest.mark.slow),
+        pytest.param(50, (1, 7, 13), ".pth", marks=pytest.mark.slow),
+    ],
 )
 def test_torchvisions_weights_make_the_last_exit_torchvisions_network(
     tmp_path: Path, depth: int, exits: tuple[int, ...], suffix: str

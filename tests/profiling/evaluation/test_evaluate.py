@@ -147,6 +147,7 @@ def test_the_interval_of_masks_is_that_of_resampled_rows() -> None:
     assert result.test_accuracy_ci95 == pytest.approx(expected, abs=0.2 * half)
 
 
+@pytest.mark.slow
 def test_policies_are_compared_on_masks() -> None:
     recorded = Recorded(of_pixels(150, seed=0), None, of_pixels(200, seed=1))
     found = compare(recorded, COSTS, budgets=BUDGETS)
@@ -267,6 +268,7 @@ def test_no_exit_depends_on_a_test_label(recorded: Recorded, comparison: Compari
             assert after[policy, budget] == before[policy, budget], (policy, budget)
 
 
+@pytest.mark.slow
 def test_no_exit_depends_on_the_other_test_rows(recorded: Recorded, comparison: Comparison) -> None:
     test = recorded.test
     half = Predictions(test.log_probs[:, :70], test.labels[:70])

@@ -107,6 +107,7 @@ def test_the_example_rows_leave_where_the_table_says(
         assert len(re.findall(r"<td>[^<]+ [01]\.\d\d</td>", answers)) == int(exit) + 1
 
 
+@pytest.mark.slow
 def test_with_images_the_examples_are_a_figure(
     tmp_path: Path, recorded: Recorded, comparison: Comparison
 ) -> None:
@@ -118,6 +119,7 @@ def test_with_images_the_examples_are_a_figure(
     assert "<td>exit 0</td>" not in page
 
 
+@pytest.mark.slow
 def test_masks_are_reported_by_the_share_of_their_pixels(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, (60, 9))
@@ -142,6 +144,7 @@ def test_masks_are_reported_by_the_share_of_their_pixels(tmp_path: Path) -> None
     assert "examples.svg" in images_of(page)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "policies",
     [["oracle"], ["eenet-per-budget"], ["entropy"], ["patience", "oracle"]],
@@ -159,6 +162,7 @@ def test_any_choice_of_policies_makes_a_report(
     ]
 
 
+@pytest.mark.slow
 def test_the_same_figures_make_the_same_files(
     tmp_path: Path, folder: Path, recorded: Recorded, comparison: Comparison
 ) -> None:

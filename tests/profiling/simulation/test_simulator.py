@@ -108,6 +108,7 @@ def test_run_to_completion_of_single_rows_is_a_queue_before_equal_servers(
         assert answered_ms(traffic, result) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_the_queue_with_deterministic_service_waits_as_the_formula_says() -> None:
     load = 0.7
     traffic = Traffic(poisson(1e3 * load, 200_000), np.zeros(200_000, np.intp))
@@ -185,6 +186,7 @@ def test_nothing_that_costs_time_takes_none() -> None:
     assert (result.throughput_per_s, result.utilisation) == (float("inf"), 0.0)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_samples_take_seconds() -> None:
     traffic = Traffic(poisson(900, 100_000), np.arange(100_000, dtype=np.intp) % 3)
     started = time.perf_counter()

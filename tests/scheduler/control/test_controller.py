@@ -104,7 +104,10 @@ def assert_steady(moments: list[Moment], budget_ms: float, under_use: float) -> 
 # The loop closed
 
 
-@pytest.mark.parametrize(("window", "under_use"), [(1000, 0.03), (500, 0.03), (200, 0.05)])
+@pytest.mark.parametrize(
+    ("window", "under_use"),
+    [pytest.param(1000, 0.03, marks=pytest.mark.slow), (500, 0.03), (200, 0.05)],
+)
 @pytest.mark.parametrize(("before", "after"), [(LOOSE_MS, TIGHT_MS), (TIGHT_MS, LOOSE_MS)])
 def test_steps_of_the_budget_settle_under_it_and_near_it(
     window: int, under_use: float, before: float, after: float
@@ -116,7 +119,9 @@ def test_steps_of_the_budget_settle_under_it_and_near_it(
     assert_steady(host.run(5000), after, under_use)
 
 
-@pytest.mark.parametrize("share", [0.15, 0.3, 0.5, 0.8])
+@pytest.mark.parametrize(
+    "share", [0.3, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.15, 0.5, 0.8))]
+)
 def test_exits_far_apart_in_cost_get_the_margin_that_they_need(share: float) -> None:
     budget = part_way(WIDE_MS, share)
     host = plant(budget, WIDE_MS)
@@ -429,6 +434,7 @@ def nonsense() -> st.SearchStrategy[float]:
     st.lists(st.tuples(st.integers(0, 2), nonsense(), nonsense(), nonsense()), max_size=60),
     st.sampled_from([1e-6, 2.0, 1e6, None]),
 )
+@pytest.mark.slow
 def test_times_that_no_clock_should_give_do_no_lasting_harm(
     times: list[tuple[int, float, float, float]], budget: float | None
 ) -> None:

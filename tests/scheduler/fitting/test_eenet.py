@@ -97,7 +97,11 @@ def first_exit_never_right_where_it_answers_0() -> Problem:
     return np.log(np.stack([first, last])), labels, np.array([1.0, 1.3])
 
 
-@pytest.mark.parametrize("budgets", [None, [1.15]], ids=["all budgets", "one budget"])
+@pytest.mark.parametrize(
+    "budgets",
+    [pytest.param(None, marks=pytest.mark.slow), [1.15]],
+    ids=["all budgets", "one budget"],
+)
 def test_scores_learn_what_max_probability_cannot_see(budgets: list[float] | None) -> None:
     problem = first_exit_never_right_where_it_answers_0()
     budgets_ms = None if budgets is None else np.array(budgets)
@@ -106,6 +110,7 @@ def test_scores_learn_what_max_probability_cannot_see(budgets: list[float] | Non
     assert accuracy(fitted, problem, 1.15) > accuracy(rival, problem, 1.15) + 0.1
 
 
+@pytest.mark.slow
 def test_restarts_never_lower_the_accuracy_that_the_fit_is_chosen_by(problem: Problem) -> None:
     once, thrice = (
         np.mean([accuracy(fit, problem, budget) for budget in BUDGETS[1:4]])
@@ -162,6 +167,7 @@ def test_half_precision_records_fit(make_problem: Callable[..., Problem]) -> Non
     assert_sound(fit_eenet(halves, labels, costs, **tiny()), (halves, labels, costs))
 
 
+@pytest.mark.slow
 def test_without_the_vote_its_weight_stays_where_it_started(
     make_problem: Callable[..., Problem],
 ) -> None:

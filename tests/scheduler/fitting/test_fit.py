@@ -12,9 +12,9 @@ from scheduler.confidence import finite_log_probs
 from scheduler.eenet import load_published_scheduler
 from scheduler.fitted import Scheduler
 from scheduler.fitting.fit import check_calibration, check_costs, fit_scheduler
-from scheduler.policies import POLICIES
 from scheduler.policy import CalibrationSet, exits_taken, replay, score_all
 from scheduler.thresholds import ThresholdPolicy
+from tests.policies import ALL_BUT_EENET_QUICK
 
 Array = NDArray[np.float64]
 Made = tuple[Array, NDArray[np.int64], Array]
@@ -40,7 +40,7 @@ class Fitted(NamedTuple):
     fresh: CalibrationSet
 
 
-@pytest.fixture(scope="module", params=POLICIES)
+@pytest.fixture(scope="module", params=ALL_BUT_EENET_QUICK)
 def fitted(request: pytest.FixtureRequest, make_problem: Callable[..., Made]) -> Fitted:
     problem, fresh = (CalibrationSet(*make_problem(rows=1000, seed=seed)) for seed in (0, 1))
     return Fitted(fit_scheduler(request.param, *problem), problem, fresh)

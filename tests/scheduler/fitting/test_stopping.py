@@ -316,6 +316,7 @@ def best_value_of_any_rule(problem: Problem, history: Ints, price: float) -> flo
     return best
 
 
+@pytest.mark.slow
 def test_the_policy_is_worth_nearly_as_much_as_the_best_of_all_rules() -> None:
     """Within 0.005 of right answers less priced cost, at every price; thresholds miss by more."""
     problem, history = discrete_problem(6000, 0)

@@ -15,9 +15,9 @@ from scheduler.fitting.fit import fit_scheduler
 from scheduler.frontier import Frontier
 from scheduler.monitoring import drift
 from scheduler.monitoring.drift import ScoreDrift
-from scheduler.policies import POLICIES
 from scheduler.policy import ExitScores
 from scheduler.thresholds import ThresholdPolicy, ThresholdTable
+from tests.policies import ALL_BUT_EENET_QUICK
 
 COSTS = np.array([1.0, 1.4, 2.0])
 Array = NDArray[np.float64]
@@ -88,7 +88,7 @@ def moving(scheduler: Scheduler, cheapest: float, dearest: float, count: int = 4
     return [scheduler.frontier.at_cost(cost).parameter for cost in wanted.tolist()]
 
 
-@pytest.mark.parametrize("kind", POLICIES)
+@pytest.mark.parametrize("kind", ALL_BUT_EENET_QUICK)
 def test_without_drift_the_index_is_small_while_the_parameter_moves(kind: str) -> None:
     scheduler = fitted(kind)
     watched = drift_of(scheduler)
@@ -98,7 +98,7 @@ def test_without_drift_the_index_is_small_while_the_parameter_moves(kind: str) -
     assert all(index is not None and index < 0.06 for index in indices), indices
 
 
-@pytest.mark.parametrize("kind", POLICIES)
+@pytest.mark.parametrize("kind", ALL_BUT_EENET_QUICK)
 def test_harder_inputs_show_as_drift(kind: str) -> None:
     scheduler = fitted(kind)
     watched = drift_of(scheduler)
