@@ -8,7 +8,6 @@ fake: bookkeeping alone, on a backend that does nothing.
 """
 
 import json
-import os
 import signal
 import tempfile
 import threading
@@ -349,9 +348,9 @@ def served_against_engine(server: RunningServer, sizes: Sizes) -> Figures:
             server.url, calls, config, seconds=sizes.seconds, warm_up_s=sizes.warm_up_s
         )
         rates.append(load.rate)
-        os.kill(server.pid, signal.SIGSTOP)  # while the engine is measured alone
+        server.send_signal(signal.SIGSTOP)  # while the engine is measured alone
         alone.append(through_engine(backend, policy, frontier[-1].parameter, inputs).rate)
-        os.kill(server.pid, signal.SIGCONT)
+        server.send_signal(signal.SIGCONT)
     return {
         f"served at {CONNECTIONS} connections, requests/s": float(np.median(rates)),
         "engine alone, requests/s": float(np.median(alone)),

@@ -184,27 +184,63 @@ def lower_quartiles(ways: Sequence[Callable[[], object]], rounds: int) -> NDArra
 
 
 class RunningServer(NamedTuple):
-    """A server that runs as a process of its own."""
+    """A server of one or several processes, of which `pid` is the parent."""
 
     url: str
     pid: int
 
+    def processes(self) -> dict[str, int]:
+        """The processes, by name."""
+        found, parents = {}, [self.pid]
+        while parents:
+            pid = parents.pop()
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            found["control" if pid == self.pid else name.removeprefix("eenet-")] = pid
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                parents += map(int, children.read_text().split())
+        return found
+
+    def cpu_s_of(self) -> dict[str, float]:
+        """Processor time that each process has used so far."""
+        used = {}
+        for name, pid in self.processes().items():
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            used[name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return used
+
     def cpu_s(self) -> float:
-        """Processor time used so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Processor time that all processes have used so far."""
+        return sum(self.cpu_s_of().values())
+
+    def memory_mib(self) -> float:
+        """Memory of all processes; what they share counts once (PSS)."""
+        kib = 0
+        for pid in self.processes().values():
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            kib += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        return kib / 1024
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to all processes."""
+        for pid in self.processes().values():
+            os.kill(pid, number)
 
 
 @contextmanager
-def serving(*options: str) -> Iterator[RunningServer]:
+def serving(*options: str, checkout: Path = REPO) -> Iterator[RunningServer]:
     """Start `eenet serve` with these options, wait until it is ready, and stop it at the end.
+
+    Args:
+        options: Of the command.
+        checkout: Whose code runs.
 
     Raises:
         RuntimeError: If it ends at its start or does not become ready.
     """
     port = free_port()
     command = [*eenet("serve"), "--log-level", "warning", "--port", str(port), *options]
-    process = subprocess.Popen(command, cwd=REPO)
+    environ = {**os.environ, "PYTHONPATH": str(checkout)}
+    process = subprocess.Popen(command, cwd=checkout, env=environ)
     try:
         url = f"http://127.0.0.1:{port}"
         _await_ready(process, url)

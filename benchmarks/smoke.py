@@ -36,6 +36,10 @@ BENCHMARKS = (  # the longest first, so that both cores stay busy
     "precision",
     "growth",
     "request_path",
+    "processes",
+    "gpu",
+    "transport",
+    "decoding",
     "record_drift",
     "control.report",
 )

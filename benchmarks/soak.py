@@ -3,9 +3,9 @@
     .venv/bin/python -m benchmarks.soak [--seconds 120]
 
 Images and texts in turn at 32 connections, clients that disconnect early, budgets that change.
-Ends with status 1 if resident memory grew by more than 2 % over the second half (a smoke run is too
-short to judge that), if requests were left in a queue, or if any response was an error. JSON on the
-last line.
+Ends with status 1 if memory (PSS of all processes) grew by more than 2 % over the second half (a
+smoke run is too short to judge that), if requests were left in a queue, or if any response was an
+error. JSON on the last line.
 """
 
 import asyncio
@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,10 +46,10 @@ def main() -> int:
     seconds, warm_up_s, interval_s = (3.0, 0.5, 0.3) if args.smoke else (args.seconds, 5.0, 2.0)
     calls, config = alternating_calls(), ConnectionConfig(CONNECTIONS)
     with serving("--bundle", str(IMAGE_BUNDLE), "--bundle", str(TEXT_BUNDLE)) as server:
-        resident_mib: list[float] = []
+        memory_mib: list[float] = []
         stop = threading.Event()
         aside = [
-            threading.Thread(target=watch, args=(server, interval_s, resident_mib, stop)),
+            threading.Thread(target=watch, args=(server, interval_s, memory_mib, stop)),
             threading.Thread(target=lambda: asyncio.run(disconnect_early(server.url, stop))),
         ]
         closed_loop(server.url, calls, config, seconds=warm_up_s)  # fills caches
@@ -62,13 +61,13 @@ def main() -> int:
             thread.join()
         time.sleep(1.0)  # until the server has noticed the last disconnects
         counters = scrape(server.url)
-    figures = judge(np.array(resident_mib), load.outcomes, load.rate, counters, grows=args.smoke)
+    figures = judge(np.array(memory_mib), load.outcomes, load.rate, counters, grows=args.smoke)
     print_report(figures, smoke=args.smoke)
     return 0 if figures["good"] else 1
 
 
 def judge(
-    resident_mib: NDArray[np.float64],
+    memory_mib: NDArray[np.float64],
     outcomes: dict[str, int],
     rate: float,
     counters: dict[str, float],
@@ -78,13 +77,13 @@ def judge(
     """Print and return the figures.
 
     Args:
-        resident_mib: Resident memory at equal intervals.
+        memory_mib: Memory of all processes at equal intervals.
         outcomes: Number of calls by outcome.
         rate: Requests per second.
         counters: Watched metrics after the load.
         grows: Whether memory may grow.
     """
-    second_half = resident_mib[len(resident_mib) // 2 :]
+    second_half = memory_mib[len(memory_mib) // 2 :]
     slope = np.polyfit(np.arange(len(second_half)), second_half, 1)[0] * len(second_half)
     growth = float(slope / second_half.mean())
     left = sum(value for name, value in counters.items() if "cancelled" not in name)
@@ -92,7 +91,7 @@ def judge(
     small = grows or growth <= GROWTH
     good = small and left == 0 and set(outcomes) == {"200"} and cancelled > 0
     print(
-        f"resident MiB: first {resident_mib[0]:.1f}, last {resident_mib[-1]:.1f}, "
+        f"memory in MiB: first {memory_mib[0]:.1f}, last {memory_mib[-1]:.1f}, "
         f"growth over the second half {100 * growth:.2f} %"
     )
     print(
@@ -102,7 +101,7 @@ def judge(
     return {
         "requests_per_s": rate,
         "outcomes": outcomes,
-        "resident_mib": resident_mib.round(1).tolist(),
+        "memory_mib": memory_mib.round(1).tolist(),
         "growth_second_half": growth,
         "cancelled": cancelled,
         "left_in_queues": left,
@@ -116,14 +115,12 @@ def alternating_calls() -> list[Call]:
 
 
 def watch(
-    server: RunningServer, interval_s: float, resident_mib: list[float], stop: threading.Event
+    server: RunningServer, interval_s: float, memory_mib: list[float], stop: threading.Event
 ) -> None:
     """Record the memory, and change the budget, at equal intervals."""
     turn = 0
     while not stop.wait(interval_s):
-        status = Path(f"/proc/{server.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-        resident_mib.append(int(line.split()[1]) / 1024)
+        memory_mib.append(server.memory_mib())
         put_budget(server.url, BUDGETS_MS[turn % len(BUDGETS_MS)])
         turn += 1
 

@@ -23,7 +23,7 @@ from scheduler.frontier import FrontierPoint
 from scheduler.monitoring.agreement import AgreementCount, AgreementCurve, AgreementFloor
 from scheduler.monitoring.drift import ScoreDrift
 from scheduler.policy import exits_taken, replay
-from server.quality.feedback import REMEMBERED, PredictionLog
+from server.quality.feedback import REMEMBERED, PredictionLog, key_of
 
 BATCH = 8  # scores noted at a time
 FLOOR_SHARES = (0.25, 0.5)  # from the first exit's cost to the last one's
@@ -253,7 +253,7 @@ def feedback_row(remembered: int) -> Row:
     def remember() -> PredictionLog:
         answers = PredictionLog()
         for number, request_id in enumerate(ids):
-            answers.record(request_id, "cifar10-resnet56", number % 3, number % 10)
+            answers.record(key_of(request_id), "cifar10-resnet56", number % 3, number % 10)
         return answers
 
     held, peak = memory_mb(remember)
