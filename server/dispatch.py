@@ -44,7 +44,7 @@ class Dispatcher:
         clock: Seconds, monotonic; the engine's.
 
     Attributes:
-        terms: The terms under which requests enter; whoever is in control replaces them.
+        terms: The terms under which requests enter; control replaces them.
     """
 
     client: EngineClient
@@ -196,7 +196,7 @@ class Dispatcher:
         if options.deadline_ms is not None:
             deadline_s = received_s + options.deadline_ms / 1e3
         terms = self.terms  # a parameter belongs to one policy, so both are read together
-        assert terms is not None, "whoever is in control has set them before there are requests"
+        assert terms is not None, "control sets the terms before the first request"
         parameter = None if options.budget_ms is None else terms.parameter_for(options.budget_ms)
         request = InferenceRequest(
             parameter=parameter,

@@ -60,7 +60,7 @@ class Connection(Protocol):
 
 
 class _NoEvent:
-    """Stands in for what uvicorn sets when a part of a body has come."""
+    """Replaces the event that uvicorn sets when a part of a body arrives."""
 
     def set(self) -> None:
         """Do nothing: the request was whole."""

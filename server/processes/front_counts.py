@@ -7,7 +7,7 @@ from prometheus_client import Gauge
 
 
 class FrontCounts:
-    """Counts requests and refusals; stands in for the metrics, which control keeps.
+    """Counts requests and refusals in place of `Metrics`, which only control has.
 
     Attributes:
         inflight: Samples admitted and not yet answered.

@@ -111,7 +111,7 @@ def pack_results(finished: Sequence[RemoteRequest], sent_s: float, rows: int) ->
     Args:
         finished: Requests with results.
         sent_s: The time now.
-        rows: Requests that the engine still holds, whoever sent them.
+        rows: Requests of all front-ends that the engine still holds.
     """
     done = [each for each in finished if isinstance(each.result, Prediction)]
     shapes = {_output(each).log_probs.shape + _output(each).logits.shape for each in done}

@@ -214,7 +214,7 @@ class RemoteClient:
             self.cancelled += count
 
     def note_delivery(self, now_s: float, took_s: float) -> None:
-        """Note how long results took to here; engines are told with the next requests."""
+        """Note how long results took to arrive; the next requests tell the engines."""
         self._engines.delivery = now_s, took_s
 
     def take_cancelled(self) -> int:

@@ -24,27 +24,13 @@ from models.preprocess import (
     TextPreprocessor,
 )
 from models.training.batches import normalise
+from tests.models.image_files import Pixels, encode, smooth
 
 preprocess = ImagePreprocessor(32, 32, IMAGENET_MEAN, IMAGENET_STD)
-Pixels = NDArray[np.uint8]
 
 
 def noise(*shape: int) -> Pixels:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-
-
-def smooth(height: int = 32, width: int = 32) -> Pixels:
-    """Make an image that lossy formats change little."""
-    down, across = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
-    return np.stack([255 * down, 255 * across, 255 - 127 * (down + across)], -1).astype(np.uint8)
-
-
-def encode(image: Image.Image | Pixels, format: str = "PNG", **options: Any) -> bytes:
-    stream = io.BytesIO()
-    if not isinstance(image, Image.Image):
-        image = Image.fromarray(image)
-    image.save(stream, format, **options)
-    return stream.getvalue()
 
 
 def furthest(a: NDArray[Any], b: NDArray[Any]) -> float:
