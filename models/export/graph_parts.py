@@ -12,6 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
 from models.export.onnx_graphs import Graphs
+from models.export.shortcuts import replace_shortcuts
 from models.export.weights import to_int8
 from models.runtime.onnx_backend import CPU
 
@@ -72,7 +73,7 @@ def prepare(graphs: Graphs) -> tuple[list[Part], list[Part]]:
 
 
 def optimise(graph: ModelProto) -> ModelProto:
-    """Fold norms into kernels, round embeddings, and infer the types of all tensors."""
+    """Fold norms into kernels, leave only integer operators between them, and infer all types."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"
         options = ort.SessionOptions()
@@ -80,7 +81,8 @@ def optimise(graph: ModelProto) -> ModelProto:
         options.optimized_model_filepath = str(path)
         options.log_severity_level = 3
         ort.InferenceSession(graph.SerializeToString(), options, providers=CPU.providers)
-        model = onnx.load(path)
+        model = load_model_with_shape_infer(path)
+        replace_shortcuts(model)
         _round_embeddings(model)
         onnx.save(model, path)
         inferred: ModelProto = load_model_with_shape_infer(path)
