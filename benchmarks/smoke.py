@@ -38,6 +38,7 @@ BENCHMARKS = (  # the longest first, so that both cores stay busy
     "request_path",
     "processes",
     "gpu",
+    "engine_process",
     "transport",
     "decoding",
     "record_drift",

@@ -141,7 +141,8 @@ class ImagePreprocessor:
         """Normalise images (N, H, W, 3) to network input (N, 3, H, W)."""
         planes = np.empty((len(images), 3, *images.shape[1:3]), np.float32)
         for channel, levels in enumerate(self._levels):
-            np.take(levels, images[..., channel], out=planes[:, channel])
+            # No index is out of range, and clipping skips the copy that checking would make.
+            levels.take(images[..., channel], out=planes[:, channel], mode="clip")
         return planes
 
     def _prepare(self, decoded: DecodedImage) -> ModelInput:

@@ -305,13 +305,17 @@ def _columns(answered: list[InferenceRequest]) -> Answers:
     return Answers(
         np.array(keys, np.int64),
         np.array([each.exit for each in predictions], np.int64),
-        np.array([probabilities(each.output.log_probs).argmax() for each in predictions], np.int64),
+        np.array([_class_id(each) for each in predictions], np.int64),
         np.array([each.compute_ms for each in predictions], np.float64),
         np.array([each.queue_ms for each in predictions], np.float64),
         np.array([each.total_ms for each in answered], np.float64),
         np.array([each.decode_ms for each in answered], np.float64),  # None becomes NaN
         np.array([each.counts_for_budget for each in answered], np.bool_),
     )
+
+
+def _class_id(prediction: Prediction) -> np.intp:
+    return probabilities(prediction.batch_output.log_probs[prediction.place]).argmax()
 
 
 def decode_base64(text: str) -> bytes:

@@ -292,7 +292,7 @@ def prediction_fields(
     """
     prediction = served.result
     assert isinstance(prediction, Prediction), "only answered requests have predictions"
-    probs = probabilities(prediction.output.log_probs)
+    probs = probabilities(prediction.batch_output.log_probs[prediction.place])
     ranking = np.argsort(-probs, kind="stable")[:top_k]
     listed = list(zip(ranking.tolist(), probs[ranking].tolist(), strict=True))
     best, confidence = listed[0]

@@ -91,6 +91,7 @@ class ModelRunner:
             observer=self._observer,
             costs=facts.costs,
             clock=clock,
+            on_put=lambda: self._on_put(),
         )
         self.auditor = Auditor(lambda: self.engine.idle())
         self._policies = {0: self.engine.active_policy}
@@ -106,14 +107,21 @@ class ModelRunner:
         self.engine.workers = workers
         self.facts = self.facts._replace(workers=workers)
 
-    def start(self, on_done: OnDone, on_start: OnStart = lambda requests: None) -> None:
+    def start(
+        self,
+        on_done: OnDone,
+        on_start: OnStart = lambda requests: None,
+        on_put: Callable[[], None] = lambda: None,
+    ) -> None:
         """Start the workers.
 
         Args:
             on_done: Called by a worker once per batch with the requests that have ended.
             on_start: Called by a worker before it runs a stage for requests.
+            on_put: Called whenever requests wait for a stage; without workers, somebody must then
+                call `engine.run_batch`.
         """
-        self._on_done, self._observer.on_start = on_done, on_start
+        self._on_done, self._observer.on_start, self._on_put = on_done, on_start, on_put
         self.engine.start()
 
     def stop(self) -> None:

@@ -41,9 +41,11 @@ class Engine:
         observer: Receives counts.
         costs: What batches cost, to predict deadlines before any batch has run.
         clock: Seconds, monotonic.
+        on_put: Called whenever requests wait for a stage; without threads it must see to it that
+            `run_batch` is called.
 
     Attributes:
-        workers: Number of threads; may be set until they start.
+        workers: Number of threads; may be set until they start. 0: the caller runs batches.
         failed: Whether a batch has failed since somebody reset it.
         last_progress_s: When a worker last began a stage.
     """
@@ -61,6 +63,7 @@ class Engine:
         observer: EngineObserver | None = None,
         costs: StageCosts | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        on_put: Callable[[], None] = lambda: None,
     ) -> None:
         self.backend = backend
         self.active_policy = ActivePolicy(policy, parameter)
@@ -72,7 +75,7 @@ class Engine:
         self._observer = observer or NullObserver()
         self._executor = StageExecutor(backend)
         self._limit = BatchLimit(backend.num_exits, costs, max_batch)
-        self._queue = WorkQueue(self._limit.priority(), clock)
+        self._queue = WorkQueue(self._limit.priority(), clock, on_put)
         # No worker is woken for shadows: the worker that puts them takes them once it is idle.
         self._shadows = ShadowRunner(
             backend, lambda shadows: self._queue.put(shadows, len(shadows)), on_audit
@@ -93,6 +96,8 @@ class Engine:
         self._queue.close(len(self._threads))
         for thread in self._threads:
             thread.join()
+        while not self._threads and self.run_batch():
+            pass
 
     @property
     def alive(self) -> bool:
@@ -139,11 +144,16 @@ class Engine:
     def submit(self, requests: Sequence[InferenceRequest]) -> None:
         """Let requests wait for stage 0; any thread may call."""
         now, active = self.clock(), self.active_policy
+        state: State | None = None
+        policy: ActivePolicy | None = None
         for request in requests:
             request.arrived_s = now
-            request.policy = request.policy or active
-            request.history = request.policy.policy.start(1)
-            request.shape = tuple([array.shape[1:] for array in request.state])
+            entered = request.policy or active
+            if request.state is not state or entered is not policy:  # rows may share their arrays
+                state, policy = request.state, entered
+                history = policy.policy.start(len(state[0]))
+                shape = tuple([array.shape[1:] for array in state])
+            request.policy, request.history, request.shape = entered, history, shape
         self._queue.put(requests)
 
     def cancel(self, requests: Sequence[InferenceRequest]) -> None:
@@ -160,19 +170,29 @@ class Engine:
     def run(self) -> None:
         """Advance batches until the queues are closed and empty; every worker's loop."""
         while batch := self._queue.get():
-            self.last_progress_s = self.clock()
-            if batch[0].priority == AUDIT:
-                self._shadows.advance(batch)
-                continue
-            try:
-                finished = self._advance(batch)
-            except Exception:  # A bug in our code: fail this batch, keep the worker running.
-                log.exception("a batch of stage %d failed", batch[0].stage)
-                finished = self._fail(batch)
-            if finished:
-                self._deliver(finished)
-                if audited := [request for request in finished if request.audit is not None]:
-                    self._shadows.start(audited)
+            self._run(batch)
+
+    def run_batch(self) -> bool:
+        """Advance the next batch by a stage in this thread; return False if none waits."""
+        batch = self._queue.take()
+        if batch:
+            self._run(batch)
+        return bool(batch)
+
+    def _run(self, batch: list[InferenceRequest]) -> None:
+        self.last_progress_s = self.clock()
+        if batch[0].priority == AUDIT:
+            self._shadows.advance(batch)
+            return
+        try:
+            finished = self._advance(batch)
+        except Exception:  # A bug in our code: fail this batch, keep the worker running.
+            log.exception("a batch of stage %d failed", batch[0].stage)
+            finished = self._fail(batch)
+        if finished:
+            self._deliver(finished)
+            if audited := [request for request in finished if request.audit is not None]:
+                self._shadows.start(audited)
 
     def _deliver(self, finished: list[InferenceRequest]) -> None:
         try:
@@ -238,7 +258,7 @@ class Engine:
         for request in batch:
             if request.cancelled:
                 self._observer.on_cancelled(1)
-            elif _is_too_late(request, now_s):
+            elif request.deadline_s is not None and _is_too_late(request, now_s):
                 request.result = deadline_error()
                 finished.append(request)
             else:
@@ -331,9 +351,10 @@ class Engine:
             leaves = leaves or self.deadlines.would_miss_next_exit(request, now_s)
         if not leaves:
             return None
-        row = HeadOutput(output.logits[place], output.log_probs[place])
         trace = request.trace if request.traced else None
-        return Prediction(request.stage, row, request.compute_ms, request.queue_ms, late, trace)
+        return Prediction(
+            request.stage, output, place, request.compute_ms, request.queue_ms, late, trace
+        )
 
     def _retry_smaller(
         self, requests: list[InferenceRequest], error: OutOfMemory

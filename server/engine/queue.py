@@ -192,10 +192,17 @@ class WorkQueue:
     Args:
         priority: Priorities of batches; its `max_batch` is the most requests of one.
         clock: Seconds, monotonic.
+        on_put: Called whenever requests wait.
     """
 
-    def __init__(self, priority: BatchPriority, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        priority: BatchPriority,
+        clock: Callable[[], float],
+        on_put: Callable[[], None] = lambda: None,
+    ) -> None:
         self._clock = clock
+        self._on_put = on_put
         self._lock = threading.Lock()  # guards the next three
         self._queues = StageQueues(priority)
         self._idle_workers = 0
@@ -225,19 +232,27 @@ class WorkQueue:
             self._idle_workers -= woken
         for _ in range(woken):
             self._wakeups.put(None)
+        self._on_put()
 
     def get(self) -> list[InferenceRequest]:
         """Wait for a batch; empty once the queue is closed and holds nothing."""
         while True:
             with self._lock:
-                if self._queues:
-                    now = self._clock()
-                    batch = self._queues.take(self._queues.priority.max_batch, now)
-                    break
-                if self._closed:
-                    return []
+                if self._queues or self._closed:
+                    return self._next_batch()
                 self._idle_workers += 1
             self._wakeups.get()
+
+    def take(self) -> list[InferenceRequest]:
+        """Return the next batch; empty if nothing waits."""
+        with self._lock:
+            return self._next_batch()
+
+    def _next_batch(self) -> list[InferenceRequest]:
+        if not self._queues:
+            return []
+        now = self._clock()
+        batch = self._queues.take(self._queues.priority.max_batch, now)
         for request in batch:
             request.queue_ms += (now - request.ready_s) * 1e3
         return batch

@@ -17,6 +17,7 @@ AUDIT = PRIORITIES  # the priority below all others: audited rows that no client
 Shape = tuple[tuple[int, ...], ...]
 """The shapes of one row's arrays; rows of different shapes never share a batch."""
 LogProbs = NDArray[np.float32]
+NO_HISTORY: NDArray[np.float64] = np.empty((1, 0))
 
 
 class ExitTrace(NamedTuple):
@@ -42,7 +43,8 @@ class Prediction(NamedTuple):
 
     Attributes:
         exit: The exit it left at, 0-based.
-        output: That exit's logits and log-probabilities of this row alone, (C,).
+        batch_output: That exit's logits and log-probabilities of the batch that it left in, (A, C).
+        place: Its row there.
         compute_ms: Wall time of the batches it was in, heads and policy included.
         queue_ms: Time it waited for workers.
         late: Whether its deadline had passed.
@@ -50,11 +52,18 @@ class Prediction(NamedTuple):
     """
 
     exit: int
-    output: HeadOutput
+    batch_output: HeadOutput
+    place: int
     compute_ms: float
     queue_ms: float
     late: bool
     trace: list[ExitTrace] | None
+
+    @property
+    def output(self) -> HeadOutput:
+        """The logits and log-probabilities of this row alone, (C,)."""
+        logits, log_probs = self.batch_output
+        return HeadOutput(logits[self.place], log_probs[self.place])
 
 
 @dataclass(slots=True, eq=False)
@@ -90,7 +99,8 @@ class InferenceRequest:
     """One sample from its arrival to its prediction.
 
     Attributes:
-        state: Arrays of the batch it last went through a stage with; at first its input, one row.
+        state: Arrays of the batch it last went through a stage with; at first its input, alone or
+            with those of other requests.
         parameter: This request's own policy parameter; None: the active one.
         deadline_s: When its answer must be out, on the engine's clock; None: no deadline.
         priority: 0 goes first, 3 last; AUDIT after all of them.
@@ -141,7 +151,7 @@ class InferenceRequest:
     counts_for_budget: bool = True
     total_ms: float = 0.0
     place: int = 0
-    history: NDArray[np.float64] = field(default_factory=lambda: np.empty((1, 0)))
+    history: NDArray[np.float64] = field(default_factory=lambda: NO_HISTORY)
     shape: Shape = ()
     run_to_end: bool = False
     cancelled: bool = False

@@ -32,7 +32,10 @@ class StageExecutor:
 
     def needs_head(self, requests: list[InferenceRequest], snapshot: PolicySnapshot) -> bool:
         """Whether any request can leave at this exit, or needs its output later."""
-        return any([self._needs_head(request, snapshot) for request in requests])
+        for request in requests:  # most often the first one decides
+            if self._needs_head(request, snapshot):
+                return True
+        return False
 
     def run_head(self, exit: int, state: State, rows: int) -> HeadOutput:
         """Run the head of an exit on the `rows` rows of a batch after its stage."""

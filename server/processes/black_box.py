@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 MOST_THREADS, MOST_ROWS = 257, 1024  # of an engine, and of a batch
 BYTES = MOST_THREADS * (1 + MOST_ROWS) * 8
@@ -17,6 +18,11 @@ def create() -> int:
     descriptor = os.memfd_create("eenet-black-box")
     os.truncate(descriptor, BYTES)
     return descriptor
+
+
+def marks(front: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the marks of a front-end's requests, by their numbers."""
+    return numbers | front << FRONT_BIT
 
 
 class BlackBox:
@@ -35,10 +41,9 @@ class BlackBox:
         self._slots: dict[int, int] = {}
         self._lock = threading.Lock()  # guards the slots
 
-    def write(self, fronts: Sequence[int], numbers: Sequence[int]) -> None:
-        """Note what this thread executes from now on."""
-        row = self._rows[self._slot()]
-        listed = [f << FRONT_BIT | n for f, n in zip(fronts, numbers, strict=True)][:MOST_ROWS]
+    def write(self, executing: Sequence[int]) -> None:
+        """Note the marks of what this thread executes from now on."""
+        row, listed = self._rows[self._slot()], executing[:MOST_ROWS]
         row[0] = 0
         row[1 : 1 + len(listed)] = listed
         row[0] = len(listed)

@@ -8,9 +8,11 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import uvloop
+
 from server.cores import usable_cores
 from server.engine.request import InferenceRequest
-from server.lifespan import HEARTBEAT_S, load_bundles
+from server.lifespan import HEARTBEAT_S, load_bundles, spare_the_collector
 from server.processes.black_box import BlackBox
 from server.processes.channel import Channel
 from server.processes.messages import (
@@ -33,6 +35,10 @@ log = logging.getLogger(__name__)
 
 # Python for a row that comes over a connection, against the engine's and the policy's alone.
 TRANSPORT_FACTOR = 4
+# Batches that take no longer run on the event loop: on a CPU, whose core they would take from it
+# anyway, and on a device, beside which a thread could do nothing meanwhile.
+LONGEST_ON_LOOP_MS = {"cpu": 25.0}
+LONGEST_ON_LOOP_OF_DEVICE_MS = 0.1
 
 
 class FrontLink:
@@ -75,6 +81,7 @@ class EngineHost:
         self._ended = asyncio.Event()
         self._had_work = set(range(len(runners)))  # so that the first report is whole
         self._trials: set[asyncio.Future[None]] = set()
+        self._runs_batches = False  # whether this loop is about to
         self._acts: dict[str, Callable[[Message, list[int]], None]] = {
             "front": self._connect,
             "parameter": self._set_parameter,
@@ -87,10 +94,12 @@ class EngineHost:
 
     async def run(self) -> None:
         """Serve until control says so or is gone."""
-        loop = asyncio.get_running_loop()
-        self._control = Channel(self._control_socket, loop, self._obey, self._ended.set)
+        self._loop = asyncio.get_running_loop()
+        self._on_loop = [each for each in self._runners if each.engine.workers == 0]
+        self._control = Channel(self._control_socket, self._loop, self._obey, self._ended.set)
         for runner in self._runners:
-            runner.start(self._finished, self._note_start)
+            runner.start(self._finished, self._note_start, self._run_batches_soon)
+        spare_the_collector()
         facts = [facts_fields(runner.facts) for runner in self._runners]
         self._control.send(Message("ready", {"facts": facts}))
         while not self._ended.is_set():
@@ -103,6 +112,17 @@ class EngineHost:
             runner.stop()
         self._report()
 
+    def _run_batches_soon(self) -> None:
+        """Run a batch of every model without threads of its own, once what has come is read."""
+        if self._on_loop and not self._runs_batches:
+            self._runs_batches = True
+            self._loop.call_soon(self._run_batches)
+
+    def _run_batches(self) -> None:
+        self._runs_batches = False
+        if any([runner.engine.run_batch() for runner in self._on_loop]):
+            self._run_batches_soon()
+
     def _obey(self, message: Message, fds: list[int]) -> None:
         self._acts[message.kind](message, fds)
 
@@ -110,7 +130,7 @@ class EngineHost:
         link = FrontLink(message.fields["index"])
         link.channel = Channel(
             socket.socket(fileno=fds[0]),
-            asyncio.get_running_loop(),
+            self._loop,
             lambda message, fds: self._receive(link, message),
             lambda: self._drop(link),
         )
@@ -156,8 +176,7 @@ class EngineHost:
                 front.channel.send(message)  # type: ignore[union-attr]
 
     def _note_start(self, requests: Sequence[InferenceRequest]) -> None:
-        remote = [each for each in requests if isinstance(each, RemoteRequest)]
-        self._black_box.write([r.front.index for r in remote], [r.number for r in remote])
+        self._black_box.write([r.mark for r in requests if isinstance(r, RemoteRequest)])
 
     def _set_parameter(self, message: Message, fds: list[int]) -> None:
         self._runners[message.fields["model"]].set_parameter(message.fields["parameter"])
@@ -233,9 +252,17 @@ def run_engine(setup: ChildSetup) -> None:
     workers = _count_workers(runners, settings)
     for runner in runners:
         runner.set_workers(workers)
+        if workers == 1 and runs_on_loop(runner.facts):
+            runner.engine.workers = 0
     black_box = BlackBox(descriptor)
     black_box.clear()
-    asyncio.run(EngineHost(runners, sock, black_box).run())
+    uvloop.run(EngineHost(runners, sock, black_box).run())
+
+
+def runs_on_loop(facts: RunnerFacts) -> bool:
+    """Whether batches had better run on the event loop than in a thread beside it."""
+    longest_ms = LONGEST_ON_LOOP_MS.get(facts.device, LONGEST_ON_LOOP_OF_DEVICE_MS)
+    return bool(facts.costs.stages_ms.max() <= longest_ms)
 
 
 def _count_workers(runners: Sequence[ModelRunner], settings: Settings) -> int:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import itertools
 import logging
 import socket
@@ -19,7 +18,7 @@ from server.errors import NotReady
 from server.front import Front
 from server.hot_route import HotRoute
 from server.http_protocol import http_config
-from server.lifespan import HEARTBEAT_S, load_bundles
+from server.lifespan import HEARTBEAT_S, load_bundles, spare_the_collector
 from server.middleware import RequestMiddleware
 from server.processes.channel import Channel
 from server.processes.front_counts import FrontCounts
@@ -113,7 +112,7 @@ class FrontEnd:
             self._clients[name] = client
             model.dispatcher.start(client, loop, self._report_soon)
         await self._started.wait()
-        gc.freeze()  # what is loaded stays, so the garbage collector need not walk it again
+        spare_the_collector()
         heartbeat = asyncio.create_task(self._beat())
         self._control.send(Message("ready"))
         await send({"type": "lifespan.startup.complete"})

@@ -4,17 +4,18 @@ import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.backend import HeadOutput, State
+from models.backend import HeadOutput, Part, State, gather_arrays
 from models.stage_costs import StageCosts
 from scheduler.fitted import Scheduler, dump_scheduler, parse_scheduler
 from server import errors
 from server.engine.request import AuditTrace, ExitTrace, InferenceRequest, Prediction
 from server.errors import ServeError
+from server.processes import black_box
 from server.processes.wire import Message
 from server.reports import Answers, AuditOutcome, EntryTerms, ExitScores, RunnerFacts, Work
 
@@ -26,17 +27,27 @@ NO_AUDIT = 0
 TRACED, AUDITED = 1, 2  # bits of a request's flags
 
 
+class Sender(Protocol):
+    """A front-end, to an engine."""
+
+    @property
+    def index(self) -> int:
+        """Which front-end it is."""
+
+
 @dataclass(slots=True, eq=False)
 class RemoteRequest(InferenceRequest):
     """A request that came from another process.
 
     Attributes:
         number: The front-end's number for it.
-        front: The connection that it came over.
+        front: The front-end that sent it.
+        mark: What the black box notes of it.
     """
 
     number: int = 0
     front: Any = None
+    mark: int = 0
 
 
 def pack_requests(
@@ -73,33 +84,37 @@ def pack_requests(
 
 
 def unpack_requests(
-    message: Message, front: Any, network_input: Callable[[State], State]
+    message: Message, front: Sender, network_input: Callable[[State], State]
 ) -> list[RemoteRequest]:
-    """Unpack what `pack_requests` packed.
+    """Unpack what `pack_requests` packed; the requests share the arrays of their inputs.
 
     Args:
         message: The message.
-        front: The connection that it came over.
+        front: The front-end that it came from.
         network_input: Turns the arrays of all rows into what the network takes.
     """
     whole, real, *arrays = message.arrays
     inputs = network_input(tuple(arrays))
+    marks = black_box.marks(front.index, whole[:, 0]).tolist()
     requests = []
-    rows = zip(whole.tolist(), real.tolist(), strict=True)
-    for place, ((number, version, priority, flags, key), (parameter, deadline_s)) in enumerate(
-        rows
-    ):
+    for place, (
+        mark,
+        (number, version, priority, flags, key),
+        (parameter, deadline_s),
+    ) in enumerate(zip(marks, whole.tolist(), real.tolist(), strict=True)):
         requests.append(
             RemoteRequest(
-                tuple([array[place : place + 1] for array in inputs]),
-                parameter=None if math.isnan(parameter) else parameter,
-                deadline_s=None if math.isnan(deadline_s) else deadline_s,
-                priority=priority,
+                inputs,
+                None if math.isnan(parameter) else parameter,
+                None if math.isnan(deadline_s) else deadline_s,
+                priority,
                 traced=bool(flags & TRACED),
                 policy_version=version,
                 audit=AuditTrace(key) if flags & AUDITED else None,
+                place=place,
                 number=number,
                 front=front,
+                mark=mark,
             )
         )
     return requests
@@ -113,59 +128,61 @@ def pack_results(finished: Sequence[RemoteRequest], sent_s: float, rows: int) ->
         sent_s: The time now.
         rows: Requests of all front-ends that the engine still holds.
     """
-    done = [each for each in finished if isinstance(each.result, Prediction)]
-    shapes = {_output(each).log_probs.shape + _output(each).logits.shape for each in done}
-    if len(shapes) > 1:
+    by_output: list[tuple[HeadOutput, list[int]]] = []  # the rows of each batch that they left in
+    whole: list[tuple[int, int, bool]] = []
+    real: list[tuple[float, float]] = []
+    failed: list[tuple[int, str, str]] = []
+    traces: dict[str, list[list[Any]]] = {}
+    output: HeadOutput | None = None
+    for each in finished:
+        result = each.result
+        if isinstance(result, ServeError):
+            failed.append((each.number, result.code, result.detail))
+            continue
+        assert result is not None, "finished requests have a result"
+        exit, left_in, place, compute_ms, queue_ms, late, trace = result
+        if left_in is not output:
+            output, places = left_in, list[int]()
+            by_output.append((output, places))
+        places.append(place)
+        whole.append((each.number, exit, late))
+        real.append((compute_ms, queue_ms))
+        if trace:
+            traces[str(each.number)] = _plain(trace)
+    if len({each.log_probs.shape[1:] + each.logits.shape[1:] for each, _ in by_output}) > 1:
         return [message for each in finished for message in pack_results([each], sent_s, rows)]
-    predictions = [each.result for each in done if isinstance(each.result, Prediction)]
-    whole = np.array(
-        [(each.number, p.exit, p.late) for each, p in zip(done, predictions, strict=True)], np.int64
-    ).reshape(len(done), 3)
-    real = np.array([(p.compute_ms, p.queue_ms) for p in predictions]).reshape(len(done), 2)
     fields: dict[str, Any] = {"sent_s": sent_s, "rows": rows}
-    failed = [
-        (each.number, each.result.code, each.result.detail)
-        for each in finished
-        if isinstance(each.result, ServeError)
-    ]
     if failed:
         fields["failed"] = failed
-    traces = {
-        str(n): _plain(p.trace)
-        for (n, *_), p in zip(whole.tolist(), predictions, strict=True)
-        if p.trace
-    }
     if traces:
         fields["traces"] = traces
-    arrays: tuple[NDArray[Any], ...] = (whole, real)
-    if done:
-        arrays += (
-            np.stack([p.output.logits for p in predictions]),
-            np.stack([p.output.log_probs for p in predictions]),
-        )
+    arrays: tuple[NDArray[Any], ...] = ()
+    if whole:
+        arrays = np.array(whole, np.int64), np.array(real), *_outputs(by_output)
     return [Message("results", fields, arrays)]
 
 
 def unpack_results(message: Message) -> Iterable[tuple[int, Prediction | ServeError]]:
     """Yield the number of each request and its result."""
-    whole, real, *outputs = message.arrays
-    traces = message.fields.get("traces", {})
-    rows = zip(whole.tolist(), real.tolist(), strict=True)
-    for place, ((number, exit, late), (compute_ms, queue_ms)) in enumerate(rows):
-        logits, log_probs = outputs
-        output = HeadOutput(logits[place], log_probs[place])
-        trace = traces.get(str(number))
-        yield (
-            number,
-            Prediction(exit, output, compute_ms, queue_ms, bool(late), trace and _traced(trace)),
-        )
+    if message.arrays:
+        whole, real, logits, log_probs = message.arrays
+        output = HeadOutput(logits, log_probs)
+        traces = message.fields.get("traces", {})
+        rows = zip(whole.tolist(), real.tolist(), strict=True)
+        for place, ((number, exit, late), (compute_ms, queue_ms)) in enumerate(rows):
+            trace = traces.get(str(number)) if traces else None
+            traced = trace and _traced(trace)
+            yield (
+                number,
+                Prediction(exit, output, place, compute_ms, queue_ms, bool(late), traced),
+            )
     for number, code, detail in message.fields.get("failed", ()):
         yield number, KNOWN_ERRORS[code](detail)
 
 
-def _output(request: InferenceRequest) -> HeadOutput:
-    assert isinstance(request.result, Prediction), "only answered requests have outputs"
-    return request.result.output
+def _outputs(parts: Sequence[tuple[HeadOutput, list[int]]]) -> HeadOutput:
+    """Return the rows of several outputs, one after the other."""
+    return HeadOutput(*gather_arrays([Part(output, rows) for output, rows in parts]))
 
 
 def _plain(trace: Sequence[ExitTrace]) -> list[list[Any]]:

@@ -105,6 +105,34 @@ def test_rows_that_stay_together_are_gathered_as_one_part_of_their_batch() -> No
     assert backend.parts == [[1] * 5, [4], [3]]
 
 
+def test_requests_may_share_the_arrays_that_they_came_in() -> None:
+    backend = FakeBackend()
+    rows = np.concatenate([sure(c, c, 0.9)[0] for c in (0.95, 0.6, 0.6, 0.96)])
+    state = (rows,)
+    requests = [InferenceRequest(state, place=place) for place in (0, 1, 3)]
+    assert exits_of(serve(requests, backend, max_batch=4)) == [0, 2, 0]
+    assert backend.parts[0] == [3], "they are one part of one batch"
+
+
+def test_without_threads_the_caller_runs_batches_and_is_told_when() -> None:
+    done: list[InferenceRequest] = []
+    waiting: list[int] = []
+    engine = engine_of(
+        FakeBackend(), done.extend, workers=0, max_batch=2, on_put=lambda: waiting.append(1)
+    )
+    engine.start()
+    assert not engine.run_batch() and not waiting
+    engine.submit([InferenceRequest(sure(0.6, 0.6, 0.9)) for _ in range(3)])
+    assert waiting == [1] and not done
+    runs = 0
+    while engine.run_batch():
+        runs += 1
+    assert len(done) == 3 and runs == 6 and engine.idle()
+    engine.submit([InferenceRequest(sure(0.95, 0.6, 0.9))])
+    engine.stop()
+    assert len(done) == 4, "what is in is answered before it stops"
+
+
 def test_no_batch_passes_the_bound() -> None:
     backend = FakeBackend()
     serve([InferenceRequest(sure(0.5, 0.5, 0.5)) for _ in range(20)], backend, max_batch=8)

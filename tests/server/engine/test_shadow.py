@@ -257,8 +257,8 @@ def answered(trail: AuditTrace, backend: Any) -> InferenceRequest:
     """A row that left at exit 0, as the engine leaves it."""
     left = row(0.95, 0.6, 0.7, trail=trail)
     record_exit(trail, 0, left.state, None, 1.0)
-    said = HeadOutput(*[backend.run_head(0, left.state).logits[0]] * 2)
-    left.result = Prediction(0, said, 1.0, 0.0, False, None)
+    said = HeadOutput(*[backend.run_head(0, left.state).logits] * 2)
+    left.result = Prediction(0, said, 0, 1.0, 0.0, False, None)
     return left
 
 

@@ -13,6 +13,8 @@ from scheduler.fitted import Scheduler, load_scheduler
 from scheduler.policy import score_all
 from server.engine.request import AuditTrace, ExitTrace, InferenceRequest, Prediction
 from server.errors import DeadlineExceeded, InferenceFailed
+from server.processes.black_box import BlackBox, create
+from server.processes.engine_host import FrontLink, runs_on_loop
 from server.processes.messages import (
     RemoteRequest,
     facts_fields,
@@ -33,6 +35,7 @@ from server.processes.messages import (
 from server.processes.wire import Message, MessageReader, encode
 from server.reports import Answers, AuditOutcome, EntryTerms, ExitScores, RunnerFacts, Work
 
+FRONT = FrontLink(1)
 parameters = st.none() | st.floats(allow_nan=False)
 
 
@@ -43,8 +46,13 @@ def sent(message: Message) -> Message:
 
 
 def prediction(exit: int, log_probs: NDArray[np.float32], **others: object) -> Prediction:
-    output = HeadOutput(log_probs + 1, log_probs)
-    return Prediction(exit, output, 1.5, 0.25, False, None)._replace(**others)  # type: ignore[arg-type]
+    output = HeadOutput(log_probs[None] + 1, log_probs[None])
+    return Prediction(exit, output, 0, 1.5, 0.25, False, None)._replace(**others)  # type: ignore[arg-type]
+
+
+def row_of(request: InferenceRequest) -> list[NDArray[np.generic]]:
+    """The request's own row of the arrays that it shares with others."""
+    return [array[request.place : request.place + 1] for array in request.state]
 
 
 @given(st.lists(st.tuples(parameters, parameters, st.integers(0, 3), st.booleans()), min_size=1))
@@ -66,21 +74,25 @@ def test_requests_keep_what_the_engine_reads(
     numbers = list(range(5, 5 + len(requests)))
     message = sent(pack_requests(3, numbers, requests, (1.0, 0.5)))
     assert (message.fields["model"], message.fields["delivery"]) == (3, [1.0, 0.5])
-    read = unpack_requests(message, "front", lambda arrays: arrays)
+    read = unpack_requests(message, FRONT, lambda arrays: arrays)
     assert [each.number for each in read] == numbers
     for mine, theirs in zip(read, requests, strict=True):
         for name in ("parameter", "deadline_s", "priority", "traced", "policy_version"):
             assert getattr(mine, name) == getattr(theirs, name)
         assert (mine.audit and mine.audit.key) == (theirs.audit and theirs.audit.key)
-        for here, there in zip(mine.state, theirs.state, strict=True):
+        for here, there in zip(row_of(mine), theirs.state, strict=True):
             np.testing.assert_array_equal(here, there)
+    black_box = BlackBox(create())
+    black_box.write([each.mark for each in read])
+    assert (black_box.read(FRONT.index), black_box.read(2)) == (set(numbers), set())
 
 
 def test_inputs_are_turned_into_the_networks_all_at_once() -> None:
     requests = [InferenceRequest((np.full((1, 3), each, np.uint8),)) for each in (1, 2)]
     message = sent(pack_requests(0, [1, 2], requests, None))
-    read = unpack_requests(message, None, lambda arrays: (arrays[0].astype(np.float32) / 2,))
-    assert [each.state[0].tolist() for each in read] == [[[0.5] * 3], [[1.0] * 3]]
+    read = unpack_requests(message, FRONT, lambda arrays: (arrays[0].astype(np.float32) / 2,))
+    assert [row_of(each)[0].tolist() for each in read] == [[[0.5] * 3], [[1.0] * 3]]
+    assert read[0].state is read[1].state
 
 
 def test_results_keep_outputs_errors_and_traces() -> None:
@@ -111,6 +123,25 @@ def test_results_keep_outputs_errors_and_traces() -> None:
     for number in (8, 10):
         mine, theirs = unpacked[number], results[number]
         assert type(mine) is type(theirs) and mine.detail == theirs.detail  # type: ignore[union-attr]
+
+
+def test_results_of_several_batches_keep_their_order() -> None:
+    outputs = [HeadOutput(rows + 1, rows) for rows in np.arange(12.0).reshape(2, 3, 2)]
+    left_in = [(0, 2), (0, 0), (1, 1), (0, 1)]
+    finished = [
+        RemoteRequest(
+            number=number,
+            result=prediction(0, np.zeros(2), batch_output=outputs[batch], place=place),
+        )
+        for number, (batch, place) in enumerate(left_in)
+    ]
+    (message,) = pack_results(finished, 0.0, 0)
+    for (number, result), (batch, place) in zip(
+        unpack_results(sent(message)), left_in, strict=True
+    ):
+        assert isinstance(result, Prediction) and number == left_in.index((batch, place))
+        np.testing.assert_array_equal(result.output.log_probs, outputs[batch].log_probs[place])
+        np.testing.assert_array_equal(result.output.logits, outputs[batch].logits[place])
 
 
 def test_outputs_of_several_shapes_take_several_messages() -> None:
@@ -175,3 +206,14 @@ def test_a_scheduler_arrives_as_it_was_fitted(shipped_bundle: Path) -> None:
 
 def scheduler_of(bundle: Path) -> Scheduler:
     return load_scheduler(load_bundle(bundle).variant("float32").scheduler())
+
+
+@pytest.mark.parametrize(
+    ("device", "longest_ms", "on_loop"),
+    [("cpu", 25.0, True), ("cpu", 26.0, False), ("cuda:0", 1.0, False), ("replay", 0.0, True)],
+)
+def test_short_batches_of_a_cpu_run_on_the_engines_event_loop(
+    device: str, longest_ms: float, on_loop: bool
+) -> None:
+    costs = StageCosts((1, 8), np.array([[0.0, longest_ms], [0.0, 0.0]]))
+    assert runs_on_loop(RunnerFacts("int8", device, costs, 1)) is on_loop
