@@ -185,6 +185,11 @@ class Dispatcher:
         """Hand a batch's finished requests to the event loop in one call; workers call this."""
         self.loop.call_soon_threadsafe(self.deliver, requests, self._clock())
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether anything was answered since `take_answers`."""
+        return bool(self._answered)
+
     def take_answers(self) -> Answers:
         """Return what was answered since the last call."""
         answered, self._answered = self._answered, []

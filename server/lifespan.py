@@ -27,6 +27,7 @@ from server.settings import Settings
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 0.25
+QUIET_BEAT_S = 0.5  # where there is nothing to report: each wake-up of an idle core costs a ms
 YOUNG_OBJECTS = 20_000  # a request makes some dozens, nearly none of them in cycles
 
 
@@ -120,6 +121,15 @@ def load_bundles(folders: Sequence[Path]) -> dict[str, Bundle]:
             raise ValueError(f"two bundles are named {name!r}; rename one in its bundle.json")
         bundles[name] = bundle
     return bundles
+
+
+def until_next_s(period_s: float, now_s: float) -> float:
+    """Return the time until the clock next shows a multiple of a period.
+
+    Processes that count on this share their wake-ups, and control reads all their heartbeats at
+    once.
+    """
+    return period_s - now_s % period_s
 
 
 def spare_the_collector() -> None:

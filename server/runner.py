@@ -186,6 +186,18 @@ class ModelRunner:
             del self._policies[min(self._policies)]
         self.engine.active_policy, self.policy_version = active, policy_version
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether a report would say that nothing was done, nothing waits and all is well."""
+        engine = self.engine
+        return (
+            not (self._observer.has_news or self.auditor.has_news or engine.failed)
+            and self._probe is None
+            and self._broken is None
+            and engine.idle()
+            and engine.alive
+        )
+
     def take_work(self) -> Work:
         """Return what was done since the last call, and how things stand; probe after a failure."""
         self._probe_if_failed()
@@ -254,6 +266,11 @@ class WorkObserver:
         self._steps: deque[tuple[int, int, float]] = deque()
         self._scores: deque[tuple[int, Floats, float]] = deque()
         self._cancelled: deque[int] = deque()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether anything is kept."""
+        return bool(self._steps or self._scores or self._cancelled)
 
     def on_step(self, stage: int, rows: int, elapsed_ms: float) -> None:
         """Keep what one batch took at a stage."""

@@ -20,7 +20,7 @@ from models.bundle import Bundle
 from server import __version__
 from server.app import create_control_app
 from server.control import Control
-from server.lifespan import HEARTBEAT_S
+from server.lifespan import HEARTBEAT_S, until_next_s
 from server.metrics import Metrics
 from server.model import ModelControl
 from server.process_metrics import ProcessCollector, ProcessName
@@ -36,7 +36,7 @@ from server.processes.messages import (
 )
 from server.processes.plan import ProcessPlan, fill_cores
 from server.processes.supervisor import Child, Supervisor
-from server.processes.wire import Message
+from server.processes.wire import BEAT, Message
 from server.processes.zygote import Zygote
 from server.reports import EntryTerms
 from server.settings import Settings
@@ -94,6 +94,7 @@ class ControlProcess:
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Future[Any]] = set()
         self._stopping = asyncio.Event()
+        self._has_news = True  # whether anything but heartbeats has come lately
         self._fault: str | None = None
 
     async def run(self) -> str | None:
@@ -223,6 +224,7 @@ class ControlProcess:
 
     def _hear_engine(self, engine: EngineProcess, message: Message, descriptors: list[int]) -> None:
         self._note_beat(engine)
+        self._has_news |= message.kind != BEAT.kind
         if message.kind == "work":
             model = message.fields["model"]
             engine.work[model] = work = unpack_work(message)
@@ -243,6 +245,7 @@ class ControlProcess:
 
     def _hear_front(self, front: FrontProcess, message: Message, descriptors: list[int]) -> None:
         self._note_beat(front)
+        self._has_news |= message.kind != BEAT.kind
         if message.kind == "answers":
             model = list(self.control.models.values())[message.fields["model"]]
             model.note_answers(unpack_answers(message))
@@ -324,7 +327,7 @@ class ControlProcess:
         able = [each for each in (*self._fronts, *self._engines) if each.ready.is_set()]
         flushes = [self._ask(each, Message("flush"), FLUSH_S) for each in able]
         await asyncio.gather(*flushes, return_exceptions=True)  # a silent one is known elsewhere
-        self._show()
+        self._refresh()
 
     async def _ask(self, process: Process, message: Message, timeout_s: float) -> Message:
         number = next(self._numbers)
@@ -354,12 +357,19 @@ class ControlProcess:
 
     async def _watch(self) -> None:
         """Refresh gauges and windows, and act on what is due; ends by cancellation."""
+        quiet_s = 0.0
         while True:
-            await asyncio.sleep(REFRESH_S)
+            await asyncio.sleep(until_next_s(REFRESH_S, self._clock()))
+            quiet_s = 0.0 if self._has_news else quiet_s + REFRESH_S
+            self._has_news = False
             for engine in self._engines:
                 self._kill_if_stalled(engine)
-            self.control.refresh()
-            self._show()
+            if quiet_s < 2 * REFRESH_S:  # once more after the last news
+                self._refresh()
+
+    def _refresh(self) -> None:
+        self.control.refresh()
+        self._show()
 
     def _kill_if_stalled(self, engine: EngineProcess) -> None:
         stalls = [work.fault for work in engine.work.values() if work.stalled]

@@ -12,7 +12,13 @@ import uvloop
 
 from server.cores import usable_cores
 from server.engine.request import InferenceRequest
-from server.lifespan import HEARTBEAT_S, load_bundles, spare_the_collector
+from server.lifespan import (
+    HEARTBEAT_S,
+    QUIET_BEAT_S,
+    load_bundles,
+    spare_the_collector,
+    until_next_s,
+)
 from server.processes.black_box import BlackBox
 from server.processes.channel import Channel
 from server.processes.messages import (
@@ -102,15 +108,17 @@ class EngineHost:
         spare_the_collector()
         facts = [facts_fields(runner.facts) for runner in self._runners]
         self._control.send(Message("ready", {"facts": facts}))
-        while not self._ended.is_set():
-            self._report()
-            try:
-                await asyncio.wait_for(self._ended.wait(), HEARTBEAT_S)
-            except TimeoutError:
-                continue
+        self._beat()
+        await self._ended.wait()
+        self._next_beat.cancel()
         for runner in self._runners:
             runner.stop()
         self._report()
+
+    def _beat(self) -> None:
+        period_s = HEARTBEAT_S if self._report() else QUIET_BEAT_S
+        delay_s = until_next_s(period_s, self._clock())
+        self._next_beat = self._loop.call_later(delay_s, self._beat)
 
     def _run_batches_soon(self) -> None:
         """Run a batch of every model without threads of its own, once what has come is read."""
@@ -209,10 +217,12 @@ class EngineHost:
         self._report()
         self._control.send(Message("reply", {"number": message.fields["number"]}))
 
-    def _report(self) -> None:
-        """Tell control what was done; without news, that this engine is alive."""
+    def _report(self) -> bool:
+        """Tell control what was done; without news, that this engine is alive: return False."""
         has_news = False
         for model, runner in enumerate(self._runners):
+            if runner.is_quiet and model not in self._had_work:
+                continue
             work = runner.take_work()
             if has_work(work) or model in self._had_work:
                 self._control.send(pack_work(model, work))
@@ -220,6 +230,7 @@ class EngineHost:
             (self._had_work.add if has_work(work) else self._had_work.discard)(model)
         if not has_news:
             self._control.send(BEAT)
+        return has_news
 
 
 def has_work(work: Work) -> bool:

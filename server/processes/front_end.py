@@ -18,7 +18,13 @@ from server.errors import NotReady
 from server.front import Front
 from server.hot_route import HotRoute
 from server.http_protocol import http_config
-from server.lifespan import HEARTBEAT_S, load_bundles, spare_the_collector
+from server.lifespan import (
+    HEARTBEAT_S,
+    QUIET_BEAT_S,
+    load_bundles,
+    spare_the_collector,
+    until_next_s,
+)
 from server.middleware import RequestMiddleware
 from server.processes.channel import Channel
 from server.processes.front_counts import FrontCounts
@@ -100,7 +106,7 @@ class FrontEnd:
 
     def drain(self) -> None:
         """Take no more connections, answer what is in, then end."""
-        self.server.should_exit = True
+        self.server.end()
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -124,11 +130,14 @@ class FrontEnd:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _beat(self) -> None:
+        period_s = HEARTBEAT_S
         while True:
-            due = self._clock() + HEARTBEAT_S
-            await asyncio.sleep(HEARTBEAT_S)
-            self._counts.loop_lag_s = max(self._clock() - due, 0.0)
-            self._report()
+            now_s = self._clock()
+            delay_s = until_next_s(period_s, now_s)
+            await asyncio.sleep(delay_s)
+            self._counts.loop_lag_s = max(self._clock() - now_s - delay_s, 0.0)
+            period_s = HEARTBEAT_S if self._report() else QUIET_BEAT_S
+            await self.server.on_tick(0)
 
     def _lose_control(self) -> None:
         """Control watches over all: without it nothing holds the budget, and nothing restarts."""
@@ -169,22 +178,23 @@ class FrontEnd:
             self._report_due = True
             asyncio.get_running_loop().call_later(REPORT_S, self._report)
 
-    def _report(self) -> None:
+    def _report(self) -> bool:
+        """Tell control what was answered; without news, that this front-end is alive."""
         self._report_due = False
         cancelled, has_news = [], self._counts.has_news
         for index, (name, model) in enumerate(self._front.models.items()):
-            answers = model.dispatcher.take_answers()
-            if len(answers.exits):
-                self._control.send(pack_answers(index, answers))
+            if model.dispatcher.has_answers:
+                self._control.send(pack_answers(index, model.dispatcher.take_answers()))
                 has_news = True
             cancelled.append(self._clients[name].take_cancelled())
         samples = self._front.admission.samples
         if not (has_news or any(cancelled) or samples or self._had_news):
             self._control.send(BEAT)
-            return
+            return False
         self._had_news = has_news or samples > 0  # one more report sets the gauges back
         counts = self._counts.take(samples)
         self._control.send(Message("counts", {**counts, "cancelled": cancelled}))
+        return True
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let control answer."""
@@ -203,7 +213,24 @@ class FrontEnd:
 
 
 class FrontEndServer(uvicorn.Server):
-    """Leaves signals to control, which alone decides when to drain."""
+    """Leaves signals to control, which alone decides when to drain.
+
+    The front-end's heartbeat calls `on_tick`, which keeps the time that responses state.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._ending = asyncio.Event()
+
+    def end(self) -> None:
+        """Drain."""
+        self.should_exit = True
+        self._ending.set()
+
+    async def main_loop(self) -> None:
+        """Wait until the server ends."""
+        await self.on_tick(0)
+        await self._ending.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

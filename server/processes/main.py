@@ -1,8 +1,9 @@
 """Serve in several processes: the sockets, the zygote, and control."""
 
-import asyncio
 import logging
 import socket
+
+import uvloop
 
 from server.lifespan import load_bundles
 from server.processes.control_process import ENGINE, FRONT_END, ControlProcess
@@ -20,7 +21,7 @@ START_FAILED = 3  # exit status; the log has said why
 def serve_in_processes(settings: Settings, plan: ProcessPlan) -> None:
     """Serve until a signal ends this process, or it cannot go on."""
     zygote = start_zygote({ENGINE: run_engine, FRONT_END: run_front_end})
-    fault = asyncio.run(_serve(settings, plan, zygote))
+    fault = uvloop.run(_serve(settings, plan, zygote))
     if fault is not None:
         log.error("the server has ended: %s", fault)
         raise SystemExit(START_FAILED)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from server.lifespan import until_next_s
 from server.processes.child_life import Action, ChildLife, LifeLimits
 from server.processes.zygote import StartFailed, Zygote
 
@@ -118,10 +119,11 @@ class Supervisor:
         """Watch the children until cancelled."""
         before_s = self._clock()
         while True:
-            await asyncio.sleep(self._tick_s)
+            delay_s = until_next_s(self._tick_s, before_s)
+            await asyncio.sleep(delay_s)
             now_s = self._clock()
             # Heartbeats may wait unread when control itself did not run: a stopped container.
-            pause_s = max(0.0, now_s - before_s - self._tick_s)
+            pause_s = max(0.0, now_s - before_s - delay_s)
             for place in self._places.values():
                 place.life.excuse(pause_s, now_s)
                 self._act(place)

@@ -87,6 +87,11 @@ class Auditor:
             for trace in list(self._in_flight):
                 self._drop(trace)
 
+    @property
+    def has_news(self) -> bool:
+        """Whether `take_outcomes` would return any; any thread may ask."""
+        return bool(self._ended or self._outcomes or self._skipped)
+
     def take_outcomes(self) -> tuple[list[AuditOutcome], int]:
         """Return what has ended since the last call, and how many samples were skipped."""
         with self._lock:
