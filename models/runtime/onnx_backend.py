@@ -1,5 +1,6 @@
 """Run stages and exit heads with ONNX Runtime on the host."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,6 +161,9 @@ def open_graph(source: Path | bytes, device: Device, threads_per_run: int = 1) -
     options.intra_op_num_threads = threads_per_run
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if device == CPU:
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
     try:
         session = ort.InferenceSession(
             source,
@@ -179,6 +183,18 @@ def open_graph(source: Path | bytes, device: Device, threads_per_run: int = 1) -
         [value.name for value in session.get_inputs()],
         [value.name for value in session.get_outputs()],
     )
+
+
+@functools.cache
+def _share_arena() -> None:
+    """Let all sessions of this process take their memory on the CPU from one arena.
+
+    With an arena of its own, every stage finds its activations in memory that no cache holds, since
+    other stages have run in between. Texts take up to a fifth longer then.
+    """
+    arena = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    memory = ort.OrtMemoryInfo("Cpu", arena, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, None)
 
 
 def open_graphs(paths: Sequence[Path], device: Device, threads_per_run: int = 1) -> list[Graph]:
