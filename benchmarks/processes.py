@@ -126,11 +126,10 @@ def networks_in(folder: Path) -> dict[str, tuple[str, ...]]:
     """Options of the server for each network."""
     bundle = ("--bundle", str(IMAGE_BUNDLE))
     options: dict[str, tuple[str, ...]] = {"network": (*bundle, "--precision", "float32")}
-    for name, costs, batch in (("free", FREE, 1), ("gpu", FAST_GPU, 64)):
+    for name, costs in (("free", FREE), ("gpu", FAST_GPU)):
         (folder / name).mkdir()
         path = write_costs(costs, folder / name)
-        replay = ("--backend", "replay", "--replay-costs", str(path), "--max-batch", str(batch))
-        options[name] = (*bundle, *replay)
+        options[name] = (*bundle, "--backend", "replay", "--replay-costs", str(path))
     return options
 
 

@@ -19,7 +19,7 @@ from benchmarks.peers.turns import Contender, Pace, Server, States, say
 from models.bundle import Precision
 from profiling.loadtest.load import LoadResult
 
-TO_THE_END, AT_BUDGET = "ours, every request to the last exit", "ours, at a budget"
+TO_THE_END, AT_BUDGET = "every request to the last exit", "at a budget"
 LOST_ACCURACY = 0.005  # that the budget may cost, against the plain network
 RESERVE = 0.002  # of it, since the controller moves the parameter around its point
 WATCH_S = 0.25
@@ -32,12 +32,19 @@ def least_accuracy(task: Task) -> float:
     return task.accuracy["float32"] - LOST_ACCURACY
 
 
-def our_server(task: Task, pace: Pace) -> Server:
-    """Our server with one bundle, without a budget and at one."""
-    ours = Ours(task, pace)
+def our_server(task: Task, pace: Pace, precision: str) -> Server:
+    """Our server with one bundle, without a budget and at one.
+
+    Args:
+        task: The task.
+        pace: Length of the measurements.
+        precision: A value of `--precision`; auto: the server chooses.
+    """
+    name = "ours" if precision == "auto" else f"ours in {precision}"
+    ours = Ours(task, pace, precision)
     watch = functools.partial(_watch, wait_s=pace.warm_up_s)
     to_the_end = Contender(
-        TO_THE_END,
+        f"{name}, {TO_THE_END}",
         task.calls,
         functools.partial(ours.count_wrong, to_the_end=True),
         lambda url, send: put_budget(url, None),
@@ -45,26 +52,27 @@ def our_server(task: Task, pace: Pace) -> Server:
         ours.describe,
     )
     at_budget = Contender(
-        AT_BUDGET,
+        f"{name}, {AT_BUDGET}",
         task.calls,
         functools.partial(ours.count_wrong, to_the_end=False),
         ours.settle,
         watch,
         ours.describe,
     )
-    return Server("ours", ours.serve, [to_the_end, at_budget])
+    return Server(name, ours.serve, [to_the_end, at_budget])
 
 
 class Ours:
-    """`eenet serve` with default options, which chooses the precision at each start.
+    """`eenet serve` with default options but for its precision.
 
     Args:
         task: The task.
         pace: Length of the measurements.
+        precision: A value of `--precision`; auto: the server chooses at each start.
     """
 
-    def __init__(self, task: Task, pace: Pace) -> None:
-        self._task, self._pace = task, pace
+    def __init__(self, task: Task, pace: Pace, precision: str) -> None:
+        self._task, self._pace, self._option = task, pace, precision
         self._replays: dict[str, Replay] = {}
         self._precision = ""  # of the server that runs
 
@@ -77,7 +85,7 @@ class Ours:
         """
         bundle = self._task.bundle
         command = [*eenet("serve"), "--bundle", str(bundle.folder), "--port", "PORT"]
-        command += ["--log-level", "warning"]
+        command += ["--precision", self._option, "--log-level", "warning"]
         with serving(command, {}, f"ours-{self._task.name}", _is_ready) as url:
             self._precision = precision = served_precision(_metrics(url), bundle.precisions)
             if precision not in self._replays:

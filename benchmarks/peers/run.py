@@ -1,10 +1,12 @@
 """This server against LitServe, mosec, BentoML and Ray Serve.
 
     .venv/bin/python -m benchmarks.peers.run [--peers litserve,mosec,bentoml,ray] [--seconds 10]
-        [--rounds 2] [--only image|text] [--precisions float32,int8]
+        [--rounds 2] [--only image|text] [--precisions float32,int8] [--ours auto,float32]
+        [--closed]
 
 All answer the same inputs on the same cores, with the load generator beside them. Each peer serves
-the plain network in single precision and in int8, ours chooses the precision of its bundle itself;
+the plain network in single precision and in int8, ours chooses the precision of its bundle itself
+unless `--ours` names one; `--closed` leaves out the open loops at shares of the best peer's rate.
 benchmarks/peers/README.md describes the configuration of each. One server runs at a time, all of
 them in turns, round after round. Peers are installed into build/peers; a smoke run installs nothing
 and measures the peers that are installed already. JSON on the last line.
@@ -40,7 +42,11 @@ def main() -> None:
     peers = [name for name in args.peers if name not in left_out]
     tasks = {
         name: compare(
-            TASKS[name](args.precisions, SMOKE_INPUTS if args.smoke else None), peers, pace
+            TASKS[name](args.precisions, SMOKE_INPUTS if args.smoke else None),
+            peers,
+            pace,
+            args.ours,
+            open_loops=not args.closed,
         )
         for name in args.only
     }
@@ -74,7 +80,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--precisions", default=",".join(PRECISIONS), help="of the peers; default: %(default)s"
     )
+    parser.add_argument(
+        "--ours", default="auto", help="precisions of our server; default: %(default)s"
+    )
+    parser.add_argument("--closed", action="store_true", help="no open loops")
     args = parser.parse_args()
+    args.ours = args.ours.split(",")
     args.precisions = [name for name in args.precisions.split(",") if name]
     args.peers = [name for name in args.peers.split(",") if name]
     args.only = [args.only] if args.only else list(TASKS)
@@ -82,6 +93,8 @@ def parse() -> argparse.Namespace:
         parser.error(f"{min(unknown)!r} is not a peer; give some of {', '.join(PEERS)}")
     if unknown := set(args.precisions) - set(PRECISIONS):
         parser.error(f"{min(unknown)!r} is not a precision; give {' or '.join(PRECISIONS)}")
+    if unknown := set(args.ours) - {"auto", *PRECISIONS}:
+        parser.error(f"--ours: {min(unknown)!r} is none of auto, {', '.join(PRECISIONS)}")
     if not args.precisions:
         parser.error(f"--precisions is empty; give {' or '.join(PRECISIONS)}")
     if not 0 < args.seconds < float("inf") or args.rounds < 1:
@@ -105,29 +118,39 @@ def not_installed(names: Iterable[str]) -> Iterator[tuple[str, str]]:
     return ((name, "it is not installed") for name in names if not is_installed(name))
 
 
-def compare(task: Task, peers: Sequence[str], pace: Pace) -> dict[str, Any]:
-    """Closed loops on all servers; then open loops on the best peer and on ours."""
+def compare(
+    task: Task, peers: Sequence[str], pace: Pace, precisions: Sequence[str], *, open_loops: bool
+) -> dict[str, Any]:
+    """Closed loops on all servers; then open loops on the best peer and on ours.
+
+    Args:
+        task: What is asked.
+        peers: The servers to compare with.
+        pace: Length of the measurements.
+        precisions: Those of our server.
+        open_loops: Whether there are open loops.
+    """
     turns = Turns(pace)
-    ours = our_server(task, pace)
+    ours = [our_server(task, pace, precision) for precision in precisions]
     others = {
         plain.precision: [peer_server(name, task, plain) for name in peers] for plain in task.plain
     }
     in_turns = itertools.chain.from_iterable(zip(*others.values(), strict=True))
-    turns.measure([*in_turns, ours], CLOSED)
-    if ours.name in turns.left_out:
-        sys.exit(f"this repository's server: {turns.left_out[ours.name]}")
+    turns.measure([*in_turns, *ours], CLOSED)
+    for name in {each.name for each in ours} & turns.left_out.keys():
+        sys.exit(f"this repository's server: {turns.left_out[name]}")
     rates = {name: loads[PEAK.name]["rate"] for name, loads in turns.summary().items()}
     best = {
         precision: server
         for precision, servers in others.items()
         if (server := best_of(servers, rates)) is not None
     }
-    if best:
+    if best and open_loops:
         # The int8 rows are for comparison; open loops on them too would lengthen the run.
         reference = next(iter(best.values()))
         peak = rates[reference.name]
         loads = [Load(f"{share:.0%} of its peak", rate=share * peak) for share in SHARES]
-        turns.measure([reference, ours], loads)
+        turns.measure([reference, *ours], loads)
     return {
         "plain_accuracy": task.accuracy,
         "least_accuracy": least_accuracy(task),
@@ -141,7 +164,8 @@ def compare(task: Task, peers: Sequence[str], pace: Pace) -> dict[str, Any]:
                 precision: rates[each.name] / rates[server.name]
                 for precision, server in best.items()
             }
-            for each in ours.contenders
+            for server in ours
+            for each in server.contenders
         },
         "summary": turns.summary(),
         "measured": [each._asdict() for each in turns.measured],
