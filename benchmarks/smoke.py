@@ -21,9 +21,11 @@ OPTIONS = {"peers.run": ["--peers", ""]}
 BENCHMARKS = (  # the longest first, so that both cores stay busy
     "peers.run",
     "policy_bars",
+    "combined_answers",
     "engine",
     "soak",
     "policies",
+    "certificates",
     "quality.run",
     "control.over_http",
     "validate_simulation",

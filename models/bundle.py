@@ -30,6 +30,7 @@ TORCH_WEIGHTS = "weights.safetensors"
 PROFILE, KNOWN_ANSWERS, PREDICTIONS = "profile.json", "known_answers.npz", "predictions.npz"
 MAX_EXITS = 1000
 SCHEDULER_FILES = ("scheduler.json", "scheduler.npz")
+LABEL_FREE = "-label-free"  # ends the names of schedulers that are fitted to the last exit
 Task = Literal["image", "text", "segmentation"]
 Precision = Literal["float32", "float16", "int8"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
@@ -107,8 +108,9 @@ class VariantEntry(_Strict):
     Attributes:
         folder: Folder of its graphs, its profile and its known answers; empty for the bundle's own.
         predictions: File with its predictions of the calibration, certification and test rows.
-        schedulers: Folders of the schedulers fitted to these predictions, by policy.
-        policy: The policy that a server starts with.
+        schedulers: Folders of the schedulers fitted to these predictions, by policy. The name of
+            one that is fitted to the last exit's answers in place of labels ends in `-label-free`.
+        policy: The policy that a server starts with, one of `schedulers`.
         default_budget_ms: Budget in ms if the operator sets none; None: no budget.
         row_independent: Whether a row's output is the same alone and in any batch. If not, a
             backend runs one row at a time.

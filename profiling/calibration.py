@@ -1,5 +1,6 @@
 """Recorded predictions of every exit: the only input for fitting and evaluating a scheduler."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,32 +90,52 @@ def load_predictions(path: Path) -> Recorded:
         path: An npz with `calibration_probs (K, N, C)`, `calibration_labels (N,)`, `test_probs
             (K, M, C)`, `test_labels (M,)`; probabilities in half, single or double precision. Rows
             whose sum differs from 1 by at most 0.005 are scaled to 1. Other arrays, such as
-            `certification_probs` and `certification_labels`, are not read.
+            `certification_probs` and `certification_labels`, are not read: see
+            `load_certified_predictions`.
 
     Raises:
         ValueError: If an array is missing or invalid; the message names the array, the index and
             the remedy.
     """
-    names = [f"{part}_{what}" for part in ("calibration", "test") for what in ("probs", "labels")]
+    calibration, test = _read_parts(path, ("calibration", "test"))
+    return Recorded(calibration, None, test)
+
+
+def load_certified_predictions(path: Path) -> Recorded:
+    """Read predictions as `load_predictions` does, with the rows that certify a policy.
+
+    Args:
+        path: As there, with `certification_probs (K, L, C)` and `certification_labels (L,)`.
+
+    Raises:
+        ValueError: If an array is missing or invalid.
+    """
+    return Recorded(*_read_parts(path, ("calibration", "certification", "test")))
+
+
+def _read_parts(path: Path, parts: Sequence[str]) -> list[Predictions]:
+    """Read and check the probabilities and labels of several sets of rows in an npz."""
+    names = [f"{part}_{what}" for part in parts for what in ("probs", "labels")]
     arrays = read_arrays(path, names.__contains__)
     missing = [name for name in names if name not in arrays]
     if missing:
         raise ValueError(f"{path} has no array {missing[0]}; it must hold {', '.join(names)}")
-    calibration, test = (
+    first, *others = read = [
         Predictions(
             _checked_log_probs(f"{part}_probs", arrays[f"{part}_probs"]),
             _checked_labels(
                 f"{part}_labels", arrays[f"{part}_labels"], arrays[f"{part}_probs"].shape
             ),
         )
-        for part in ("calibration", "test")
-    )
-    if calibration.log_probs.shape[::2] != test.log_probs.shape[::2]:
-        raise ValueError(
-            f"calibration_probs has the shape {calibration.log_probs.shape}, test_probs "
-            f"{test.log_probs.shape}; exits and classes must be the same in both"
-        )
-    return Recorded(calibration, None, test)
+        for part in parts
+    ]
+    for part, each in zip(parts[1:], others, strict=True):
+        if each.log_probs.shape[::2] != first.log_probs.shape[::2]:
+            raise ValueError(
+                f"{parts[0]}_probs has the shape {first.log_probs.shape}, {part}_probs "
+                f"{each.log_probs.shape}; exits and classes must be the same in both"
+            )
+    return read
 
 
 def _checked_log_probs(name: str, probs: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -4,11 +4,11 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, get_args
 
 import numpy as np
 
-from scheduler.frontier import Frontier
+from scheduler.frontier import Frontier, Reference
 from scheduler.policies import POLICIES
 from scheduler.policy import ExitPolicy
 
@@ -42,6 +42,8 @@ def dump_scheduler(scheduler: Scheduler) -> tuple[dict[str, Any], bytes]:
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=False, **arrays)
     head = {"format_version": FORMAT_VERSION, "policy": policy.kind, "num_exits": policy.num_exits}
+    if frontier.reference != "labels":
+        head["reference"] = frontier.reference
     return head, file.getvalue()
 
 
@@ -51,12 +53,16 @@ def parse_scheduler(head: Mapping[str, Any], numbers: IO[bytes]) -> Scheduler:
     Raises:
         Exception: Of any kind, where they are damaged; numpy and zipfile raise a dozen types.
     """
+    reference = head.get("reference", "labels")
+    if reference not in get_args(Reference):
+        raise ValueError(f"the reference {reference!r} is none of {', '.join(get_args(Reference))}")
     with np.load(numbers, allow_pickle=False) as arrays:
         frontier = Frontier(
             arrays["parameters"],
             arrays["exit_rates"],
             arrays["expected_accuracy"],
             arrays["costs_ms"],
+            reference,
         )
         policy: ExitPolicy = POLICIES[head["policy"]].load(arrays, int(head["num_exits"]))
     return Scheduler(policy, frontier)

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Reference = Literal["labels", "last_exit"]
 GRID_STEP = 0.003
 MAX_GRID = 800
 ROUNDING = 1e-9
@@ -33,12 +34,15 @@ class Frontier:
         exit_rates: Expected share of rows that leave at each exit, (G, K).
         expected_accuracy: Expected share of right predictions, by pixel in a segmentation, (G,).
         costs_ms: Latency from the start until each exit, rising, (K,).
+        reference: What `expected_accuracy` takes to be right: the labels, or the predictions of the
+            last exit, where it is the agreement with them.
     """
 
     parameters: Array
     exit_rates: Array
     expected_accuracy: Array
     costs_ms: Array
+    reference: Reference = "labels"
 
     def __post_init__(self) -> None:
         points, exits = self.parameters.shape, self.costs_ms.shape

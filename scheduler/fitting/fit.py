@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scheduler.baselines import ConfidencePolicy
 from scheduler.eenet import EENetPolicy
 from scheduler.fitted import Scheduler
-from scheduler.frontier import Frontier
+from scheduler.frontier import Frontier, Reference
 from scheduler.pixels import correct_share
 from scheduler.policies import POLICIES
 from scheduler.policy import CalibrationSet, ExitPolicy, exits_taken, replay
@@ -25,7 +25,7 @@ ABOVE_ZERO = 0.005  # rounding tolerance of a log-probability
 def fit_scheduler(
     kind: str,
     log_probs: NDArray[np.floating],
-    labels: NDArray[np.int64],
+    labels: NDArray[np.int64] | None,
     costs_ms: Array,
     *,
     seed: int = 0,
@@ -42,7 +42,8 @@ def fit_scheduler(
     Args:
         kind: One of `POLICIES`.
         log_probs: Calibration log-probabilities, finite, (K, N, C) or (K, N, P, C).
-        labels: (N,) or (N, P).
+        labels: (N,) or (N, P); None: the last exit's own predictions, so that the policy is fitted
+            to keep them, and the frontier's accuracy is the agreement with them.
         costs_ms: Latency from the start until each exit, (K,).
         seed: Seed of the folds and of networks that are trained.
         published: With `eenet`: take scores and assignment from this policy, fit thresholds only.
@@ -56,16 +57,27 @@ def fit_scheduler(
     """
     if kind not in POLICIES:
         raise ValueError(f"policy {kind!r} is unknown; give one of {', '.join(POLICIES)}")
+    reference: Reference = "labels" if labels is not None else "last_exit"
+    if labels is None:
+        labels = last_predictions(log_probs)
     calibration = CalibrationSet(log_probs, labels, np.asarray(costs_ms, np.float64))
     check_calibration(calibration)
     if len(costs_ms) == 1:
-        return _single_exit_scheduler(calibration)
+        return _single_exit_scheduler(calibration, reference)
     fit = _fitter(kind, seed, published)
     policy = fit(calibration)
     parameters = POLICIES[kind].parameters(policy, calibration)
     seen = _exits(policy, calibration.log_probs, parameters)
     unseen = _held_out_exits(kind, fit, calibration, parameters, seen, seed)
-    return Scheduler(policy, _frontier(calibration, parameters, seen, unseen))
+    return Scheduler(policy, _frontier(calibration, parameters, seen, unseen, reference))
+
+
+def last_predictions(log_probs: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Return the classes that the last exit predicts, (N,) or (N, P)."""
+    if not log_probs.size:  # for `check_calibration` to name
+        return np.zeros(log_probs.shape[1:-1], np.int64)
+    predictions: NDArray[np.int64] = log_probs[-1].argmax(-1).astype(np.int64)
+    return predictions
 
 
 def check_calibration(calibration: CalibrationSet) -> None:
@@ -148,9 +160,9 @@ def _fitter(
     return lambda calibration: fit_published(published, calibration.log_probs, calibration.costs_ms)
 
 
-def _single_exit_scheduler(calibration: CalibrationSet) -> Scheduler:
+def _single_exit_scheduler(calibration: CalibrationSet, reference: Reference) -> Scheduler:
     accuracy = correct_share(calibration.log_probs, calibration.labels).mean(0)
-    frontier = Frontier(np.zeros(1), np.ones((1, 1)), accuracy, calibration.costs_ms)
+    frontier = Frontier(np.zeros(1), np.ones((1, 1)), accuracy, calibration.costs_ms, reference)
     return Scheduler(ConfidencePolicy(ThresholdTable.closed(1), "maxprob"), frontier)
 
 
@@ -223,6 +235,7 @@ def _frontier(
     parameters: Array,
     seen: NDArray[np.int8],
     unseen: NDArray[np.int8],
+    reference: Reference,
 ) -> Frontier:
     log_probs, labels, costs_ms = calibration
     rates, unseen_rates = (
@@ -233,5 +246,5 @@ def _frontier(
     correct = correct_share(log_probs, labels)
     accuracy = correct[np.arange(len(correct)), unseen].mean(1)
     return Frontier(
-        parameters, np.where(costlier, unseen_rates, rates), accuracy, costs_ms
+        parameters, np.where(costlier, unseen_rates, rates), accuracy, costs_ms, reference
     ).pareto()

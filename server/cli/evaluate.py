@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
 
     policies = EVALUATED if args.policies is None else tuple(args.policies)
     _check_policies(policies, EVALUATED)
-    _check_outputs(args.json, args.exits, args.report)
+    check_outputs(args.json, args.exits, args.report)
     subject = subject_of(args.folder, args.predictions, args.costs, args.precision)
     images = None if args.dataset is None else test_images(args.dataset, subject)
     comparison = run_evaluation(
@@ -115,8 +115,14 @@ def _check_policies(policies: Sequence[str], known: Sequence[str]) -> None:
             raise ValueError(f"unknown policy {name!r}{hint}")
 
 
-def _check_outputs(json_file: Path | None, exits_file: Path | None, report: Path | None) -> None:
-    """Check before any long work that the results can be written."""
+def check_outputs(
+    json_file: Path | None, exits_file: Path | None, report: Path | None = None
+) -> None:
+    """Check before any long work that the results can be written.
+
+    Raises:
+        ValueError: If a folder is missing, or a path names the wrong kind of file.
+    """
     for out in (json_file, exits_file, report):
         if out is not None and not out.absolute().parent.is_dir():
             raise ValueError(f"the folder {out.absolute().parent} does not exist; make it first")
@@ -137,6 +143,7 @@ class Subject(NamedTuple):
         classes: Names of the C classes.
         fitted: The bundle's own scheduler; None for a file, or if other costs were given.
         split: Settings of `DataConfig` that split the bundle's dataset, as far as it tells them.
+        variant: The bundle's network; None for a file.
     """
 
     name: str
@@ -145,6 +152,7 @@ class Subject(NamedTuple):
     classes: tuple[str, ...]
     fitted: Scheduler | None
     split: dict[str, Any]
+    variant: Variant | None
 
 
 def subject_of(
@@ -152,8 +160,17 @@ def subject_of(
     predictions: Path | None,
     costs_ms: NDArray[np.float64] | None,
     precision: Precision | None = None,
+    *,
+    read: Callable[[Path], Recorded] = load_predictions,
 ) -> Subject:
     """Read a bundle's predictions in one precision, or a file of predictions.
+
+    Args:
+        bundle: A bundle; or else
+        predictions: a file of predictions.
+        costs_ms: Latency until each exit, (K,); None: those of the bundle's scheduler.
+        precision: One of the bundle's; None: the first of its manifest.
+        read: Reads the file of predictions.
 
     Raises:
         ValueError: If neither or both are given, or if they do not fit together.
@@ -167,13 +184,13 @@ def subject_of(
     assert predictions is not None, "one of the two was given"
     if costs_ms is None:
         raise ValueError("--predictions needs --costs, the latency until each exit: 1,2,3.3,5")
-    recorded = load_predictions(predictions)
+    recorded = read(predictions)
     num_exits, _, num_classes = recorded.test.log_probs.shape
     from scheduler.fitting.fit import check_costs
 
     check_costs(costs_ms, num_exits)
     classes = tuple(f"class {index}" for index in range(num_classes))
-    return Subject(predictions.stem, recorded, costs_ms, classes, None, {})
+    return Subject(predictions.stem, recorded, costs_ms, classes, None, {}, None)
 
 
 def _subject_of_bundle(variant: Variant, costs_ms: NDArray[np.float64] | None) -> Subject:
@@ -187,7 +204,9 @@ def _subject_of_bundle(variant: Variant, costs_ms: NDArray[np.float64] | None) -
     }
     own = costs_ms is None
     costs = fitted.frontier.costs_ms if costs_ms is None else costs_ms
-    return Subject(manifest.name, recorded, costs, manifest.classes, fitted if own else None, split)
+    return Subject(
+        manifest.name, recorded, costs, manifest.classes, fitted if own else None, split, variant
+    )
 
 
 def run_evaluation(

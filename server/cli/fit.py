@@ -34,6 +34,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         f"the one that a server starts with)",
     )
     add_precision(parser, "all; with --from-live the one that is served")
+    parser.add_argument(
+        "--labels",
+        choices=("calibration", "none"),
+        default="calibration",
+        help="what to fit to; none: the last exit's answers in place of labels, kept beside the "
+        "policy that is fitted to labels (default: %(default)s)",
+    )
     add_costs(parser, "the bundle's own profile")
     parser.add_argument(
         "--weights",
@@ -57,7 +64,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Fit the policy and print its results."""
     require_training_extra()
-    from models.bundle import load_bundle
+    from models.bundle import LABEL_FREE, load_bundle
     from server.pipeline.live import LiveServer
     from server.pipeline.refit import refit
 
@@ -73,7 +80,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 f"--precision out"
             )
         precisions = (rows.precision,)
-        policy = args.policy or bundle.variant(rows.precision).entry.policy
+        served = bundle.variant(rows.precision).entry.policy
+        policy = args.policy or served.removesuffix(LABEL_FREE)
     elif args.model is not None:
         raise ValueError("--model names a model of a server; give --from-live URL too")
     elif args.costs is not None and len(precisions) > 1:
@@ -91,12 +99,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             costs_ms=args.costs,
             weights=args.weights,
             live=rows,
+            label_free=args.labels == "none",
             seed=args.seed,
         )
         print(
             f"{args.folder}: {policy} for {precision}, {len(refitted.scheduler.frontier)} points "
             f"of the frontier, default budget {refitted.variant.entry.default_budget_ms} ms"
         )
+        if args.labels == "none":
+            print(
+                "fitted to the last exit's answers: the accuracy that its frontier expects is the "
+                "agreement with them; the table shows true accuracy on the test rows"
+            )
         print_evaluations(refitted.evaluations)
         evaluations = [row._asdict() for row in refitted.evaluations]
         result[precision] = {"evaluations": evaluations}

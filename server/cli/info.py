@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from models.bundle import TOKENIZER, Bundle, TextInput, Variant, load_bundle
 from profiling.calibration import load_recorded
 from scheduler.fitted import load_scheduler
+from scheduler.frontier import Frontier
 from server.cli.options import add_json
 
 EXAMPLE = "eenet info my-bundle"
@@ -82,13 +83,18 @@ def _variant(variant: Variant) -> dict[str, Any]:
         "at_default_budget": None
         if point is None
         else {
-            "expected_accuracy": round(point.expected_accuracy, 4),
+            _expected(frontier): round(point.expected_accuracy, 4),
             "expected_cost_ms": round(point.expected_cost_ms, 4),
             "exit_rates": point.exit_rates.round(4).tolist(),
         },
         "row_independent": entry.row_independent,
         "method": entry.method,
     }
+
+
+def _expected(frontier: Frontier) -> str:
+    """Name what a frontier expects: fitted without labels it knows the agreement alone."""
+    return "expected_accuracy" if frontier.reference == "labels" else "expected_agreement"
 
 
 def _test_accuracy(path: Path) -> NDArray[np.float64]:
@@ -165,6 +171,8 @@ def _input_line(settings: dict[str, Any]) -> str:
 def _budget_line(default_ms: float | None, point: dict[str, Any] | None) -> str:
     if default_ms is None or point is None:
         return "none: every input runs to the last exit"
-    return (
-        f"{default_ms:g} ms by default: expected accuracy {100 * point['expected_accuracy']:.2f} %"
-    )
+    if "expected_agreement" in point:
+        expected = f"agreement with the last exit {100 * point['expected_agreement']:.2f} %"
+    else:
+        expected = f"accuracy {100 * point['expected_accuracy']:.2f} %"
+    return f"{default_ms:g} ms by default: expected {expected}"

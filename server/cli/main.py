@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   eenet build runs/mine --out my-bundle
   eenet evaluate my-bundle --report report                which policy wins, and by how much
   eenet fit my-bundle --policy eenet
+  eenet certify my-bundle --max-disagreement 0.01         the cheapest point that keeps a promise
   eenet profile my-bundle                                 cost of each exit on this machine
   eenet simulate my-bundle --costs 4,8,12 --free-rows 16  the engine on a device of other costs
   eenet loadtest http://127.0.0.1:8000 --rate 100         open-loop load on a running server
@@ -56,6 +57,11 @@ COMMANDS = {
     "evaluate": (
         "evaluate",
         "Compare exit policies on recorded predictions: a bundle's, or a file of any framework.",
+    ),
+    "certify": (
+        "certify",
+        "Certify on rows that nothing was fitted to how far a policy may differ from the whole "
+        "network, and at what cost.",
     ),
 }
 INTERRUPTED = 130  # exit status of a shell's command that Ctrl-C ended

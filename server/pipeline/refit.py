@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import (
+    LABEL_FREE,
     PREDICTIONS,
     SCHEDULER_FILES,
     Precision,
@@ -45,12 +46,13 @@ def refit(
     costs_ms: NDArray[np.float64] | None = None,
     weights: Path | None = None,
     live: LiveRows | None = None,
+    label_free: bool = False,
     seed: int = 0,
 ) -> RefitResult:
     """Fit a policy to a variant's calibration rows and put it into the bundle.
 
     It replaces the variant's scheduler of that policy, and a server will start with it. Schedulers
-    of other policies stay.
+    of other policies stay, and so does the one fitted to labels beside the label-free one.
 
     Args:
         folder: The bundle.
@@ -59,6 +61,7 @@ def refit(
         costs_ms: Latency from the start until each exit, (K,); None: the variant's own profile.
         weights: npz of a published fitted EENet scheduler to take scores and assignment from.
         live: Audited rows of a server that replace the calibration rows; other rows stay.
+        label_free: Fit to the last exit's answers in place of labels.
         seed: Seed of folds, of networks that are trained, and of labels that are drawn.
 
     Raises:
@@ -76,7 +79,7 @@ def refit(
     scheduler = fit_scheduler(
         policy,
         calibration.log_probs,
-        calibration.labels,
+        None if label_free else calibration.labels,
         costs_ms,
         seed=seed,
         published=published,
@@ -95,6 +98,8 @@ def profiled_costs(profile: Path) -> NDArray[np.float64]:
 def _store(variant: Variant, scheduler: Scheduler, recorded: Recorded | None) -> Variant:
     """Put a scheduler, and changed predictions if there are any, into a variant."""
     folder, entry, policy = variant.bundle.folder, variant.entry, scheduler.policy.kind
+    if scheduler.frontier.reference == "last_exit":
+        policy += LABEL_FREE
     new_place = (PurePosixPath(entry.folder) / "schedulers" / policy).as_posix()
     place = entry.schedulers.get(policy, new_place)
     with tempfile.TemporaryDirectory(dir=folder) as part:

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,4 +261,15 @@ def test_arrays_of_a_stopping_policy_that_do_not_fit_together_are_refused(
     save_scheduler(fit("stopping", make_problem), tmp_path)
     rewrite_arrays(tmp_path, **{name: np.zeros(shape)})
     with pytest.raises(ValueError, match=r"scheduler\.npz"):
+        load_scheduler(tmp_path)
+
+
+def test_the_reference_of_a_fit_without_labels_is_kept(maxprob: Scheduler, tmp_path: Path) -> None:
+    frontier = replace(maxprob.frontier, reference="last_exit")
+    save_scheduler(maxprob._replace(frontier=frontier), tmp_path)
+    loaded = load_scheduler(tmp_path).frontier
+    assert loaded.reference == "last_exit"
+    assert loaded.with_costs(2 * loaded.costs_ms).reference == "last_exit"
+    rewrite_head(tmp_path, reference="luck")
+    with pytest.raises(ValueError, match="the reference 'luck' is none of labels, last_exit"):
         load_scheduler(tmp_path)

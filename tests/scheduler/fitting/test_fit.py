@@ -422,3 +422,18 @@ def test_a_network_with_one_exit_has_nothing_to_decide(make_problem: Callable[..
     assert (len(frontier), frontier[0].expected_cost_ms) == (1, 2.0)
     right = (log_probs[0].argmax(-1) == labels).mean()
     assert frontier[0].expected_accuracy == pytest.approx(right)
+
+
+def test_without_labels_a_policy_is_fitted_to_the_last_exit(
+    make_problem: Callable[..., Any],
+) -> None:
+    log_probs, _, costs_ms = make_problem(rows=300)
+    answers = log_probs[-1].argmax(-1)
+    found = fit_scheduler("maxprob", log_probs, None, costs_ms)
+    expected = fit_scheduler("maxprob", log_probs, answers, costs_ms)
+    assert (found.frontier.reference, expected.frontier.reference) == ("last_exit", "labels")
+    assert np.array_equal(found.frontier.expected_accuracy, expected.frontier.expected_accuracy)
+    assert np.array_equal(found.frontier.exit_rates, expected.frontier.exit_rates)
+    assert found.frontier.expected_accuracy[-1] == 1
+    with pytest.raises(ValueError, match=r"the predictions have the shape \(0, 20, 3\)"):
+        fit_scheduler("maxprob", np.empty((0, 20, 3)), None, costs_ms)

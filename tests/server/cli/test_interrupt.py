@@ -86,6 +86,11 @@ def test_a_build_leaves_the_older_bundle_and_no_remains(
         (["fit", "B"], "server.pipeline.refit.fit_scheduler", "keeps the scheduler that it had"),
         (["profile", "B"], "server.cli.profile.measure_latency", "keeps the profile that it had"),
         (["evaluate", "B"], "profiling.evaluation.evaluate.compare", "comparison is not kept"),
+        (
+            ["certify", "B", "--max-disagreement", "0.01"],
+            "server.cli.certify.bound_policy",
+            "nothing was written",
+        ),
         (["simulate", "B"], "server.cli.simulate.simulate", "nothing was written"),
         (["info", "B"], "server.cli.info.describe", "nothing was written"),
         (["predict", "B", "x.jpg"], "server.cli.predict.measure_costs", "have no prediction"),
@@ -114,7 +119,8 @@ def test_a_signal_during_the_imports_of_a_real_process_leaves_no_trace(tmp_path:
     time.sleep(0.6)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
-    assert process.returncode in (130, 2) and "Traceback" not in told  # 2: it was quicker
+    # 2: it was quicker; killed by the signal: it came before Python had a handler.
+    assert process.returncode in (130, 2, -signal.SIGINT) and "Traceback" not in told
 
 
 def test_every_command_has_its_sentence() -> None:
