@@ -13,6 +13,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 CHANNELS = 1
 PLANE = (2, 3)  # height and width
+RANK = 4  # of a batch of images
 ALL = 2**31 - 1  # the least end of a slice that means "to the end", whatever the size
 
 
@@ -28,7 +29,7 @@ def replace_shortcuts(model: ModelProto) -> None:
     channels = {
         value.name: value.type.tensor_type.shape.dim[CHANNELS].dim_value
         for value in (*graph.input, *graph.value_info)
-        if len(value.type.tensor_type.shape.dim) == len((0, CHANNELS, *PLANE))
+        if len(value.type.tensor_type.shape.dim) == RANK
     }
 
     def given(node: NodeProto, place: int) -> NDArray[Any] | None:
@@ -73,15 +74,14 @@ def _padded_channels(
     node: NodeProto, pads: NDArray[Any] | None, value: NDArray[Any] | None
 ) -> tuple[int, int] | None:
     """Return how many channels of zeros a node adds before and after; None if it does not."""
-    if node.op_type != "Pad" or pads is None or len(pads) != 8 or len(node.input) > 3:
+    if node.op_type != "Pad" or pads is None or len(pads) != 2 * RANK or len(node.input) > 3:
         return None
     modes = [helper.get_attribute_value(each) for each in node.attribute if each.name == "mode"]
-    if modes not in ([], [b"constant"]) or (
-        len(node.input) == 3 and (value is None or value.any())
-    ):
+    adds_zeros = len(node.input) == 2 or (value is not None and not value.any())
+    if modes not in ([], [b"constant"]) or not adds_zeros:
         return None
-    before, after = pads[CHANNELS], pads[CHANNELS + 4]
-    others = np.delete(pads, [CHANNELS, CHANNELS + 4])
+    before, after = pads[CHANNELS], pads[CHANNELS + RANK]
+    others = np.delete(pads, [CHANNELS, CHANNELS + RANK])
     return None if others.any() or min(before, after) < 0 else (int(before), int(after))
 
 
