@@ -25,8 +25,8 @@ from scheduler.guarantee import (
 )
 from scheduler.policies import DEFAULT_POLICY
 from scheduler.policy import exits_taken, replay
-from server.cli.evaluate import Subject, check_outputs, subject_of
-from server.cli.options import add_costs, add_precision, add_seed
+from server.cli.evaluate import Subject, add_subject, check_outputs, subject_of
+from server.cli.options import add_seed
 from server.cli.progress import StepLog
 
 EXAMPLE = "eenet certify my-bundle --max-disagreement 0.01"
@@ -71,14 +71,9 @@ class Certified(NamedTuple):
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument(
-        "folder", metavar="BUNDLE", type=Path, nargs="?", help="a bundle; or give --predictions"
-    )
-    parser.add_argument(
-        "--predictions",
-        type=Path,
-        metavar="FILE.npz",
-        help="as for `eenet evaluate`, with certification_probs (K, L, C) and "
+    add_subject(
+        parser,
+        "as for `eenet evaluate`, with certification_probs (K, L, C) and "
         "certification_labels (L,), on which nothing was fitted or chosen",
     )
     promises = parser.add_mutually_exclusive_group(required=True)
@@ -100,8 +95,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=0.95,
         help="probability with which the promise holds (default: %(default)s)",
     )
-    add_precision(parser)
-    add_costs(parser, "those the bundle's scheduler was fitted for")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures to this file")
     parser.add_argument(
         "--exits",

@@ -33,20 +33,23 @@ SAME_LABELS = 0.999
 SPLIT = ("calibration_from", "seed")  # settings of the split in the manifest's `training`
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
+def add_subject(parser: argparse.ArgumentParser, arrays: str) -> None:
+    """Add the arguments that `subject_of` reads; `arrays` says what a file of predictions holds."""
     parser.add_argument(
         "folder", metavar="BUNDLE", type=Path, nargs="?", help="a bundle; or give --predictions"
     )
-    parser.add_argument(
-        "--predictions",
-        type=Path,
-        metavar="FILE.npz",
-        help="calibration_probs (K, N, C), calibration_labels (N,), test_probs (K, M, C), "
-        "test_labels (M,)",
-    )
+    parser.add_argument("--predictions", type=Path, metavar="FILE.npz", help=arrays)
     add_precision(parser)
     add_costs(parser, "those the bundle's scheduler was fitted for")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    add_subject(
+        parser,
+        "calibration_probs (K, N, C), calibration_labels (N,), test_probs (K, M, C), "
+        "test_labels (M,)",
+    )
     parser.add_argument(
         "--budgets",
         type=number_array,

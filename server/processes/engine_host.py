@@ -43,8 +43,7 @@ log = logging.getLogger(__name__)
 TRANSPORT_FACTOR = 4
 # Batches that take no longer run on the event loop: on a CPU, whose core they would take from it
 # anyway, and on a device, beside which a thread could do nothing meanwhile.
-LONGEST_ON_LOOP_MS = {"cpu": 25.0}
-LONGEST_ON_LOOP_OF_DEVICE_MS = 0.1
+LONGEST_ON_LOOP_MS, LONGEST_ON_LOOP_OF_DEVICE_MS = 25.0, 0.1
 
 
 class FrontLink:
@@ -272,7 +271,7 @@ def run_engine(setup: ChildSetup) -> None:
 
 def runs_on_loop(facts: RunnerFacts) -> bool:
     """Whether batches had better run on the event loop than in a thread beside it."""
-    longest_ms = LONGEST_ON_LOOP_MS.get(facts.device, LONGEST_ON_LOOP_OF_DEVICE_MS)
+    longest_ms = LONGEST_ON_LOOP_MS if facts.device == "cpu" else LONGEST_ON_LOOP_OF_DEVICE_MS
     return bool(facts.costs.stages_ms.max() <= longest_ms)
 
 
