@@ -10,7 +10,6 @@ last line.
 """
 
 import sys
-import tempfile
 import time
 import timeit
 from pathlib import Path
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import BUNDLES, make_parser, print_report
 from benchmarks.policies import make_problem
-from benchmarks.policy_bars import read_groups, write_made_up
+from benchmarks.policy_bars import asked_groups
 from profiling.calibration import Predictions
 from profiling.evaluation.combined import fit_and_combine
 from profiling.evaluation.evaluate import spread_budgets
@@ -161,11 +160,8 @@ def main() -> int:
         "groups", nargs="*", metavar="BUNDLE|NAME:COSTS|FILE.npz", help="what to judge"
     )
     args = parser.parse_args()
-    if args.smoke and not args.groups:
-        with tempfile.TemporaryDirectory() as folder:
-            groups = read_groups(["made-up:1,2", str(write_made_up(Path(folder)))])
-    else:
-        groups = read_groups(args.groups or [str(folder) for folder in BUNDLES.values()])
+    shipped = [] if args.smoke else [str(folder) for folder in BUNDLES.values()]
+    groups = asked_groups(args.groups or shipped)
     report, misses = [], []
     for name, subjects in groups.items():
         figures, missed = judge_group(name, subjects)

@@ -88,6 +88,14 @@ def difference(
     return float(np.mean(means)), float(low), float(high)
 
 
+def asked_groups(names: list[str]) -> dict[str, list[Subject]]:
+    """Read the groups that were asked for; without any, one that is made up."""
+    if names:
+        return read_groups(names)
+    with tempfile.TemporaryDirectory() as folder:
+        return read_groups(["made-up:1,2", str(write_made_up(Path(folder)))])
+
+
 def main() -> int:
     """Judge all groups."""
     parser = make_parser(__doc__)
@@ -95,13 +103,9 @@ def main() -> int:
         "groups", nargs="*", metavar="BUNDLE|NAME:COSTS|FILE.npz", help="what to judge"
     )
     args = parser.parse_args()
-    if args.smoke and not args.groups:
-        with tempfile.TemporaryDirectory() as folder:
-            groups = read_groups(["made-up:1,2", str(write_made_up(Path(folder)))])
-    elif args.groups:
-        groups = read_groups(args.groups)
-    else:
+    if not (args.groups or args.smoke):
         parser.error("give bundles, or NAME:COSTS and files of predictions")
+    groups = asked_groups(args.groups)
     report, misses = [], []
     for name, subjects in groups.items():
         group, missed = judge_group(name, subjects)
