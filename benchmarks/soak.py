@@ -2,8 +2,7 @@
 
     .venv/bin/python -m benchmarks.soak [--seconds 120]
 
-Images and texts in turn at 32 connections, clients that disconnect early, budgets that change. The
-memory of answers, which feedback needs, is full before the two minutes begin.
+Images and texts in turn at 32 connections, clients that disconnect early, budgets that change.
 Ends with status 1 if memory (PSS of all processes) grew by more than 2 % over the second half (a
 smoke run is too short to judge that), if requests were left in a queue, or if any response was an
 error. JSON on the last line.
@@ -32,11 +31,10 @@ from benchmarks.harness import (
 )
 from profiling.loadtest.http_client import ConnectionConfig
 from profiling.loadtest.load import Call, closed_loop
-from server.quality.feedback import REMEMBERED
 
 CONNECTIONS = 32
 GROWTH = 0.02
-SMOKE_WARM_UP = 200
+WARM_UP, SMOKE_WARM_UP = 5000, 200  # requests; fill caches
 WATCHED = ("eenet_queue_depth", "eenet_inflight_samples", "eenet_cancelled_total")
 BUDGETS_MS = (None, 1.5, 20.0, 1000.0)
 
@@ -47,7 +45,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=120.0)
     args = parser.parse_args()
     seconds, interval_s = (3.0, 0.3) if args.smoke else (args.seconds, 2.0)
-    warm_up = SMOKE_WARM_UP if args.smoke else REMEMBERED  # until no more answers are remembered
+    warm_up = SMOKE_WARM_UP if args.smoke else WARM_UP
     calls, config = alternating_calls(), ConnectionConfig(CONNECTIONS)
     with serving("--bundle", str(IMAGE_BUNDLE), "--bundle", str(TEXT_BUNDLE)) as server:
         memory_mib: list[float] = []
@@ -56,7 +54,7 @@ def main() -> int:
             threading.Thread(target=watch, args=(server, interval_s, memory_mib, stop)),
             threading.Thread(target=lambda: asyncio.run(disconnect_early(server.url, stop))),
         ]
-        closed_loop(server.url, calls, config, count=warm_up)  # fills caches
+        closed_loop(server.url, calls, config, count=warm_up)
         for thread in aside:
             thread.start()
         load = closed_loop(server.url, calls, config, seconds=seconds)

@@ -4,6 +4,8 @@ from array import array
 from collections import OrderedDict
 from typing import NamedTuple
 
+import numpy as np
+
 REMEMBERED = 100_000
 WINDOW = 10_000
 CLASS_BITS, EXIT_BITS = 32, 8
@@ -31,6 +33,9 @@ class PredictionLog:
     An id is stored as a hash of 64 bits, salted by the process: a collision among a hundred
     thousand ids happens once in four billion such sets. The item i of a list has the id `ID/i`.
 
+    Answers come thousands of times a second, labels now and then: there is no index to keep, and
+    `find` looks through all the hashes, in some 50 us.
+
     Args:
         capacity: Number of predictions kept; the oldest are dropped.
     """
@@ -38,7 +43,6 @@ class PredictionLog:
     def __init__(self, capacity: int = REMEMBERED) -> None:
         self.capacity = capacity
         self._models: list[str] = []
-        self._places: dict[int, int] = {}
         self._keys = array("q", bytes(8 * capacity))
         self._answers = array("q", bytes(8 * capacity))  # model, exit and class in one number
         self._noted = 0
@@ -48,9 +52,6 @@ class PredictionLog:
         if model not in self._models:
             self._models.append(model)
         place = self._noted % self.capacity
-        if self._places.get(self._keys[place]) == place:
-            del self._places[self._keys[place]]
-        self._places[key] = place
         self._keys[place] = key
         number = self._models.index(model) << EXIT_BITS | exit
         self._answers[place] = number << CLASS_BITS | class_id
@@ -59,15 +60,20 @@ class PredictionLog:
     def find(self, request_id: str) -> LoggedPrediction | None:
         """The prediction under an id; None if there was none, or it was dropped."""
         key = key_of(request_id)
-        place = self._places.get(key)
-        if place is None:
+        places = np.flatnonzero(np.frombuffer(self._keys, np.int64)[: len(self)] == key)
+        if not len(places):
             return None
+        place = min(places.tolist(), key=self._age)
         number, class_id = divmod(self._answers[place], 1 << CLASS_BITS)
         model, exit = divmod(number, 1 << EXIT_BITS)
         return LoggedPrediction(key, self._models[model], exit, class_id)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return min(self._noted, self.capacity)
+
+    def _age(self, place: int) -> int:
+        """Return how many predictions were stored after the one at a place."""
+        return (self._noted - 1 - place) % self.capacity
 
 
 def key_of(request_id: str) -> int:

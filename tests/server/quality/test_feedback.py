@@ -40,7 +40,7 @@ def test_the_last_answers_are_remembered_and_no_others(
         remembered.record(key_of(answer[0]), *answer[1:])
         expected.append(answer)
     latest = {answer[0]: answer for answer in expected}
-    assert len(remembered) == len(latest)
+    assert len(remembered) == len(expected)
     for request_id in map(str, range(13)):
         found = remembered.find(request_id)
         assert (found is None) == (request_id not in latest)
