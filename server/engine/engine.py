@@ -258,7 +258,9 @@ class Engine:
         for request in batch:
             if request.cancelled:
                 self._observer.on_cancelled(1)
-            elif request.deadline_s is not None and _is_too_late(request, now_s):
+            elif request.stage == 0 and self.deadlines.would_miss_first_exit(
+                request, now_s, len(batch)
+            ):
                 request.result = deadline_error()
                 finished.append(request)
             else:
@@ -279,6 +281,8 @@ class Engine:
         self._observer.on_step(stage, len(requests), elapsed_ms)
         took_s = now_s - min([request.ready_s for request in requests])
         self.deadlines.stages[stage].times.append((now_s, took_s))
+        if stage == 0:
+            self.deadlines.note_first_run(len(requests), now_s, elapsed_ms / 1e3)
         if decision is not None and active is self.active_policy:
             scores = comparable_scores(requests, decision)
             if scores is not None:

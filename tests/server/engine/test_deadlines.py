@@ -80,6 +80,29 @@ def test_what_was_slow_once_is_tried_again() -> None:
     assert not leaves(deadlines, 0.1, later_s + 0.03)
 
 
+def is_hopeless(deadlines: Deadlines, left_s: float, rows: int = 1, now_s: float = 0.0) -> bool:
+    return deadlines.would_miss_first_exit(row(0, deadline_s=now_s + left_s), now_s, rows)
+
+
+def test_a_batch_is_expected_to_reach_the_first_exit_at_its_cost() -> None:
+    deadlines = Deadlines(3, COSTS, 4)
+    for rows, cost_s in ((1, 0.001), (2, 0.0015), (4, 0.0025)):
+        assert is_hopeless(deadlines, cost_s - 1e-6, rows)
+        assert not is_hopeless(deadlines, cost_s + 1e-6, rows)
+    assert not deadlines.would_miss_first_exit(row(0), 1e9, 1)
+    assert not is_hopeless(Deadlines(3, None, 4), 1e-9)
+    assert is_hopeless(Deadlines(3, None, 4), 0.0)
+
+
+def test_a_slower_host_reaches_the_first_exit_later_until_that_is_long_ago() -> None:
+    deadlines = Deadlines(3, COSTS, 4)
+    for took_s in (0.004, 0.005, 0.006):  # for 0.0025 at its cost
+        deadlines.note_first_run(4, 1.0, took_s)
+    assert is_hopeless(deadlines, 0.0019, 1, 1.0) and not is_hopeless(deadlines, 0.0021, 1, 1.0)
+    later_s = 1.0 + RECENT_S + REFRESH_S + 0.1
+    assert not is_hopeless(deadlines, 0.0011, 1, later_s)
+
+
 class Seen(NamedTuple):
     """What became of rows, in their order."""
 
@@ -198,6 +221,14 @@ def test_under_overload_by_deadlines_no_row_starves() -> None:
     assert seen.latency_ms[others].max() < 1500
     late = [each.result for each in seen.outcomes if isinstance(each.result, DeadlineExceeded)]
     assert late
+
+
+def test_under_overload_a_core_spends_its_time_on_rows_that_can_still_be_in_time() -> None:
+    count, deadline_ms = 4000, 10.0
+    arrivals_s = poisson(2000, count)  # twice what the core can do at exit 0
+    rows = mixed(count, 1.0, arrivals_s, deadline_ms)
+    seen = run(CORE, 1, rows, arrivals_s)
+    assert seen.in_time(np.ones(count, bool), deadline_ms) > 0.42
 
 
 def test_rows_of_one_batch_obey_their_own_deadline_and_parameter() -> None:

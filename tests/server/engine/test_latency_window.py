@@ -13,39 +13,39 @@ def of(*seconds: float, now_s: float = 0.0) -> LatencyWindow:
 
 
 def test_before_anything_has_happened_nothing_is_known() -> None:
-    assert LatencyWindow().p99_s(0.0) is None
+    assert LatencyWindow().value(0.0) is None
 
 
 def test_the_first_counts_at_once() -> None:
     window = LatencyWindow()
-    assert window.p99_s(0.0) is None
+    assert window.value(0.0) is None
     window.times.append((0.0, 0.5))
-    assert window.p99_s(0.0) == 0.5
+    assert window.value(0.0) == 0.5
 
 
 def test_it_is_the_99th_percentile_of_what_was_added() -> None:
     seconds = np.random.default_rng(0).exponential(size=200)
-    assert of(*seconds.tolist()).p99_s(0.0) == pytest.approx(np.percentile(seconds, 99))
+    assert of(*seconds.tolist()).value(0.0) == pytest.approx(np.percentile(seconds, 99))
 
 
 def test_a_change_shows_after_a_while() -> None:
     window = of(0.001)
-    assert window.p99_s(0.0) == 0.001
+    assert window.value(0.0) == 0.001
     window.times.append((0.0, 1.0))
-    assert window.p99_s(0.9 * REFRESH_S) == 0.001
-    assert window.p99_s(1.1 * REFRESH_S) == pytest.approx(1.0, rel=0.02)
+    assert window.value(0.9 * REFRESH_S) == 0.001
+    assert window.value(1.1 * REFRESH_S) == pytest.approx(1.0, rel=0.02)
 
 
 def test_what_many_others_followed_is_forgotten() -> None:
-    assert of(60.0, *[0.001] * RECENT).p99_s(0.0) == 0.001
+    assert of(60.0, *[0.001] * RECENT).value(0.0) == 0.001
 
 
 def test_what_is_long_past_is_forgotten() -> None:
     window = of(60.0)
-    assert window.p99_s(RECENT_S) == 60.0
+    assert window.value(RECENT_S) == 60.0
     window.times.append((0.9 * RECENT_S, 0.001))
-    assert window.p99_s(RECENT_S + 2 * REFRESH_S) == 0.001
-    assert window.p99_s(3 * RECENT_S) is None
+    assert window.value(RECENT_S + 2 * REFRESH_S) == 0.001
+    assert window.value(3 * RECENT_S) is None
 
 
 def test_workers_may_append_while_others_ask() -> None:
@@ -60,7 +60,7 @@ def test_workers_may_append_while_others_ask() -> None:
         try:
             for asked in range(2000):
                 # Beyond the refresh every time, so that the window is read while it is written.
-                assert window.p99_s(asked * 1e-4 if asked % 2 else 0.0) == pytest.approx(0.002)
+                assert window.value(asked * 1e-4 if asked % 2 else 0.0) == pytest.approx(0.002)
         except Exception as error:
             errors.append(error)
 
@@ -73,3 +73,9 @@ def test_workers_may_append_while_others_ask() -> None:
     for thread in writers:
         thread.join()
     assert not errors
+
+
+def test_the_percentile_can_be_another() -> None:
+    window = LatencyWindow(50)
+    window.times.extend([(0.0, 1.0), (0.0, 2.0), (0.0, 9.0)])
+    assert window.value(0.0) == 2.0
