@@ -22,6 +22,7 @@ from profiling.loadtest.load import (
 )
 from profiling.loadtest.schedule import Schedule, read_schedule
 from profiling.loadtest.variants import InputVariant, read_variant
+from profiling.simulation.trace import Replay, check_replay, read_trace, replay_trace
 
 CLOSED_CONNECTIONS, OPEN_CONNECTIONS = 32, 256
 WARM_UP_S = 1.0
@@ -40,7 +41,9 @@ class LoadPlan(NamedTuple):
         variants: Variant of this input, (P N,).
         phases: Index of the variant to send, by time.
         groups: Indices of the inputs to send, among the N, by time.
-        rates: Requests per second, by time; None: as fast as they are answered.
+        rates: Requests per second, by time; None without --rate.
+        replay: Recorded arrivals; None without --trace. With neither, requests are sent as fast as
+            they are answered.
         seconds: Duration.
         connections: Most connections open at a time.
         budgets: Budgets to set, by time; None takes the budget off.
@@ -56,6 +59,7 @@ class LoadPlan(NamedTuple):
     phases: Schedule[int]
     groups: Schedule[NDArray[np.intp]]
     rates: Schedule[float] | None
+    replay: Replay | None
     seconds: float
     connections: int
     budgets: Schedule[float | None]
@@ -65,11 +69,28 @@ class LoadPlan(NamedTuple):
 
     @property
     def mean_rate(self) -> float | None:
-        """Mean of the offered requests per second."""
+        """Mean of the offered requests per second; None in a closed loop."""
+        if self.replay is not None:
+            return len(self.replay.arrivals_s) / self.seconds
         if self.rates is None:
             return None
         spans = self.rates.spans(self.seconds)
         return sum(rate * (end_s - begin_s) for begin_s, end_s, rate in spans) / self.seconds
+
+    def overloading(self, exceeding: float, capacity_per_s: float) -> "LoadPlan":
+        """Compress the trace to the plan's duration, its rate scaled to overload a server.
+
+        Args:
+            exceeding: Share of the seconds whose rate exceeds the capacity.
+            capacity_per_s: Requests per second that the server answers at full depth.
+
+        Raises:
+            ValueError: If all arrivals of the trace come at one time.
+        """
+        assert self.replay is not None, "a plan that overloads has a trace"
+        times_s = self.replay.arrivals_s
+        replay = replay_trace(times_s, self.seconds, capacity_per_s, exceeding, self.seed)
+        return self._replace(replay=replay)
 
     def pick(self, number: int, after_s: float) -> int:
         """Select the inputs in turn, in the variant of the time."""
@@ -81,6 +102,8 @@ class LoadPlan(NamedTuple):
 def read_plan(args: argparse.Namespace, inputs: Inputs) -> LoadPlan:
     """Make a plan from the flags; inputs are sent in a random order.
 
+    With --exceeding the plan is complete once `overloading` knows the server's capacity.
+
     Raises:
         ValueError: If a flag makes no sense; the message names it.
     """
@@ -90,7 +113,7 @@ def read_plan(args: argparse.Namespace, inputs: Inputs) -> LoadPlan:
     meant = [inputs.rows_of(each) for each in classes.values]
     rows = np.random.default_rng(args.seed).permutation(np.unique(np.concatenate(meant)))
     polls = 0 if args.poll_s is None else math.ceil(args.seconds / args.poll_s)
-    connections = CLOSED_CONNECTIONS if args.rate is None else OPEN_CONNECTIONS
+    is_open = args.rate is not None or args.trace is not None
     return LoadPlan(
         calls=_calls(args, inputs.of_rows(rows.tolist()), variants),
         num_inputs=len(rows),
@@ -101,9 +124,10 @@ def read_plan(args: argparse.Namespace, inputs: Inputs) -> LoadPlan:
             classes.begins_s, tuple(np.flatnonzero(np.isin(rows, each)) for each in meant)
         ),
         rates=None if args.rate is None else _from_start("--rate", args, _rate),
-        seconds=args.seconds,
-        connections=args.connections or connections,
         budgets=_budgets(args),
+        replay=_replay(args),
+        seconds=args.seconds,
+        connections=args.connections or (OPEN_CONNECTIONS if is_open else CLOSED_CONNECTIONS),
         polls_s=np.arange(polls) * (args.poll_s or 0.0),
         model=args.model,
         seed=args.seed,
@@ -122,8 +146,8 @@ def send(url: str, plan: LoadPlan) -> LoadResult:
     poll = Call(path, method="GET", headers=NEW_CONNECTION)
     beside = [SideCalls(puts, plan.budgets.times()), SideCalls([poll], plan.polls_s)]
     config = ConnectionConfig(plan.connections, keep_bodies=True)
-    if plan.rates is not None:
-        arrivals_s = poisson_steps(plan.rates, plan.seconds, plan.seed)
+    if plan.replay is not None or plan.rates is not None:
+        arrivals_s = _arrivals(plan)
         return open_loop(url, plan.calls, arrivals_s, config, pick=plan.pick, beside=beside)
     return closed_loop(
         url,
@@ -136,9 +160,27 @@ def send(url: str, plan: LoadPlan) -> LoadResult:
     )
 
 
+def _arrivals(plan: LoadPlan) -> NDArray[np.float64]:
+    if plan.replay is not None:
+        return plan.replay.arrivals_s
+    assert plan.rates is not None, "an open loop has a trace or rates"
+    return poisson_steps(plan.rates, plan.seconds, plan.seed)
+
+
 def budget_path(model: str | None) -> str:
     """The route of one model's budget, or of all."""
     return "/budget" + ("" if model is None else "?" + urlencode({"model": model}))
+
+
+def _replay(args: argparse.Namespace) -> Replay | None:
+    """Read the trace: all of it where it will be compressed, else its first seconds."""
+    if args.trace is None:
+        return None
+    times_s = read_trace(args.trace)
+    if args.exceeding is None:
+        return Replay(times_s[times_s < args.seconds])
+    check_replay(args.seconds, args.exceeding)
+    return Replay(times_s)
 
 
 def _calls(

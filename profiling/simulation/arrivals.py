@@ -1,6 +1,4 @@
-"""Arrival times of samples: random or recorded."""
-
-from pathlib import Path
+"""Random arrival times of samples."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,29 +44,6 @@ def bursts(
 def at_once(count: int) -> Array:
     """Arrivals all at the start, so that the queue is full until the end, (N,) in seconds."""
     return np.zeros(count)
-
-
-def read_trace(path: Path) -> Array:
-    """Read recorded arrivals: one number per line, in seconds from any start; (N,) from 0.
-
-    Raises:
-        ValueError: If the file cannot be read or its times do not rise, naming it and the line.
-    """
-    try:
-        times = np.array([float(line) for line in path.read_text().split()])
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} is no trace of arrivals: {error}; give one time in seconds a line"
-        ) from error
-    if not len(times) or not np.isfinite(times).all():
-        raise ValueError(f"{path} holds no finite times; give one time in seconds a line")
-    falls = np.flatnonzero(np.diff(times) < 0)
-    if len(falls):
-        raise ValueError(
-            f"{path}: time {falls[0] + 2} comes before the one above it; sort the arrivals"
-        )
-    from_start: Array = times - times[0]
-    return from_start
 
 
 def _check_rate(rate_per_s: float) -> None:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 
@@ -17,18 +18,23 @@ from profiling.loadtest.log import LoadLog, phases, save_log
 from profiling.loadtest.plan import (
     CLOSED_CONNECTIONS,
     OPEN_CONNECTIONS,
+    WARM_UP_S,
     LoadPlan,
     budget_path,
     read_plan,
     send,
 )
-from server.cli.options import add_json, add_seed
+from server.cli.options import add_json, add_seed, numbers
 from server.cli.progress import time_passes
 
 ASK_TIMEOUT_S = 10.0
+CAPACITY_S = 5.0
+UNLIMITED_MS = 1e6  # a budget under which every request runs to the last exit
 EXAMPLE = """eenet loadtest http://127.0.0.1:8000 --rate 200 --seconds 30
   eenet loadtest http://127.0.0.1:8000 --rate 0:50,20:200 --seconds 60 --model cifar10-resnet56 \\
-    --budgets 0:2.0,30:1.4 --phases 0:clean,40:noise-3 --poll-s 0.25 --log load.npz"""
+    --budgets 0:2.0,30:1.4 --phases 0:clean,40:noise-3 --poll-s 0.25 --log load.npz
+  eenet loadtest http://127.0.0.1:8000 --trace arrivals.npz --exceeding 0.05 --seconds 60 \\
+    --deadline-ms 50"""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -85,15 +91,37 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--connections",
         type=int,
-        help=f"connections open at a time (default: {CLOSED_CONNECTIONS}; with --rate at most "
-        f"{OPEN_CONNECTIONS})",
+        help=f"connections open at a time (default: {CLOSED_CONNECTIONS}; with --rate or --trace "
+        f"at most {OPEN_CONNECTIONS})",
     )
-    parser.add_argument(
+    arrivals = parser.add_mutually_exclusive_group()
+    arrivals.add_argument(
         "--rate",
         "--rates",
         metavar="R|S:R,...",
         help="requests per second at random times, independent of the answers, from second S on "
         "(default: each connection sends its next request when its answer has arrived)",
+    )
+    arrivals.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="send requests at recorded times: one time in seconds per line, or an npz with "
+        "arrival_s; its first --seconds as they are, or all of it with --exceeding",
+    )
+    parser.add_argument(
+        "--exceeding",
+        type=float,
+        metavar="SHARE",
+        help="with --trace: compress it to --seconds, and scale its rate until this share of the "
+        "seconds exceeds the capacity at full depth",
+    )
+    parser.add_argument(
+        "--capacity",
+        type=float,
+        metavar="R",
+        help="with --exceeding: requests per second at full depth (default: measured before, in "
+        f"{CAPACITY_S:g} s of requests that all run to the last exit)",
     )
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="duration of the load (default: %(default)g)"
@@ -109,6 +137,13 @@ def _add_requests(parser: argparse.ArgumentParser) -> None:
         "--deadline-ms", type=float, help="deadline of each request (default: none)"
     )
     parser.add_argument(
+        "--slo-ms",
+        type=numbers,
+        metavar="MS,MS,...",
+        help="report the share of all requests that were answered within each time, refused ones "
+        "included (default: the deadline)",
+    )
+    parser.add_argument(
         "--budgets",
         metavar="S:MS,...",
         help="at second S set the server's budget to MS, or remove it with off",
@@ -122,6 +157,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     inputs = read_inputs(args.images, args.texts, columns)
     plan = read_plan(args, inputs)
     before = ask_budgets(args.url, args.model)  # fails at once where there is no server
+    if args.exceeding is not None:
+        capacity = args.capacity or measure_capacity(args.url, plan)
+        plan = plan.overloading(args.exceeding, capacity)
     with time_passes("loading", plan.seconds):
         result = send(args.url, plan)
     log, models = read_log(
@@ -148,12 +186,37 @@ def _check(args: argparse.Namespace) -> None:
         "--budget-ms": args.budget_ms,
         "--deadline-ms": args.deadline_ms,
         "--poll-s": args.poll_s,
+        "--capacity": args.capacity,
     }
     for flag, value in given.items():
         if value is not None and not 0 < value < float("inf"):  # NaN fails too
             raise ValueError(f"{flag} is {value:g}; give a number above 0")
+    for slo_ms in args.slo_ms or ():
+        if not 0 < slo_ms < float("inf"):
+            raise ValueError(f"--slo-ms holds {slo_ms:g}; give milliseconds above 0")
+    if args.exceeding is not None and args.trace is None:
+        raise ValueError("--exceeding goes with --trace, whose rate it scales")
+    if args.capacity is not None and args.exceeding is None:
+        raise ValueError("--capacity goes with --exceeding, which is measured against it")
     if args.log is not None and not args.log.parent.is_dir():
         raise ValueError(f"--log is {args.log}, whose folder does not exist; make it first")
+
+
+def measure_capacity(url: str, plan: LoadPlan) -> float:
+    """Return the requests per second that are answered if all run to the last exit.
+
+    Raises:
+        ValueError: If none is answered.
+    """
+    query = {"budget_ms": UNLIMITED_MS} | ({} if plan.model is None else {"model": plan.model})
+    path = f"/predict?{urlencode(query)}"
+    calls = [call._replace(path=path) for call in plan.calls[: plan.num_inputs]]
+    config = ConnectionConfig(CLOSED_CONNECTIONS, keep_bodies=True)
+    with time_passes("measuring the capacity", CAPACITY_S + WARM_UP_S):
+        result = closed_loop(url, calls, config, seconds=CAPACITY_S, warm_up_s=WARM_UP_S)
+    if not result.ok.any():
+        raise ValueError(f"no request was answered; the first: {describe_outcome(result, 0)}")
+    return result.rate
 
 
 def ask_budgets(url: str, model: str | None) -> list[State]:
@@ -193,6 +256,7 @@ def _report(
     samples, puts = log.samples, result.beside[0]
     answered, judged = samples.exit >= 0, samples.correct >= 0
     rates = np.bincount(samples.exit[answered], minlength=log.num_exits) / answered.sum()
+    slos_ms = args.slo_ms or ([] if args.deadline_ms is None else [args.deadline_ms])
     return {
         "url": args.url,
         "offered_rate": plan.mean_rate,
@@ -204,6 +268,12 @@ def _report(
         "models": models,
         "exit_rates": rates.tolist(),
         "accuracy": float(samples.correct[judged].mean()) if judged.any() else None,
+        "accuracy_of_all": float((samples.correct == 1).mean()) if judged.any() else None,
+        "in_time": [
+            {"slo_ms": slo_ms, "share": float((result.ok & (result.latency_ms <= slo_ms)).mean())}
+            for slo_ms in slos_ms
+        ],
+        "trace": _trace(plan),
         "compute_ms": float(samples.compute_ms[answered].mean()),
         "late": int(samples.late.sum()),
         "measure": log.measure,
@@ -213,6 +283,12 @@ def _report(
         ],
         "budgets": [{name: each.get(name) for name in shown} for each in states],
     }
+
+
+def _trace(plan: LoadPlan) -> dict[str, Any] | None:
+    if plan.replay is None:
+        return None
+    return {name: value for name, value in plan.replay._asdict().items() if name != "arrivals_s"}
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
@@ -226,6 +302,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
         f"answers/s ({outcomes}{late})",
         f"latency {latency} ms; compute {report['compute_ms']:.3f} ms on average",
         _exits(report["exit_rates"], report["accuracy"]),
+        *_of_all(report),
         *(_phase_line(phase, report["measure"]) for phase in each_phase),
         *(f"a budget was not set: {sentence}" for sentence in report["budgets_not_set"]),
         *(_budget_line(each) for each in report["budgets"]),
@@ -235,6 +312,25 @@ def _lines(report: dict[str, Any]) -> list[str]:
 def _exits(rates: Sequence[float], accuracy: float | None) -> str:
     shown = " ".join(f"{rate:.3f}" for rate in rates)
     return f"exit rates {shown}" + ("" if accuracy is None else f", accuracy {accuracy:.2%}")
+
+
+def _of_all(report: dict[str, Any]) -> list[str]:
+    """Lines about all requests, in which one without an answer is late and wrong."""
+    trace, accuracy = report["trace"], report["accuracy_of_all"]
+    lines = []
+    if trace is not None and trace["exceeding"] is not None:
+        lines.append(
+            f"the trace {trace['compression']:.1f} times as fast, with {trace['scale']:.2f} times "
+            f"its requests: {trace['exceeding']:.1%} of the seconds exceed "
+            f"{trace['capacity_per_s']:.1f} requests/s"
+        )
+    if report["in_time"]:
+        shares = ", ".join(
+            f"{each['share']:.2%} within {each['slo_ms']:g} ms" for each in report["in_time"]
+        )
+        right = "" if accuracy is None else f"; {accuracy:.2%} answered rightly"
+        lines.append(f"of all requests {shares}{right}")
+    return lines
 
 
 def _phase_line(phase: dict[str, Any], measure: str) -> str:

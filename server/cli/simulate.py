@@ -11,15 +11,18 @@ from numpy.typing import NDArray
 from models.bundle import Precision, load_bundle
 from models.stage_costs import StageCosts, read_stage_costs
 from profiling.calibration import load_recorded
-from profiling.simulation.arrivals import at_once, bursts, poisson, read_trace
+from profiling.simulation.arrivals import at_once, bursts, poisson
 from profiling.simulation.disciplines import DEFAULT_DISCIPLINE, DISCIPLINES
 from profiling.simulation.simulator import MODES, PERCENTILES, Device, Simulated, Traffic, simulate
+from profiling.simulation.trace import read_trace
 from scheduler.fitted import load_scheduler
 from scheduler.policy import exits_taken, replay
+from server.cli import overload
 from server.cli.options import add_json, add_precision, numbers
 from server.cli.progress import progress
 
-EXAMPLE = "eenet simulate my-bundle --costs 2.3,4.1,4.9 --free-rows 16 --budget-ms 3 --rate 2000"
+EXAMPLE = """eenet simulate my-bundle --costs 2.3,4.1,4.9 --free-rows 16 --budget-ms 3 --rate 2000
+  eenet simulate my-bundle --trace arrivals.npz --exceeding 0.05,0.1,0.2 --slo-ms 20,50"""
 DEFAULT_SAMPLES = 20_000
 SUM_TOLERANCE = 0.01
 
@@ -42,6 +45,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--exit-rates", type=numbers, metavar="P,P,...", help="share of samples at each exit"
     )
     _add_traffic(parser)
+    overload.add_flags(parser)
     add_json(parser, "the results")
 
 
@@ -90,7 +94,10 @@ def _add_traffic(parser: argparse.ArgumentParser) -> None:
         "--saturated", action="store_true", help="all samples wait from the start (default)"
     )
     arrivals.add_argument(
-        "--trace", type=Path, metavar="FILE", help="recorded arrivals, one time in seconds per line"
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="recorded arrivals: one time in seconds per line, or an npz with arrival_s",
     )
     parser.add_argument(
         "--bursts",
@@ -109,7 +116,11 @@ def _add_traffic(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Simulate all modes and print a table."""
+    """Simulate all modes and print a table; with --exceeding, all ways to serve an overload."""
+    overload.check(args)
+    if args.exceeding is not None:
+        own = (args.costs, args.cost_table, args.free_rows)
+        return overload.run(args, None if own == (None,) * 3 else _costs(args))
     costs = _costs(args)
     device = Device(costs, args.workers, args.max_batch)
     arrivals_s = _arrivals(args)

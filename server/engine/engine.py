@@ -254,15 +254,15 @@ class Engine:
         finished: list[InferenceRequest],
     ) -> list[InferenceRequest]:
         """Return the requests worth running: neither cancelled nor too late for any exit."""
-        requests = []
+        requests, rows = [], len(batch)
         for request in batch:
             if request.cancelled:
                 self._observer.on_cancelled(1)
-            elif request.stage == 0 and self.deadlines.would_miss_first_exit(
-                request, now_s, len(batch)
-            ):
+                rows -= 1
+            elif request.stage == 0 and self.deadlines.would_miss_first_exit(request, now_s, rows):
                 request.result = deadline_error()
                 finished.append(request)
+                rows -= 1  # which gives the others time
             else:
                 requests.append(request)
         return requests

@@ -1,11 +1,9 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiling.simulation.arrivals import at_once, bursts, poisson, read_trace
+from profiling.simulation.arrivals import at_once, bursts, poisson
 
 
 def test_poisson_arrivals_come_at_the_rate_with_gaps_as_spread_as_long() -> None:
@@ -44,25 +42,3 @@ def test_a_rate_must_be_one(rate: float) -> None:
     for make in (poisson, bursts):
         with pytest.raises(ValueError, match="above 0"):
             make(rate, 10)
-
-
-def test_a_trace_is_read_from_its_first_arrival_on(tmp_path: Path) -> None:
-    (tmp_path / "trace").write_text("1700000000.5\n1700000000.75\n1700000002\n")
-    assert read_trace(tmp_path / "trace").tolist() == [0, 0.25, 1.5]
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("1\n2,3\n", "trace is no trace of arrivals"),
-        ("", "no finite times"),
-        ("nan\n", "no finite times"),
-        ("1\n3\n2\n", "time 3 comes before"),
-    ],
-)
-def test_a_bad_trace_is_named(tmp_path: Path, text: str, sentence: str) -> None:
-    (tmp_path / "trace").write_text(text)
-    with pytest.raises(ValueError, match=sentence):
-        read_trace(tmp_path / "trace")
-    with pytest.raises(ValueError, match="gone is no trace"):
-        read_trace(tmp_path / "gone")

@@ -10,7 +10,10 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pytest
 
+from profiling.loadtest.inputs import COLUMNS, read_inputs
 from profiling.loadtest.log import load_log
+from profiling.loadtest.plan import read_plan
+from server.cli.loadtest import measure_capacity
 from server.cli.loadtest import run as run_loadtest
 from server.cli.main import build_parser, main
 
@@ -30,6 +33,7 @@ class Server(http.server.ThreadingHTTPServer):
     Attributes:
         asked: Path and content type of every prediction.
         fails: Whether predictions are answered 429.
+        refuses: Every how many predictions one is answered 429; None: none.
         budgets: The answer to GET /budget: its status and body.
         put: Path and body of every PUT; one of 666 ms is refused.
     """
@@ -40,6 +44,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[tuple[str, str]] = []
         self.fails = False
+        self.refuses: int | None = None
         self.put: list[tuple[str, Any]] = []
         self.budgets: tuple[int, Any] = (200, {"models": [STATE, {**STATE, "model": "other"}]})
 
@@ -67,7 +72,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.asked.append((self.path, self.headers["Content-Type"]))
-        if self.server.fails:
+        refuses = self.server.refuses
+        if self.server.fails or (refuses and len(self.server.asked) % refuses == 0):
             self.reply(429, {"error": "the queue is full"})
             return
         is_text = self.headers["Content-Type"] == "application/json"
@@ -233,6 +239,89 @@ def test_the_classes_that_are_sent_change(server: Server, tmp_path: Path) -> Non
     ):
         chosen = (samples.due_s >= begin_s) & (samples.due_s < end_s)
         assert set(samples.input[chosen].tolist()) == set(sent)
+
+
+def trace_of(tmp_path: Path, *seconds: float) -> Path:
+    path = tmp_path / "trace.npz"
+    np.savez(path, arrival_s=np.array(seconds))
+    return path
+
+
+def test_a_trace_is_sent_as_it_was_recorded(
+    archive: Path, tmp_path: Path, report: Callable[..., dict[str, Any]]
+) -> None:
+    log = tmp_path / "log.npz"
+    trace = trace_of(tmp_path, 5.0, 5.05, 5.05, 5.15, 9.0)
+    told = report("--images", archive, "--trace", trace, "--log", log)
+    assert load_log(log).samples.due_s == pytest.approx([0, 0.05, 0.05, 0.15])
+    assert told["requests"] == 4 and told["offered_rate"] == 20
+    assert told["trace"] == {
+        "compression": 1.0, "scale": 1.0, "exceeding": None, "capacity_per_s": None
+    }  # fmt: skip
+    assert told["in_time"] == []
+
+
+def test_a_trace_is_compressed_and_scaled_to_the_capacity(
+    server: Server, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = trace_of(tmp_path, *np.random.default_rng(0).uniform(size=200).cumsum())
+    flags = ("--images", archive, "--trace", trace, "--exceeding", 0.5, "--seconds", 2)
+    loadtest(server.url, *flags, "--capacity", 40, "--deadline-ms", 500)
+    out = capsys.readouterr().out
+    assert "50.0% of the seconds exceed 40.0 requests/s" in out
+    assert "of all requests 100.00% within 500 ms; " in out
+    assert 50 < len(server.asked) < 120
+
+
+def test_the_capacity_is_measured_at_full_depth(
+    server: Server, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.cli.loadtest.CAPACITY_S", 0.2)
+    monkeypatch.setattr("server.cli.loadtest.WARM_UP_S", 0.05)
+    plan = read_plan(
+        build_parser().parse_args(
+            ["loadtest", server.url, "--images", str(archive), "--model", "pets"]
+        ),
+        read_inputs(archive, None, COLUMNS),
+    )
+    assert measure_capacity(server.url, plan) > 10
+    queries = {urlsplit(path).query for path, _ in server.asked}
+    assert queries == {"budget_ms=1000000.0&model=pets"}
+    server.fails = True
+    with pytest.raises(ValueError, match="429: the queue is full"):
+        measure_capacity(server.url, plan)
+
+
+def test_a_request_without_an_answer_is_late_and_wrong(
+    server: Server, archive: Path, report: Callable[..., dict[str, Any]]
+) -> None:
+    server.refuses = 3
+    told = report("--images", archive, "--rate", 100, "--slo-ms", "0.0001,5000")
+    assert 0.2 < told["outcomes"]["429"] / told["requests"] < 0.45
+    never, later = told["in_time"]
+    assert never == {"slo_ms": 0.0001, "share": 0.0}
+    assert later["share"] == pytest.approx(told["outcomes"]["200"] / told["requests"])
+    assert told["accuracy_of_all"] == pytest.approx(told["accuracy"] * later["share"])
+
+
+def test_bad_traces_are_one_sentence(tmp_path: Path, archive: Path) -> None:
+    good, falling = trace_of(tmp_path, 0, 1, 2), tmp_path / "falling"
+    falling.write_text("1\n3\n2\n")
+    np.savez(tmp_path / "other.npz", arrivals=np.zeros(3))
+    log = tmp_path / "log.npz"
+    for flags, said in (
+        (("--trace", falling), "falling: time 3 comes before"),
+        (("--trace", tmp_path / "other.npz"), "has no array arrival_s"),
+        (("--trace", tmp_path / "gone"), "gone is no trace"),
+        (("--trace", good, "--exceeding", 0.05), "5% of 10 s .* at least 20 s long"),
+        (("--trace", good, "--exceeding", 1.5), "exceeding share is 1.5"),
+        (("--exceeding", 0.1), "--exceeding goes with --trace"),
+        (("--trace", good, "--capacity", 5), "--capacity goes with --exceeding"),
+        (("--slo-ms", "5,-1"), "--slo-ms holds -1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            loadtest("http://127.0.0.1:1", "--images", archive, "--log", log, *flags)
+    assert not log.exists()
 
 
 def test_bad_steps_are_one_sentence(archive: Path) -> None:

@@ -107,6 +107,74 @@ def test_a_trace_is_played_again(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert figures(capsys, *flags, "--samples", "20")["samples"] == 20
 
 
+def overload_flags(tmp_path: Path, *flags: str) -> list[str]:
+    np.savez(tmp_path / "trace.npz", arrival_s=np.random.default_rng(0).uniform(size=500).cumsum())
+    return ["--trace", str(tmp_path / "trace.npz"), "--seconds", "20", *flags]
+
+
+def test_ways_to_serve_an_overload_are_compared(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, shipped_bundle: Path
+) -> None:
+    flags = overload_flags(tmp_path, "--exceeding", "0.1,0.5", "--slo-ms", "20,50")
+    costs = ["--costs", "2,3,4", "--free-rows", "4", "--workers", "2", "--max-batch", "4"]
+    shown = figures(capsys, str(shipped_bundle), *flags, *costs)
+    assert shown["capacity_per_s"] == pytest.approx(2000)
+    assert [load["exceeding"] for load in shown["loads"]] == pytest.approx([0.1, 0.5])
+    light, heavy = shown["loads"]
+    assert light["requests"] < heavy["requests"] and light["compression"] == heavy["compression"]
+    assert len(light["results"]) == 2 * 9
+    whole = [load["results"][0] for load in (light, heavy)]
+    assert [each["policy"] for each in whole] == ["whole network"] * 2
+    assert whole[0]["attainment"] > whole[1]["attainment"]
+    given = figures(capsys, str(shipped_bundle), *flags, *costs, "--capacity", "500")
+    assert given["loads"][0]["requests"] == pytest.approx(light["requests"] / 4, rel=0.1)
+
+
+def test_an_overload_is_printed_as_a_table(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, shipped_bundle: Path
+) -> None:
+    flags = overload_flags(tmp_path, "--exceeding", "0.1", "--slo-ms", "20", "--capacity", "100")
+    run(parsed(str(shipped_bundle), *flags))
+    lines = capsys.readouterr().out.splitlines()
+    assert "10.0% of the seconds exceed 100.0/s" in lines[0]
+    assert lines[1].split()[:2] == ["SLO", "ms"]
+    assert lines[2].startswith("whole network") and lines[-1].startswith("queue-aware")
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--slo-ms", "20"], "--slo-ms goes with --exceeding"),
+        (["--seconds", "20"], "--seconds goes with --exceeding"),
+        (["--capacity", "20"], "--capacity goes with --exceeding"),
+        (["--exceeding", "0.1", "--slo-ms", "20"], "a bundle, --trace and --slo-ms"),
+        (["--exceeding", "0.1", "--trace", "T"], "a bundle, --trace and --slo-ms"),
+        (["--exceeding", "0.1", "--trace", "T", "--slo-ms", "0"], "--slo-ms holds 0"),
+        (
+            ["--exceeding", "0.1", "--trace", "T", "--slo-ms", "9", "--budget-ms", "2"],
+            "--budget-ms",
+        ),
+        (["--exceeding", "0.1", "--trace", "T", "--slo-ms", "9", "--samples", "2"], "--samples"),
+        (
+            ["--exceeding", "0.1", "--trace", "T", "--slo-ms", "9", "--discipline", "oldest"],
+            "--disc",
+        ),
+        (["--exceeding", "2", "--trace", "T", "--slo-ms", "9"], "share is 2"),
+        (["--exceeding", "0.001", "--trace", "T", "--slo-ms", "9"], "at least 1000 s long"),
+        (["--exceeding", "0.1", "--trace", "T", "--slo-ms", "9", "--capacity", "-1"], "is -1"),
+        (["--exceeding", "0.1", "--trace", "gone", "--slo-ms", "9"], "gone is no trace"),
+    ],
+)
+def test_flags_of_overload_that_make_no_sense_are_named(
+    tmp_path: Path, shipped_bundle: Path, flags: list[str], sentence: str
+) -> None:
+    (tmp_path / "T").write_text("0\n1\n")
+    paths = [str(tmp_path / flag) if flag == "T" else flag for flag in flags]
+    args = parsed(str(shipped_bundle), *paths)
+    with pytest.raises(ValueError, match=sentence):
+        run(args)
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [

@@ -231,6 +231,14 @@ def test_under_overload_a_core_spends_its_time_on_rows_that_can_still_be_in_time
     assert seen.in_time(np.ones(count, bool), deadline_ms) > 0.42
 
 
+def test_a_batch_shrinks_until_its_rows_can_be_in_time() -> None:
+    rows = [InferenceRequest(()) for _ in range(9)]
+    for each in rows[1:]:
+        each.deadline_s = 0.0035  # after the first, which runs alone, 2.5 ms are left
+    seen = run(CORE, 16, rows, np.zeros(9))
+    assert len(seen.exits(np.ones(9, bool))) == 3
+
+
 def test_rows_of_one_batch_obey_their_own_deadline_and_parameter() -> None:
     def exits_of(rows: list[InferenceRequest]) -> list[int]:
         seen = run(DEVICE, 16, rows, np.zeros(len(rows)))
