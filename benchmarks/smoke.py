@@ -33,6 +33,7 @@ BENCHMARKS = (  # the longest first, so that both cores stay busy
     "deadlines",
     "budget_demo",
     "control.simulated",
+    "overload",
     "refill",
     "networks",
     "precision",

@@ -22,7 +22,7 @@ from profiling.loadtest.load import (
 )
 from profiling.loadtest.schedule import Schedule, read_schedule
 from profiling.loadtest.variants import InputVariant, read_variant
-from profiling.simulation.trace import Replay, check_replay, read_trace, replay_trace
+from profiling.trace import Replay, check_replay, read_trace, replay_trace
 
 CLOSED_CONNECTIONS, OPEN_CONNECTIONS = 32, 256
 WARM_UP_S = 1.0

@@ -30,7 +30,7 @@ from scheduler.fitted import load_scheduler
 
 Array = NDArray[np.float64]
 MAX_QUEUE = 512  # the server's default
-BUCKETS = 4
+BUCKETS = 3
 BUDGET_SHARES = (8, 4, 2)  # of the SLO: the budget is this part of it
 QUEUE_SHARE = 2
 JITTER, JITTERS = 0.08, 1000  # of the logarithm of a batch's time, and how many until they repeat
@@ -152,19 +152,27 @@ def read_subject(
     )
 
 
-def compare(subject: Subject, offered: Offered, slo_ms: float) -> list[Result]:
+def compare(
+    subject: Subject, offered: Offered, slo_ms: float, buckets: int = BUCKETS
+) -> list[Result]:
     """Serve the same requests in every way under one SLO.
 
     Without deadlines a server bounds its queue: here to what it can answer within the SLO.
+
+    Args:
+        subject: The bundle on its device.
+        offered: The requests.
+        slo_ms: Deadline of every request.
+        buckets: SlackFit's buckets of latency.
     """
     return [
         _judged(name, subject, offered, slo_ms, run())
-        for name, run in _ways(subject, offered, slo_ms)
+        for name, run in _ways(subject, offered, slo_ms, buckets)
     ]
 
 
 def _ways(
-    subject: Subject, offered: Offered, slo_ms: float
+    subject: Subject, offered: Offered, slo_ms: float, buckets: int
 ) -> Sequence[tuple[str, Callable[[], Served]]]:
     """Return the name of each way to serve, and the function that does."""
     last, shares = subject.num_exits - 1, [slo_ms / part for part in BUDGET_SHARES]
@@ -175,7 +183,7 @@ def _ways(
             for exit in range(last)
         ),
         ("frozen thresholds", lambda: _frozen(subject, offered, slo_ms)),
-        ("SlackFit", lambda: _slackfit(subject, offered, slo_ms)),
+        ("SlackFit", lambda: _slackfit(subject, offered, slo_ms, buckets)),
         *(
             (f"budget SLO/{part}", lambda ms=ms: _budgeted(subject, offered, slo_ms, ms))
             for part, ms in zip(BUDGET_SHARES, shares, strict=True)
@@ -199,10 +207,10 @@ def _frozen(subject: Subject, offered: Offered, slo_ms: float) -> Served:
     return serve(offered, subject.device(subject.network.stages), Admission(bound), control)
 
 
-def _slackfit(subject: Subject, offered: Offered, slo_ms: float) -> Served:
+def _slackfit(subject: Subject, offered: Offered, slo_ms: float, buckets: int) -> Served:
     choices = all_choices(subject.network, subject.calibration_accuracy, subject.max_batch)
     device = subject.device(subject.network.stages)
-    return serve_slackfit(offered, device, subject.network, fill_buckets(choices, BUCKETS), slo_ms)
+    return serve_slackfit(offered, device, subject.network, fill_buckets(choices, buckets), slo_ms)
 
 
 def _budgeted(subject: Subject, offered: Offered, slo_ms: float, budget_ms: float) -> Served:

@@ -8,7 +8,7 @@ from models.stage_costs import StageCosts
 from profiling.simulation.comparison import Result, Subject, compare, read_subject
 from profiling.simulation.disciplines import DEFAULT_DISCIPLINE
 from profiling.simulation.network import NetworkCosts
-from profiling.simulation.trace import Replay, read_trace, replay_trace
+from profiling.trace import Replay, read_trace, replay_trace
 from server.cli.options import numbers
 from server.cli.progress import progress
 

@@ -14,7 +14,7 @@ from profiling.calibration import load_recorded
 from profiling.simulation.arrivals import at_once, bursts, poisson
 from profiling.simulation.disciplines import DEFAULT_DISCIPLINE, DISCIPLINES
 from profiling.simulation.simulator import MODES, PERCENTILES, Device, Simulated, Traffic, simulate
-from profiling.simulation.trace import read_trace
+from profiling.trace import read_trace
 from scheduler.fitted import load_scheduler
 from scheduler.policy import exits_taken, replay
 from server.cli import overload

@@ -44,7 +44,8 @@ def test_under_overload_exits_give_way_before_requests_do(subject: Subject) -> N
     found = compared(subject, 0.9, 50.0)
     whole = found["whole network"]
     assert whole.refused > 0.1
-    for name in ("SlackFit", *OURS):
+    assert found["SlackFit"].attainment > whole.attainment
+    for name in OURS:
         assert found[name].attainment > whole.attainment + 0.05
         assert found[name].accuracy > whole.accuracy + 0.02
     assert found["queue-aware"].accuracy > found["SlackFit"].accuracy + 0.01

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiling.simulation.trace import check_replay, read_trace, replay_trace
+from profiling.trace import check_replay, read_trace, replay_trace
 
-TRACE = Path(__file__).parents[2] / "data/azure2023_code.npz"
+TRACE = Path(__file__).parents[1] / "data/azure2023_code.npz"
 
 
 def test_a_trace_is_read_from_its_first_arrival_on(tmp_path: Path) -> None:
