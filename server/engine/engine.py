@@ -259,7 +259,11 @@ class Engine:
             if request.cancelled:
                 self._observer.on_cancelled(1)
                 rows -= 1
-            elif request.stage == 0 and self.deadlines.would_miss_first_exit(request, now_s, rows):
+            elif (
+                request.deadline_s is not None
+                and request.stage == 0
+                and self.deadlines.would_miss_first_exit(request, now_s, rows)
+            ):
                 request.result = deadline_error()
                 finished.append(request)
                 rows -= 1  # which gives the others time
@@ -281,7 +285,7 @@ class Engine:
         self._observer.on_step(stage, len(requests), elapsed_ms)
         took_s = now_s - min([request.ready_s for request in requests])
         self.deadlines.stages[stage].times.append((now_s, took_s))
-        if stage == 0:
+        if stage == 0 and requests[0].deadline_s is not None:
             self.deadlines.note_first_run(len(requests), now_s, elapsed_ms / 1e3)
         if decision is not None and active is self.active_policy:
             scores = comparable_scores(requests, decision)
