@@ -40,7 +40,7 @@ class Always:
     def set_budget(self, budget_ms: float) -> None:
         self.budgets_ms.append(budget_ms)
 
-    def leaves(self, exit: int, row: int) -> bool:
+    def leaves(self, exit: int, row: int, waiting: float) -> bool:
         assert exit < 2, "nobody asks at the last exit"
         self.asked.append(row)
         return exit >= self.exit
