@@ -56,11 +56,10 @@ class Controlled:
 
     def _follow(self) -> None:
         control = self.controller
-        if self._measure == "end_to_end":
-            parameters = control.queue_parameters
-        else:
-            parameters = (control.parameter,)
-        self._leave = [self._fitted.leave[self._points[each]] for each in parameters]
+        queued = control.queued_parameters if self._measure == "end_to_end" else ()
+        self._leave = [
+            self._fitted.leave[self._points[each]] for each in (control.parameter, *queued)
+        ]
 
 
 class KalmanEstimate(CostEstimate):

@@ -11,7 +11,8 @@ from scheduler.control.traffic import Traffic
 from scheduler.control.window import RollingWindow
 from scheduler.frontier import Frontier, FrontierPoint
 
-WAITING_STEPS = 16  # samples in a queue beyond which more of them change nothing
+FORGIVING_HALF_LIVES = 3  # of rest, after which overspending is forgiven and savings are lost
+LONGEST_QUEUE = 15  # samples for each worker; more of them change nothing
 LONGEST_MS = 1e8  # more than a day; longer latencies count as this, so that sums stay finite
 
 
@@ -121,22 +122,19 @@ class BudgetController:
         return self._active.parameter
 
     @property
-    def queue_parameters(self) -> tuple[float, ...]:
-        """The parameters to use while 0, 1, 2, ... samples wait for each worker.
+    def queued_parameters(self) -> tuple[float, ...]:
+        """The parameters to use while 1, 2, ... samples wait for each worker; none without budget.
 
-        The first is `parameter`; any number of samples beyond the last entry counts as that one.
-        A millisecond delays everyone who waits, so what a sample may take beyond the first exit is
-        shared with them. This follows a burst before any sample of it has completed.
+        More samples than there are entries count as the last one. A millisecond delays everyone who
+        waits, so what a sample may take beyond the cheapest point is shared with them. Exits follow
+        a burst by this before any sample of it has completed.
         """
         if self.budget_ms is None:
-            return (self.parameter,)
+            return ()
         least_ms = self._costs_ms[0] if self._floor is None else self._floor.expected_cost_ms
         beyond_ms = max(self._active.expected_cost_ms - least_ms, 0.0)
-        dearer = [
-            self.frontier.at_cost(least_ms + beyond_ms / (1 + waiting)).parameter
-            for waiting in range(1, WAITING_STEPS)
-        ]
-        return (self.parameter, *dearer)
+        costs_ms = [least_ms + beyond_ms / (1 + waiting) for waiting in range(1, LONGEST_QUEUE + 1)]
+        return tuple([self.frontier.at_cost(cost_ms).parameter for cost_ms in costs_ms])
 
     @property
     def unconstrained_parameter(self) -> float:
@@ -233,6 +231,8 @@ class BudgetController:
         half_life_s = max(self._traffic.long_gap_s, self.config.half_life_s)
         keep = 0.5 ** (rest_s / half_life_s)
         self.present.fade(keep)
+        if self._traffic.rested_s >= FORGIVING_HALF_LIVES * half_life_s:
+            self._window.forgive()
         self._aim()
         return True
 

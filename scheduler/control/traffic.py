@@ -28,6 +28,11 @@ class Traffic:
         return self._last_s is not None and self.now_s - self._last_s <= CURRENT_S
 
     @property
+    def rested_s(self) -> float:
+        """How long no sample has completed although one should have."""
+        return self._rested_s
+
+    @property
     def long_gap_s(self) -> float:
         """A gap longer than nearly all of those between samples."""
         return USUAL_GAPS * self.gap_s
