@@ -43,7 +43,7 @@ class ControllerConfig:
     max_correction: float = 0.25
     ratio_share: float = 0.1
     ratio_s: float = 2.0
-    half_life_s: float = 0.25
+    half_life_s: float = 0.1
     shift_share: float = 0.3
 
     def __post_init__(self) -> None:
