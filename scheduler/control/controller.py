@@ -42,7 +42,7 @@ class ControllerConfig:
     margins: tuple[float, float] = (0.005, 0.1)
     max_correction: float = 0.25
     ratio_share: float = 0.1
-    ratio_s: float = 2.0
+    ratio_s: float = 1.0
     half_life_s: float = 0.1
     shift_share: float = 0.3
 
