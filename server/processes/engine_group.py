@@ -65,6 +65,7 @@ class EngineGroup:
         """Switch requests that enter from now on to another policy."""
         fields = {"policy_version": policy_version, "parameter": parameter}
         self._scheduler = pack_scheduler("activate", scheduler, model=self._model, **fields)
+        self._parameter = None  # what was told of the queue belongs to the policy before
         self._tell(self._scheduler)
 
     def brief(self, engine: EngineProcess) -> None:
