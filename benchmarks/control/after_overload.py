@@ -31,7 +31,7 @@ SHARES = (0.15, 0.5, 0.85, None)
 COUNT, RATE = 60, 10.0
 OVERLOAD_S, REST_S, CONNECTIONS = 5.0, 2.0, 32
 SMOKE_COUNT, SMOKE_S = 6, 0.3
-HEAD = "| measure | budget, ms | mean exit, idle | idle again | after overload | same, idle | same |"
+HEAD = "| measure | budget, ms | mean exit, idle | again | after overload | same, idle | same |"
 
 
 class Trial(NamedTuple):
@@ -63,7 +63,7 @@ class Trial(NamedTuple):
 class Plan(NamedTuple):
     """Numbers of requests, and times."""
 
-    count: int = COUNT
+    requests: int = COUNT
     overload_s: float = OVERLOAD_S
     rest_s: float = REST_S
 
@@ -104,7 +104,7 @@ def overload(url: str, plan: Plan, measure: str, budget_ms: float | None) -> Tri
 
 def light(url: str, plan: Plan) -> NDArray[np.int64]:
     """Send the first images at a steady, low rate; return the exit of each."""
-    due_s = np.arange(plan.count) / RATE
+    due_s = np.arange(plan.requests) / RATE
     config = ConnectionConfig(connections=CONNECTIONS, keep_bodies=True)
     result = open_loop(url, image_calls(), due_s, config)
     assert result.bodies is not None, "bodies are kept"

@@ -14,6 +14,7 @@ LOOSE, TIGHT, MIDDLE = 0.8, 0.3, 0.55  # position between floor and ceiling
 SLOWDOWN, SLOW_S = 1.6, 30.0
 BURST, STEEP_BURST = 4.0, 10.0
 PULSE_S = 2.0  # of load, and of silence after it
+PAUSE_PER_S = 1e-3  # as good as none; a load test takes no rate of 0
 PRESENT_S = 0.5, 3.0  # shortest and longest time that neighbours compute or stay away
 ALTERNATING_S = 5.0
 SEVERITIES = (1, 3, 5)
@@ -59,7 +60,7 @@ class Phase:
         for pulse in range(max(round(self.seconds / self.pulse_s / 2), 1)):
             at_s = begin_s + 2 * pulse * self.pulse_s
             yield at_s, 2 * self.rate_per_s
-            yield at_s + self.pulse_s, 0.0
+            yield at_s + self.pulse_s, PAUSE_PER_S
 
     def visits(self, seed: int) -> Iterator[tuple[float, float]]:
         """Yield when neighbours come and when they go, from the phase's begin on."""

@@ -122,10 +122,11 @@ def run_all(
         "policy": fitted.policy.kind, "law": law, "window": window, "seed": seed,
         "subject": modality,
     }  # fmt: skip
-    return [
-        run(scenario, samples, host, make_law(law, fitted, window, host, scenario), about, seed, reference)
-        for scenario in chosen
-    ]
+    logs = []
+    for scenario in chosen:
+        steering = make_law(law, fitted, window, host, scenario)
+        logs.append(run(scenario, samples, host, steering, about, seed, reference))
+    return logs
 
 
 def make_law(

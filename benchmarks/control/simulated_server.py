@@ -139,9 +139,7 @@ class _Run:
         self.slow = np.where(present, SHARED_SLOWDOWN, slow)
         jitter = np.where(present, SHARED_JITTER, host.jitter)[:, None]
         noise = np.exp(jitter * rng.normal(size=(count, stages)) - jitter**2 / 2)
-        self.times_ms: list[list[float]] = (
-            steps * stretch * self.slow[:, None] * noise
-        ).tolist()
+        self.times_ms: list[list[float]] = (steps * stretch * self.slow[:, None] * noise).tolist()
         decode = rng.exponential(host.decode_ms / 4, count) + 0.75 * host.decode_ms
         self.decode_ms: list[float] = decode.tolist()
         self.compute_ms, self.stage = [0.0] * count, [0] * count
