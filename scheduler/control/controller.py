@@ -28,9 +28,10 @@ class ControllerConfig:
         period_s: Time until the next parameter, if there is at least one sample.
         margins: Smallest and largest share of the budget held back.
         max_correction: Largest share of the budget that credit may add or subtract.
-        ratio_share: Memory of the slowdown and the overhead, as a share of the window; and
-        ratio_s: in seconds, whichever is shorter.
-        half_life_s: Least time of rest in which estimates lose half of what they have learned.
+        ratio_share: Memory of the slowdown and the overhead, as a share of the window.
+        ratio_s: The same memory in seconds; the shorter one holds.
+        half_life_s: Time of rest in which estimates lose half of what they have learned; longer
+            where samples are usually far apart.
         shift_share: Memory of the exit bias, as a share of the window.
     """
 
@@ -154,7 +155,11 @@ class BudgetController:
     @property
     def feasible(self) -> bool:
         """Whether the budget can be kept at present costs and the floor does not override it."""
-        return self.budget_ms is None or (self.budget_ms >= self.floor_ms and not self.yields)
+        return self._can_be_kept and not self.yields
+
+    @property
+    def _can_be_kept(self) -> bool:
+        return self.budget_ms is None or self.budget_ms >= self.floor_ms
 
     @property
     def yields(self) -> bool:
@@ -292,8 +297,8 @@ class BudgetController:
 
     def _learn_noise(self) -> None:
         latencies_ms, self._period_ms = self._period_ms, []
-        if self.budget_ms is not None and self.budget_ms < self.floor_ms:
-            return  # no margin would keep it: an overload is no noise
+        if not self._can_be_kept:
+            return  # an overload is no noise
         expected_ms = self._latency_at(self._active.expected_cost_ms)
         off_ms = math.fsum(latencies_ms) / len(latencies_ms) - expected_ms
         self._margin.learn_period(len(latencies_ms), off_ms, self._exits_variance)
@@ -312,10 +317,8 @@ class BudgetController:
         budget_point = self._point_for(self.budget_ms)
         self._exits_variance = self.present.slowdown**2 * self.frontier.variance(budget_point)
         worth_ms = self._worth((1 - self.margin) * self.budget_ms)
-        # Clipped: budget that no sample can use is no credit, excess that none can avoid no debt.
-        self._target_ms = self._within_reach(worth_ms)
-        if self.budget_ms < self.floor_ms:
-            self._target_ms = None
+        # Budget that no sample can use is no credit, excess that none can avoid no debt.
+        self._target_ms = self._within_reach(worth_ms) if self._can_be_kept else None
         bound_ms = self.config.max_correction * self.budget_ms
         credit_ms = self._window.credit_ms(self._horizon) / self._horizon
         self._effective_ms = self._within_reach(worth_ms + min(max(credit_ms, -bound_ms), bound_ms))

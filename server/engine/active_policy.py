@@ -37,12 +37,14 @@ class ActivePolicy:
         snapshot: What is in force now where nobody waits; workers read the reference once per
             batch.
         has_history: Whether the policy remembers earlier exits.
+        heeds_queue: Whether the parameter depends on how many requests wait.
     """
 
     def __init__(self, policy: ExitPolicy, parameter: float) -> None:
         self.policy = policy
         self.has_history = policy.start(1).shape[1] > 0
         self.snapshot = self._at(parameter)
+        self.heeds_queue = False
         self._queued = QueuedParameters(())
 
     def set(self, parameter: float, queued: Sequence[float] = ()) -> None:
@@ -57,11 +59,7 @@ class ActivePolicy:
             self.snapshot = self._at(parameter)
         if tuple(queued) != self._queued.parameters:
             self._queued = QueuedParameters(tuple(queued))
-
-    @property
-    def heeds_queue(self) -> bool:
-        """Whether the parameter depends on how many requests wait."""
-        return bool(self._queued.parameters)
+            self.heeds_queue = bool(queued)
 
     def at(self, waiting: float) -> PolicySnapshot:
         """Return what is in force while so many requests wait for each worker."""

@@ -47,7 +47,7 @@ FLUSH_S = 0.25  # for children to report what they have done
 STOP_S = 2.0  # for engines to end once the front-ends have
 POLL_S = 0.01
 REFRESH_S = 0.5
-FORGET_S = 5.0  # without news, until nothing is left of what was learned under load
+FORGET_S = 5.0  # without news, in which what was learned under load fades
 ENGINE, FRONT_END = "engine", "front-end"  # roles
 
 
