@@ -48,6 +48,7 @@ control: $(DEV)
 control-http: $(DEV)
 	.venv/bin/python -m benchmarks.control.over_http
 	.venv/bin/python -m benchmarks.control.report build/control/real.npz
+	.venv/bin/python -m benchmarks.control.after_overload
 
 ## Load the server fully for two minutes and look for leaks.
 soak: $(DEV)

@@ -147,7 +147,7 @@ class Engine:
 
     def set_parameter(self, parameter: float) -> None:
         """Move the policy's parameter."""
-        self._control.send(Message("parameter", {"model": 0, "parameter": parameter}))
+        self._control.send(Message("parameter", {"model": 0, "parameter": parameter, "queued": []}))
 
     def messages(self, rows: int, rows_a_message: int) -> list[Message]:
         """Return messages with so many rows in all."""

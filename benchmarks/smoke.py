@@ -28,6 +28,7 @@ BENCHMARKS = (  # the longest first, so that both cores stay busy
     "certificates",
     "quality.run",
     "control.over_http",
+    "control.after_overload",
     "validate_simulation",
     "predictions",
     "deadlines",

@@ -28,8 +28,8 @@ Measure = Literal["compute", "end_to_end"]
 class Engines(Protocol):
     """The engines that run one model, wherever they are."""
 
-    def set_parameter(self, parameter: float) -> None:
-        """Move the policy's parameter; it applies to every request at its next exit."""
+    def set_parameter(self, parameter: float, queued: Sequence[float] = ()) -> None:
+        """Move the policy's parameter; arguments as of `ActivePolicy.set`."""
 
     def set_max_batch(self, rows: int) -> None:
         """Set the most rows of a batch."""
@@ -176,7 +176,8 @@ class ModelControl:
     def _apply(self) -> None:
         """Let engines and fronts follow the controller in command."""
         controller = self.controller
-        self.engines.set_parameter(controller.parameter)
+        queued = controller.queued_parameters if self.measure == "end_to_end" else ()
+        self.engines.set_parameter(controller.parameter, queued)
         frontier, present = controller.frontier, controller.present
         self._set_terms(
             EntryTerms(
@@ -202,8 +203,9 @@ class ModelControl:
 
     def refresh(self) -> None:
         """Forget what is too old, and set the gauges."""
-        for controller in self._controllers.values():
-            controller.expire(self.clock())
+        moved = [each.expire(self.clock()) for each in self._controllers.values()]
+        if any(moved):
+            self._apply()
         self._keep_agreement_floor()
         thresholds = self.policy.thresholds(self.controller.parameter)
         shared = None if thresholds is None else thresholds.tolist()

@@ -160,9 +160,9 @@ class ModelRunner:
         """Note how long finished requests took to where they are answered; any thread may call."""
         self.engine.deadlines.delivery.times.append((now_s, took_s))
 
-    def set_parameter(self, parameter: float) -> None:
-        """Move the policy's parameter; it applies to every request at its next exit."""
-        self.engine.parameter = parameter
+    def set_parameter(self, parameter: float, queued: Sequence[float] = ()) -> None:
+        """Move the policy's parameter; arguments as of `ActivePolicy.set`."""
+        self.engine.active_policy.set(parameter, queued)
 
     def set_max_batch(self, rows: int) -> None:
         """Set the most rows of a batch."""

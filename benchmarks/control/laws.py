@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.control.policy_replay import PolicyReplay
+from benchmarks.control.scenarios import Measure
 from scheduler.control.controller import BudgetController, ControllerConfig, Sample
 from scheduler.control.estimates import CostEstimate
 from scheduler.stopping import StoppingPolicy
@@ -21,9 +22,15 @@ AIM = 0.987
 class Controlled:
     """The server's own controller."""
 
-    def __init__(self, fitted: PolicyReplay, budget_ms: float, config: ControllerConfig) -> None:
+    def __init__(
+        self,
+        fitted: PolicyReplay,
+        budget_ms: float,
+        config: ControllerConfig,
+        measure: Measure = "compute",
+    ) -> None:
         self.controller = BudgetController(fitted.frontier, budget_ms, config)
-        self._fitted = fitted
+        self._fitted, self._measure = fitted, measure
         self._points = {value: g for g, value in enumerate(fitted.frontier.parameters.tolist())}
         self._follow()
 
@@ -37,9 +44,10 @@ class Controlled:
         self.controller.set_budget(budget_ms)
         self._follow()
 
-    def leaves(self, exit: int, row: int) -> bool:
+    def leaves(self, exit: int, row: int, waiting: float) -> bool:
         """Decide at the parameter in force."""
-        return bool(self._leave[exit, row])
+        place = min(int(waiting), len(self._leave) - 1)
+        return bool(self._leave[place][exit, row])
 
     def observe(self, sample: Sample, now_s: float) -> None:
         """Pass a sample to the controller."""
@@ -47,7 +55,11 @@ class Controlled:
             self._follow()
 
     def _follow(self) -> None:
-        self._leave = self._fitted.leave[self._points[self.controller.parameter]]
+        control = self.controller
+        queued = control.queued_parameters if self._measure == "end_to_end" else ()
+        self._leave = [
+            self._fitted.leave[self._points[each]] for each in (control.parameter, *queued)
+        ]
 
 
 class KalmanEstimate(CostEstimate):
@@ -105,7 +117,7 @@ class Frozen:
         """Move to the point of another budget."""
         self._point = self._fitted.frontier.index_at_cost(budget_ms)
 
-    def leaves(self, exit: int, row: int) -> bool:
+    def leaves(self, exit: int, row: int, waiting: float) -> bool:
         """Decide at the point in force."""
         return bool(self._fitted.leave[self._point, exit, row])
 
@@ -134,7 +146,7 @@ class Integral:
         self._budget_ms = AIM * budget_ms
         self._move(0.0)
 
-    def leaves(self, exit: int, row: int) -> bool:
+    def leaves(self, exit: int, row: int, waiting: float) -> bool:
         """Decide at the point in force."""
         return bool(self._fitted.leave[self._point, exit, row])
 
@@ -179,7 +191,7 @@ class Advantage:
             ]
         )
 
-    def leaves(self, exit: int, row: int) -> bool:
+    def leaves(self, exit: int, row: int, waiting: float) -> bool:
         """Decide by how much the score exceeds its threshold."""
         return bool(self._advantage[exit, row] >= self._delta)
 
@@ -215,7 +227,7 @@ class Dual:
         self._price = min(max(wanted, self._low), self._high)
         self._move()
 
-    def leaves(self, exit: int, row: int) -> bool:
+    def leaves(self, exit: int, row: int, waiting: float) -> bool:
         """Decide at the price in force."""
         return bool(self._fitted.leave[self._point, exit, row])
 
@@ -254,7 +266,7 @@ class Quantiles:
         self._budget_ms = AIM * budget_ms
         self._aim()
 
-    def leaves(self, exit: int, row: int) -> bool:
+    def leaves(self, exit: int, row: int, waiting: float) -> bool:
         """Leave above the running quantile; decide as `Frozen` until there is one."""
         score = self._scores[exit][row]
         self._recent[exit].append(score)

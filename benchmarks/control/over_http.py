@@ -4,12 +4,14 @@
         [--only "budget steps,noise"] [--out build/control/real.npz]
 
 Each scenario gets a server of its own, which `eenet loadtest` drives: rates, budgets, corrupted
-images and classes change while it runs. The slow host runs other processes beside the server. For
+images and classes change while it runs. The slow host and the neighbours are other processes that
+compute beside the server, as many as there are cores and three times as many. For
 1,000 requests per second the network is a fake device (`--backend replay`), since two cores cannot
 serve as many images. `frozen` is the same server with a window of a million samples, in which
 nothing moves. benchmarks.control.report makes tables and images of the logs. JSON on the last line.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,7 +54,9 @@ SMOKE_SCENARIO, SMOKE_SAMPLES, SMOKE_RATE = "budget steps", 60, 100.0
 FEW_SAMPLES = 180  # at one per second
 FROZEN_TOO = ("budget steps", "slow host", "noise", "burst")
 DEVICE = StageCosts.of_exits([0.5, 1.0, 1.5], free_rows=16)
-BURNERS = 2  # processes that compute beside the server while the host is slow
+CORES = len(os.sched_getaffinity(0))
+BURNERS, NEIGHBOURS = CORES, 3 * CORES  # processes that compute beside the server
+BURN = "while True: pass"
 
 
 def main() -> None:
@@ -191,9 +195,10 @@ def loadtest(
         f"{at:g}:{'all' if each.classes is None else '+'.join(map(str, each.classes))}"
         for at, each in phases
     ]
+    rates = [change for begin_s, each in phases for change in each.rates(begin_s)]
     return [
         *eenet("loadtest", server.url), "--model", MODEL, "--seconds", f"{scenario.seconds:g}",
-        "--rates", ",".join(f"{at:g}:{each.rate_per_s:g}" for at, each in phases),
+        "--rates", ",".join(f"{at:g}:{rate:g}" for at, rate in rates),
         "--budgets", ",".join(budgets),
         "--phases", ",".join(f"{at:g}:{each.inputs}" for at, each in phases),
         "--classes", ",".join(classes),
@@ -206,10 +211,27 @@ def of_images(images: Path | None) -> list[str]:
     return [] if images is None else ["--images", str(images)]
 
 
+class Visit(NamedTuple):
+    """Other processes that compute from one time of a scenario to another."""
+
+    come_s: float
+    go_s: float
+    processes: int
+
+
+def visits(scenario: Scenario) -> Iterator[Visit]:
+    """Yield the visits of a scenario, in order."""
+    for number, (phase, begin_s) in enumerate(zip(scenario.phases, scenario.begins_s, strict=True)):
+        if phase.slowdown > 1:
+            yield Visit(begin_s, begin_s + phase.seconds, BURNERS)
+        for come_s, go_s in phase.visits(number):
+            yield Visit(begin_s + come_s, begin_s + go_s, NEIGHBOURS)
+
+
 @contextmanager
 def slowed(server: RunningServer, scenario: Scenario, first_budget_ms: float) -> Iterator[None]:
-    """Use up processor time in the scenario's slow phases, counted from its first budget on."""
-    over = threading.Event()
+    """Use up processor time when the scenario says so, counted from its first budget on."""
+    over, planned = threading.Event(), list(visits(scenario))
 
     def burn() -> None:
         while (
@@ -219,19 +241,19 @@ def slowed(server: RunningServer, scenario: Scenario, first_budget_ms: float) ->
             if over.wait(0.02):
                 return
         begun = time.perf_counter()
-        for begin_s, phase in zip(scenario.begins_s, scenario.phases, strict=True):
-            if phase.slowdown > 1 and not over.wait(begun + begin_s - time.perf_counter()):
-                burners = [
-                    subprocess.Popen([sys.executable, "-c", "while True: pass"])
-                    for _ in range(BURNERS)
-                ]
-                over.wait(phase.seconds)
-                for burner in burners:
-                    burner.kill()
-                    burner.wait()
+        for visit in planned:
+            if over.wait(max(begun + visit.come_s - time.perf_counter(), 0.0)):
+                return
+            burners = [
+                subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(visit.processes)
+            ]
+            over.wait(max(begun + visit.go_s - time.perf_counter(), 0.0))
+            for burner in burners:
+                burner.kill()
+                burner.wait()
 
     thread = threading.Thread(target=burn)
-    if any(phase.slowdown > 1 for phase in scenario.phases):
+    if planned:
         thread.start()
     try:
         yield

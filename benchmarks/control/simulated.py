@@ -122,17 +122,20 @@ def run_all(
         "policy": fitted.policy.kind, "law": law, "window": window, "seed": seed,
         "subject": modality,
     }  # fmt: skip
-    return [
-        run(scenario, samples, host, make_law(law, fitted, window, host), about, seed, reference)
-        for scenario in chosen
-    ]
+    logs = []
+    for scenario in chosen:
+        steering = make_law(law, fitted, window, host, scenario)
+        logs.append(run(scenario, samples, host, steering, about, seed, reference))
+    return logs
 
 
-def make_law(law: str, fitted: PolicyReplay, window: int, host: Host) -> ControlPolicy:
+def make_law(
+    law: str, fitted: PolicyReplay, window: int, host: Host, scenario: Scenario
+) -> ControlPolicy:
     """Make a law by its name."""
     begin_ms = host.budget_ms(0.5)  # a scenario sets its own at once
     if law == "controller":
-        return Controlled(fitted, begin_ms, ControllerConfig(window=window))
+        return Controlled(fitted, begin_ms, ControllerConfig(window=window), scenario.measure)
     return LAWS[law](fitted, begin_ms)
 
 

@@ -16,6 +16,9 @@ from scheduler.control.controller import Sample
 from scheduler.frontier import Frontier
 
 Array = NDArray[np.float64]
+# While neighbours share the host: stages take longer, and vary more (standard deviation of the
+# logarithm).
+SHARED_SLOWDOWN, SHARED_JITTER = 1.6, 0.5
 
 
 class ControlPolicy(Protocol):
@@ -28,8 +31,14 @@ class ControlPolicy(Protocol):
     def set_budget(self, budget_ms: float) -> None:
         """Set the budget from now on."""
 
-    def leaves(self, exit: int, row: int) -> bool:
-        """Whether a recorded sample leaves at an exit now; never called for the last exit."""
+    def leaves(self, exit: int, row: int, waiting: float) -> bool:
+        """Decide whether a recorded sample leaves at an exit now.
+
+        Args:
+            exit: The exit; never the last one.
+            row: The sample.
+            waiting: Samples that wait for each worker.
+        """
 
     def observe(self, sample: Sample, now_s: float) -> None:
         """Learn from a finished sample."""
@@ -125,9 +134,12 @@ class _Run:
         count, stages = len(arrivals.rows), len(host.costs_ms)
         steps = np.diff(host.costs_ms, prepend=0.0)
         stretch = rows.stretch[arrivals.rows][:, None]
-        slow = np.array([phase.slowdown for phase in scenario.phases])[arrivals.phases][:, None]
-        noise = np.exp(rng.normal(-(host.jitter**2) / 2, host.jitter, (count, stages)))
-        self.times_ms: list[list[float]] = (steps * stretch * slow * noise).tolist()
+        present = _neighbours_present(scenario, arrivals)
+        slow = np.array([phase.slowdown for phase in scenario.phases])[arrivals.phases]
+        self.slow = np.where(present, SHARED_SLOWDOWN, slow)
+        jitter = np.where(present, SHARED_JITTER, host.jitter)[:, None]
+        noise = np.exp(jitter * rng.normal(size=(count, stages)) - jitter**2 / 2)
+        self.times_ms: list[list[float]] = (steps * stretch * self.slow[:, None] * noise).tolist()
         decode = rng.exponential(host.decode_ms / 4, count) + 0.75 * host.decode_ms
         self.decode_ms: list[float] = decode.tolist()
         self.compute_ms, self.stage = [0.0] * count, [0] * count
@@ -163,7 +175,8 @@ class _Run:
     def _end(self, sample: int, now_s: float) -> None:
         exit = self.stage[sample]
         last = len(self.host.costs_ms) - 1
-        if exit < last and not self.law.leaves(exit, self.arrivals.rows[sample]):
+        waiting = len(self.ready) / self.host.workers
+        if exit < last and not self.law.leaves(exit, self.arrivals.rows[sample], waiting):
             self.stage[sample] += 1
             heapq.heappush(self.ready, sample)
             return
@@ -181,7 +194,7 @@ class _Run:
         rows = np.array(self.arrivals.rows)[samples]
         exits = np.array(self.stage)[samples]
         phases = np.array(self.arrivals.phases)[samples]
-        slow = np.array([phase.slowdown for phase in self.scenario.phases])[phases]
+        slow = self.slow[samples]
         mean_stretch = np.array(
             [self.rows.stretch[self.rows.of(phase)].mean() for phase in self.scenario.phases]
         )[phases]
@@ -213,10 +226,24 @@ def _draw_arrivals(
     phases: list[int] = []
     for number, (phase, begin_s) in enumerate(zip(scenario.phases, scenario.begins_s, strict=True)):
         count = rng.poisson(phase.samples)
-        at_s += np.sort(rng.uniform(begin_s, begin_s + phase.seconds, count)).tolist()
+        times_s = np.sort(rng.uniform(0.0, phase.seconds, count))
+        if (pulse_s := phase.pulse_s) is not None:  # the second half of each period comes sooner
+            begun_s = times_s // (2 * pulse_s) * 2 * pulse_s
+            times_s = begun_s + (times_s - begun_s) / 2
+        at_s += (begin_s + times_s).tolist()
         chosen += rng.choice(rows.of(phase), count).tolist()
         phases += [number] * count
     return ArrivalTrace(at_s, chosen, phases)
+
+
+def _neighbours_present(scenario: Scenario, arrivals: ArrivalTrace) -> NDArray[np.bool_]:
+    """Whether other processes share the host when each sample arrives, (N,)."""
+    at_s = np.array(arrivals.at_s)
+    present = np.zeros(len(at_s), np.bool_)
+    for number, (phase, begin_s) in enumerate(zip(scenario.phases, scenario.begins_s, strict=True)):
+        for come_s, go_s in phase.visits(number):
+            present |= (at_s >= begin_s + come_s) & (at_s < begin_s + go_s)
+    return present
 
 
 def _budget_ms(scenario: Scenario, host: Host, phase: Phase) -> float:

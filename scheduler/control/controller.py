@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 from scheduler.control.estimates import CostEstimate
 from scheduler.control.margin import Margin
+from scheduler.control.traffic import Traffic
 from scheduler.control.window import RollingWindow
 from scheduler.frontier import Frontier, FrontierPoint
 
+FORGIVING_HALF_LIVES = 3  # of rest, after which overspending is forgiven and savings are lost
+LONGEST_QUEUE = 15  # samples for each worker; more of them change nothing
 LONGEST_MS = 1e8  # more than a day; longer latencies count as this, so that sums stay finite
 
 
@@ -26,6 +29,9 @@ class ControllerConfig:
         margins: Smallest and largest share of the budget held back.
         max_correction: Largest share of the budget that credit may add or subtract.
         ratio_share: Memory of the slowdown and the overhead, as a share of the window.
+        ratio_s: The same memory in seconds; the shorter one holds.
+        half_life_s: Time of rest in which estimates lose half of what they have learned; longer
+            where samples are usually far apart.
         shift_share: Memory of the exit bias, as a share of the window.
     """
 
@@ -37,6 +43,8 @@ class ControllerConfig:
     margins: tuple[float, float] = (0.005, 0.1)
     max_correction: float = 0.25
     ratio_share: float = 0.1
+    ratio_s: float = 1.0
+    half_life_s: float = 0.1
     shift_share: float = 0.3
 
     def __post_init__(self) -> None:
@@ -97,6 +105,7 @@ class BudgetController:
         self._costs_ms: list[float] = frontier.costs_ms.tolist()
         self._window = RollingWindow(config.window, config.max_age_s, len(self._costs_ms))
         self._margin = Margin(*config.margins)
+        self._traffic = Traffic()
         self._exits_variance = 0.0  # of a sample's latency due to its exit alone, in ms^2
         self._period_ms: list[float] = []  # latencies of the current period
         self._last_update_s: float | None = None
@@ -112,6 +121,21 @@ class BudgetController:
     def parameter(self) -> float:
         """The current parameter of the policy."""
         return self._active.parameter
+
+    @property
+    def queued_parameters(self) -> tuple[float, ...]:
+        """The parameters to use while 1, 2, ... samples wait for each worker; none without budget.
+
+        More samples than there are entries count as the last one. A millisecond delays everyone who
+        waits, so what a sample may take beyond the cheapest point is shared with them. Exits follow
+        a burst by this before any sample of it has completed.
+        """
+        if self.budget_ms is None:
+            return ()
+        least_ms = self._costs_ms[0] if self._floor is None else self._floor.expected_cost_ms
+        beyond_ms = max(self._active.expected_cost_ms - least_ms, 0.0)
+        costs_ms = [least_ms + beyond_ms / (1 + waiting) for waiting in range(1, LONGEST_QUEUE + 1)]
+        return tuple([self.frontier.at_cost(cost_ms).parameter for cost_ms in costs_ms])
 
     @property
     def unconstrained_parameter(self) -> float:
@@ -131,13 +155,22 @@ class BudgetController:
     @property
     def feasible(self) -> bool:
         """Whether the budget can be kept at present costs and the floor does not override it."""
-        return self.budget_ms is None or (self.budget_ms >= self.floor_ms and not self.yields)
+        return self._can_be_kept and not self.yields
+
+    @property
+    def _can_be_kept(self) -> bool:
+        return self.budget_ms is None or self.budget_ms >= self.floor_ms
 
     @property
     def yields(self) -> bool:
         """Whether the floor overrides the budget, which calls for a cheaper point."""
         floor = self._floor
         return floor is not None and floor.expected_cost_ms > self._unconstrained.expected_cost_ms
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the estimates were measured within the last seconds, as of the last call."""
+        return self._traffic.is_current
 
     @property
     def samples(self) -> int:
@@ -190,9 +223,23 @@ class BudgetController:
         self._floor, self.present.exit_bias_ms = None, 0.0
         self._aim()
 
-    def expire(self, now_s: float) -> None:
-        """Drop samples that are too old, if no new ones arrive to push them out."""
-        self._window.expire(now_s)
+    def expire(self, now_s: float) -> bool:
+        """Let time pass: drop samples that are too old, and let estimates of a rest fade.
+
+        Returns:
+            Whether the parameter may have changed.
+        """
+        rest_s = self._traffic.pass_time(now_s)
+        self._window.expire(self._traffic.now_s)
+        if rest_s <= 0:
+            return False
+        half_life_s = max(self._traffic.long_gap_s, self.config.half_life_s)
+        keep = 0.5 ** (rest_s / half_life_s)
+        self.present.fade(keep)
+        if self._traffic.rested_s >= FORGIVING_HALF_LIVES * half_life_s:
+            self._window.forgive()
+        self._aim()
+        return True
 
     def observe(self, samples: Iterable[Sample], now_s: float) -> bool:
         """Add completed samples.
@@ -203,12 +250,15 @@ class BudgetController:
             now_s: The current time.
 
         Returns:
-            Whether a period ended and `parameter` was computed anew.
+            Whether `parameter` was computed anew: a period or a rest has ended.
         """
-        for sample in samples:
-            if sample.latency_ms >= 0 and sample.overhead_ms >= 0 and sample.waiting_ms >= 0:
-                self._add(sample, now_s)
-        self.expire(now_s)
+        valid = [each for each in samples if all(ms >= 0 for ms in each[1:])]  # NaN is not
+        faded = self.expire(now_s)
+        if valid:
+            self._traffic.add(len(valid))
+        for sample in valid:
+            self._add(sample)
+        now_s = self._traffic.now_s
         if self._last_update_s is None:
             self._last_update_s = now_s
         waited_s = now_s - self._last_update_s
@@ -220,27 +270,35 @@ class BudgetController:
             self._last_update_s = now_s
             self._learn_noise()
             self._aim()
-        return due
+        return due or faded
 
     @property
     def _horizon(self) -> int:
         return max(1, round(self.config.horizon_share * self._window.capacity))
 
-    def _add(self, sample: Sample, now_s: float) -> None:
+    def _memory(self) -> float:
+        """Return the samples over which the slowdown and the overhead are averaged."""
+        samples = self.config.ratio_share * self._window.capacity
+        gap_s = self._traffic.gap_s
+        return min(samples, self.config.ratio_s / gap_s) if gap_s > 0 else samples
+
+    def _add(self, sample: Sample) -> None:
         latency_ms = min(sample.latency_ms, LONGEST_MS)
         overhead_ms = min(sample.overhead_ms, latency_ms)
         waiting_ms = min(sample.waiting_ms, overhead_ms)
         credit_ms = 0.0 if self._target_ms is None else self._target_ms - latency_ms
-        self._window.add(now_s, latency_ms, sample.exit, credit_ms)
+        self._window.add(self._traffic.now_s, latency_ms, sample.exit, credit_ms)
         self._period_ms.append(latency_ms)
         cost_ms, room = self._costs_ms[sample.exit], self._window.capacity
-        compute_ms, memory = latency_ms - overhead_ms, self.config.ratio_share * room
-        self.present.update(cost_ms, compute_ms, overhead_ms, waiting_ms, memory)
+        compute_ms = latency_ms - overhead_ms
+        self.present.update(cost_ms, compute_ms, overhead_ms, waiting_ms, self._memory())
         memory = self.config.shift_share * room
         self.present.learn_shift(cost_ms, self._active.expected_cost_ms, memory)
 
     def _learn_noise(self) -> None:
         latencies_ms, self._period_ms = self._period_ms, []
+        if not self._can_be_kept:
+            return  # an overload is no noise
         expected_ms = self._latency_at(self._active.expected_cost_ms)
         off_ms = math.fsum(latencies_ms) / len(latencies_ms) - expected_ms
         self._margin.learn_period(len(latencies_ms), off_ms, self._exits_variance)
@@ -259,8 +317,8 @@ class BudgetController:
         budget_point = self._point_for(self.budget_ms)
         self._exits_variance = self.present.slowdown**2 * self.frontier.variance(budget_point)
         worth_ms = self._worth((1 - self.margin) * self.budget_ms)
-        # Clipped: budget that no sample can use is no credit, excess that none can avoid no debt.
-        self._target_ms = self._within_reach(worth_ms)
+        # Budget that no sample can use is no credit, excess that none can avoid no debt.
+        self._target_ms = self._within_reach(worth_ms) if self._can_be_kept else None
         bound_ms = self.config.max_correction * self.budget_ms
         credit_ms = self._window.credit_ms(self._horizon) / self._horizon
         self._effective_ms = self._within_reach(worth_ms + min(max(credit_ms, -bound_ms), bound_ms))

@@ -3,6 +3,8 @@
 SMALLEST_RATIO = 1e-6
 MOST_QUEUEING = 20.0  # ms of waiting per ms of mean cost
 SHORTEST_MEMORY = 20.0  # samples
+LEARNED_MEMORIES = 3.0  # until an estimate no longer shows where it began
+CALM_WAITING = 0.1  # waiting, as a share of the stages' time, up to which a server is calm
 
 
 class CostEstimate:
@@ -26,6 +28,8 @@ class CostEstimate:
         self.waiting_ms = 0.0
         self.exit_bias_ms = 0.0
         self.cost_ms = cost_ms
+        self._updates = 0
+        self._calm_ms: float | None = None  # the least overhead of a calm server
 
     def update(
         self,
@@ -51,6 +55,26 @@ class CostEstimate:
         self.cost_ms += step * (cost_ms - self.cost_ms)
         self.overhead_ms += step * (overhead_ms - self.overhead_ms)
         self.waiting_ms += step * (waiting_ms - self.waiting_ms)
+        self._updates += 1
+        calm = self.waiting_ms <= CALM_WAITING * self.slowdown * self.cost_ms
+        if calm and self._updates * step >= LEARNED_MEMORIES:
+            self._calm_ms = min(self._fixed_ms, self._calm_ms or self._fixed_ms)
+
+    def fade(self, keep: float) -> None:
+        """Fall back towards what the server measured when it started.
+
+        The overhead was not measured then. It falls back to the least that it has been since while
+        the server was calm.
+
+        Args:
+            keep: Share of the difference that is left, from 0 to 1.
+        """
+        self.slowdown = 1 + keep * (self.slowdown - 1)
+        self.exit_bias_ms *= keep
+        calm_ms = min(self._calm_ms or 0.0, self._fixed_ms)
+        fixed_ms = calm_ms + keep * (self._fixed_ms - calm_ms)
+        self.waiting_ms *= keep
+        self.overhead_ms = self.waiting_ms + fixed_ms
 
     def learn_shift(self, cost_ms: float, expected_ms: float, memory: float) -> None:
         """Learn from the cost of a sample's exit and the frontier's expected cost."""
@@ -63,8 +87,7 @@ class CostEstimate:
         If samples wait for each other, a lower mean cost also shortens the wait.
         """
         waiting_ms = self.waiting_ms + self._queueing * (cost_ms - self.cost_ms)
-        fixed_ms = self.overhead_ms - self.waiting_ms
-        return cost_ms * self.slowdown + fixed_ms + max(waiting_ms, 0.0)
+        return cost_ms * self.slowdown + self._fixed_ms + max(waiting_ms, 0.0)
 
     def cost_at(self, latency_ms: float) -> float:
         """Return the mean cost that leads to a mean latency, as long as some samples wait."""
@@ -74,6 +97,11 @@ class CostEstimate:
     def cost_of_one(self, latency_ms: float) -> float:
         """Return the cost that leads to a latency of one sample, at the present queue."""
         return (latency_ms - self.overhead_ms) / self.slowdown
+
+    @property
+    def _fixed_ms(self) -> float:
+        """The part of the overhead that is there on an idle server too."""
+        return self.overhead_ms - self.waiting_ms
 
     @property
     def _queueing(self) -> float:

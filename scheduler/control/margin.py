@@ -9,6 +9,7 @@ NOISE_GAIN, Z_SCORE = 0.9, 2.8
 OUTLIER_SIGMAS, MAX_SIGMAS = 2.0, 6.0
 MIN_NOISE_SHARE = 0.01  # of the squared deviation: lets the estimate grow from 0
 PERIODS = 30.0  # memory of the estimates
+RISING_PERIODS = 8.0  # of the excess while it rises: noise that comes and goes is met at once
 
 
 class Margin:
@@ -52,7 +53,8 @@ class Margin:
         """
         most_ms = MAX_SIGMAS * self._deviation_ms(exits_variance, horizon, room)
         seen = min(2 * max(over_ms, 0.0) ** 2, most_ms**2)
-        self._excess += (seen - self._excess) / PERIODS
+        periods = RISING_PERIODS if seen > self._excess else PERIODS
+        self._excess += (seen - self._excess) / periods
 
     def _deviation_ms(self, exits_variance: float, horizon: int, room: int) -> float:
         variance = max(self._variance, exits_variance)

@@ -37,6 +37,7 @@ class RollingWindow:
         self._latency_sum = 0.0
         self._credit_before_ms = 0.0  # sum over all samples before the oldest
         self._exit_counts = [0] * num_exits
+        self._forgiven = 0  # oldest samples, whose credit no longer counts
         self._additions = 0
         self._aged = False  # whether samples drop out by age rather than by count
 
@@ -67,11 +68,15 @@ class RollingWindow:
 
     def credit_ms(self, horizon: int) -> float:
         """Return the credit of the samples that stay while the next `horizon` samples arrive."""
-        leaving = max(len(self._seen) - (self.capacity - horizon), 0)
+        leaving = max(len(self._seen) - (self.capacity - horizon), self._forgiven)
         if leaving >= len(self._seen):
             return 0.0
         before_ms = self._seen[leaving - 1].credit_ms if leaving else self._credit_before_ms
         return self._seen[-1].credit_ms - before_ms
+
+    def forgive(self) -> None:
+        """Let the credit of the samples so far count no longer; their mean still does."""
+        self._forgiven = len(self._seen)
 
     def add(self, time_s: float, latency_ms: float, exit: int, credit_ms: float) -> None:
         """Add a sample.
@@ -104,3 +109,4 @@ class RollingWindow:
         self._latency_sum -= oldest.latency_ms
         self._credit_before_ms = oldest.credit_ms
         self._exit_counts[oldest.exit] -= 1
+        self._forgiven = max(self._forgiven - 1, 0)

@@ -1,5 +1,6 @@
-"""The policy and parameter in force: one frozen snapshot, swapped by reference."""
+"""The policy and parameter in force: frozen snapshots, swapped by reference."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from scheduler.policy import ExitPolicy
@@ -11,6 +12,14 @@ class PolicySnapshot(NamedTuple):
     policy: ExitPolicy
     parameter: float
     needs: tuple[bool, ...]
+
+
+class QueuedParameters:
+    """Parameters while requests wait, and the snapshots that were made of them so far."""
+
+    def __init__(self, parameters: tuple[float, ...]) -> None:
+        self.parameters = parameters
+        self.made: dict[int, PolicySnapshot] = {}
 
 
 class ActivePolicy:
@@ -25,19 +34,42 @@ class ActivePolicy:
         parameter: Initial value of the policy's parameter.
 
     Attributes:
-        snapshot: What is in force now; workers read the reference once per batch.
+        snapshot: What is in force now where nobody waits; workers read the reference once per
+            batch.
         has_history: Whether the policy remembers earlier exits.
+        heeds_queue: Whether the parameter depends on how many requests wait.
     """
 
     def __init__(self, policy: ExitPolicy, parameter: float) -> None:
         self.policy = policy
         self.has_history = policy.start(1).shape[1] > 0
         self.snapshot = self._at(parameter)
+        self.heeds_queue = False
+        self._queued = QueuedParameters(())
 
-    def set(self, parameter: float) -> None:
-        """Move the parameter; it applies to every request under this policy at its next exit."""
+    def set(self, parameter: float, queued: Sequence[float] = ()) -> None:
+        """Move the parameter; it applies to every request under this policy at its next exit.
+
+        Args:
+            parameter: Its new value.
+            queued: Its values while 1, 2, ... requests wait for each worker; more of them count as
+                the last number. Empty: the number changes nothing.
+        """
         if parameter != self.snapshot.parameter:
             self.snapshot = self._at(parameter)
+        if tuple(queued) != self._queued.parameters:
+            self._queued = QueuedParameters(tuple(queued))
+            self.heeds_queue = bool(queued)
+
+    def at(self, waiting: float) -> PolicySnapshot:
+        """Return what is in force while so many requests wait for each worker."""
+        queued = self._queued  # read once: another thread may replace it
+        place = min(int(waiting), len(queued.parameters)) - 1
+        if place < 0:
+            return self.snapshot
+        if place not in queued.made:  # most are not needed before the parameter moves again
+            queued.made[place] = self._at(queued.parameters[place])
+        return queued.made[place]
 
     def _at(self, parameter: float) -> PolicySnapshot:
         needs = [self.policy.needs(exit, parameter) for exit in range(self.policy.num_exits)]

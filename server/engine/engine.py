@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from models.backend import HeadOutput, OutOfMemory, StageBackend, State
 from models.stage_costs import StageCosts
 from scheduler.policy import ExitDecision, ExitPolicy
-from server.engine.active_policy import ActivePolicy
+from server.engine.active_policy import ActivePolicy, PolicySnapshot
 from server.engine.batch_limit import BatchLimit
 from server.engine.deadlines import Deadlines, deadline_error
 from server.engine.observer import EngineObserver, NullObserver
@@ -227,7 +227,7 @@ class Engine:
                 state = self._executor.run_stage(requests)
                 active = requests[0].policy
                 assert active is not None, "requests enter under a policy"
-                snapshot = active.snapshot  # read after the stage: the latest parameter applies
+                snapshot = self._in_force(active)  # after the stage: the latest one applies
                 if self._executor.needs_head(requests, snapshot):
                     output = self._executor.run_head(requests[0].stage, state, len(requests))
                     decision = self._executor.decide(requests, output, snapshot)
@@ -246,6 +246,12 @@ class Engine:
             for request in batch:
                 request.ready_s = self.last_progress_s
         return finished
+
+    def _in_force(self, active: ActivePolicy) -> PolicySnapshot:
+        """Return the parameter of now, which may depend on how many requests wait."""
+        if not active.heeds_queue:
+            return active.snapshot
+        return active.at(self._queue.depth() / max(self.workers, 1))
 
     def _drop_stale(
         self,

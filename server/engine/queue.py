@@ -136,6 +136,11 @@ class StageQueues:
         """Whether any request but audits waits."""
         return any(self._levels[:AUDIT])
 
+    @property
+    def depth(self) -> int:
+        """Number of requests that wait, audits left out."""
+        return sum([len(waiting) for level in self._levels[:AUDIT] for waiting in level.values()])
+
     def depths(self, num_stages: int) -> list[int]:
         """Count the requests waiting for each stage, audits left out, (K,)."""
         counts = [0] * num_stages
@@ -273,6 +278,11 @@ class WorkQueue:
         """Whether no user's request waits for a worker."""
         with self._lock:
             return not self._queues.users_wait
+
+    def depth(self) -> int:
+        """Count the requests that wait, audits left out."""
+        with self._lock:
+            return self._queues.depth
 
     def depths(self, num_stages: int) -> list[int]:
         """Count the requests waiting for each stage, audits left out, (K,)."""

@@ -47,6 +47,7 @@ FLUSH_S = 0.25  # for children to report what they have done
 STOP_S = 2.0  # for engines to end once the front-ends have
 POLL_S = 0.01
 REFRESH_S = 0.5
+FORGET_S = 5.0  # without news, in which what was learned under load fades
 ENGINE, FRONT_END = "engine", "front-end"  # roles
 
 
@@ -364,7 +365,7 @@ class ControlProcess:
             self._has_news = False
             for engine in self._engines:
                 self._kill_if_stalled(engine)
-            if quiet_s < 2 * REFRESH_S:  # once more after the last news
+            if quiet_s < FORGET_S:  # estimates fade for some time after the last news
                 self._refresh()
 
     def _refresh(self) -> None:

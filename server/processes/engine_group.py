@@ -31,9 +31,10 @@ class EngineGroup:
         self._max_batch: Message | None = None
         self._scheduler: Message | None = None
 
-    def set_parameter(self, parameter: float) -> None:
-        """Move the policy's parameter; it applies to every request at its next exit."""
-        message = Message("parameter", {"model": self._model, "parameter": parameter})
+    def set_parameter(self, parameter: float, queued: Sequence[float] = ()) -> None:
+        """Move the policy's parameter; arguments as of `ActivePolicy.set`."""
+        fields = {"model": self._model, "parameter": parameter, "queued": list(queued)}
+        message = Message("parameter", fields)
         if message != self._parameter:
             self._parameter = message
             self._tell(message)
@@ -64,6 +65,7 @@ class EngineGroup:
         """Switch requests that enter from now on to another policy."""
         fields = {"policy_version": policy_version, "parameter": parameter}
         self._scheduler = pack_scheduler("activate", scheduler, model=self._model, **fields)
+        self._parameter = None  # what was told of the queue belongs to the policy before
         self._tell(self._scheduler)
 
     def brief(self, engine: EngineProcess) -> None:

@@ -186,7 +186,8 @@ class EngineHost:
         self._black_box.write([r.mark for r in requests if isinstance(r, RemoteRequest)])
 
     def _set_parameter(self, message: Message, fds: list[int]) -> None:
-        self._runners[message.fields["model"]].set_parameter(message.fields["parameter"])
+        fields = message.fields
+        self._runners[fields["model"]].set_parameter(fields["parameter"], fields["queued"])
 
     def _set_max_batch(self, message: Message, fds: list[int]) -> None:
         self._runners[message.fields["model"]].set_max_batch(message.fields["rows"])

@@ -129,7 +129,8 @@ def _reason(model: ModelControl) -> str | None:
         )
     if control.feasible:
         return None
+    cost = "present cost of exit 0" if control.is_current else "cost of exit 0 at the start"
     return (
-        f"the budget of {control.budget_ms:g} ms is below {control.floor_ms:.3g} ms, the present "
-        "cost of exit 0; every sample leaves there"
+        f"the budget of {control.budget_ms:g} ms is below {control.floor_ms:.3g} ms, the {cost}; "
+        "every sample leaves there"
     )

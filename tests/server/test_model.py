@@ -17,10 +17,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from models.bundle import Variant, load_bundle
-from scheduler.control.controller import ControllerConfig
+from scheduler.control.controller import ControllerConfig, Sample
 from scheduler.fitted import load_scheduler
 from scheduler.policy import score_all
 from server.app import create_app
+from server.model import ModelControl
 from server.pipeline.refit import refit
 from server.settings import Settings
 from tests.bundles import recorded_of
@@ -141,6 +142,9 @@ def test_a_budget_between_parts_the_rows(either: TestClient, images: Images) -> 
 
 
 def test_rows_keep_a_budget_of_their_own(either: TestClient, images: Images) -> None:
+    model = served(either)
+    now_s = model.clock()
+    model.clock = lambda: now_s  # a rest would let estimates fade, and the ceiling with them
     shown = put_share(either, 0.4)
     assert exits_of(either, images, budget_ms=1e-3) == [0] * 60
     assert exits_of(either, images, budget_ms=1e6) == [2] * 60
@@ -149,6 +153,7 @@ def test_rows_keep_a_budget_of_their_own(either: TestClient, images: Images) -> 
     )
     assert dear > cheap
     assert state(either)["budget_ms"] == shown["budget_ms"]
+    model.clock = time.perf_counter
 
 
 def test_rows_with_a_budget_of_their_own_stay_out_of_the_window_and_move_nothing(
@@ -158,6 +163,9 @@ def test_rows_with_a_budget_of_their_own_stay_out_of_the_window_and_move_nothing
     exits_of(either, images)
     time.sleep(ControllerConfig().period_s)
     exits_of(either, images, budget_ms=1e6)  # ends the period that counted the rows before
+    model = served(either)
+    now_s = model.clock()
+    model.clock = lambda: now_s  # a rest would let estimates fade
     windows, control = windows_of(either), control_of(either)
     exits_of(either, images, budget_ms=1e-3)
     exits_of(either, images, budget_ms=1e6)
@@ -168,6 +176,7 @@ def test_rows_with_a_budget_of_their_own_stay_out_of_the_window_and_move_nothing
     assert windows_of(either) == windows
     exits_of(either, images, count=1)
     assert windows_of(either) != windows
+    model.clock = time.perf_counter
 
 
 def control_of(client: TestClient) -> tuple[float, float]:
@@ -183,6 +192,64 @@ def windows_of(client: TestClient) -> list[dict[str, Any]]:
     ]
     names = ("samples", "rolling_latency_ms", "exit_rates")
     return [{name: shown[name] for name in names} for shown in both]
+
+
+def served(client: TestClient) -> ModelControl:
+    """The control of the only model."""
+    (model,) = client.app.state.control.models.values()  # type: ignore[attr-defined]
+    return model
+
+
+def test_a_rest_after_an_overload_reaches_engines_and_rows_with_budgets_of_their_own(
+    either: TestClient,
+) -> None:
+    shown = put_share(either, 0.4)
+    model = served(either)
+    dispatcher = either.app.state.front.models[model.name].dispatcher  # type: ignore[attr-defined]
+    engine = either.app.state.service.runners[model.name].engine  # type: ignore[attr-defined]
+    now_s = model.clock()
+    model.clock = lambda: now_s
+    slow = [Sample(0, 30 * shown["ceiling_ms"])] * 1000
+    model.controller.observe(slow, now_s)
+    model.refresh()
+    model.set_budget(budget_ms=shown["budget_ms"], measure="compute")
+    assert state(either)["reason"].endswith("the present cost of exit 0; every sample leaves there")
+    overloaded = engine.parameter
+    assert dispatcher.terms.slowdown > 10
+    now_s += 2.0
+    model.refresh()
+    assert dispatcher.terms.slowdown == pytest.approx(1, abs=0.1)
+    assert engine.parameter != overloaded
+    assert state(either)["reason"] is None
+    model.clock = time.perf_counter
+
+
+def test_a_reason_says_present_only_of_what_was_measured_lately(
+    either: TestClient, images: Images
+) -> None:
+    put(either, 1e-3)
+    exits_of(either, images, count=5)
+    assert "the present cost of exit 0" in state(either)["reason"]
+    model = served(either)
+    later_s = model.clock() + 60
+    model.clock = lambda: later_s
+    assert "the cost of exit 0 at the start" in state(either)["reason"]
+    model.clock = time.perf_counter
+
+
+def test_the_engine_heeds_its_queue_where_waiting_counts(either: TestClient) -> None:
+    model = served(either)
+    active = either.app.state.service.runners[model.name].engine.active_policy  # type: ignore[attr-defined]
+    put_share(either, 0.5)
+    assert not active.heeds_queue
+    put_measure(either, "end_to_end")
+    assert active.heeds_queue
+    put_measure(either, "compute")
+    assert not active.heeds_queue
+
+
+def put_measure(client: TestClient, measure: str) -> None:
+    assert client.put("/budget", json={"measure": measure}).status_code == 200
 
 
 def test_rows_of_one_batch_obey_their_own_budget_and_deadline(

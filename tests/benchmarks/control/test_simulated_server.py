@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -36,13 +38,15 @@ class Always:
         self.budgets_ms: list[float] = []
         self.samples: list[tuple[Sample, float]] = []
         self.asked: list[int] = []
+        self.waiting: list[float] = []
 
     def set_budget(self, budget_ms: float) -> None:
         self.budgets_ms.append(budget_ms)
 
-    def leaves(self, exit: int, row: int) -> bool:
+    def leaves(self, exit: int, row: int, waiting: float) -> bool:
         assert exit < 2, "nobody asks at the last exit"
         self.asked.append(row)
+        self.waiting.append(waiting)
         return exit >= self.exit
 
     def observe(self, sample: Sample, now_s: float) -> None:
@@ -78,6 +82,31 @@ def test_a_slow_phase_takes_longer_and_says_so(rows: RecordedSamples) -> None:
     assert log.latency_ms[slow] == pytest.approx(np.full(slow.sum(), 6.4))
     assert log.floor_ms[slow] == pytest.approx(np.full(slow.sum(), 1.6))
     assert log.ceiling_ms[~slow] == pytest.approx(np.full((~slow).sum(), 4.0))
+
+
+def test_stages_take_longer_while_neighbours_are_there(rows: RecordedSamples) -> None:
+    shared = Phase(2000, 50.0, neighbours=True)
+    log = run(one(shared), rows, STILL, Always(2), {"window": 100})
+    visits = list(shared.visits(0))
+    there = np.array([any(come <= at < go for come, go in visits) for at in log.admitted_s])
+    assert 0.3 < there.mean() < 0.7
+    assert log.latency_ms[~there] == pytest.approx(np.full((~there).sum(), 4.0))
+    assert log.latency_ms[there].mean() == pytest.approx(6.4, rel=0.1)
+
+
+def test_pulses_leave_pauses(rows: RecordedSamples) -> None:
+    log = run(one(Phase(800, 100.0, pulse_s=1.0)), rows, STILL, Always(0), {"window": 100})
+    assert (log.admitted_s % 2.0).max() <= 1.0
+    assert len(log) == pytest.approx(800, abs=100)
+
+
+def test_a_law_is_told_how_many_wait(rows: RecordedSamples) -> None:
+    crowded, law = Phase(300, 500.0), Always(2)
+    run(one(crowded), rows, STILL, law, {"window": 100})
+    assert max(law.waiting) > 10
+    alone = Always(2)
+    run(one(replace(crowded, rate_per_s=5.0)), rows, STILL, alone, {"window": 100})
+    assert np.mean(alone.waiting) < 0.1
 
 
 def test_one_worker_does_one_sample_at_a_time_and_waiting_counts_end_to_end(

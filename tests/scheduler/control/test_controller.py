@@ -54,6 +54,7 @@ class Plant:
     overhead_ms: float = 0.0
     busy_per_ms: float = 0.0  # share of the time that a millisecond of mean cost keeps it busy
     samples_per_s: float = 200.0
+    waiting_ms: float = 0.0
     mean_ms: float = 2.0
     now_s: float = 0.0
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
@@ -73,6 +74,7 @@ class Plant:
         self.mean_ms += 0.01 * (compute_ms - self.mean_ms)
         busy = min(self.busy_per_ms * self.mean_ms, 0.95)
         waiting_ms = self.mean_ms * busy / (1 - busy)
+        waiting_ms += self.waiting_ms
         overhead_ms += waiting_ms
         sample = Sample(exit, compute_ms + overhead_ms, overhead_ms, waiting_ms)
         self.controller.observe([sample], self.now_s)
@@ -317,7 +319,7 @@ def test_a_period_ends_after_its_samples_or_its_time() -> None:
     ticking = controller(period_samples=3, period_s=1.0)
     told = [ticking.observe([Sample(0, 1.0)], now_s) for now_s in (0.0, 0.1, 0.2, 0.3, 0.5, 1.2)]
     assert told == [False, False, True, False, False, True]
-    assert not ticking.observe([], 50.0)
+    assert not ticking.observe([], 1.5)
 
 
 def test_a_new_budget_is_aimed_at_before_any_sample() -> None:
@@ -422,6 +424,122 @@ def test_a_queue_under_heavy_load_is_held_without_swinging() -> None:
     assert means.std() <= 0.05 * 9.0
 
 
+# After an overload
+
+
+def rest(host: Plant, seconds: float) -> None:
+    """Nothing arrives; the server looks at the clock now and then."""
+    for _ in range(round(seconds / 0.5)):
+        host.now_s += 0.5
+        host.controller.expire(host.now_s)
+
+
+def exits_at_ten_per_s(host: Plant) -> list[int]:
+    host.samples_per_s, host.rng = 10.0, np.random.default_rng(7)
+    return [moment.exit for moment in host.run(60)]
+
+
+def overload(host: Plant) -> None:
+    host.samples_per_s, host.slowdown, host.waiting_ms = 1500.0, 2.5, 90.0
+    host.run(5 * 1500)
+    host.slowdown, host.waiting_ms = 1.0, 0.0
+
+
+@pytest.mark.parametrize("measure", ["compute", "end_to_end"])
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.55, 0.8, None])
+def test_two_seconds_after_an_overload_samples_leave_as_on_an_idle_server(
+    measure: str, share: float | None
+) -> None:
+    overhead_ms = 0.6 if measure == "end_to_end" else 0.0
+    budget = None if share is None else part_way(RESNET56_MS, share) + overhead_ms
+    idle, busy = plant(budget), plant(budget)
+    for host in (idle, busy):
+        host.overhead_ms = overhead_ms
+        host.run(500)
+    rest(idle, 2.0)
+    if measure == "compute":  # the same overload, of which its budget sees the slowdown alone
+        busy.samples_per_s, busy.slowdown = 1500.0, 2.5
+        busy.run(5 * 1500)
+        busy.slowdown = 1.0
+    else:
+        overload(busy)
+    if share is not None:
+        assert not busy.controller.feasible
+        assert busy.controller.parameter == busy.controller.frontier.parameters[0]
+    rest(busy, 2.0)
+    assert busy.controller.feasible
+    before, after = exits_at_ten_per_s(idle), exits_at_ten_per_s(busy)
+    assert np.mean(np.array(before) == after) >= 0.95
+    assert np.mean(after) == pytest.approx(np.mean(before), abs=0.05)
+
+
+def test_light_traffic_right_after_an_overload_wears_it_down() -> None:
+    host = plant(TIGHT_MS + 0.6)
+    host.overhead_ms = 0.6
+    host.run(500)
+    overload(host)
+    host.samples_per_s = 10.0
+    host.run(150)  # 15 s; a memory of samples alone would take a minute
+    assert host.controller.feasible
+    assert host.controller.present.slowdown == pytest.approx(1.0, abs=0.1)
+
+
+def test_requests_with_a_budget_of_their_own_see_an_overload_fade_too() -> None:
+    host = plant(None)
+    host.run(500)
+    calm = host.controller.parameter_for(TIGHT_MS)
+    overload(host)
+    assert host.controller.parameter_for(TIGHT_MS) < calm
+    rest(host, 2.0)
+    assert host.controller.parameter_for(TIGHT_MS) == pytest.approx(calm, rel=0.03)
+
+
+def test_slow_traffic_is_no_rest() -> None:
+    host = plant(3.6)
+    host.slowdown, host.samples_per_s = 1.4, 1.0
+    host.run(200)
+    slowdown = host.controller.present.slowdown
+    assert slowdown == pytest.approx(1.4, abs=0.05)
+    host.controller.expire(host.now_s + 2.5)
+    assert host.controller.present.slowdown == slowdown
+
+
+def test_what_was_measured_seconds_ago_is_not_current() -> None:
+    told = controller(2.0)
+    assert not told.is_current
+    told.observe([Sample(0, 1.0)], 10.0)
+    assert told.is_current
+    told.expire(14.9)
+    assert told.is_current
+    told.expire(15.1)
+    assert not told.is_current
+
+
+# While samples wait
+
+
+def test_the_more_samples_wait_the_earlier_others_leave() -> None:
+    told = controller(3.0)
+    costs = [frontier().at_parameter(each).expected_cost_ms for each in told.queued_parameters]
+    assert costs == sorted(costs, reverse=True)
+    own = frontier().at_parameter(told.parameter).expected_cost_ms
+    assert costs[0] == pytest.approx(1.0 + (own - 1.0) / 2, abs=0.02)
+    assert costs[-1] == pytest.approx(1.0, abs=0.15)
+
+
+def test_a_held_point_holds_while_samples_wait() -> None:
+    held = controller(3.0)
+    costlier = frontier().at_cost(2.5).parameter
+    held.set_floor(costlier)
+    assert min(held.queued_parameters) >= costlier
+    held.set_budget(2.0)
+    assert set(held.queued_parameters) == {costlier}
+
+
+def test_without_a_budget_a_queue_changes_nothing() -> None:
+    assert controller(None).queued_parameters == ()
+
+
 # Whatever happens
 
 
@@ -440,7 +558,7 @@ def test_times_that_no_clock_should_give_do_no_lasting_harm(
 ) -> None:
     target = controller(budget, window=50, max_age_s=1e9)
     target.observe([Sample(*each) for each in times], 0.0)
-    told = [*vars(target.present).values(), target.margin]
+    told = [ms for ms in vars(target.present).values() if ms is not None] + [target.margin]
     assert np.isfinite([*told, target.floor_ms, target.ceiling_ms, target.parameter]).all()
     rolling_ms = target.rolling_latency_ms
     assert rolling_ms is None or 0 <= rolling_ms < math.inf
@@ -470,6 +588,13 @@ def observations() -> st.SearchStrategy[Callable[[BudgetController, float], floa
 
         return step
 
+    def hold(cost_ms: float | None) -> Callable[[BudgetController, float], float]:
+        def step(target: BudgetController, now_s: float) -> float:
+            target.set_floor(None if cost_ms is None else frontier().at_cost(cost_ms).parameter)
+            return now_s
+
+        return step
+
     def wait(wait_s: float) -> Callable[[BudgetController, float], float]:
         def step(target: BudgetController, now_s: float) -> float:
             target.expire(now_s + wait_s)
@@ -481,12 +606,20 @@ def observations() -> st.SearchStrategy[Callable[[BudgetController, float], floa
         st.builds(
             observe,
             st.lists(st.integers(0, 2), max_size=40),
-            st.floats(0.0, 1e4),
+            st.floats(0.0, 1e4) | st.sampled_from([1e-300, 1e12, 1e308, math.inf, math.nan, -1.0]),
             st.floats(0.0, 1.0),
-            st.sampled_from([0.0, 0.01, 1.0, 59.0, 100.0]),
+            moves_of_time(),
         ),
         st.builds(change, st.none() | st.floats(1e-3, 1e5)),
-        st.builds(wait, st.sampled_from([0.0, 1.0, 30.0, 1e6])),
+        st.builds(wait, moves_of_time()),
+        st.builds(hold, st.none() | st.floats(1.0, 4.0)),
+    )
+
+
+def moves_of_time() -> st.SearchStrategy[float]:
+    """Forward, back, and where no clock can go."""
+    return st.sampled_from(
+        [0.0, 0.01, 0.6, 1.0, 3.0, 59.0, 100.0, 1e6, 1e308, -0.01, -1.0, -1e9, math.inf, math.nan]
     )
 
 
@@ -498,7 +631,10 @@ def test_nothing_drives_the_parameter_off_the_frontier(
     target, now_s = controller(2.0, window=window), 0.0
     for step in steps:
         now_s = step(target, now_s)
-        assert frontier().parameters[0] <= target.parameter <= frontier().parameters[-1]
+        for parameter in (target.parameter, *target.queued_parameters):
+            assert frontier().parameters[0] <= parameter <= frontier().parameters[-1]
+        told = [ms for ms in vars(target.present).values() if ms is not None]
+        assert np.isfinite([*told, target.margin]).all()
         if target.budget_ms is not None:
             effective_ms = target.effective_budget_ms
             assert effective_ms is not None

@@ -68,3 +68,15 @@ def test_it_is_a_plain_list_of_the_newest(
         assert window.mean_ms == pytest.approx(math.fsum(e[1] for e in kept) / len(kept), abs=1e-6)
         stay = kept[max(len(kept) - (window.capacity - horizon), 0) :]
         assert window.credit_ms(horizon) == pytest.approx(math.fsum(e[3] for e in stay), abs=1e-6)
+
+
+def test_forgiven_samples_keep_their_mean_and_lose_their_credit() -> None:
+    window = RollingWindow(size=4, max_age_s=60.0, num_exits=1)
+    for latency_ms in (9.0, 9.0):
+        window.add(0.0, latency_ms, 0, 1.0 - latency_ms)
+    window.forgive()
+    assert (window.mean_ms, window.credit_ms(horizon=0)) == (9.0, 0.0)
+    for _ in range(3):  # of five samples the window holds four
+        window.add(0.0, 0.5, 0, 0.5)
+    assert window.credit_ms(horizon=0) == 1.5
+    assert window.credit_ms(horizon=2) == 1.0

@@ -36,3 +36,17 @@ def test_setting_what_is_in_force_makes_nothing_new() -> None:
 def test_policies_with_a_history_remember() -> None:
     assert not ActivePolicy(ConfidencePolicy(TABLE, "maxprob"), 1.0).has_history
     assert ActivePolicy(PatiencePolicy(TABLE), 1.0).has_history
+
+
+def test_what_is_in_force_depends_on_how_many_wait() -> None:
+    in_force = ActivePolicy(ConfidencePolicy(TABLE, "maxprob"), 2.0)
+    assert in_force.at(7.0) is in_force.snapshot and not in_force.heeds_queue
+    in_force.set(2.0, [2.0, 1.0])
+    assert in_force.heeds_queue
+    assert [in_force.at(waiting).parameter for waiting in (0, 0.9, 1, 1.9, 2, 99)] == [
+        2.0, 2.0, 2.0, 2.0, 1.0, 1.0,
+    ]  # fmt: skip
+    assert in_force.at(5.0).needs == (False, True, True)
+    assert in_force.at(5.0) is in_force.at(2.0)
+    in_force.set(1.0)
+    assert in_force.at(5.0).parameter == 1.0 and not in_force.heeds_queue

@@ -28,6 +28,26 @@ def test_a_changed_parameter_applies_to_rows_already_on_their_way() -> None:
     assert done[0].result.exit == 1  # type: ignore[union-attr]
 
 
+def test_rows_leave_earlier_while_others_wait() -> None:
+    done: list[InferenceRequest] = []
+    engine = engine_of(FakeBackend(), done.extend, parameter=2.0)
+    engine.active_policy.set(2.0, [1.0])
+    engine.submit([InferenceRequest(sure(0.95, 0.95, 0.95)) for _ in range(3)])
+    run_out(engine)
+    exits = [row.result.exit for row in done]  # type: ignore[union-attr]
+    assert exits == [0, 0, 2]  # nobody waited for the last one
+
+
+def test_several_workers_share_the_queue() -> None:
+    done: list[InferenceRequest] = []
+    engine = engine_of(FakeBackend(), done.extend, parameter=2.0, workers=3)
+    engine.active_policy.set(2.0, [1.0])
+    engine.submit([InferenceRequest(sure(0.95, 0.95, 0.95)) for _ in range(3)])
+    while engine.run_batch():
+        pass
+    assert {row.result.exit for row in done} == {2}  # type: ignore[union-attr]
+
+
 def test_rows_that_are_in_keep_their_policy_and_its_last_parameter_when_another_comes() -> None:
     backend, done = FakeBackend(), list[InferenceRequest]()
     engine = engine_of(backend, done.extend)
