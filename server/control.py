@@ -31,10 +31,10 @@ class Control:
         self.answers = PredictionLog()
         self.draining = False
 
-    async def find_prediction(self, request_id: str) -> LoggedPrediction | None:
-        """Return the answer given under a request's id; None if there was none or it is too old."""
+    async def find_prediction(self, request_id: str, owner: int) -> LoggedPrediction | None:
+        """Return the answer an owner got under a request's id; None if none or it is too old."""
         await self.collect()  # also the answers of a moment ago
-        return self.answers.find(request_id)
+        return self.answers.find(request_id, owner)
 
     def refresh(self) -> None:
         """Forget what is too old, and set the gauges."""

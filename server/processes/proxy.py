@@ -9,7 +9,7 @@ from starlette.types import Message as AsgiMessage
 
 from server.processes.wire import Message
 
-HEADERS = (b"accept", b"content-type", b"host", b"authorization", b"origin", b"sec-fetch-site")
+HEADERS = (b"accept", b"content-type", b"host")  # keys and origins are checked by then
 
 
 def pack_request(number: int, scope: Scope, body: bytes) -> Message:
@@ -33,6 +33,8 @@ def pack_request(number: int, scope: Scope, body: bytes) -> Message:
         ],
         "request_id": state["request_id"],
         "received_s": state["received_s"],
+        "owner": state["owner"],
+        "root_path": scope["root_path"],
     }
     return Message("http", fields, (np.frombuffer(body, np.uint8),))
 
@@ -50,13 +52,14 @@ async def answer(app: ASGIApp, message: Message) -> Message:
         "path": fields["path"],
         "raw_path": fields["path"].encode(),
         "query_string": fields["query"].encode("latin-1"),
-        "root_path": "",
+        "root_path": fields["root_path"],
         "headers": [(n.encode("latin-1"), v.encode("latin-1")) for n, v in fields["headers"]],
         "client": None,
         "server": None,
         "state": {
             "request_id": fields["request_id"],
             "received_s": fields["received_s"],
+            "owner": fields["owner"],
             "server_timing": {},
         },
     }
