@@ -20,6 +20,7 @@ class Control:
     Attributes:
         models: Those that are served, by name.
         answers: Remembers answers, so that true labels can come for them.
+        starting: Whether no front takes requests yet.
         draining: Whether the server has begun to stop.
         collect: Returns once everything that fronts and engines have done is booked.
     """
@@ -29,7 +30,7 @@ class Control:
         self.collect = collect
         self.models: dict[str, ModelControl] = {}
         self.answers = PredictionLog()
-        self.draining = False
+        self.starting = self.draining = False
 
     async def find_prediction(self, request_id: str, owner: int) -> LoggedPrediction | None:
         """Return the answer an owner got under a request's id; None if none or it is too old."""
@@ -44,6 +45,8 @@ class Control:
     @property
     def not_ready_reason(self) -> str | None:
         """Why the server takes no requests; None if it does."""
+        if self.starting:
+            return "the server is starting; try again"
         return next(self._faults(), None) or (DRAINING if self.draining else None)
 
     @property

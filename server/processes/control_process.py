@@ -82,6 +82,7 @@ class ControlProcess:
         self._clock = clock
         self.metrics = Metrics(CollectorRegistry(), __version__)
         self.control = Control(self.metrics, self._collect)
+        self.control.starting = True
         self._app: FastAPI = create_control_app(self.control)
         self._key_files, self._admin_gate = KeyFiles(settings), admin_gate(settings)
         self._admin_gate.keys = self._key_files.keys
@@ -104,7 +105,6 @@ class ControlProcess:
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Future[Any]] = set()
         self._stopping = asyncio.Event()
-        self._started = False
         self._has_news = True  # whether anything but heartbeats has come lately
         self._fault: str | None = None
 
@@ -133,6 +133,8 @@ class ControlProcess:
 
     async def _start(self, until_stopped: contextlib.AsyncExitStack) -> None:
         """Start one engine, which measures; then all others; then the front-ends."""
+        admin = admin_listener(self.control, self._settings, self._admin_gate, self._admin_sockets)
+        await until_stopped.enter_async_context(admin)
         self._add_engine(0)
         first = self._engines[0]
         await first.ready.wait()
@@ -164,9 +166,6 @@ class ControlProcess:
             self._add_engine(index)
         waits = [each.ready.wait() for each in (*self._engines, *self._fronts)]
         await asyncio.gather(*waits)
-        admin = admin_listener(self.control, self._settings, self._admin_gate, self._admin_sockets)
-        await until_stopped.enter_async_context(admin)
-        self._started = True
         log.info("ready: %s", ", ".join(self._bundles))
 
     def _add_engine(self, index: int) -> None:
@@ -277,6 +276,7 @@ class ControlProcess:
             self._resolve(message)
         elif message.kind == "ready":
             self._note_ready(front)
+            self.control.starting = False
 
     def _count(self, counts: dict[str, Any]) -> None:
         for route, status, count in counts["requests"]:
@@ -409,7 +409,8 @@ class ControlProcess:
         if self.control.draining:
             end_at_once()
         self.control.draining = True
-        wait_s = self._settings.deregister_s if number == signal.SIGTERM and self._started else 0.0
+        is_known = not self.control.starting  # to load balancers
+        wait_s = self._settings.deregister_s if number == signal.SIGTERM and is_known else 0.0
         if not wait_s:
             self._stopping.set()
             return

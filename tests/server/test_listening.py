@@ -193,7 +193,7 @@ def too_long(path: Path) -> Path:
 def test_a_bad_path_of_a_socket_is_one_sentence(
     make: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="cannot listen on .* give another --uds"):
+    with pytest.raises(ValueError, match=r"cannot listen on .* give another --uds"):
         listen_unix(make(tmp_path))
 
 
