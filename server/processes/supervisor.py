@@ -17,7 +17,7 @@ from server.processes.zygote import StartFailed, Zygote
 log = logging.getLogger(__name__)
 
 DEFAULT_LIMITS = LifeLimits()
-_UNKILLABLE_S = 0.5
+UNKILLABLE_S = 0.5
 
 # Settings and descriptors of the next start. The supervisor closes the descriptors in this process
 # once they are sent (or the start has failed): hand over duplicates of what is to stay open.
@@ -188,7 +188,7 @@ class Supervisor:
         for child in self.children:
             log.warning("%s has not ended within %g s: killed", child, timeout_s)
             self._zygote.kill(child.pid, signal.SIGKILL)
-        await self._all_ended(_UNKILLABLE_S)
+        await self._all_ended(UNKILLABLE_S)
 
     async def _all_ended(self, timeout_s: float) -> None:
         """Return when all have ended, or after the time."""
