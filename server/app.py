@@ -52,12 +52,14 @@ def create_app(settings: Settings, admin_sockets: Sequence[socket.socket] = ()) 
     @contextlib.asynccontextmanager
     async def live(app: FastAPI) -> AsyncIterator[None]:
         watching = asyncio.create_task(key_files.watch(set_keys))
-        async with (
-            lifespan(app),
-            admin_listener(app.state.control, settings, gates[1], admin_sockets),
-        ):
-            yield
-        watching.cancel()
+        try:
+            async with (
+                lifespan(app),
+                admin_listener(app.state.control, settings, gates[1], admin_sockets),
+            ):
+                yield
+        finally:
+            watching.cancel()
 
     app = _App(**DESCRIPTION, lifespan=live)
     app.state.settings, app.state.gate = settings, gates[0]

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -161,7 +161,10 @@ class DrainingServer(uvicorn.Server):
         self._close_at_s: float | None = None  # set by the first signal
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Fail readiness probes from now on; a second signal ends the process at once."""
+        """Fail readiness probes from now on; a second signal ends the process at once.
+
+        uvicorn would note the signal, and end the process by it in the end.
+        """
         if self._close_at_s is not None:
             end_at_once()
         app: Any = self.config.app
@@ -179,13 +182,6 @@ class DrainingServer(uvicorn.Server):
         if self._close_at_s is not None and self._clock() >= self._close_at_s:
             self.should_exit = True
         return await super().on_tick(counter)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Handle signals; unlike uvicorn, do not end by one that was handled."""
-        with super().capture_signals():
-            yield
-            self._captured_signals.clear()
 
 
 def end_at_once() -> NoReturn:

@@ -225,6 +225,8 @@ class ControlProcess:
     def _brief_front(self, front: FrontProcess) -> None:
         """Tell a front-end what it must know before it takes requests."""
         front.send(pack_keys(self._key_files.keys))
+        if self.control.draining:
+            front.send(Message("deregister"))
         for model, terms in self._terms.items():
             front.send(pack_terms(model, terms))
         for engine in self._engines:
