@@ -27,6 +27,7 @@ from server.problems import answer_http_error, answer_known_error, answer_valida
 from server.routes import audit, budget, feedback, health, predict, scheduler
 from server.settings import Settings
 
+ADMIN_COLLECT_S = 0.02  # overloaded processes take longer, and report within 0.25 s anyway
 DESCRIPTION: Final[dict[str, Any]] = {
     "title": "EENet Serve",
     "version": __version__,
@@ -62,7 +63,7 @@ def create_app(settings: Settings, admin_sockets: Sequence[socket.socket] = ()) 
             watching.cancel()
 
     app = _App(**DESCRIPTION, lifespan=live)
-    app.state.settings, app.state.gate = settings, gates[0]
+    app.state.settings, app.state.gate, app.state.collect_s = settings, gates[0], None
     app.state.metrics = Metrics(CollectorRegistry(), __version__)
     _add_routes(app)
     around = {
@@ -75,14 +76,16 @@ def create_app(settings: Settings, admin_sockets: Sequence[socket.socket] = ()) 
     return app
 
 
-def create_control_app(control: Control) -> FastAPI:
+def create_control_app(control: Control, collect_s: float | None = None) -> FastAPI:
     """Build the app of a control process or of --admin-port, which answers all but predictions.
 
     Args:
         control: What its routes share.
+        collect_s: How long metrics wait for reports of other processes; None: until all have come.
     """
     app = FastAPI(**DESCRIPTION)
     app.state.control, app.state.metrics = control, control.metrics
+    app.state.collect_s = collect_s
     _add_routes(app)
     return app
 
@@ -102,9 +105,8 @@ async def admin_listener(
     if not sockets:
         yield
         return
-    guarded = RequestMiddleware(
-        create_control_app(control), control.metrics, SMALL_BODY_BYTES, gate=gate
-    )
+    control_app = create_control_app(control, ADMIN_COLLECT_S)
+    guarded = RequestMiddleware(control_app, control.metrics, SMALL_BODY_BYTES, gate=gate)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         without_root(scope, gate.root_path)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from starlette.types import Scope
 
@@ -166,8 +165,8 @@ class Gate:
         if site is not None:
             foreign = site.lower() not in OWN_SITE
         elif origin is not None:
-            host = urlsplit(origin.decode("latin-1")).netloc
-            foreign = host.lower() != headers.get(b"host", b"").decode("latin-1").lower()
+            host = origin.partition(b"://")[2].lower()  # and port; an origin has no path
+            foreign = not host or host != headers.get(b"host", b"").lower()
         else:
             return
         if foreign:

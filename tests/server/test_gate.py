@@ -143,6 +143,9 @@ CHANGING = ("/budget", "/feedback", "/scheduler/reload")
         {"origin": "http://server.evil.example"},
         {"origin": "http://evil.example/server"},
         {"origin": ""},
+        {"origin": "http://[::1"},
+        {"origin": "http://"},
+        {"origin": "\xff://server\x00"},
     ],
 )
 def test_pages_of_other_sites_change_nothing(path: str, headers: dict[str, str]) -> None:
@@ -150,7 +153,9 @@ def test_pages_of_other_sites_change_nothing(path: str, headers: dict[str, str])
         enter(Gate(), path, host="server", **headers)
     with pytest.raises(Forbidden, match="another site"):
         enter(Gate(keys=KEYS), path, "both", host="server", **headers)
-    enter(Gate(), path, host="server", method="GET", **headers)
+    Gate().enter(scope_of(path, "GET", host="server", **headers))
+    with pytest.raises(Forbidden, match="another site"):
+        enter(Gate(), path, **headers)  # and without a Host
     enter(Gate(), "/predict", host="server", **headers)
 
 
