@@ -20,6 +20,7 @@ class Control:
     Attributes:
         models: Those that are served, by name.
         answers: Remembers answers, so that true labels can come for them.
+        starting: Whether no front takes requests yet.
         draining: Whether the server has begun to stop.
         collect: Returns once everything that fronts and engines have done is booked.
     """
@@ -29,12 +30,12 @@ class Control:
         self.collect = collect
         self.models: dict[str, ModelControl] = {}
         self.answers = PredictionLog()
-        self.draining = False
+        self.starting = self.draining = False
 
-    async def find_prediction(self, request_id: str) -> LoggedPrediction | None:
-        """Return the answer given under a request's id; None if there was none or it is too old."""
+    async def find_prediction(self, request_id: str, owner: int) -> LoggedPrediction | None:
+        """Return the answer an owner got under a request's id; None if none or it is too old."""
         await self.collect()  # also the answers of a moment ago
-        return self.answers.find(request_id)
+        return self.answers.find(request_id, owner)
 
     def refresh(self) -> None:
         """Forget what is too old, and set the gauges."""
@@ -44,6 +45,8 @@ class Control:
     @property
     def not_ready_reason(self) -> str | None:
         """Why the server takes no requests; None if it does."""
+        if self.starting:
+            return "the server is starting; try again"
         return next(self._faults(), None) or (DRAINING if self.draining else None)
 
     @property

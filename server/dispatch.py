@@ -18,7 +18,7 @@ from server.engine.client import EngineClient
 from server.engine.request import AuditTrace, InferenceRequest, Prediction
 from server.errors import INTERNAL_DETAIL, InferenceFailed, InvalidContent, ServeError
 from server.quality.auditor import AuditSampler
-from server.quality.feedback import key_of
+from server.quality.feedback import NOBODY, key_of
 from server.reports import Answers, EntryTerms
 from server.schemas import Options
 
@@ -92,6 +92,7 @@ class Dispatcher:
         request_id: str,
         *,
         may_block: bool = True,
+        owner: int = NOBODY,
     ) -> InferenceRequest:
         """Answer one sample.
 
@@ -101,6 +102,7 @@ class Dispatcher:
             received_s: When its headers arrived, on the model's clock.
             request_id: The request's; of a list's item, followed by its place.
             may_block: Whether a small payload may be decoded on the event loop.
+            owner: Who may give feedback on the answer.
 
         Returns:
             The finished request; its `result` is a Prediction.
@@ -117,6 +119,7 @@ class Dispatcher:
             request_id,
             lambda request: _resolve(future),
             may_block=may_block,
+            owner=owner,
         )
         try:
             await future
@@ -138,6 +141,7 @@ class Dispatcher:
         on_done: Callable[[InferenceRequest], None],
         *,
         may_block: bool = True,
+        owner: int = NOBODY,
     ) -> InferenceRequest:
         """Begin to answer one sample.
 
@@ -149,8 +153,9 @@ class Dispatcher:
             on_done: Called on the event loop with the request once it has its result, perhaps
                 before this returns; never for one that was cancelled.
             may_block: As `infer`.
+            owner: As `infer`.
         """
-        request = self._request(options, received_s, request_id)
+        request = self._request(options, received_s, request_id, owner)
         request.on_done = functools.partial(on_done, request)
         try:
             if not self._decode_small(request, payload, may_block):
@@ -196,7 +201,9 @@ class Dispatcher:
         # A handler that was cancelled between result and answer has dropped the result.
         return _columns([each for each in answered if each.result is not None])
 
-    def _request(self, options: Options, received_s: float, request_id: str) -> InferenceRequest:
+    def _request(
+        self, options: Options, received_s: float, request_id: str, owner: int
+    ) -> InferenceRequest:
         deadline_s = None
         if options.deadline_ms is not None:
             deadline_s = received_s + options.deadline_ms / 1e3
@@ -210,6 +217,7 @@ class Dispatcher:
             traced=options.trace,
             policy_version=terms.policy_version,
             request_id=request_id,
+            owner=owner,
             received_s=received_s,
             counts_for_budget=parameter is None,
         )
@@ -218,7 +226,7 @@ class Dispatcher:
                 self._audit_gap -= 1
             else:
                 self._audit_gap = self._sampler.draw_gap()
-                request.audit = AuditTrace(key_of(request_id))
+                request.audit = AuditTrace(key_of(request_id, owner))
         return request
 
     def _decode_small(self, request: InferenceRequest, payload: Payload, may_block: bool) -> bool:
@@ -305,7 +313,7 @@ class Dispatcher:
 
 
 def _columns(answered: list[InferenceRequest]) -> Answers:
-    keys = [key_of(each.request_id) if each.request_id else 0 for each in answered]
+    keys = [key_of(each.request_id, each.owner) if each.request_id else 0 for each in answered]
     predictions = [each.result for each in answered if isinstance(each.result, Prediction)]
     return Answers(
         np.array(keys, np.int64),

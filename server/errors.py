@@ -27,6 +27,24 @@ class MalformedRequest(ServeError):
     status, code = HTTPStatus.BAD_REQUEST, "malformed"
 
 
+class Unauthorized(ServeError):
+    """The route needs a key, and the request has none or an unknown one."""
+
+    status, code = HTTPStatus.UNAUTHORIZED, "unauthorized"
+
+
+class Forbidden(ServeError):
+    """The key does not open this route, or a web page of another site asks."""
+
+    status, code = HTTPStatus.FORBIDDEN, "forbidden"
+
+
+class NotHere(ServeError):
+    """The route is on another port."""
+
+    status, code = HTTPStatus.NOT_FOUND, "not_found"
+
+
 class UnknownModel(ServeError):
     """No such model is loaded."""
 

@@ -27,7 +27,9 @@ from server.dispatch import SMALL_PAYLOAD, Payload
 from server.engine.request import ExitTrace, InferenceRequest, Prediction
 from server.errors import INTERNAL_DETAIL, InferenceFailed, NotReady, ServeError
 from server.front import Front, FrontModel, Modality
+from server.gate import Gate, Group
 from server.problems import problem_response
+from server.quality.feedback import NOBODY
 from server.schemas import Options, PredictBody, shown_threshold
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ DEFAULTS = Options.model_validate({})
 CLIENT_LEFT = 499  # a status
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 MOST_BYTES = 256 * 1024  # of a body; a larger one costs more than the layers that are saved
-COUNTED_REJECTIONS = ("queue_full", "not_ready")
+COUNTED_REJECTIONS = ("queue_full", "not_ready", "unauthorized", "forbidden")
 STATUS_LINES = {s: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -110,12 +112,18 @@ class HotRoute:
         front: Models, limits and decoding.
         counts: Counts every response.
         clock: Seconds, monotonic; the front's.
+        gate: The main port's; default: one that is open.
     """
 
     def __init__(
-        self, front: Front, counts: RequestCounts, clock: Callable[[], float] = time.perf_counter
+        self,
+        front: Front,
+        counts: RequestCounts,
+        clock: Callable[[], float] = time.perf_counter,
+        gate: Gate | None = None,
     ) -> None:
         self._front, self._counts, self._clock = front, counts, clock
+        self._gate = gate or Gate()
         able: dict[Modality, list[FrontModel]] = {"image": [], "text": []}
         for model in front.models.values():
             able[model.reads].append(model)
@@ -133,7 +141,7 @@ class HotRoute:
                 length = int(value)
             elif name == b"content-type":
                 kind = value.partition(b";")[0].strip().lower()
-            elif name in (b"expect", b"transfer-encoding", b"content-encoding"):
+            elif name in (b"expect", b"transfer-encoding", b"content-encoding", b"origin"):
                 return False
         most = SMALL_PAYLOAD if kind == b"application/json" else MOST_BYTES
         return 0 < length <= most and (kind.startswith(b"image/") or kind == b"application/json")
@@ -146,12 +154,14 @@ class HotRoute:
             headers: The request's.
             body: The whole of it.
         """
-        wanted, is_json = "", False
+        wanted, is_json, authorization = "", False, None
         for name, value in headers:
             if name == b"x-request-id":
                 wanted = value.decode("latin-1")
             elif name == b"content-type":
                 is_json = not value.lower().startswith(b"image/")
+            elif name == b"authorization":
+                authorization = value
         modality: Modality = "image"
         payload: Payload = body
         if is_json:
@@ -170,7 +180,8 @@ class HotRoute:
         answer.received_s = self._clock()
         matches = REQUEST_ID.fullmatch(wanted)
         answer.request_id = wanted if matches else f"{self._prefix}{next(self._numbers):016x}"
-        return self._start(answer, modality, payload)
+        answer.keep_alive &= not self._gate.closing
+        return self._start(answer, modality, payload, authorization)
 
     def abandon(self, answer: HotAnswer) -> None:
         """Drop a request whose client has left."""
@@ -188,8 +199,13 @@ class HotRoute:
                 answer.model.dispatcher.cancel(answer.request)
             self._fail(answer, NotReady(DRAINING))
 
-    def _start(self, answer: HotAnswer, modality: Modality, payload: Payload) -> bool:
+    def _start(
+        self, answer: HotAnswer, modality: Modality, payload: Payload, authorization: bytes | None
+    ) -> bool:
+        owner = NOBODY
         try:
+            if self._gate.keys:
+                owner = self._gate.owner_of(authorization, Group.PREDICTION)
             model = self._sole.get(modality) if answer.options.model is None else None
             model = model or self._front.select_model(answer.options.model, modality)
             if model.task == "segmentation":  # its masks are drawn on a thread
@@ -206,6 +222,7 @@ class HotRoute:
             answer.received_s,
             answer.request_id,
             lambda request: self._finish(answer, request),
+            owner=owner,
         )
         return True
 

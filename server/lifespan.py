@@ -6,10 +6,12 @@ import functools
 import gc
 import logging
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any, NoReturn
 
 import uvicorn
 from fastapi import FastAPI
@@ -23,6 +25,7 @@ from server.model import ModelControl
 from server.process_metrics import ProcessCollector, ProcessName
 from server.runner import ModelRunner
 from server.settings import Settings
+from server.shortage import shortage_of
 
 log = logging.getLogger(__name__)
 
@@ -139,24 +142,67 @@ def spare_the_collector() -> None:
 
 
 class DrainingServer(uvicorn.Server):
-    """Reports that it is draining as soon as the signal arrives."""
+    """Drains in two phases, and ends with status 0.
+
+    Args:
+        config: uvicorn's; its app is the server's.
+        deregister_s: Time after SIGTERM in which new requests are still taken.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        deregister_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(config)
+        self._deregister_s, self._clock = deregister_s, clock
+        self._close_at_s: float | None = None  # set by the first signal
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Fail readiness probes from now on; accepted requests are still answered."""
-        app = self.config.app
-        if isinstance(app, FastAPI) and hasattr(app.state, "control"):
-            app.state.control.draining = True
-        super().handle_exit(sig, frame)
+        """Fail readiness probes from now on; a second signal ends the process at once.
+
+        uvicorn would note the signal, and end the process by it in the end.
+        """
+        if self._close_at_s is not None:
+            end_at_once()
+        app: Any = self.config.app
+        if not self.started:  # nobody has been told of this server
+            self._close_at_s, self.should_exit = self._clock(), True
+            return
+        app.state.control.draining = app.state.gate.closing = True
+        wait_s = self._deregister_s if sig == signal.SIGTERM else 0.0
+        self._close_at_s = self._clock() + wait_s
+        if wait_s:
+            log.info("draining: requests are taken for another %g s", wait_s)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Leave the first phase once its time is over."""
+        if self._close_at_s is not None and self._clock() >= self._close_at_s:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def end_at_once() -> NoReturn:
+    """End the process, whatever it is doing."""
+    log.warning("a second signal: the server ends at once")
+    os._exit(1)
 
 
 @contextlib.asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Load, serve, drain."""
-    service = await asyncio.to_thread(SingleProcess, app.state.settings, app.state.metrics)
-    service.start(asyncio.get_running_loop())
+    try:
+        service = await asyncio.to_thread(SingleProcess, app.state.settings, app.state.metrics)
+        service.start(asyncio.get_running_loop())
+    except (MemoryError, RuntimeError, OSError) as error:
+        if (shortage := shortage_of(error)) is None:
+            raise
+        raise ValueError(shortage) from error
     app.state.service = service
     app.state.front, app.state.control = service.front, service.control
-    app.state.hot = hot = HotRoute(service.front, service.metrics)
+    app.state.hot = hot = HotRoute(service.front, service.metrics, gate=app.state.gate)
     spare_the_collector()
     heartbeat = asyncio.create_task(service.run())
     log.info("ready: %s", ", ".join(service.runners))

@@ -1,4 +1,4 @@
-"""Around every request: its id, time of arrival and body limit, and clients that leave."""
+"""Around every request: id, time of arrival, gate and body limit, and clients that leave."""
 
 import asyncio
 import logging
@@ -9,9 +9,11 @@ from types import TracebackType
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import INTERNAL_DETAIL, BodyTooLarge, ServeError
+from server.gate import Gate
 from server.hot_route import CLIENT_LEFT, REQUEST_ID, RequestCounts
 from server.problems import problem_response
 
@@ -20,16 +22,18 @@ log = logging.getLogger(__name__)
 SMALL_BODY_BYTES = 64 * 1024  # for routes that take no images
 ALIASES = {"/health": "/readyz", "/healthz": "/readyz", "/ping": "/readyz"}
 PATIENCE_S = 0.1
+COUNTED_REFUSALS = ("unauthorized", "forbidden")
 
 
 class RequestMiddleware:
-    """Gives every request an id and a time of arrival, bounds its body, and counts it.
+    """Gives every request an id and a time of arrival, lets it pass, and counts it.
 
     Args:
         app: Answers the request.
         metrics: Counts every response.
         max_body_bytes: The largest body of a prediction request.
         clock: Seconds, monotonic; the one the models use.
+        gate: The listener's; default: one that is open.
     """
 
     def __init__(
@@ -38,11 +42,13 @@ class RequestMiddleware:
         metrics: RequestCounts,
         max_body_bytes: int,
         clock: Callable[[], float] = time.perf_counter,
+        gate: Gate | None = None,
     ) -> None:
         self.app = app
         self.metrics = metrics
         self.max_body_bytes = max_body_bytes
         self.clock = clock
+        self.gate = gate or Gate()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -67,22 +73,31 @@ class RequestMiddleware:
                     *message["headers"],
                     (b"x-request-id", request_id.encode()),
                     (b"server-timing", timing.encode()),
+                    *self.gate.cors_headers(scope),
                 ]
+                if self.gate.closing:
+                    message["headers"].append((b"connection", b"close"))
                 path: str = scope["path"]
                 self.metrics.observe_request(ALIASES.get(path, path), message["status"])
             await watch.send(message)
 
         watch = ClientWatch(receive, send)
         try:
+            if (allowed := self.gate.preflight(scope)) is not None:
+                await Response(None, 204, allowed)(scope, receive, send_with_headers)
+                return
+            state["owner"] = self.gate.enter(scope)
             limit = self.max_body_bytes if scope["path"] == "/predict" else SMALL_BODY_BYTES
             if int(headers.get("content-length", 0)) > limit:
                 raise self._too_large(limit)
             async with watch:
                 await self.app(scope, self._bounded(watch.receive, limit), send_with_headers)
         except ServeError as error:
-            await problem_response(error.status, error.code, error.detail, request_id)(
-                scope, receive, send_with_headers
-            )
+            if error.code in COUNTED_REFUSALS:
+                self.metrics.count_rejected(error.code)
+            await problem_response(
+                error.status, error.code, error.detail, request_id, error.headers
+            )(scope, receive, send_with_headers)
         except ClientDisconnect:
             self._count_departure(scope, request_id)
         except asyncio.CancelledError:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from models.bundle import Bundle, Precision
@@ -118,6 +119,11 @@ class ModelControl:
     def precision(self) -> Precision:
         """The precision that the network computes in."""
         return self._facts.precision
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the bundle."""
+        return self._scheduler.variant.bundle.folder
 
     @property
     def policy(self) -> ExitPolicy:

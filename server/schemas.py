@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.spelling import did_you_mean
 
+LEAST_BUDGET_MS = 1e-6  # a nanosecond, which no clock here resolves
+Budget = Annotated[float, Field(ge=LEAST_BUDGET_MS, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Items = Annotated[list[str], Field(min_length=1, max_length=4096, fail_fast=True)]
 
@@ -33,9 +35,7 @@ class Options(_KnownFields):
     model: str | None = Field(
         None, description="name of a loaded model; needed only if several read this input"
     )
-    budget_ms: Positive | None = Field(
-        None, description="mean-latency budget of this request alone"
-    )
+    budget_ms: Budget | None = Field(None, description="mean-latency budget of this request alone")
     deadline_ms: Positive | None = Field(
         None, description="hard limit, counted from the request's headers"
     )
@@ -152,7 +152,7 @@ class BudgetChange(_KnownFields):
 
     model_config = ConfigDict(strict=True)
 
-    budget_ms: Positive | None = Field(None, description="mean latency per sample, in milliseconds")
+    budget_ms: Budget | None = Field(None, description="mean latency per sample, in milliseconds")
     measure: Literal["compute", "end_to_end"] | None = Field(
         None, description="latency that the budget applies to"
     )

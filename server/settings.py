@@ -1,12 +1,13 @@
 """Settings of the server: flags, then environment, then TOML file, then defaults."""
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from models.bundle import Precision
@@ -17,6 +18,7 @@ ENV_PREFIX = "EENET_"
 SEE_HELP = "; see `eenet serve --help`"
 GPU = r"(cuda|tensorrt)(:(0|[1-9][0-9]?))?"
 DEVICE = rf"^(auto|cpu|{GPU}(,{GPU})*|openvino(:[A-Z]+(\.[0-9]+)?)?)$"
+ORIGIN = re.compile(r"https?://[a-z0-9.\[\]:-]+")
 ZOO = Path(__file__).resolve().parent.parent / "models" / "zoo"
 SHIPPED_BUNDLES = (ZOO / "cifar10-resnet56", ZOO / "ag-news-minilm")
 
@@ -58,7 +60,7 @@ class Settings(BaseSettings):
         description="cost table of the replay backend; default: the bundle's profile",
     )
     budget_ms: float | None = Field(
-        None, gt=0, description="mean latency per sample; default: the bundle's own"
+        None, ge=1e-6, description="mean latency per sample; default: the bundle's own"
     )
     measure: Literal["compute", "end_to_end"] = Field(
         "compute", description="latency that the budget applies to"
@@ -81,8 +83,58 @@ class Settings(BaseSettings):
         description="share of the requests that continue to the last exit after their response "
         "is sent, while no other request waits, to measure how far the exits agree",
     )
-    host: str = Field("127.0.0.1", description="address to listen on")
+    host: str = Field(
+        "127.0.0.1", description="address to listen on; :: takes IPv4 and IPv6, an empty one too"
+    )
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
+    uds: Path | None = Field(
+        None, description="path of a Unix socket to listen on instead of host and port"
+    )
+    fd: int | None = Field(
+        None,
+        ge=3,
+        description="number of an open socket to listen on instead of host and port, as systemd "
+        "passes it",
+    )
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        description="path under which a proxy shows this server, such as /ml",
+    )
+    api_keys: Path | None = Field(
+        None,
+        description="file of the hashes of the keys that predictions and feedback need; default: "
+        "no key is needed",
+    )
+    admin_keys: Path | None = Field(
+        None,
+        description="file of the hashes of the keys that budgets, metrics, audit and reload need; "
+        "default: no key is needed",
+    )
+    admin_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="port of its own for budgets, metrics, audit and reload, which the other port "
+        "then lacks; probes are on both",
+    )
+    admin_host: str = Field("127.0.0.1", description="address that --admin-port listens on")
+    cors_origin: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="origins whose web pages may ask for predictions, such as "
+        "https://a.example,https://b.example; *: all; default: none",
+    )
+    ssl_certfile: Path | None = Field(
+        None, description="certificate chain in PEM; the server then speaks TLS on all its ports"
+    )
+    ssl_keyfile: Path | None = Field(
+        None, description="its private key in PEM; default: it is in the file of the certificate"
+    )
+    ssl_keyfile_password: SecretStr | None = Field(
+        None,
+        description="password of an encrypted private key; other users see flags, so prefer "
+        "the environment",
+    )
     front_ends: int | None = Field(
         None,
         ge=0,
@@ -131,6 +183,13 @@ class Settings(BaseSettings):
     decode_timeout_s: float = Field(
         2, gt=0, le=60, description="longest time to decode one image; others get status 422"
     )
+    deregister_s: float = Field(
+        0,
+        ge=0,
+        le=600,
+        description="seconds after SIGTERM in which requests are still taken while /readyz returns "
+        "503, so that load balancers learn of it",
+    )
     drain_s: int = Field(6, ge=0, description="seconds that shutdown waits for open requests")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe line logged"
@@ -161,6 +220,32 @@ class Settings(BaseSettings):
                 f"--backend {self.backend} --device {self.device} does not use; leave it out"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_listener(self) -> "Settings":
+        if self.uds is not None and self.fd is not None:
+            raise ValueError(f"--uds {self.uds} and --fd {self.fd} exclude each other; give one")
+        if self.ssl_certfile is None and self.ssl_keyfile is not None:
+            raise ValueError(
+                f"--ssl-keyfile {self.ssl_keyfile} has no certificate; give --ssl-certfile too"
+            )
+        return self
+
+    @field_validator("cors_origin", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        return tuple(value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("cors_origin")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is not an origin; give scheme and host as browsers send them, "
+                    f"such as https://a.example, or *"
+                )
+        return value
 
     @field_validator("bundle", mode="before")
     @classmethod

@@ -5,11 +5,13 @@ import contextlib
 import importlib
 import json
 import os
+import resource
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, cast
 
 from server import __version__
+from server.shortage import MORE_MEMORY, shortage_of
 from server.spelling import did_you_mean
 
 EXAMPLES = """examples:
@@ -64,6 +66,7 @@ COMMANDS = {
         "network, and at what cost.",
     ),
 }
+LEAST_MEMORY_MIB = 288
 INTERRUPTED = 130  # exit status of a shell's command that Ctrl-C ended
 
 
@@ -85,6 +88,7 @@ class Command(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; an error that has a remedy is one sentence on stderr and exit status 2."""
     try:
+        _check_memory()
         args = build_parser().parse_args(argv)
         return _run(args.command, args)
     except BrokenPipeError:  # `eenet predict ... | head`: the reader has gone
@@ -93,7 +97,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # while modules are imported
         return INTERRUPTED
     except (ValueError, OSError) as error:
-        return _complain(_sentence(error))
+        return _complain(shortage_of(error) or _sentence(error))
+    except (MemoryError, RuntimeError) as error:
+        if (shortage := shortage_of(error)) is None:
+            raise
+        return _complain(shortage)
+
+
+def _check_memory() -> None:
+    """Check that the libraries can be loaded: some end the process when they cannot.
+
+    Raises:
+        ValueError: If they cannot.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < LEAST_MEMORY_MIB * 2**20:
+        raise ValueError(
+            f"this process may use {limit >> 20} MiB of address space, and needs at least "
+            f"{LEAST_MEMORY_MIB}; {MORE_MEMORY}"
+        )
 
 
 def _run(command: Command, args: argparse.Namespace) -> int:
@@ -111,12 +133,13 @@ def _run(command: Command, args: argparse.Namespace) -> int:
 
 
 def _sentence(error: Exception) -> str:
-    from pydantic import ValidationError
+    if "pydantic" in sys.modules:  # else it is none of its errors
+        from pydantic import ValidationError
 
-    from server.problems import format_validation_error
+        from server.problems import format_validation_error
 
-    if isinstance(error, ValidationError):
-        return f"bad setting {format_validation_error(error)}"
+        if isinstance(error, ValidationError):
+            return f"bad setting {format_validation_error(error)}"
     return str(error)
 
 

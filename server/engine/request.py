@@ -113,6 +113,7 @@ class InferenceRequest:
             time; the engine never calls it.
         result: Set before the request is handed over.
         request_id: The caller's name for it; None if nobody will ask for it by name.
+        owner: Who may give feedback on it; the engine never reads it.
         received_s: When the caller received it, on the engine's clock.
         decode_ms: Time it took to make `state`; None if the caller sent arrays.
         truncated: Whether the caller cut the input.
@@ -144,6 +145,7 @@ class InferenceRequest:
     on_done: Callable[[], None] | None = None
     result: Prediction | ServeError | None = None
     request_id: str | None = None
+    owner: int = 0
     received_s: float = 0.0
     decode_ms: float | None = None
     truncated: bool = False

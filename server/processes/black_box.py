@@ -14,9 +14,20 @@ FRONT_BIT = 48
 
 
 def create() -> int:
-    """Create the memory of a black box; return its descriptor."""
+    """Create the memory of a black box; return its descriptor.
+
+    Raises:
+        ValueError: If the limits of this process forbid it.
+    """
     descriptor = os.memfd_create("eenet-black-box")
-    os.truncate(descriptor, BYTES)
+    try:
+        os.truncate(descriptor, BYTES)
+    except OSError as error:  # it counts as a file, though it is on no disk
+        os.close(descriptor)
+        raise ValueError(
+            f"this process may not write a file of {BYTES} bytes ({error.strerror}), which it "
+            f"needs for each engine; raise `ulimit -f`, or give --front-ends 0"
+        ) from error
     return descriptor
 
 

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,12 @@ from prometheus_client import CollectorRegistry
 
 from models.bundle import Bundle
 from server import __version__
-from server.app import create_control_app
+from server.app import admin_listener, create_control_app
 from server.control import Control
-from server.lifespan import HEARTBEAT_S, until_next_s
+from server.gate import Group, KeyFiles, admin_gate
+from server.keys import KeySet
+from server.lifespan import HEARTBEAT_S, end_at_once, until_next_s
+from server.listening import Listeners
 from server.metrics import Metrics
 from server.model import ModelControl
 from server.process_metrics import ProcessCollector, ProcessName
@@ -30,6 +33,7 @@ from server.processes.engine_group import EngineGroup
 from server.processes.links import EngineProcess, FrontProcess, Process
 from server.processes.messages import (
     facts_of,
+    pack_keys,
     pack_terms,
     unpack_answers,
     unpack_work,
@@ -44,7 +48,7 @@ from server.settings import Settings
 log = logging.getLogger(__name__)
 
 FLUSH_S = 0.25  # for children to report what they have done
-STOP_S = 2.0  # for engines to end once the front-ends have
+STOP_S = 1.0  # for front-ends to end after their time to drain, then for engines
 POLL_S = 0.01
 REFRESH_S = 0.5
 FORGET_S = 5.0  # without news, in which what was learned under load fades
@@ -58,9 +62,12 @@ class ControlProcess:
         settings: The server's.
         plan: How many processes of which kind.
         bundles: The models, by name.
-        listening: The sockets of each front-end; all have the same addresses.
+        listeners: The sockets of each front-end, all with the same addresses, and the admin's.
         zygote: Forks the children.
         clock: Seconds, monotonic; shared by all processes of the host.
+
+    Raises:
+        ValueError: If a file of keys cannot be read.
     """
 
     def __init__(
@@ -68,7 +75,7 @@ class ControlProcess:
         settings: Settings,
         plan: ProcessPlan,
         bundles: dict[str, Bundle],
-        listening: Sequence[list[socket.socket]],
+        listeners: Listeners,
         zygote: Zygote,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -76,7 +83,11 @@ class ControlProcess:
         self._clock = clock
         self.metrics = Metrics(CollectorRegistry(), __version__)
         self.control = Control(self.metrics, self._collect)
+        self.control.starting = True
         self._app: FastAPI = create_control_app(self.control)
+        self._key_files, self._admin_gate = KeyFiles(settings), admin_gate(settings)
+        self._admin_gate.keys = self._key_files.keys
+        self._admin_sockets = listeners.admin
         self._supervisor = Supervisor(
             zygote,
             clock,
@@ -87,7 +98,7 @@ class ControlProcess:
         )
         self._engines: list[EngineProcess] = []
         self.metrics.registry.register(ProcessCollector(self._pids))
-        self._fronts = [FrontProcess(index, each) for index, each in enumerate(listening)]
+        self._fronts = [FrontProcess(index, each) for index, each in enumerate(listeners.main)]
         self._groups = [EngineGroup(m, self._engines, self._ask) for m in range(len(bundles))]
         self._terms: dict[int, EntryTerms] = {}
         self._facts: list[dict[str, Any]] = []
@@ -102,25 +113,29 @@ class ControlProcess:
         """Serve until a signal comes; return why it could not start or go on, or None."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._interrupt)
-        watches = [asyncio.create_task(each) for each in (self._watch(), self._supervisor.run())]
-        started = asyncio.create_task(self._start())
-        stopping = asyncio.create_task(self._stopping.wait())
-        await asyncio.wait([started, stopping], return_when=asyncio.FIRST_COMPLETED)
-        if started.done() and (error := started.exception()) is not None:
-            if not isinstance(error, ValueError):
-                log.error("the server could not start", exc_info=error)
-            self._fault = self._fault or str(error)
-            self._stopping.set()
-        await stopping
-        started.cancel()
-        await self._stop()
+            loop.add_signal_handler(number, self._interrupt, number)
+        running = (self._watch(), self._supervisor.run(), self._key_files.watch(self._set_keys))
+        watches = [asyncio.create_task(each) for each in running]
+        async with contextlib.AsyncExitStack() as until_stopped:
+            started = asyncio.create_task(self._start(until_stopped))
+            stopping = asyncio.create_task(self._stopping.wait())
+            await asyncio.wait([started, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if started.done() and (error := started.exception()) is not None:
+                if not isinstance(error, ValueError):
+                    log.error("the server could not start", exc_info=error)
+                self._fault = self._fault or str(error)
+                self._stopping.set()
+            await stopping
+            started.cancel()
+            await self._stop()
         for watch in watches:
             watch.cancel()
         return self._fault
 
-    async def _start(self) -> None:
+    async def _start(self, until_stopped: contextlib.AsyncExitStack) -> None:
         """Start one engine, which measures; then all others; then the front-ends."""
+        admin = admin_listener(self.control, self._settings, self._admin_gate, self._admin_sockets)
+        await until_stopped.enter_async_context(admin)
         self._add_engine(0)
         first = self._engines[0]
         await first.ready.wait()
@@ -180,6 +195,8 @@ class ControlProcess:
 
         def make_setup() -> tuple[dict[str, Any], list[int]]:
             server = self._settings.model_dump(mode="json")
+            if (password := self._settings.ssl_keyfile_password) is not None:  # dumped masked
+                server["ssl_keyfile_password"] = password.get_secret_value()
             theirs = self._open_channel(front, hear)
             self._brief_front(front)
             listening = [os.dup(each.fileno()) for each in front.listening]
@@ -208,6 +225,9 @@ class ControlProcess:
 
     def _brief_front(self, front: FrontProcess) -> None:
         """Tell a front-end what it must know before it takes requests."""
+        front.send(pack_keys(self._key_files.keys))
+        if self.control.draining:
+            front.send(Message("deregister"))
         for model, terms in self._terms.items():
             front.send(pack_terms(model, terms))
         for engine in self._engines:
@@ -259,6 +279,7 @@ class ControlProcess:
             self._resolve(message)
         elif message.kind == "ready":
             self._note_ready(front)
+            self.control.starting = False
 
     def _count(self, counts: dict[str, Any]) -> None:
         for route, status, count in counts["requests"]:
@@ -316,6 +337,11 @@ class ControlProcess:
             message = message._replace(arrays=())  # the frontier is the same, and long
         for front in self._fronts:
             front.send(message)
+
+    def _set_keys(self, keys: Mapping[Group, KeySet]) -> None:
+        self._admin_gate.keys = keys
+        for front in self._fronts:
+            front.send(pack_keys(keys))
 
     def _pids(self) -> dict[ProcessName, int]:
         """Return the processes that run."""
@@ -381,13 +407,20 @@ class ControlProcess:
             engine.ready.clear()
             self._zygote.kill(engine.child.pid, signal.SIGKILL)
 
-    def _interrupt(self) -> None:
-        """Begin to drain; on a second signal end at once."""
-        if self._stopping.is_set():
-            log.warning("a second signal: the server ends at once")
-            os._exit(1)
+    def _interrupt(self, number: int) -> None:
+        """Begin to drain, after SIGTERM with a time to deregister; on a second signal end."""
+        if self.control.draining:
+            end_at_once()
         self.control.draining = True
-        self._stopping.set()
+        is_known = not self.control.starting  # to load balancers
+        wait_s = self._settings.deregister_s if number == signal.SIGTERM and is_known else 0.0
+        if not wait_s:
+            self._stopping.set()
+            return
+        log.info("draining: requests are taken for another %g s", wait_s)
+        for front in self._fronts:
+            front.send(Message("deregister"))
+        asyncio.get_running_loop().call_later(wait_s, self._stopping.set)
 
     async def _stop(self) -> None:
         """Let the front-ends answer what is in, then the engines end."""
@@ -395,6 +428,8 @@ class ControlProcess:
         self._supervisor.stop_restarting()
         for front in self._fronts:
             front.send(Message("drain"))
+            for sock in front.listening:  # the front-end has copies, which it closes too
+                sock.close()
         await self._fronts_ended(self._settings.drain_s + STOP_S)
         for engine in self._engines:
             engine.send(Message("stop"))

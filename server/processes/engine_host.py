@@ -36,6 +36,7 @@ from server.processes.zygote import ChildSetup
 from server.reports import RunnerFacts, Work
 from server.runner import ModelRunner
 from server.settings import Settings
+from server.shortage import shortage_of
 
 log = logging.getLogger(__name__)
 
@@ -257,8 +258,11 @@ def run_engine(setup: ChildSetup) -> None:
         runners = [
             ModelRunner(bundle, settings, each) for bundle, each in zip(bundles, facts, strict=True)
         ]
-    except ValueError as error:
-        _tell(sock, str(error))
+    except (ValueError, MemoryError, RuntimeError, OSError) as error:
+        shortage = shortage_of(error)
+        if shortage is None and not isinstance(error, ValueError):
+            raise
+        _tell(sock, shortage or str(error))
         raise SystemExit(1) from error
     workers = _count_workers(runners, settings)
     for runner in runners:

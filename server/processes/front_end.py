@@ -1,14 +1,12 @@
 """The front-end process: HTTP, limits and decoding; answers from engines, operators by control."""
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import uvicorn
 from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
@@ -16,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from server.app import answer_prediction
 from server.errors import NotReady
 from server.front import Front
+from server.gate import main_gate, without_root
 from server.hot_route import HotRoute
 from server.http_protocol import http_config
 from server.lifespan import (
@@ -25,15 +24,17 @@ from server.lifespan import (
     spare_the_collector,
     until_next_s,
 )
+from server.listener import Listener
 from server.middleware import RequestMiddleware
 from server.processes.channel import Channel
 from server.processes.front_counts import FrontCounts
-from server.processes.messages import pack_answers, unpack_terms
+from server.processes.messages import pack_answers, unpack_keys, unpack_terms
 from server.processes.proxy import pack_request, unpack_response
 from server.processes.remote_engines import RemoteClient, RemoteEngines
 from server.processes.wire import BEAT, Message
 from server.processes.zygote import ChildSetup
 from server.settings import Settings
+from server.tls import tls_options
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class FrontEnd:
         server: Runs this app; set before it starts.
     """
 
-    server: "FrontEndServer"
+    server: Listener
 
     def __init__(
         self,
@@ -67,29 +68,32 @@ class FrontEnd:
         settings: Settings,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.state = State(
-            {"front": front, "metrics": counts, "hot": HotRoute(front, counts, clock)}
-        )
+        self._gate = main_gate(settings)
+        hot = HotRoute(front, counts, clock, self._gate)
+        self.state = State({"front": front, "metrics": counts, "hot": hot})
         self._front, self._counts, self._clock = front, counts, clock
         self._control_socket = control
         self._replies: dict[int, asyncio.Future[Message]] = {}
         self._numbers = itertools.count(1)
         self._clients: dict[str, RemoteClient] = {}
         max_bytes = settings.max_body_mib * 2**20
-        self._predict = RequestMiddleware(answer_prediction, counts, max_bytes, clock)
-        self._ask_control = RequestMiddleware(self._forward, counts, max_bytes, clock)
+        around = (counts, max_bytes, clock, self._gate)
+        self._predict = RequestMiddleware(answer_prediction, *around)
+        self._ask_control = RequestMiddleware(self._forward, *around)
         self._report_due = False
         self._had_news = True
         self._started = asyncio.Event()  # control has told what a front-end must know
         self._acts: dict[str, Callable[[Message, list[int]], None]] = {
             "terms": self._set_terms,
             "engine": self._connect,
+            "keys": self._set_keys,
             "start": lambda message, fds: self._started.set(),
             "accepting": self._set_accepting,
             "died": self._bury,
             "not_ready": self._set_not_ready,
             "flush": self._flush,
             "reply": self._resolve,
+            "deregister": lambda message, fds: self._close_connections(),
             "drain": lambda message, fds: self.drain(),
         }
 
@@ -99,6 +103,7 @@ class FrontEnd:
             await self._live(receive, send)
             return
         scope["app"] = self
+        without_root(scope, self._gate.root_path)
         if (scope["path"], scope["method"]) == ("/predict", "POST"):
             await self._predict(scope, receive, send)
         else:
@@ -163,6 +168,13 @@ class FrontEnd:
     def _set_not_ready(self, message: Message, fds: list[int]) -> None:
         self._front.admission.not_ready = message.fields["reason"]
 
+    def _set_keys(self, message: Message, fds: list[int]) -> None:
+        self._gate.keys = unpack_keys(message)
+
+    def _close_connections(self) -> None:
+        """Let each connection end with its next answer, so that clients turn to other servers."""
+        self._gate.closing = True
+
     def _flush(self, message: Message, fds: list[int]) -> None:
         self._report()
         self._control.send(Message("reply", {"number": message.fields["number"]}))
@@ -212,32 +224,6 @@ class FrontEnd:
         await unpack_response(reply)(scope, receive, send)
 
 
-class FrontEndServer(uvicorn.Server):
-    """Leaves signals to control, which alone decides when to drain.
-
-    The front-end's heartbeat calls `on_tick`, which keeps the time that responses state.
-    """
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self._ending = asyncio.Event()
-
-    def end(self) -> None:
-        """Drain."""
-        self.should_exit = True
-        self._ending.set()
-
-    async def main_loop(self) -> None:
-        """Wait until the server ends."""
-        await self.on_tick(0)
-        await self._ending.wait()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
-
-
 def run_front_end(setup: ChildSetup) -> None:
     """Serve HTTP; the role of a child process.
 
@@ -256,5 +242,5 @@ def run_front_end(setup: ChildSetup) -> None:
         sends_pixels=True,
     )
     app = FrontEnd(front, counts, control, settings)
-    app.server = FrontEndServer(http_config(app, settings.drain_s))
+    app.server = Listener(http_config(app, settings.drain_s, **tls_options(settings)))
     app.server.run(sockets=listening)

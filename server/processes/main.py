@@ -1,11 +1,11 @@
 """Serve in several processes: the sockets, the zygote, and control."""
 
 import logging
-import socket
 
 import uvloop
 
 from server.lifespan import load_bundles
+from server.listening import open_listeners, warn_if_open
 from server.processes.control_process import ENGINE, FRONT_END, ControlProcess
 from server.processes.engine_host import run_engine
 from server.processes.front_end import run_front_end
@@ -28,35 +28,7 @@ def serve_in_processes(settings: Settings, plan: ProcessPlan) -> None:
 
 
 async def _serve(settings: Settings, plan: ProcessPlan, zygote: Zygote) -> str | None:
-    listening = [listen(settings.host, settings.port)]
-    port = listening[0][0].getsockname()[1]
-    listening += [listen(settings.host, port) for _ in range(plan.front_ends - 1)]
-    bundles = load_bundles(settings.bundle)
-    log.info("listening on http://%s:%d", settings.host, port)
-    return await ControlProcess(settings, plan, bundles, listening, zygote).run()
-
-
-def listen(host: str, port: int) -> list[socket.socket]:
-    """Bind one front-end's sockets, one for each address of the host.
-
-    Several front-ends share the addresses, and the kernel spreads connections over them. Each has
-    its own sockets, and control keeps them, so that connections wait there while a front-end is
-    started again.
-    """
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    sockets: list[socket.socket] = []
-    for family, kind, protocol, _, address in dict.fromkeys(found):
-        try:
-            sock = socket.socket(family, kind, protocol)
-        except OSError:  # the kernel lacks the family
-            continue
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if port == 0 and sockets:  # the kernel has chosen one, which all addresses get
-            address = (address[0], sockets[0].getsockname()[1], *address[2:])
-        sock.bind(address)
-        sock.setblocking(False)
-        sockets.append(sock)
-    return sockets
+    with open_listeners(settings, plan.front_ends) as listeners:
+        warn_if_open(settings, listeners)
+        bundles = load_bundles(settings.bundle)
+        return await ControlProcess(settings, plan, bundles, listeners, zygote).run()

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,8 @@ from scheduler.fitted import Scheduler, dump_scheduler, parse_scheduler
 from server import errors
 from server.engine.request import AuditTrace, ExitTrace, InferenceRequest, Prediction
 from server.errors import ServeError
+from server.gate import Group
+from server.keys import KeySet
 from server.processes import black_box
 from server.processes.wire import Message
 from server.reports import Answers, AuditOutcome, EntryTerms, ExitScores, RunnerFacts, Work
@@ -283,6 +285,20 @@ def unpack_terms(message: Message, before: EntryTerms | None) -> EntryTerms:
         return before._replace(slowdown=slowdown, overhead_ms=overhead_ms)
     parameters, costs_ms = (array.copy() for array in message.arrays)
     return EntryTerms(version, parameters, costs_ms, slowdown, overhead_ms)
+
+
+def pack_keys(keys: Mapping[Group, KeySet]) -> Message:
+    """Pack the hashes of the keys that each group of routes needs."""
+    hashes = {group: [each.hex() for each in known.digests] for group, known in keys.items()}
+    return Message("keys", {"hashes": hashes})
+
+
+def unpack_keys(message: Message) -> dict[Group, KeySet]:
+    """Unpack what `pack_keys` packed."""
+    return {
+        Group(name): KeySet(map(bytes.fromhex, hashes))
+        for name, hashes in message.fields["hashes"].items()
+    }
 
 
 def facts_fields(facts: RunnerFacts) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """An operator's request on its way from a front-end to control, and the response back."""
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Scope
 from starlette.types import Message as AsgiMessage
 
+from server.errors import INTERNAL_DETAIL
+from server.problems import problem_response
 from server.processes.wire import Message
 
-HEADERS = (b"accept", b"content-type", b"host", b"authorization", b"origin", b"sec-fetch-site")
+log = logging.getLogger(__name__)
+
+HEADERS = (b"accept", b"content-type", b"host")  # keys and origins are checked by then
 
 
 def pack_request(number: int, scope: Scope, body: bytes) -> Message:
@@ -33,6 +38,8 @@ def pack_request(number: int, scope: Scope, body: bytes) -> Message:
         ],
         "request_id": state["request_id"],
         "received_s": state["received_s"],
+        "owner": state["owner"],
+        "root_path": scope["root_path"],
     }
     return Message("http", fields, (np.frombuffer(body, np.uint8),))
 
@@ -50,13 +57,14 @@ async def answer(app: ASGIApp, message: Message) -> Message:
         "path": fields["path"],
         "raw_path": fields["path"].encode(),
         "query_string": fields["query"].encode("latin-1"),
-        "root_path": "",
+        "root_path": fields["root_path"],
         "headers": [(n.encode("latin-1"), v.encode("latin-1")) for n, v in fields["headers"]],
         "client": None,
         "server": None,
         "state": {
             "request_id": fields["request_id"],
             "received_s": fields["received_s"],
+            "owner": fields["owner"],
             "server_timing": {},
         },
     }
@@ -72,7 +80,12 @@ async def answer(app: ASGIApp, message: Message) -> Message:
         else:
             parts.append(part.get("body", b""))
 
-    await app(scope, receive, send)
+    try:
+        await app(scope, receive, send)
+    except Exception:  # A bug in our code: without an answer the client would wait for it.
+        log.exception("request %s failed", fields["request_id"])
+        failed = problem_response(500, "internal", INTERNAL_DETAIL, fields["request_id"])
+        status, headers, parts = 500, failed.raw_headers, [bytes(failed.body)]
     shown = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in headers]
     return Message(
         "reply",

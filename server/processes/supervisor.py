@@ -17,7 +17,7 @@ from server.processes.zygote import StartFailed, Zygote
 log = logging.getLogger(__name__)
 
 DEFAULT_LIMITS = LifeLimits()
-_UNKILLABLE_S = 2.0
+UNKILLABLE_S = 0.5
 
 # Settings and descriptors of the next start. The supervisor closes the descriptors in this process
 # once they are sent (or the start has failed): hand over duplicates of what is to stay open.
@@ -176,7 +176,7 @@ class Supervisor:
     async def stop(self, timeout_s: float) -> None:
         """Wait until all children have ended, and kill those that take too long.
 
-        Returns at the latest two seconds after that: one that hangs in a driver outlives SIGKILL.
+        Returns at the latest half a second after that: one that hangs in a driver outlives SIGKILL.
 
         Call `stop_restarting()`, ask the children to end, then call this.
 
@@ -188,7 +188,7 @@ class Supervisor:
         for child in self.children:
             log.warning("%s has not ended within %g s: killed", child, timeout_s)
             self._zygote.kill(child.pid, signal.SIGKILL)
-        await self._all_ended(_UNKILLABLE_S)
+        await self._all_ended(UNKILLABLE_S)
 
     async def _all_ended(self, timeout_s: float) -> None:
         """Return when all have ended, or after the time."""

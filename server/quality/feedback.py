@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 REMEMBERED = 100_000
+NOBODY = 0  # the owner of answers to requests without a key
 WINDOW = 10_000
 CLASS_BITS, EXIT_BITS = 32, 8
 
@@ -15,7 +16,7 @@ class LoggedPrediction(NamedTuple):
     """A prediction that feedback may refer to.
 
     Attributes:
-        key: Hash of the request's id.
+        key: Hash of the request's id and owner.
         model: Name of the model.
         exit: Exit of the prediction.
         class_id: Predicted class.
@@ -32,6 +33,8 @@ class PredictionLog:
 
     An id is stored as a hash of 64 bits, salted by the process: a collision among a hundred
     thousand ids happens once in four billion such sets. The item i of a list has the id `ID/i`.
+    Clients may choose ids, and the first answer under one keeps it until it is dropped: a label
+    that another request could claim would be worth nothing.
 
     Answers come thousands of times a second, labels now and then: there is no index to keep, and
     `find` looks through all the hashes, in some 50 us.
@@ -48,7 +51,7 @@ class PredictionLog:
         self._noted = 0
 
     def record(self, key: int, model: str, exit: int, class_id: int) -> None:
-        """Store a prediction under its id's hash; a later one of the same id replaces it."""
+        """Store a prediction under the hash of its id, which an earlier one may have."""
         if model not in self._models:
             self._models.append(model)
         place = self._noted % self.capacity
@@ -57,16 +60,23 @@ class PredictionLog:
         self._answers[place] = number << CLASS_BITS | class_id
         self._noted += 1
 
-    def find(self, request_id: str) -> LoggedPrediction | None:
-        """The prediction under an id; None if there was none, or it was dropped."""
-        key = key_of(request_id)
+    def find(self, request_id: str, owner: int = NOBODY) -> LoggedPrediction | None:
+        """The first prediction of an owner under an id; None if there is none any more."""
+        key = key_of(request_id, owner)
         places = np.flatnonzero(np.frombuffer(self._keys, np.int64)[: len(self)] == key)
         if not len(places):
             return None
-        place = min(places.tolist(), key=self._age)
+        place = max(places.tolist(), key=self._age)
         number, class_id = divmod(self._answers[place], 1 << CLASS_BITS)
         model, exit = divmod(number, 1 << EXIT_BITS)
         return LoggedPrediction(key, self._models[model], exit, class_id)
+
+    def repeated(self) -> set[int]:
+        """The keys that several predictions have; takes 10 ms."""
+        keys, counts = np.unique(
+            np.frombuffer(self._keys, np.int64)[: len(self)], return_counts=True
+        )
+        return set(keys[counts > 1].tolist())
 
     def __len__(self) -> int:
         return min(self._noted, self.capacity)
@@ -76,9 +86,14 @@ class PredictionLog:
         return (self._noted - 1 - place) % self.capacity
 
 
-def key_of(request_id: str) -> int:
-    """The hash under which a request's id is stored."""
-    return hash(request_id)
+def key_of(request_id: str, owner: int = NOBODY) -> int:
+    """The hash under which a request's id is stored; each owner has ids of its own.
+
+    Args:
+        request_id: The id.
+        owner: 64 bits that nobody else knows.
+    """
+    return hash(request_id) ^ owner
 
 
 class AccuracyCount(NamedTuple):

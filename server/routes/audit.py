@@ -42,7 +42,10 @@ async def get_rows(request: Request, query: Named) -> Response:
     model = get_model(control.models, query.model)
     await control.collect()
     rows = list(model.audits.log.rows)
-    labels = [_label(model, row.request_key) for row in rows]
+    repeated = control.answers.repeated()  # of these, one row at most is the one with the label
+    labels = [
+        UNKNOWN if row.request_key in repeated else _label(model, row.request_key) for row in rows
+    ]
     empty = (model.num_exits, len(model.classes))
     content = await asyncio.to_thread(rows_npz, rows, labels, empty, model.precision)
     return Response(content, media_type="application/octet-stream")

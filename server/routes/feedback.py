@@ -26,7 +26,7 @@ async def feedback(request: Request) -> FeedbackTaken:
     """Add the true label of an earlier prediction; it replaces an earlier label of the same one."""
     control = control_of(request)
     given = parse_json(FeedbackGiven, await request.body())
-    answered = await control.find_prediction(given.request_id)
+    answered = await control.find_prediction(given.request_id, request.state.owner)
     if answered is None:
         raise UnknownAnswer(
             f"no prediction is stored under request_id {given.request_id!r:.140}; give the id of "

@@ -1,5 +1,8 @@
 """GET /livez, /readyz (and its aliases), /metrics."""
 
+import asyncio
+import contextlib
+
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
@@ -34,7 +37,9 @@ async def readyz(request: Request) -> dict[str, str]:
 async def metrics(request: Request) -> Response:
     """Metrics as Prometheus text, or as OpenMetrics if the scraper accepts that."""
     control = control_of(request)
-    await control.collect()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(request.app.state.collect_s):
+            await control.collect()
     control.refresh()
     registry = control.metrics.registry
     if "application/openmetrics-text" in request.headers.get("accept", ""):

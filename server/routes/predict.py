@@ -129,7 +129,7 @@ async def _answer_one(
     front.admission.admit(1)
     try:
         served = await model.dispatcher.infer(
-            payload, options, request.state.received_s, request_id
+            payload, options, request.state.received_s, request_id, owner=request.state.owner
         )
         answer = await _to_json(model, served, options)
     finally:
@@ -153,7 +153,12 @@ async def _answer_list(
     async def answer(payload: Payload, item_id: str) -> dict[str, Any]:
         try:
             served = await model.dispatcher.infer(
-                payload, options, request.state.received_s, item_id, may_block=may_block
+                payload,
+                options,
+                request.state.received_s,
+                item_id,
+                may_block=may_block,
+                owner=request.state.owner,
             )
             return await _to_json(model, served, options)
         except ServeError as error:

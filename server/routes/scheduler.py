@@ -1,5 +1,9 @@
 """POST /scheduler/reload."""
 
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -9,7 +13,11 @@ from server.control import control_of
 from server.errors import InvalidContent
 from server.schemas import ModelQuery, Reloaded, Reloads
 
+log = logging.getLogger(__name__)
+
 router = APIRouter(tags=["scheduler"])
+
+FOLDERS = re.compile(r"""[^\s'":;,(]*/""")  # in front of a file's name
 
 
 @router.post("/scheduler/reload")
@@ -20,7 +28,9 @@ async def reload_scheduler(request: Request, query: Annotated[ModelQuery, Query(
     try:
         fresh = [await model.reload_scheduler() for model in meant]
     except ValueError as error:
-        raise InvalidContent(str(error)) from error
+        log.warning("the scheduler is not reloaded: %s", error)
+        folders = [model.folder for model in meant]
+        raise InvalidContent(without_folders(str(error), folders)) from error
     for model, each in zip(meant, fresh, strict=True):
         model.activate_scheduler(each)
     switched = [
@@ -33,3 +43,15 @@ async def reload_scheduler(request: Request, query: Annotated[ModelQuery, Query(
             for model, policy, sha256 in switched
         ]
     )
+
+
+def without_folders(text: str, known: Iterable[Path]) -> str:
+    """A sentence with the names of files alone: where they are concerns this host's log only.
+
+    Args:
+        text: The sentence.
+        known: Folders that it may name, whose own names are kept.
+    """
+    for folder in known:
+        text = text.replace(str(folder), folder.name)
+    return FOLDERS.sub("", text)

@@ -1,13 +1,14 @@
 import os
 import re
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import httpx
 import pytest
@@ -62,8 +63,8 @@ def start_server(request: pytest.FixtureRequest) -> StartServer:
     """Makes real servers, in one process and in several."""
 
     @contextmanager
-    def start(*options: str, entry: Sequence[str] = CLI) -> Iterator[Server]:
-        with running_server(*options, "--front-ends", str(request.param), entry=entry) as server:
+    def start(*options: str, **more: Any) -> Iterator[Server]:
+        with running_server(*options, "--front-ends", str(request.param), **more) as server:
             yield server
 
     return start
@@ -76,16 +77,32 @@ def start_processes() -> StartServer:
 
 
 @contextmanager
-def running_server(*options: str, entry: Sequence[str] = CLI) -> Iterator[Server]:
-    """Run a server, ready to be asked, on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def running_server(
+    *options: str,
+    entry: Sequence[str] = CLI,
+    trust: ssl.SSLContext | None = None,
+    ready_on: int | None = None,
+    **process_options: Any,
+) -> Iterator[Server]:
+    """Run a server, ready to be asked, on a free port.
+
+    Args:
+        options: Of `eenet serve`.
+        entry: What Python runs.
+        trust: Certificates to trust; the server speaks TLS then.
+        ready_on: Port that tells whether it is ready, and that the client asks; by default --port.
+        process_options: Of subprocess.Popen.
+    """
+    port = free_port()
+    scheme = "http" if trust is None else "https"
     command = [sys.executable, *entry, "serve", "--log-level", "warning"]
     environ = {k: v for k, v in os.environ.items() if not k.startswith("EENET_")}
     started = time.perf_counter()
-    process = subprocess.Popen([*command, "--port", str(port), *options], env=environ)
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+    process = subprocess.Popen(
+        [*command, "--port", str(port), *options], env=environ, **process_options
+    )
+    base_url = f"{scheme}://127.0.0.1:{ready_on or port}"
+    with httpx.Client(base_url=base_url, timeout=20, verify=trust or True) as client:
         try:
             while not is_ready(client):
                 assert process.poll() is None, "the server ended at start"
@@ -95,6 +112,12 @@ def running_server(*options: str, entry: Sequence[str] = CLI) -> Iterator[Server
         finally:
             process.kill()
             process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def served_precision(client: httpx.Client, model: str) -> Precision:

@@ -81,6 +81,19 @@ def test_too_small_a_budget_is_taken_and_said_to_be_infeasible(client: TestClien
     assert shown["expected_exit_rates"] == [1, 0, 0]
 
 
+@pytest.mark.parametrize("tiny", ["1e-300", "5e-324", "9e-7"])
+def test_a_budget_below_a_nanosecond_is_422_and_names_the_floor(
+    client: TestClient, tiny: str
+) -> None:
+    answers = [
+        client.put("/budget", content=f'{{"budget_ms": {tiny}}}'),
+        client.post("/predict", content=b'{"text": "a", "budget_ms": %b}' % tiny.encode(),
+                    headers={"content-type": "application/json"}),
+    ]  # fmt: skip
+    for answer in answers:
+        assert answer.status_code == 422 and "0.000001" in answer.json()["detail"]
+
+
 def test_a_million_is_feasible_and_runs_everything_to_the_end(client: TestClient) -> None:
     shown = put(client, budget_ms=1_000_000)
     assert shown["feasible"] is True and shown["reason"] is None

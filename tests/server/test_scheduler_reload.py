@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 from models.bundle import load_bundle, rewrite_manifest
 from scheduler.fitted import FILES
 from server.app import create_app
+from server.routes.scheduler import without_folders
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ def test_a_bad_bundle_is_refused_and_nothing_changes(
     answer = reloading.post("/scheduler/reload")
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_content")
     assert named in answer.json()["detail"]
+    assert str(folder.parent) not in answer.text, "where it is concerns the log alone"
     assert state(reloading) == before
     assert reloading.post("/predict", content=images.files[0], headers=JPEG).status_code == 200
     assert reloading.get("/readyz").status_code == 200
@@ -182,6 +184,19 @@ def test_of_several_models_none_changes_when_one_bundle_is_bad(
         assert {each["policy"] for each in shown} == {"stopping"}
         (loaded,) = reload(client, model="cifar10-resnet56")
         assert loaded["policy"] == "maxprob"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/srv/b/float32/x.npz is damaged", "x.npz is damaged"),
+        ("/srv/b no longer holds the network", "b no longer holds the network"),
+        ("cannot open '/etc/my keys/x' or a/b/c.json: no", "cannot open 'my x' or c.json: no"),
+        ("one of a, b; try again", "one of a, b; try again"),
+    ],
+)
+def test_a_sentence_keeps_the_names_of_files_alone(text: str, shown: str) -> None:
+    assert without_folders(text, [Path("/srv/b")]) == shown
 
 
 def test_an_unknown_model_or_field_changes_nothing(reloading: TestClient) -> None:

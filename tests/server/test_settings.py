@@ -4,7 +4,10 @@ import pytest
 
 import server.settings
 from server.cores import Cores
-from server.settings import load_settings
+from server.listener import ADMIN_STOP_S
+from server.processes.control_process import STOP_S
+from server.processes.supervisor import UNKILLABLE_S
+from server.settings import Settings, load_settings
 
 
 def test_flags_win_over_environment_over_file_over_defaults(
@@ -138,6 +141,17 @@ def test_other_lists_of_devices_are_refused(device: str, message: str) -> None:
         ({"decode_timeout_s": 0}, "decode_timeout_s"),
         ({"front_ends": -1}, "front_ends"),
         ({"engines": 0}, "engines"),
+        ({"budget_ms": 1e-300}, "budget_ms\n.*0.000001"),
+        ({"uds": "a", "fd": 3}, "--uds a and --fd 3 exclude each other"),
+        ({"fd": 0}, "fd"),
+        ({"ssl_keyfile": "k"}, "--ssl-keyfile k has no certificate; give --ssl-certfile too"),
+        ({"root_path": "ml"}, "root_path"),
+        ({"root_path": "/ml/"}, "root_path"),
+        ({"root_path": "/a?b"}, "root_path"),
+        ({"cors_origin": "a.example"}, "'a.example' is not an origin"),
+        ({"cors_origin": "https://a.example,"}, "'' is not an origin"),
+        ({"cors_origin": "https://a.example/"}, "is not an origin"),
+        ({"deregister_s": -1}, "deregister_s"),
     ],
 )
 def test_what_would_have_no_effect_or_no_sense_is_refused(
@@ -145,6 +159,27 @@ def test_what_would_have_no_effect_or_no_sense_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         load_settings(flags, None, {})
+
+
+def test_origins_are_separated_by_commas(tmp_path: Path) -> None:
+    both = ("https://a.example", "http://localhost:3000")
+    assert load_settings({"cors_origin": ",".join(both)}, None, {}).cors_origin == both
+    (tmp_path / "c.toml").write_text(f"cors_origin = {list(both)}\n")
+    assert load_settings({}, tmp_path / "c.toml", {}).cors_origin == both
+    assert load_settings({"cors_origin": "*"}, None, {}).cors_origin == ("*",)
+
+
+def test_the_password_of_a_private_key_is_masked_where_settings_are_shown() -> None:
+    flags = {"ssl_certfile": "c", "ssl_keyfile_password": "open sesame"}
+    settings = load_settings(flags, None, {})
+    for shown in (settings.model_dump_json(), repr(settings), str(settings.model_dump())):
+        assert "sesame" not in shown and "ssl_keyfile_password" in shown
+
+
+def test_the_default_time_to_stop_is_below_what_containers_wait() -> None:
+    settings = Settings()
+    after_draining_s = 2 * STOP_S + UNKILLABLE_S + ADMIN_STOP_S
+    assert settings.deregister_s + settings.drain_s + after_draining_s < 9
 
 
 def test_processes_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

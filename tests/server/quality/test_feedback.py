@@ -39,13 +39,15 @@ def test_the_last_answers_are_remembered_and_no_others(
     for answer in answers:
         remembered.record(key_of(answer[0]), *answer[1:])
         expected.append(answer)
-    latest = {answer[0]: answer for answer in expected}
+    first = {answer[0]: answer for answer in reversed(expected)}
     assert len(remembered) == len(expected)
     for request_id in map(str, range(13)):
         found = remembered.find(request_id)
-        assert (found is None) == (request_id not in latest)
+        assert (found is None) == (request_id not in first)
         if found is not None:
-            assert (request_id, *found[1:]) == latest[request_id]
+            assert (request_id, *found[1:]) == first[request_id]
+    ids = [answer[0] for answer in expected]
+    assert remembered.repeated() == {key_of(id) for id in ids if ids.count(id) > 1}
 
 
 labels = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 2), st.booleans()))
@@ -150,6 +152,29 @@ def test_items_of_lists_have_ids_of_their_own(both: TestClient, texts: Texts) ->
     for unknown in ("list", "list/1", "list/3"):
         refused = both.post("/feedback", json={"request_id": unknown, "label": 0})
         assert refused.status_code == 404, refused.text
+
+
+def test_the_first_answer_under_an_id_keeps_it(client: TestClient, images: Images) -> None:
+    budget = client.put("/budget", json={"budget_ms": None})
+    assert budget.status_code == 200
+    taken = JPEG | {"x-request-id": "taken"}
+    file = images.files[0]
+    first = ask(client, file)["label"]
+    other = next(each for each in images.files if ask(client, each)["label"] != first)
+    later = ask(client, other)["label"]
+    for each in (file, other):
+        client.post("/predict", content=each, headers=taken)
+    assert give(client, "taken", first)["correct"] is True
+    assert give(client, "taken", later)["correct"] is False
+
+
+def test_each_owner_has_ids_of_its_own() -> None:
+    log = PredictionLog(10)
+    log.record(key_of("id", 5), "m", 0, 1)
+    log.record(key_of("id", 7), "m", 0, 2)
+    found = [log.find("id", owner) for owner in (5, 7, 9, 0)]
+    assert [each and each.class_id for each in found] == [1, 2, None, None]
+    assert log.repeated() == set()
 
 
 def test_an_answer_too_old_is_not_known_any_more(client: TestClient, images: Images) -> None:
