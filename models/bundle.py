@@ -301,11 +301,12 @@ class Bundle:
         """File of the torch weights, or None if the bundle holds none."""
         return None if self.manifest.network is None else self.folder / TORCH_WEIGHTS
 
-    def preprocessor(self, max_pixels: int) -> ImagePreprocessor | TextPreprocessor:
+    def preprocessor(self, max_pixels: int, **bounds: Any) -> ImagePreprocessor | TextPreprocessor:
         """Create the preprocessor of images or texts for this network.
 
         Args:
             max_pixels: Largest image that it decodes.
+            **bounds: Further bounds of `ImagePreprocessor`.
 
         Raises:
             ValueError: If the tokenizer cannot be read.
@@ -313,7 +314,7 @@ class Bundle:
         settings = self.manifest.input.model_dump(exclude={"kind"})
         if isinstance(self.manifest.input, TextInput):
             return TextPreprocessor(self.folder / TOKENIZER, **settings)
-        return ImagePreprocessor(**settings, max_pixels=max_pixels)
+        return ImagePreprocessor(**settings, max_pixels=max_pixels, **bounds)
 
 
 def write_manifest(folder: Path, **fields: Any) -> Bundle:
