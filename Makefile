@@ -8,7 +8,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check install -c constraints
 GPU_PYTHON = $(if $(filter 0,$(INSTALL)),$(PYTHON),.venv/bin/python)
 URL = http://localhost:$${EENET_PORT:-8000}
 
-.PHONY: help install serve test test-slow lint bars control control-http soak bench bench-peers bench-smoke simulation gpu
+.PHONY: help install serve test test-slow lint bars control control-http soak bench bench-peers bench-smoke simulation gpu audit
 
 ## List the targets.
 help:
@@ -85,6 +85,10 @@ lint: $(DEV)
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/hadolint Dockerfile
+
+## Check the dependencies for known vulnerabilities, where their index can be reached.
+audit:
+	deploy/audit.sh
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -355,6 +355,8 @@ def load_bundle(folder: Path) -> Bundle:
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(f"{path} does not exist; give a folder that `eenet build` has written")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{path} is a link out of the bundle; do not trust this bundle")
     text = path.read_bytes()
     try:
         # A newer format may have other fields, so the version is checked before them.
