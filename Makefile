@@ -8,7 +8,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check install -c constraints
 GPU_PYTHON = $(if $(filter 0,$(INSTALL)),$(PYTHON),.venv/bin/python)
 URL = http://localhost:$${EENET_PORT:-8000}
 
-.PHONY: help install serve test test-slow lint bars control control-http soak bench bench-peers bench-smoke simulation gpu audit
+.PHONY: help install serve test test-slow lint bars control control-http conformance soak bench bench-peers bench-smoke simulation gpu audit
 
 ## List the targets.
 help:
@@ -48,6 +48,10 @@ control: $(DEV)
 control-http: $(DEV)
 	.venv/bin/python -m benchmarks.control.over_http
 	.venv/bin/python -m benchmarks.control.report build/control/real.npz
+
+## Attack servers of both process modes, as CI does; TARGET=http://... attacks that one instead.
+conformance: $(DEV)
+	EENET_CONFORMANCE_URL=$(or $(TARGET),own) .venv/bin/python -m pytest tests/conformance -q -rA --tb=line
 
 ## Load the server fully for two minutes and look for leaks.
 soak: $(DEV)
