@@ -53,9 +53,9 @@ control-http: $(DEV)
 conformance: $(DEV)
 	EENET_CONFORMANCE_URL=$(or $(TARGET),own) .venv/bin/python -m pytest tests/conformance -q -rA --tb=line
 
-## Load the server fully for two minutes and look for leaks.
+## Load the server for ten minutes with faults and look for leaks; SECONDS=120 as CI does.
 soak: $(DEV)
-	.venv/bin/python -m benchmarks.soak
+	.venv/bin/python -m benchmarks.soak.run --seconds $(or $(SECONDS),600)
 
 ## Measure policies, quality, growth and the engine.
 bench: $(DEV)
