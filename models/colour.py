@@ -72,13 +72,18 @@ def space_of(profile: Profile) -> ColourSpace | None:
         except (struct.error, IndexError, ValueError, OverflowError):
             return None
     elif profile.gamma is not None and 0.05 <= profile.gamma <= 5:
-        if abs(profile.gamma - SRGB_GAMMA) < 0.02:
+        if is_srgb_gamma(profile.gamma):
             return None
         levels = np.arange(256) / 255
         space = ColourSpace(np.tile(levels ** (1 / profile.gamma), (3, 1)).astype("f4"), None)
     else:
         return None
     return None if space is None or _is_srgb(space) else space
+
+
+def is_srgb_gamma(gamma: float) -> bool:
+    """Whether a PNG's gamma is what encoders write for sRGB."""
+    return abs(gamma - SRGB_GAMMA) < 0.02
 
 
 def _is_srgb(space: ColourSpace) -> bool:

@@ -158,7 +158,8 @@ class ImageDecoder:
         if webp.is_webp(data) and math.prod(webp.size_of(data) or (0, 0)) > SMALL_PIXELS:
             return None  # opening it reserves memory for all of its pixels
         opened = self._open(data)
-        has_colours = opened.icc is not None or opened.gamma is not None
+        is_plain = opened.gamma is None or colour.is_srgb_gamma(opened.gamma)
+        has_colours = opened.icc is not None or not is_plain
         if opened.pixels > SMALL_PIXELS or opened.expected_ms > SMALL_MS or has_colours:
             opened.image.close()
             return None

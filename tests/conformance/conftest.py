@@ -1,7 +1,8 @@
 """Servers for the checks: the one at EENET_CONFORMANCE_URL, or our own in both process modes.
 
-Without that variable nothing here is collected: the checks load a machine for minutes, which would
-disturb other tests. `make conformance` sets it to `own`.
+EENET_CONFORMANCE_PID is the former's first process, if its memory is to be watched. Without an URL
+nothing here is collected: the checks load a machine for minutes, which would disturb other tests.
+`make conformance` sets it to `own`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from server.settings import Settings
 from tests.conformance.target import Target, target_of
 from tests.e2e.conftest import running_server
 
-URL = os.environ.pop("EENET_CONFORMANCE_URL", "")  # a server's settings would not know it
+# Taken out of the environment, for a server's settings would not know them.
+URL = os.environ.pop("EENET_CONFORMANCE_URL", "")
+PID = os.environ.pop("EENET_CONFORMANCE_PID", "")
 OWN = "own"
 collect_ignore = [] if URL else ["test_checks.py", "test_own_server.py"]
 
@@ -31,17 +34,11 @@ MODES = [pytest.param(ONE, id="one-process"), pytest.param(SEVERAL, id="processe
 GIVEN = [pytest.param((), id="given")]
 
 
-@pytest.fixture(scope="session")
-def pid_of_given() -> int | None:
-    pid = os.environ.get("CONFORMANCE_PID")
-    return None if pid is None else int(pid)
-
-
 @pytest.fixture(scope="session", params=MODES if URL == OWN else GIVEN)
-def target(request: pytest.FixtureRequest, pid_of_given: int | None) -> Iterator[Target]:
+def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     """A server with short time-outs, for all checks that leave it whole."""
     if URL != OWN:
-        yield target_of(URL, pid_of_given)
+        yield target_of(URL, int(PID) if PID else None)
         return
     with running_server(*request.param, *SHORT) as server:
         yield target_of(str(server.client.base_url), server.process.pid)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -74,5 +76,5 @@ def test_metrics_are_summed_by_name() -> None:
 def test_texts_have_all_lengths() -> None:
     lengths = [len(call.body.split()) for call in texts_of_all_lengths()]
     assert min(lengths) < 5 and max(lengths) > 240
-    same = [a == b for a, b in zip(lengths, lengths[1:], strict=False)]
+    same = [a == b for a, b in itertools.pairwise(lengths)]
     assert sum(same) < len(same) / 20
