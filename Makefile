@@ -8,7 +8,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check install -c constraints
 GPU_PYTHON = $(if $(filter 0,$(INSTALL)),$(PYTHON),.venv/bin/python)
 URL = http://localhost:$${EENET_PORT:-8000}
 
-.PHONY: help install serve test test-slow lint bars control control-http soak bench bench-peers bench-smoke simulation gpu
+.PHONY: help install serve test test-slow lint bars control control-http conformance soak bench bench-peers bench-smoke simulation gpu audit
 
 ## List the targets.
 help:
@@ -50,9 +50,13 @@ control-http: $(DEV)
 	.venv/bin/python -m benchmarks.control.report build/control/real.npz
 	.venv/bin/python -m benchmarks.control.after_overload
 
-## Load the server fully for two minutes and look for leaks.
+## Attack servers of both process modes, as CI does; TARGET=http://... attacks that one instead.
+conformance: $(DEV)
+	EENET_CONFORMANCE_URL=$(or $(TARGET),own) .venv/bin/python -m pytest tests/conformance -q -rA --tb=line
+
+## Load the server for ten minutes with faults and look for leaks; SECONDS=120 as CI does.
 soak: $(DEV)
-	.venv/bin/python -m benchmarks.soak
+	.venv/bin/python -m benchmarks.soak.run --seconds $(or $(SECONDS),600)
 
 ## Measure policies, quality, growth and the engine.
 bench: $(DEV)
@@ -86,6 +90,10 @@ lint: $(DEV)
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/hadolint Dockerfile
+
+## Check the dependencies for known vulnerabilities, where their index can be reached.
+audit:
+	deploy/audit.sh
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -48,7 +48,7 @@ def under_budget(url: str, budget_ms: float | None, count: int | None) -> Figure
     """Send images under a budget; report accuracy, rate and the state of the budget."""
     ask(f"{url}/budget?model={MODEL}", json.dumps({"budget_ms": budget_ms}).encode())
     files = image_files()
-    with np.load(IMAGES) as arrays:
+    with np.load(IMAGES, allow_pickle=False) as arrays:
         labels = arrays["y"].tolist()
     rng = np.random.default_rng(0)  # the file is sorted by class, which no traffic is
     rows = np.concatenate([rng.permutation(len(files)) for _ in range(ROUNDS)])[:count].tolist()

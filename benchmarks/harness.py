@@ -77,7 +77,7 @@ def print_figures(figures: Figures, indent: str = "  ") -> None:
 
 def image_files(count: int | None = None) -> list[bytes]:
     """The 300 test images of this repository as JPEG files, or the first of them."""
-    with np.load(IMAGES) as arrays:
+    with np.load(IMAGES, allow_pickle=False) as arrays:
         blob, offsets = arrays["blob"].tobytes(), arrays["off"].tolist()
     return [blob[start:end] for start, end in itertools.pairwise(offsets)][:count]
 

@@ -23,7 +23,7 @@ BENCHMARKS = (  # the longest first, so that both cores stay busy
     "policy_bars",
     "combined_answers",
     "engine",
-    "soak",
+    "soak.run",
     "policies",
     "certificates",
     "quality.run",

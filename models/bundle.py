@@ -301,11 +301,12 @@ class Bundle:
         """File of the torch weights, or None if the bundle holds none."""
         return None if self.manifest.network is None else self.folder / TORCH_WEIGHTS
 
-    def preprocessor(self, max_pixels: int) -> ImagePreprocessor | TextPreprocessor:
+    def preprocessor(self, max_pixels: int, **bounds: Any) -> ImagePreprocessor | TextPreprocessor:
         """Create the preprocessor of images or texts for this network.
 
         Args:
             max_pixels: Largest image that it decodes.
+            **bounds: Further bounds of `ImagePreprocessor`.
 
         Raises:
             ValueError: If the tokenizer cannot be read.
@@ -313,7 +314,7 @@ class Bundle:
         settings = self.manifest.input.model_dump(exclude={"kind"})
         if isinstance(self.manifest.input, TextInput):
             return TextPreprocessor(self.folder / TOKENIZER, **settings)
-        return ImagePreprocessor(**settings, max_pixels=max_pixels)
+        return ImagePreprocessor(**settings, max_pixels=max_pixels, **bounds)
 
 
 def write_manifest(folder: Path, **fields: Any) -> Bundle:
@@ -354,6 +355,8 @@ def load_bundle(folder: Path) -> Bundle:
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(f"{path} does not exist; give a folder that `eenet build` has written")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{path} is a link out of the bundle; do not trust this bundle")
     text = path.read_bytes()
     try:
         # A newer format may have other fields, so the version is checked before them.

@@ -1,6 +1,7 @@
 """Decode image files to upright RGB of a network's input size, within bounds."""
 
 import io
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -9,10 +10,10 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from models import jpeg, png
+from models import colour, file_kinds, jpeg, png, webp
 from models.orientation import SIDEWAYS, UPRIGHT, Metadata, orientation_of, read_orientation
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
 # Large images are averaged down to at least this multiple of the input's size, then resized.
 SHRINK_FACTOR = 4
 # A JPEG is even decoded at 1/2, 1/4 or 1/8 of its size. Where that leaves fewer pixels than this on
@@ -21,19 +22,32 @@ JPEG_FACTOR, JPEG_SIDE = 1.6, 256
 # A decoder visits all blocks of a JPEG for each scan, even if the scan is nearly empty. Encoders
 # write about 10 scans, those that optimise for size some 20.
 MAX_SCANS = 32
+# No photo comes near, only blank images: a white PNG has 340, but a WebP of 34 bytes has millions.
+MAX_PIXELS_PER_BYTE = 1000
+FEW_PIXELS = 4_000_000  # cost little, however few bytes they came in
 # Pixels times scans, as a multiple of the largest image: an image of that size may have 10 scans.
 MAX_PASSES = 10
-SMALL_BYTES, SMALL_PIXELS = 8192, 64 * 64  # about 0.2 ms of decoding
+SMALL_BYTES, SMALL_PIXELS, SMALL_MS = 8192, 64 * 64, 0.5  # about 0.2 ms of decoding
 # Decoding takes longer where its time, expected from these rounded-up measurements, is above this.
 SLOW_MS = 100.0
-NS_PER_PIXEL = {"PNG": 30.0, "WEBP": 30.0, "GIF": 10.0, "BMP": 3.0, "JPEG": 5.0}
+NS_PER_PIXEL = {"PNG": 30.0, "WEBP": 30.0, "GIF": 10.0, "BMP": 3.0, "JPEG": 5.0, "AVIF": 20.0}
 NS_PER_PIXEL_AND_SCAN = 1.5  # of each scan of a JPEG after the first
-# Pillow walks over a GIF's blocks of 1 to 255 bytes in Python, before it knows the image's size.
-SLOW_GIF_BYTES = 256 * 1024
+NS_PER_ARITHMETIC_BYTE = 100.0
+SLOW_GIF_BYTES = 256 * 1024  # Pillow walks over blocks of 1 to 255 bytes before it knows the size
+RLE = (1, 2)  # ways to compress a BMP that Pillow reads in Python, 0.5 us a byte
 
 
 class InvalidInput(ValueError):
-    """The input cannot be decoded; the message says why."""
+    """The input cannot be decoded; the message says why.
+
+    Args:
+        sentence: The message.
+        bound: Which bound on images it passes, for metrics; None if it is damaged or unknown.
+    """
+
+    def __init__(self, sentence: str, bound: str | None = None) -> None:
+        super().__init__(sentence)
+        self.bound = bound
 
 
 class DecodedImage(NamedTuple):
@@ -48,12 +62,37 @@ class DecodedImage(NamedTuple):
     size: tuple[int, int]
 
 
+class Postponed(NamedTuple):
+    """What it takes to decode an image that was not decoded yet, by its header."""
+
+    pixels: int
+    expected_ms: float
+
+
 class _Opened(NamedTuple):
-    """An image whose header is read, how to turn it upright, and what decoding it takes."""
+    """An image whose header is read: how to turn it upright, what its colours mean, what it takes.
+
+    The colour profile of a PNG is still packed if `packed`.
+    """
 
     image: Image.Image
     orientation: int | None
+    icc: bytes | None
+    packed: bool
+    gamma: float | None
     expected_ms: float
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels."""
+        return self.image.width * self.image.height
+
+    def colours(self) -> colour.ColourSpace | None:
+        """Return the colour space, unless it is sRGB."""
+        icc = self.icc
+        if icc is not None and self.packed:
+            icc = png.unpack(icc)
+        return colour.space_of(colour.Profile(icc, self.gamma))
 
 
 @dataclass(frozen=True)
@@ -66,37 +105,41 @@ class ImageDecoder:
         fit: `cover`: scale to cover the input and crop to the centre; `stretch`: scale each side
             separately, so that no part of the image is lost.
         max_pixels: Largest image that is decoded, checked in its header.
+        max_pixels_per_byte: Most pixels per byte of the file, for images of above 4 million pixels.
+        max_scans: Most scans of a JPEG.
     """
 
     height: int
     width: int
     fit: Literal["cover", "stretch"] = "cover"
     max_pixels: int = 50_000_000
+    max_pixels_per_byte: int = MAX_PIXELS_PER_BYTE
+    max_scans: int = MAX_SCANS
 
     def decode(self, data: bytes) -> DecodedImage:
         """Decode an image; transparent pixels become white.
 
         Raises:
-            InvalidInput: If the bytes are not an image, the image is damaged, or it is beyond the
-                bounds on pixels and scans.
+            InvalidInput: If the bytes are not an image, the image is damaged, or it is beyond a
+                bound on pixels and scans.
         """
         return self._decode_plain(data, self.max_pixels) or self._to_pixels(self._open(data))
 
-    def decode_if_fast(self, data: bytes) -> DecodedImage | None:
-        """Decode an image; return None if its header says that this may take above 100 ms.
+    def decode_if_fast(self, data: bytes, most_ms: float = SLOW_MS) -> DecodedImage | Postponed:
+        """Decode an image, unless its header says that this may take longer than `most_ms`.
 
         Raises:
             InvalidInput: As for `decode`.
         """
-        if len(data) > SLOW_GIF_BYTES and data.startswith(b"GIF8"):
-            return None
-        plain = self._decode_plain(data, self.max_pixels)
+        plain = self._decode_plain(data, self.max_pixels, most_ms)
         if plain is not None:
             return plain
+        if _costly_to_open(data):
+            return Postponed(self.max_pixels, math.inf)
         opened = self._open(data)
-        if opened.expected_ms > SLOW_MS:
+        if opened.expected_ms > most_ms:
             opened.image.close()
-            return None
+            return Postponed(opened.pixels, opened.expected_ms)
         return self._to_pixels(opened)
 
     def decode_if_small(self, data: bytes) -> DecodedImage | None:
@@ -110,13 +153,21 @@ class ImageDecoder:
         plain = self._decode_plain(data, min(SMALL_PIXELS, self.max_pixels))
         if plain is not None:
             return plain
+        if _costly_to_open(data):
+            return None
+        if webp.is_webp(data) and math.prod(webp.size_of(data) or (0, 0)) > SMALL_PIXELS:
+            return None  # opening it reserves memory for all of its pixels
         opened = self._open(data)
-        if opened.image.width * opened.image.height > SMALL_PIXELS:
+        is_plain = opened.gamma is None or colour.is_srgb_gamma(opened.gamma)
+        has_colours = opened.icc is not None or not is_plain
+        if opened.pixels > SMALL_PIXELS or opened.expected_ms > SMALL_MS or has_colours:
             opened.image.close()
             return None
         return self._to_pixels(opened)
 
-    def _decode_plain(self, data: bytes, most_pixels: int) -> DecodedImage | None:
+    def _decode_plain(
+        self, data: bytes, most_pixels: int, most_ms: float = SLOW_MS
+    ) -> DecodedImage | None:
         """Decode a JPEG without metadata at its full size; None for other and slow files.
 
         The pixels are Pillow's, in a tenth of its time for small images.
@@ -125,8 +176,10 @@ class ImageDecoder:
         if size is None or self._jpeg_scale(size) > 1:
             return None
         count = size[0] * size[1]
-        if count > most_pixels or count * NS_PER_PIXEL["JPEG"] / 1e6 > SLOW_MS:
+        if count > most_pixels or count * NS_PER_PIXEL["JPEG"] / 1e6 > most_ms:
             return None
+        if count > max(self.max_pixels_per_byte * len(data), FEW_PIXELS):
+            return None  # to be refused
         try:
             pixels = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
         except ValueError:
@@ -136,7 +189,7 @@ class ImageDecoder:
         return DecodedImage(pixels, size)
 
     def _to_pixels(self, opened: _Opened) -> DecodedImage:
-        image, orientation, _ = opened
+        image, orientation = opened.image, opened.orientation
         with image:
             size = image.size[::-1] if orientation in SIDEWAYS else image.size
             try:
@@ -151,7 +204,8 @@ class ImageDecoder:
                 raise InvalidInput(
                     f"the {image.format} image is damaged or cut off: {error}"
                 ) from error
-        return DecodedImage(np.asarray(self._resize(rgb)), size)
+        pixels, colours = np.asarray(self._resize(rgb)), opened.colours()
+        return DecodedImage(pixels if colours is None else colours.to_srgb(pixels), size)
 
     def _resize(self, rgb: Image.Image) -> Image.Image:
         target = (self.width, self.height)
@@ -196,6 +250,8 @@ class ImageDecoder:
         """Read an image's header and check all bounds; nothing is decoded yet."""
         if not data:
             raise InvalidInput("the image is empty; send the bytes of an image file")
+        if webp.is_webp(data):
+            self._check_size(webp.size_of(data) or (0, 0), len(data))
         metadata = _split_metadata(data)
         file = data if metadata is None else metadata.file
         try:
@@ -203,45 +259,89 @@ class ImageDecoder:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             # Pillow's own limit is higher; its warning is raised only if warnings are errors.
             raise InvalidInput(
-                f"the image has more than the allowed {self.max_pixels} pixels; scale it down"
+                f"the image has more than the allowed {self.max_pixels} pixels; scale it down",
+                "image_pixels",
             ) from error
         except Exception as error:
-            raise InvalidInput(
-                f"the bytes are not an image of a known format; send one of {', '.join(FORMATS)}"
-            ) from error
+            raise _not_an_image(data) from error
         try:
+            self._check_size(image.size, len(data))
             orientation = (
                 orientation_of(image)
                 if metadata is None
                 else read_orientation(metadata.exif, metadata.xmp)
             )
-            scans = self._check_bounds(image, file)
+            expected_ms = self._expected_ms(image, file)
         except InvalidInput:
             image.close()
             raise
-        ns = NS_PER_PIXEL[image.format or "JPEG"] + NS_PER_PIXEL_AND_SCAN * (scans - 1)
-        return _Opened(image, orientation, image.width * image.height * ns / 1e6)
+        if metadata is None:
+            icc = image.info.get("icc_profile")
+            return _Opened(image, orientation, icc or None, False, None, expected_ms)
+        colours = metadata.icc, metadata.packed, metadata.gamma
+        return _Opened(image, orientation, *colours, expected_ms)
 
-    def _check_bounds(self, image: Image.Image, data: bytes) -> int:
-        """Refuse too many pixels or scans; return how often a decoder visits each pixel."""
-        pixels = image.width * image.height
+    def _check_size(self, size: tuple[int, int], file_bytes: int) -> None:
+        """Refuse too many pixels."""
+        width, height = size
+        pixels = width * height
         if pixels > self.max_pixels:
             raise InvalidInput(
-                f"the image is {image.width}x{image.height}, more than the allowed "
-                f"{self.max_pixels} pixels; scale it down"
+                f"the image is {width}x{height}, more than the allowed {self.max_pixels} pixels; "
+                f"scale it down",
+                "image_pixels",
             )
-        if image.format != "JPEG":
-            return 1
+        if pixels > max(self.max_pixels_per_byte * file_bytes, FEW_PIXELS):
+            raise InvalidInput(
+                f"the image is {width}x{height} in {file_bytes} bytes, more than the allowed "
+                f"{self.max_pixels_per_byte} pixels per byte; scale it down",
+                "image_pixels_per_byte",
+            )
+
+    def _expected_ms(self, image: Image.Image, data: bytes) -> float:
+        """Refuse too many scans; return a rough time for decoding."""
+        pixels, kind = image.width * image.height, image.format or "JPEG"
+        ms = pixels * NS_PER_PIXEL[kind] / 1e6
+        if kind == "JPEG":
+            ms += pixels * NS_PER_PIXEL_AND_SCAN * (self._count_scans(image, data) - 1) / 1e6
+            if jpeg.may_be_arithmetic(data):
+                ms += len(data) * NS_PER_ARITHMETIC_BYTE / 1e6
+        elif kind == "BMP" and image.info.get("compression") in RLE:
+            return math.inf  # no header tells how long that takes, so it must be killable
+        return ms
+
+    def _count_scans(self, image: Image.Image, data: bytes) -> int:
+        """Return how often a decoder visits each pixel of a JPEG; refuse too many times."""
+        pixels = image.width * image.height
         scans = max(jpeg.count_scan_markers(data), 1)
-        most = min(MAX_SCANS, max(MAX_PASSES * self.max_pixels // pixels, 1))
+        most = min(self.max_scans, max(MAX_PASSES * self.max_pixels // pixels, 1))
         if scans > most or pixels * scans * NS_PER_PIXEL_AND_SCAN / 1e6 > SLOW_MS:
             scans = jpeg.count_scans(data, most)
         if scans > most:
             raise InvalidInput(
                 f"the JPEG has more than {most} scans, the most for {image.width}x{image.height} "
-                f"pixels; save it with fewer scans or as a baseline JPEG"
+                f"pixels; save it with fewer scans or as a baseline JPEG",
+                "image_scans",
             )
         return scans
+
+
+def _costly_to_open(data: bytes) -> bool:
+    """Whether to leave even the header of a file to a process that can be killed.
+
+    Pillow walks over a GIF in Python, and libavif parses all of an AVIF.
+    """
+    return (len(data) > SLOW_GIF_BYTES and data.startswith(b"GIF8")) or file_kinds.is_avif(data)
+
+
+def _not_an_image(data: bytes) -> InvalidInput:
+    kind, formats = file_kinds.kind_of(data), ", ".join(FORMATS)
+    if kind is not None:
+        return InvalidInput(
+            f"the image is {kind}, which is not read; convert it to JPEG or PNG (known formats: "
+            f"{formats})"
+        )
+    return InvalidInput(f"the bytes are not an image of a known format; send one of {formats}")
 
 
 def _split_metadata(data: bytes) -> Metadata | None:
@@ -252,7 +352,7 @@ def _split_metadata(data: bytes) -> Metadata | None:
         if data.startswith(png.START):
             return png.split_metadata(data)
     except ValueError as error:
-        raise InvalidInput(str(error)) from error
+        raise InvalidInput(str(error), "image_parts") from error
     return None
 
 

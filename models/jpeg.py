@@ -10,7 +10,8 @@ from models.orientation import Metadata
 MAX_PLAIN_SEGMENTS = 64
 MAX_SEGMENTS = 1000  # of the header; also read to tell real scans from bytes that look like them
 START, SCAN, END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
-EXIF, XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+EXIF, XMP, ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
+ARITHMETIC = re.compile(rb"\xff[\xc9\xca\xcb]")  # frames that are coded so; rare and slow
 SCAN_MARKER = re.compile(SCAN)
 SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 # Frame, scan, quantisation, Huffman codes, restart interval, JFIF header and comment.
@@ -53,12 +54,12 @@ def split_metadata(data: bytes) -> Metadata:
     Raises:
         ValueError: If the header has too many segments.
     """
-    kept, exif, xmp, begin, position = [], b"", None, 0, 2
+    kept, exif, xmp, icc, begin, position = [], b"", None, b"", 0, 2
     for _ in range(MAX_SEGMENTS):
         segment = SEGMENT.search(data, position)
         if segment is None or segment[0] in (SCAN, END):
             kept.append(data[begin:] if begin else data)
-            return Metadata(b"".join(kept) if begin else data, exif or None, xmp)
+            return Metadata(b"".join(kept) if begin else data, exif or None, xmp, icc or None)
         start = segment.end()
         position = start + max(int.from_bytes(data[start : start + 2], "big"), 2)
         if segment[0][1] in METADATA:
@@ -68,10 +69,17 @@ def split_metadata(data: bytes) -> Metadata:
                 exif += body.removeprefix(EXIF) if len(exif) < 2**20 else b""
             elif body.startswith(XMP):
                 xmp = body.removeprefix(XMP)
+            elif body.startswith(ICC):  # then the part's number and how many there are
+                icc += body[len(ICC) + 2 :] if len(icc) < 2**16 else b""
     raise ValueError(
         f"the JPEG has more than {MAX_SEGMENTS} segments before its image; save it again without "
         f"metadata"
     )
+
+
+def may_be_arithmetic(data: bytes) -> bool:
+    """Whether a frame of arithmetic coding may be among the first segments."""
+    return ARITHMETIC.search(data, 0, SHORT_BYTES) is not None
 
 
 def count_scans(data: bytes, most: int) -> int:

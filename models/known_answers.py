@@ -14,6 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from models.backend import Part, StageBackend, State
+from models.onnx_file import refuse_external_data
 
 # Share of the spread of an exit's log-probabilities. Eight images through an int8 ResNet-56 with
 # exact sums: 0.010 in the median of 100 draws, at most 0.021, because runtimes round differently
@@ -113,6 +114,7 @@ def _centred(log_probs: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def _plain_session(path: Path) -> ort.InferenceSession:
+    refuse_external_data(path)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3

@@ -29,11 +29,23 @@ XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
 class Metadata(NamedTuple):
-    """A file without its metadata, and those of them that turn the image upright."""
+    """A file without its metadata, and those of them that change how the image looks.
+
+    Attributes:
+        file: The file without them.
+        exif: The EXIF data.
+        xmp: The XMP packet.
+        icc: The colour profile; as it is packed in a PNG, if `packed`.
+        packed: Whether it is packed.
+        gamma: A PNG's exponent of its levels, unless a profile or a mark of sRGB overrides it.
+    """
 
     file: bytes
     exif: bytes | None
     xmp: bytes | None
+    icc: bytes | None = None
+    packed: bool = False
+    gamma: float | None = None
 
 
 def read_orientation(exif: bytes | None, xmp: bytes | None) -> int | None:

@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from models.backend import State
-from models.images import DecodedImage, ImageDecoder
+from models.images import (
+    MAX_PIXELS_PER_BYTE,
+    MAX_SCANS,
+    SLOW_MS,
+    DecodedImage,
+    ImageDecoder,
+    Postponed,
+)
 from models.images import InvalidInput as InvalidInput
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -48,6 +55,8 @@ class ImagePreprocessor:
         dtype: Type of the first stage's input. `float32`: normalised planes (N, 3, H, W). `uint8`:
             pixels (N, H, W, 3), which the stage normalises itself.
         max_pixels: Largest image that is decoded, checked in its header.
+        max_pixels_per_byte: As in `ImageDecoder`.
+        max_scans: As in `ImageDecoder`.
     """
 
     height: int
@@ -57,12 +66,15 @@ class ImagePreprocessor:
     fit: Literal["cover", "stretch"] = "cover"
     dtype: Literal["float32", "uint8"] = "float32"
     max_pixels: int = 50_000_000
+    max_pixels_per_byte: int = MAX_PIXELS_PER_BYTE
+    max_scans: int = MAX_SCANS
 
     _decoder: ImageDecoder = field(init=False, repr=False, compare=False)
     _levels: NDArray[np.float32] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        decoder = ImageDecoder(self.height, self.width, self.fit, self.max_pixels)
+        bounds = self.max_pixels, self.max_pixels_per_byte, self.max_scans
+        decoder = ImageDecoder(self.height, self.width, self.fit, *bounds)
         object.__setattr__(self, "_decoder", decoder)
         # Normalised values of all 256 levels of each channel, so that normalising is a look-up.
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
@@ -87,14 +99,14 @@ class ImagePreprocessor:
         decoded = self._decoder.decode_if_small(data)
         return None if decoded is None else self._prepare(decoded)
 
-    def decode_if_fast(self, data: bytes) -> ModelInput | None:
-        """Decode an image; return None if its header says that this may take above 100 ms.
+    def decode_if_fast(self, data: bytes, most_ms: float = SLOW_MS) -> ModelInput | Postponed:
+        """Decode an image, unless its header says that this may take longer than `most_ms`.
 
         Raises:
             InvalidInput: As for a call.
         """
-        decoded = self._decoder.decode_if_fast(data)
-        return None if decoded is None else self._prepare(decoded)
+        decoded = self._decoder.decode_if_fast(data, most_ms)
+        return decoded if isinstance(decoded, Postponed) else self._prepare(decoded)
 
     def decode_by(
         self, decode: Callable[[ImageDecoder, bytes], DecodedImage], data: bytes

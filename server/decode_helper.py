@@ -15,7 +15,7 @@ from typing import NamedTuple, ParamSpec
 from models.images import DecodedImage, ImageDecoder, InvalidInput
 from server.decode_pool import DecodePool
 from server.decode_process import READY, PeerGone, receive, receive_decoded, send_image
-from server.errors import QueueFull
+from server.errors import DecodeQueueFull
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +61,13 @@ class DecodeHelper:
         """Run a function, which may call `decode`, on the helper's thread.
 
         Raises:
-            QueueFull: If as many images wait as may.
+            DecodeQueueFull: If as many images wait as may.
             RuntimeError: After `shutdown`.
         """
         with self._lock:
             if self._inside > MAX_WAITING:
                 wait_s = math.ceil(self._timeout_s)
-                raise QueueFull(
+                raise DecodeQueueFull(
                     f"{MAX_WAITING} images that are slow to decode are waiting, and that is the "
                     f"limit; try again in {wait_s} s or send smaller ones",
                     {"Retry-After": str(wait_s)},
@@ -91,7 +91,8 @@ class DecodeHelper:
                 return self.decode(decoder, data)
             raise InvalidInput(
                 "the image ends the process that decodes it; save it again as a baseline JPEG or "
-                "a PNG"
+                "a PNG",
+                "decode_crash",
             ) from None
 
     def shutdown(self) -> None:
@@ -117,7 +118,8 @@ class DecodeHelper:
             self._kill()
             raise InvalidInput(
                 f"the image takes longer than {self._timeout_s:g} s to decode; scale it down, or "
-                f"save it as a baseline JPEG or a PNG"
+                f"save it as a baseline JPEG or a PNG",
+                "decode_timeout",
             ) from None
 
     def _running(self) -> _Helper:

@@ -7,6 +7,7 @@ holds one image at a time, and ends with its parent.
 import contextlib
 import fcntl
 import os
+import resource
 import select
 import socket
 import struct
@@ -15,13 +16,15 @@ from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
+from PIL import AvifImagePlugin
 
 from models.images import DecodedImage, ImageDecoder, InvalidInput
 
 READY = b"\1"
 FITS: tuple[Literal["cover", "stretch"], ...] = ("cover", "stretch")
-REQUEST = struct.Struct("!IIBQQ")  # the input's height and width, place in FITS, max_pixels, bytes
+REQUEST = struct.Struct("!IIBQQIQ")  # height, width, place in FITS, the three bounds, bytes
 ANSWER = struct.Struct("!?IIQ")  # whether it was decoded, the original's width and height, bytes
+OWN_MEMORY, BYTES_PER_PIXEL = 2**30, 32  # addresses: of libraries, and for some copies of an image
 
 
 class PeerGone(Exception):
@@ -30,8 +33,9 @@ class PeerGone(Exception):
 
 def send_image(peer: socket.socket, decoder: ImageDecoder, data: bytes) -> None:
     """Ask for an image to be decoded."""
-    fit, pixels = FITS.index(decoder.fit), decoder.max_pixels
-    peer.sendall(REQUEST.pack(decoder.height, decoder.width, fit, pixels, len(data)))
+    fit = FITS.index(decoder.fit)
+    bounds = decoder.max_pixels, decoder.max_pixels_per_byte, decoder.max_scans
+    peer.sendall(REQUEST.pack(decoder.height, decoder.width, fit, *bounds, len(data)))
     peer.sendall(data)
 
 
@@ -45,7 +49,8 @@ def receive_decoded(peer: socket.socket, decoder: ImageDecoder) -> DecodedImage:
     decoded, width, height, count = ANSWER.unpack(receive(peer, ANSWER.size))
     body = receive(peer, count)
     if not decoded:
-        raise InvalidInput(body.decode())
+        bound, _, sentence = body.decode().partition("\n")
+        raise InvalidInput(sentence, bound or None)
     pixels = np.frombuffer(body, np.uint8).reshape(decoder.height, decoder.width, 3)
     return DecodedImage(pixels, (width, height))
 
@@ -68,11 +73,13 @@ def receive(peer: socket.socket, count: int) -> bytearray:
 
 def serve(parent: socket.socket) -> None:
     """Decode one image after the other, until the parent closes its end."""
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     parent.sendall(READY)
     with contextlib.suppress(PeerGone, ConnectionError):
         while True:
-            height, width, fit, pixels, count = REQUEST.unpack(receive(parent, REQUEST.size))
-            decoder = ImageDecoder(height, width, FITS[fit], pixels)
+            height, width, fit, *bounds, count = REQUEST.unpack(receive(parent, REQUEST.size))
+            decoder = ImageDecoder(height, width, FITS[fit], *bounds)
+            _bound_memory(decoder.max_pixels)
             data = receive(parent, count)
             with _ending_with(parent):
                 answer = _answer(decoder, bytes(data))
@@ -83,9 +90,16 @@ def _answer(decoder: ImageDecoder, data: bytes) -> bytes:
     try:
         pixels, (width, height) = decoder.decode(data)
     except InvalidInput as error:
-        sentence = str(error).encode()
+        sentence = f"{error.bound or ''}\n{error}".encode()
         return ANSWER.pack(False, 0, 0, len(sentence)) + sentence
     return ANSWER.pack(True, width, height, pixels.nbytes) + pixels.tobytes()
+
+
+def _bound_memory(pixels: int) -> None:
+    """Let an image that takes far more memory than its header tells fail, and nothing else."""
+    most, now = resource.getrlimit(resource.RLIMIT_AS)[1], OWN_MEMORY + BYTES_PER_PIXEL * pixels
+    soft = now if most == resource.RLIM_INFINITY else min(now, most)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, most))
 
 
 @contextlib.contextmanager

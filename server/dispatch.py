@@ -5,15 +5,16 @@ import base64
 import binascii
 import functools
 import logging
+import re
 from collections.abc import Callable
-from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
 
+from models.images import SLOW_MS, Postponed
 from models.postprocess import mask_png, probabilities
 from models.preprocess import ImagePreprocessor, InvalidInput, ModelInput, TextPreprocessor
-from server.decode_helper import DecodeHelper
+from server.decoders import QUICK_MS, Decoders
 from server.engine.client import EngineClient
 from server.engine.request import AuditTrace, InferenceRequest, Prediction
 from server.errors import INTERNAL_DETAIL, InferenceFailed, InvalidContent, ServeError
@@ -29,6 +30,8 @@ Payload = bytes | str
 
 SMALL_PAYLOAD = 16 * 1024  # bytes or characters: larger ones are never decoded on the event loop
 REPORT_REQUESTS = 16  # well below a controller's period
+URL, MOST_DATA_HEAD = re.compile(r"\s*[a-z]{3,6}://", re.IGNORECASE), 200
+UNKNOWN = Postponed(0, float("inf"))
 
 
 class Dispatcher:
@@ -38,8 +41,7 @@ class Dispatcher:
 
     Args:
         preprocess: The model's own.
-        decode_pool: Decodes large payloads; small ones are decoded on the event loop.
-        decode_helper: Decodes images that are slow by their headers.
+        decoders: Decode large payloads; small ones are decoded on the event loop.
         sampler: Draws the requests to audit.
         clock: Seconds, monotonic; the engine's.
 
@@ -53,16 +55,14 @@ class Dispatcher:
     def __init__(
         self,
         preprocess: ImagePreprocessor | TextPreprocessor,
-        decode_pool: Executor,
-        decode_helper: DecodeHelper,
+        decoders: Decoders,
         sampler: AuditSampler,
         clock: Callable[[], float],
     ) -> None:
         # The model decides which of the two it is, and routes send it no other payload.
         self._preprocess: Any = preprocess
         self._reads_images = isinstance(preprocess, ImagePreprocessor)
-        self._decode_pool = decode_pool
-        self._decode_helper = decode_helper
+        self._decoders = decoders
         self._sampler = sampler
         self._audit_gap = sampler.draw_gap()  # requests that pass before the next audit
         self._clock = clock
@@ -159,7 +159,7 @@ class Dispatcher:
         request.on_done = functools.partial(on_done, request)
         try:
             if not self._decode_small(request, payload, may_block):
-                self._decode_pool.submit(self._decode_and_submit, request, payload)
+                self._decoders.quick.submit(self._decode_and_submit, request, payload)
         except ServeError as error:
             request.result = error
             request.on_done()
@@ -181,7 +181,7 @@ class Dispatcher:
             return None
         logits = request.result.output.logits
         mask = await self.loop.run_in_executor(
-            self._decode_pool, mask_png, logits, request.image_size
+            self._decoders.quick, mask_png, logits, request.image_size
         )
         request.total_ms = (self._clock() - request.received_s) * 1e3
         return mask
@@ -236,29 +236,50 @@ class Dispatcher:
         """
         if not may_block or len(payload) > SMALL_PAYLOAD:
             return False
-        return self._decode(request, payload, self._preprocess.decode_if_small)
+        decode = self._preprocess.decode_if_small
+        return self._decode(request, payload, lambda each: decode(each) or UNKNOWN) is None
 
     def _decode_and_submit(self, request: InferenceRequest, payload: Payload) -> None:
         """Decode thread: turn a payload into the request's state and submit it."""
+        decode, decoders = self._preprocess, self._decoders
         if not self._reads_images:
-            self._decode_on_thread(request, payload, self._preprocess)
-        elif not self._decode_on_thread(request, payload, self._preprocess.decode_if_fast):
-            slowly = functools.partial(self._preprocess.decode_by, self._decode_helper.decode)
-            try:
-                self._decode_helper.submit(self._decode_on_thread, request, payload, slowly)
-            except ServeError as error:
-                self._fail(request, error)
+            self._decode_on_thread(request, payload, decode)
+            return
+        quickly = functools.partial(decode.decode_if_fast, most_ms=QUICK_MS)
+        postponed = self._decode_on_thread(request, payload, quickly)
+        if postponed is None:
+            return
+        rest = request, payload, postponed.pixels
+        if postponed.expected_ms <= SLOW_MS:
+            decoders.large.submit(self._decode_large, *rest, decode)
+            return
+        slowly = functools.partial(decode.decode_by, decoders.helper.decode)
+        try:
+            decoders.helper.submit(self._decode_large, *rest, slowly)
+        except ServeError as error:
+            self._fail(request, error)
+
+    def _decode_large(
+        self,
+        request: InferenceRequest,
+        payload: Payload,
+        pixels: int,
+        decode: Callable[[Any], ModelInput],
+    ) -> None:
+        """Decode and submit once there is room for so many pixels."""
+        with self._decoders.room.hold(pixels):
+            self._decode_on_thread(request, payload, decode)
 
     def _decode_on_thread(
         self,
         request: InferenceRequest,
         payload: Payload,
-        decode: Callable[[Any], ModelInput | None],
-    ) -> bool:
-        """Decode and submit, or answer with an error; return False if `decode` returns None."""
+        decode: Callable[[Any], ModelInput | Postponed],
+    ) -> Postponed | None:
+        """Decode and submit, or answer with an error; return what `decode` has postponed."""
         if request.cancelled:
             self.client.note_cancelled(1)
-            return True
+            return None
         try:
             return self._decode(request, payload, decode)
         except ServeError as error:
@@ -266,7 +287,7 @@ class Dispatcher:
         except Exception:  # A bug in our code: answer the request, keep the thread.
             log.exception("request %s: decoding failed", request.request_id)
             self._fail(request, InferenceFailed(INTERNAL_DETAIL))
-        return True
+        return None
 
     def _fail(self, request: InferenceRequest, error: ServeError) -> None:
         request.result = error
@@ -277,24 +298,24 @@ class Dispatcher:
         self,
         request: InferenceRequest,
         payload: Payload,
-        preprocess: Callable[[Any], ModelInput | None],
-    ) -> bool:
+        preprocess: Callable[[Any], ModelInput | Postponed],
+    ) -> Postponed | None:
         started_s = self._clock()
         if self._reads_images and isinstance(payload, str):
             payload = decode_base64(payload)
         try:
             model_input = preprocess(payload)
         except InvalidInput as error:
-            raise InvalidContent(str(error)) from error
-        if model_input is None:
-            return False
+            raise InvalidContent(str(error), error.bound) from error
+        if isinstance(model_input, Postponed):
+            return model_input
         request.state, request.truncated, request.image_size = model_input
         request.decode_ms = (self._clock() - started_s) * 1e3
         if request.cancelled:
             self.client.note_cancelled(1)
         else:
             self.client.submit([request])
-        return True
+        return None
 
     def deliver(self, requests: list[InferenceRequest], done_s: float) -> None:
         """Answer requests that had their results at a time; then account for many at a time."""
@@ -337,10 +358,24 @@ def decode_base64(text: str) -> bytes:
     Raises:
         InvalidContent: If it is not base64.
     """
-    data = text.partition(",")[2] if text.startswith("data:") else text
+    if not text[:5].lower().startswith("data:"):
+        data = text
+    elif ";base64," not in text[:MOST_DATA_HEAD].lower():
+        raise InvalidContent("the image is a data: URL without base64; encode it in base64")
+    else:
+        data = text.partition(",")[2]
     try:
         return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        pass  # some encoders break lines, or leave out what fills up the last group
+    data = "".join(data.split()).rstrip("=")
+    try:
+        return base64.b64decode(data + "=" * (-len(data) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
+        if URL.match(text):
+            raise InvalidContent(
+                "the image is a URL, and URLs are not fetched; send the file itself in base64"
+            ) from error
         raise InvalidContent(f"the image is not base64: {error}") from error
 
 

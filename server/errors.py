@@ -10,10 +10,16 @@ class ServeError(Exception):
     Args:
         detail: Names the thing, its value and the remedy.
         headers: Further response headers.
+
+    Attributes:
+        status: The answer's.
+        code: For scripts.
+        reason: The label under which the refusal is counted; None if it is not.
     """
 
     status: ClassVar[HTTPStatus]
     code: ClassVar[str]
+    reason: str | None = None
 
     def __init__(self, detail: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(detail)
@@ -31,12 +37,14 @@ class Unauthorized(ServeError):
     """The route needs a key, and the request has none or an unknown one."""
 
     status, code = HTTPStatus.UNAUTHORIZED, "unauthorized"
+    reason = "unauthorized"
 
 
 class Forbidden(ServeError):
     """The key does not open this route, or a web page of another site asks."""
 
     status, code = HTTPStatus.FORBIDDEN, "forbidden"
+    reason = "forbidden"
 
 
 class NotHere(ServeError):
@@ -92,17 +100,29 @@ class InvalidContent(ServeError):
 
     status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_content"
 
+    def __init__(self, detail: str, reason: str | None = None) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
 
 class QueueFull(ServeError):
     """Too many samples are in flight."""
 
     status, code = HTTPStatus.TOO_MANY_REQUESTS, "queue_full"
+    reason = "queue_full"
+
+
+class DecodeQueueFull(QueueFull):
+    """Too many images that are slow to decode wait."""
+
+    reason = "decode_queue_full"
 
 
 class NotReady(ServeError):
     """The server is starting, draining or broken."""
 
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "not_ready"
+    reason = "not_ready"
 
 
 class DeadlineExceeded(ServeError):

@@ -3,7 +3,6 @@
 import random
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 from typing import Literal
 
 from prometheus_client import Gauge
@@ -13,8 +12,7 @@ from models.bundle import Bundle
 from models.preprocess import ImagePreprocessor
 from server.admission import Admission
 from server.choice import get_model
-from server.decode_helper import DecodeHelper
-from server.decode_pool import DecodePool
+from server.decoders import Decoders, make_decoders
 from server.dispatch import Dispatcher
 from server.errors import InvalidContent, UnknownModel
 from server.quality.auditor import AuditSampler
@@ -29,8 +27,7 @@ class FrontModel:
     Args:
         bundle: A verified bundle.
         settings: The server's.
-        decode_pool: Threads that turn bytes into arrays.
-        decode_helper: Decodes images that are slow by their headers.
+        decoders: Turn bytes into arrays.
         rng: Draws the requests to audit.
         clock: Seconds, monotonic.
         sends_pixels: Whether images leave as bytes, to be normalised where they arrive.
@@ -40,8 +37,7 @@ class FrontModel:
         self,
         bundle: Bundle,
         settings: Settings,
-        decode_pool: Executor,
-        decode_helper: DecodeHelper,
+        decoders: Decoders,
         rng: random.Random,
         clock: Callable[[], float],
         *,
@@ -52,10 +48,10 @@ class FrontModel:
         self.task, self.num_exits = manifest.task, manifest.num_exits
         self.reads: Modality = "text" if manifest.task == "text" else "image"
         sampler = AuditSampler(settings.audit_share, rng)
-        preprocess = bundle.preprocessor(settings.max_pixels)
+        preprocess = bundle.preprocessor(**settings.image_bounds)
         if sends_pixels and isinstance(preprocess, ImagePreprocessor):
             preprocess = preprocess.of_pixels
-        self.dispatcher = Dispatcher(preprocess, decode_pool, decode_helper, sampler, clock)
+        self.dispatcher = Dispatcher(preprocess, decoders, sampler, clock)
 
 
 class Front:
@@ -81,16 +77,16 @@ class Front:
         sends_pixels: bool = False,
     ) -> None:
         self.settings = settings
-        self.decode_pool = DecodePool(settings.decode_workers)
-        self.decode_helper = DecodeHelper(settings.decode_timeout_s)
+        self.decoders = make_decoders(
+            settings.decode_workers, settings.decode_timeout_s, settings.max_decoding_pixels
+        )
         self.admission = Admission(settings.max_queue, inflight, clock)
         rng = random.Random(seed)
         self.models = {
             name: FrontModel(
                 bundle,
                 settings,
-                self.decode_pool,
-                self.decode_helper,
+                self.decoders,
                 rng,
                 clock,
                 sends_pixels=sends_pixels,
@@ -100,8 +96,7 @@ class Front:
 
     def stop(self) -> None:
         """End the threads, and the process that decodes slow images; blocks."""
-        self.decode_helper.shutdown()
-        self.decode_pool.shutdown()
+        self.decoders.shutdown()
 
     def select_model(self, name: str | None, reads: Modality) -> FrontModel:
         """Return the model a request asks for.

@@ -39,7 +39,6 @@ DEFAULTS = Options.model_validate({})
 CLIENT_LEFT = 499  # a status
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 MOST_BYTES = 256 * 1024  # of a body; a larger one costs more than the layers that are saved
-COUNTED_REJECTIONS = ("queue_full", "not_ready", "unauthorized", "forbidden")
 STATUS_LINES = {s: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -267,8 +266,8 @@ class HotRoute:
 
     def _refuse(self, answer: HotAnswer, error: ServeError) -> None:
         """Answer a request with an error, before or after it was admitted."""
-        if error.code in COUNTED_REJECTIONS:
-            self._counts.count_rejected(error.code)
+        if error.reason is not None:
+            self._counts.count_rejected(error.reason)
         response: Response = problem_response(
             error.status, error.code, error.detail, answer.request_id, error.headers
         )

@@ -22,7 +22,9 @@ LATENCY_BUCKETS: Final = tuple(
 BATCH_BUCKETS: Final = tuple(float(2**i) for i in range(11))
 PROMISES: Final = ("budget", "agreement")
 REJECTIONS: Final = (
-    "queue_full", "not_ready", "body_too_large", "unauthorized", "forbidden",
+    "queue_full", "not_ready", "body_too_large", "unauthorized", "forbidden", "image_pixels",
+    "image_pixels_per_byte", "image_scans", "image_parts", "decode_timeout", "decode_crash",
+    "decode_queue_full",
 )  # fmt: skip
 
 

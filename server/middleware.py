@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 SMALL_BODY_BYTES = 64 * 1024  # for routes that take no images
 ALIASES = {"/health": "/readyz", "/healthz": "/readyz", "/ping": "/readyz"}
 PATIENCE_S = 0.1
-COUNTED_REFUSALS = ("unauthorized", "forbidden")
 
 
 class RequestMiddleware:
@@ -93,8 +92,8 @@ class RequestMiddleware:
             async with watch:
                 await self.app(scope, self._bounded(watch.receive, limit), send_with_headers)
         except ServeError as error:
-            if error.code in COUNTED_REFUSALS:
-                self.metrics.count_rejected(error.code)
+            if error.reason is not None:
+                self.metrics.count_rejected(error.reason)
             await problem_response(
                 error.status, error.code, error.detail, request_id, error.headers
             )(scope, receive, send_with_headers)

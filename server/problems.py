@@ -74,8 +74,8 @@ def problem_response(
 async def answer_known_error(request: Request, error: Exception) -> Response:
     """Answer a known error with its own status and sentence."""
     assert isinstance(error, ServeError), "registered for this class alone"
-    if request.url.path == "/predict" and error.code in ("queue_full", "not_ready"):
-        request.app.state.metrics.count_rejected(error.code)
+    if request.url.path == "/predict" and error.reason is not None:
+        request.app.state.metrics.count_rejected(error.reason)
     return problem_response(
         error.status, error.code, error.detail, request.state.request_id, error.headers
     )

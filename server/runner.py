@@ -60,7 +60,7 @@ class ModelRunner:
         self.name = bundle.manifest.name
         self.policy_version = 0
         self._clock = clock
-        preprocess = bundle.preprocessor(settings.max_pixels)
+        preprocess = bundle.preprocessor(**settings.image_bounds)
         self._example: State = preprocess.example
         # The network takes planes of floats, and fronts send pixels: a quarter of the bytes.
         self._normalises = (

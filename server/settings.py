@@ -178,6 +178,20 @@ class Settings(BaseSettings):
     max_queue: int = Field(512, ge=1, description="most samples in flight; others get status 429")
     max_body_mib: int = Field(32, ge=1, le=1024, description="largest request body")
     max_pixels: int = Field(50_000_000, ge=1, le=89_000_000, description="most pixels of an image")
+    max_pixels_per_byte: int = Field(
+        1000,
+        ge=1,
+        le=2**31,
+        description="most pixels per byte of an image file, for images of above four million "
+        "pixels",
+    )
+    max_scans: int = Field(32, ge=1, le=1000, description="most scans of a progressive JPEG")
+    max_decoding_pixels: int = Field(
+        200_000_000,
+        ge=1,
+        description="most pixels of all images that are being decoded, on the whole server; "
+        "further ones wait",
+    )
     max_items: int = Field(256, ge=1, description="most items of one list request")
     decode_workers: int = Field(2, ge=1, le=64, description="threads that decode images")
     decode_timeout_s: float = Field(
@@ -263,6 +277,12 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read flags and file from `init`, where they arrive merged, then the environment."""
         return (init_settings, env_settings)
+
+    @property
+    def image_bounds(self) -> dict[str, int]:
+        """The bounds on one image, as arguments of a bundle's preprocessor."""
+        names = ("max_pixels", "max_pixels_per_byte", "max_scans")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def named_precision(self) -> Precision | None:

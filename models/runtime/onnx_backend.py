@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import onnxruntime as ort
 
 from models.backend import HeadOutput, OutOfMemory, Part, State, gather_arrays, join_states
+from models.onnx_file import refuse_external_data
 
 Provider = str | tuple[str, dict[str, str]]
 CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -155,8 +156,10 @@ def open_graph(source: Path | bytes, device: Device, threads_per_run: int = 1) -
         threads_per_run: Threads that one run uses, on a GPU for what the CPU does of it.
 
     Raises:
-        ValueError: If the graph cannot be loaded; the message names its file.
+        ValueError: If the graph cannot be loaded, or keeps weights in another file; the message
+            names its file.
     """
+    refuse_external_data(source)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads_per_run
     options.inter_op_num_threads = 1

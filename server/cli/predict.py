@@ -224,7 +224,7 @@ class OfflineModel:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._trace, self._clock = trace, clock
-        self._preprocess: Any = bundle.preprocessor(settings.max_pixels)
+        self._preprocess: Any = bundle.preprocessor(**settings.image_bounds)
         example = self._preprocess.example
         variant, backend = open_served(bundle, settings, example)
         policy, built_on = read_scheduler(variant)

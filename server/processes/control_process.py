@@ -191,7 +191,11 @@ class ControlProcess:
 
     def _add_front(self, front: FrontProcess) -> None:
         hear = functools.partial(self._hear_front, front)
-        share = max(self._settings.max_queue // len(self._fronts), 1)
+        settings, fronts = self._settings, len(self._fronts)
+        shares = {
+            name: max(getattr(settings, name) // fronts, 1)
+            for name in ("max_queue", "max_decoding_pixels")
+        }
 
         def make_setup() -> tuple[dict[str, Any], list[int]]:
             server = self._settings.model_dump(mode="json")
@@ -200,7 +204,7 @@ class ControlProcess:
             theirs = self._open_channel(front, hear)
             self._brief_front(front)
             listening = [os.dup(each.fileno()) for each in front.listening]
-            return {"server": server, "max_queue": share}, [theirs, *listening]
+            return {"server": server, "shares": shares}, [theirs, *listening]
 
         self._supervisor.add(
             FRONT_END,

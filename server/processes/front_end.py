@@ -228,11 +228,11 @@ def run_front_end(setup: ChildSetup) -> None:
     """Serve HTTP; the role of a child process.
 
     Its descriptors are the connection to control and the listening sockets. Its settings hold the
-    server's, and the share of the samples in flight that it may admit.
+    server's, and its shares of the bounds on samples and pixels in flight.
     """
     control, *listening = (socket.socket(fileno=each) for each in setup.fds)
     settings = Settings.model_validate(setup.settings["server"])
-    settings = settings.model_copy(update={"max_queue": setup.settings["max_queue"]})
+    settings = settings.model_copy(update=setup.settings["shares"])
     counts = FrontCounts()
     front = Front(
         load_bundles(settings.bundle),

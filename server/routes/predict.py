@@ -21,7 +21,11 @@ from server.schemas import Options, PredictBody, Prediction, Predictions, Proble
 router = APIRouter(tags=["prediction"])
 
 FEW_ITEMS = 4  # of a list; more are decoded on the threads, however small
-MEDIA_TYPES = "image/*, multipart/form-data or application/json"
+MEDIA_TYPES = (
+    "image/*, application/octet-stream (an image), multipart/form-data or application/json"
+)
+UNNAMED = "application/octet-stream"  # an image, for its bytes tell the format
+URL_ENCODED = "application/x-www-form-urlencoded"  # what `curl --data-binary` says of any file
 _IMAGE_BODY = {"schema": {"type": "string", "format": "binary"}}
 _FORM_BODY = {
     "schema": {
@@ -48,6 +52,7 @@ _QUERY = [
             "required": True,
             "content": {
                 "image/*": _IMAGE_BODY,
+                "application/octet-stream": _IMAGE_BODY,
                 "multipart/form-data": _FORM_BODY,
                 "application/json": {"schema": PredictBody.model_json_schema()},
             },
@@ -57,7 +62,7 @@ _QUERY = [
 async def predict(request: Request) -> Response:
     """Classify images or texts; each leaves at the first exit that is confident enough."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type.startswith("image/"):
+    if media_type.startswith("image/") or media_type == UNNAMED:
         body = await request.body()
         given = request.query_params if request.scope["query_string"] else {}
         return await _answer_one(request, "image", body, _options(given))
@@ -65,6 +70,12 @@ async def predict(request: Request) -> Response:
         return await _answer_json(request)
     if media_type == "multipart/form-data":
         return await _answer_form(request)
+    if media_type == URL_ENCODED:
+        raise UnsupportedMedia(
+            f"content type {URL_ENCODED!r} is not taken; for a file add the header "
+            f"'Content-Type: application/octet-stream', for fields send multipart/form-data or "
+            f"application/json"
+        )
     raise UnsupportedMedia(
         f"content type {media_type or '(none)'!r} is not taken; send {MEDIA_TYPES}"
     )
@@ -76,7 +87,7 @@ async def _answer_json(request: Request) -> Response:
         parsed = parse_json(PredictBody, body)
     else:
         loop = asyncio.get_running_loop()
-        parsed = await loop.run_in_executor(front.decode_pool, parse_json, PredictBody, body)
+        parsed = await loop.run_in_executor(front.decoders.quick, parse_json, PredictBody, body)
     modality: Modality = "image" if parsed.text is None and parsed.texts is None else "text"
     items, is_list = parsed.items
     limit = min(front.settings.max_items, front.settings.max_queue)
@@ -162,6 +173,8 @@ async def _answer_list(
             )
             return await _to_json(model, served, options)
         except ServeError as error:
+            if error.reason is not None:
+                request.app.state.metrics.count_rejected(error.reason)
             return {"error": problem(error.status, error.code, error.detail, item_id)}
 
     tasks = [

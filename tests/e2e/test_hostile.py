@@ -32,7 +32,7 @@ STUCK = """
 import sys, threading
 from models.preprocess import ImagePreprocessor
 from server.cli.main import main
-ImagePreprocessor.decode_if_fast = lambda self, data: threading.Event().wait()
+ImagePreprocessor.decode_if_fast = lambda *_, **__: threading.Event().wait()
 sys.exit(main())
 """
 

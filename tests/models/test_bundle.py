@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import models.bundle
 from models.bundle import (
+    MANIFEST,
     BundleError,
     Precision,
     graph_files,
@@ -471,6 +472,13 @@ def test_a_symlink_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> No
     os.symlink(tmp_path / "elsewhere", folder / name)
     sentence = refusal(folder)
     assert "is outside the bundle" in sentence and name in sentence
+
+
+def test_a_manifest_that_is_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "bundle")
+    (folder / MANIFEST).rename(tmp_path / "elsewhere.json")
+    os.symlink(tmp_path / "elsewhere.json", folder / MANIFEST)
+    assert "is a link out of the bundle" in refusal(folder)
 
 
 def test_a_symlink_to_a_bundle_is_followed(tmp_path: Path) -> None:

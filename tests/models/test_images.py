@@ -15,14 +15,17 @@ from models.images import (
     MAX_PASSES,
     MAX_SCANS,
     SLOW_GIF_BYTES,
+    SLOW_MS,
     DecodedImage,
     ImageDecoder,
     InvalidInput,
+    Postponed,
 )
 from models.jpeg import plain_size
 from tests.models.image_files import Pixels, encode, exif_of, png_with, segment, smooth, with_scans
 
 decoder = ImageDecoder(32, 32)
+patient = ImageDecoder(32, 32, max_pixels_per_byte=10**9)
 
 
 def whole(data: bytes, side: int) -> Pixels:
@@ -57,7 +60,7 @@ def test_plain_jpegs_are_decoded_as_pillow_does(size: tuple[int, int], subsampli
     assert decoded.size == by_pillow.size == size
     assert furthest(decoded.pixels, by_pillow.pixels) <= 2
     fast = decoder.decode_if_fast(data)
-    assert fast is not None and np.array_equal(fast.pixels, decoded.pixels)
+    assert isinstance(fast, DecodedImage) and np.array_equal(fast.pixels, decoded.pixels)
 
 
 def outcome(decode: Callable[[], DecodedImage]) -> Pixels | str:
@@ -117,7 +120,7 @@ def test_the_smallest_scale_that_resizing_can_use(side: int, short: int, scale: 
 
 def test_scans_are_bounded_by_number_and_by_pixels() -> None:
     few = ImageDecoder(32, 32, max_pixels=100 * 100)
-    assert few.decode_if_fast(with_scans(MAX_SCANS)) is not None
+    assert isinstance(few.decode_if_fast(with_scans(MAX_SCANS)), DecodedImage)
     with pytest.raises(InvalidInput, match=f"more than {MAX_SCANS} scans"):
         few.decode(with_scans(MAX_SCANS + 1))
     with pytest.raises(InvalidInput, match=f"more than {MAX_PASSES} scans.*for 100x100 pixels"):
@@ -155,27 +158,30 @@ def header_only(format: str, width: int, height: int) -> bytes:
 )
 def test_a_file_is_slow_by_its_header(format: str, width: int, height: int) -> None:
     data = header_only(format, width, height)
-    assert decoder.decode_if_fast(data) is None
-    assert decoder.decode_if_small(data) is None
+    postponed = patient.decode_if_fast(data)
+    assert isinstance(postponed, Postponed) and postponed.pixels >= width * height
+    assert postponed.expected_ms > SLOW_MS and patient.decode_if_small(data) is None
     try:
-        decoder.decode_if_fast(header_only(format, 64, 64))
+        patient.decode_if_fast(header_only(format, 64, 64))
     except InvalidInput as error:
         assert "damaged" in str(error)  # it was tried
 
 
 def test_a_slow_plain_jpeg_is_slow_and_many_scans_count() -> None:
     large = ImageDecoder(4000, 4000)
-    assert large.decode_if_fast(encode(np.zeros((4500, 4600, 3), np.uint8), "JPEG")) is None
-    assert decoder.decode_if_fast(scans_of(1800, 1800, 30)) is None
-    assert decoder.decode_if_fast(scans_of(180, 180, 30)) is not None
+    plain = encode(np.zeros((4500, 4600, 3), np.uint8), "JPEG")
+    assert isinstance(large.decode_if_fast(plain), Postponed)
+    wordy = scans_of(1800, 1800, 30) + bytes(4000)
+    assert isinstance(decoder.decode_if_fast(wordy), Postponed)
+    assert isinstance(decoder.decode_if_fast(scans_of(180, 180, 30)), DecodedImage)
 
 
 def test_a_gif_with_many_blocks_is_slow_before_it_is_opened() -> None:
     data = encode(smooth(), "GIF")
     comment = b"!\xfe" + b"\1x" * (SLOW_GIF_BYTES // 2) + b"\0"
     at = data.index(b",", 13 + 3 * 2 ** ((data[10] & 7) + 1))
-    assert decoder.decode_if_fast(data) is not None
-    assert decoder.decode_if_fast(data[:at] + comment + data[at:]) is None
+    assert isinstance(decoder.decode_if_fast(data), DecodedImage)
+    assert isinstance(decoder.decode_if_fast(data[:at] + comment + data[at:]), Postponed)
 
 
 def test_packed_comments_are_not_unpacked() -> None:

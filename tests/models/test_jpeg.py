@@ -15,9 +15,11 @@ from models.jpeg import (
     MAX_SEGMENTS,
     count_scan_markers,
     count_scans,
+    may_be_arithmetic,
     plain_size,
     split_metadata,
 )
+from models.orientation import Metadata
 from tests.models.image_files import encode, exif_of, segment, smooth, with_scans
 
 JPEG = encode(smooth(20, 30), "JPEG")
@@ -96,8 +98,9 @@ def test_metadata_are_taken_out_and_what_turns_the_image_is_kept() -> None:
         segment(0xED, b"Photoshop 3.0\0"),
         segment(0xFE, b"\xff\xd9 a comment"),
     )
-    assert split_metadata(odd) == (JPEG, exif, xmp)
-    assert split_metadata(JPEG) == (JPEG, None, None)
+    metadata = split_metadata(odd)
+    assert (metadata.file, metadata.exif, metadata.xmp) == (JPEG, exif, xmp)
+    assert split_metadata(JPEG) == Metadata(JPEG, None, None)
     adobe = segment(0xEE, b"Adobe\0\x64\0\0\0\0\1")  # tells the colours
     assert split_metadata(inserted(adobe)).file == inserted(adobe)
 
@@ -108,6 +111,20 @@ def test_exif_data_that_continue_are_joined_and_bounded() -> None:
     assert split_metadata(inserted(*halves)).exif == exif
     many = [segment(0xE1, b"Exif\0\0" + bytes(65_000))] * 500
     assert len(split_metadata(inserted(*many)).exif or b"") < 2 * 2**20
+
+
+def test_a_profile_in_parts_is_joined_and_bounded() -> None:
+    parts = [segment(0xE2, b"ICC_PROFILE\0" + bytes([n, 3]) + b"abc") for n in (1, 2, 3)]
+    assert split_metadata(inserted(*parts)).icc == b"abc" * 3
+    many = [segment(0xE2, b"ICC_PROFILE\0\1\1" + bytes(60_000))] * 500
+    assert len(split_metadata(inserted(*many)).icc or b"") < 2 * 2**16
+
+
+@pytest.mark.parametrize("marker", [0xC9, 0xCA])
+def test_arithmetic_coding_is_seen(marker: int) -> None:
+    frame = JPEG.index(b"\xff\xc0")
+    assert not may_be_arithmetic(JPEG)
+    assert may_be_arithmetic(JPEG[: frame + 1] + bytes([marker]) + JPEG[frame + 2 :])
 
 
 def test_too_many_segments_are_refused() -> None:

@@ -2,6 +2,7 @@ import zlib
 
 import pytest
 
+from models.orientation import Metadata
 from models.png import MAX_CHUNKS, MAX_TEXT_BYTES, split_metadata
 from tests.models.image_files import encode, exif_of, png_with, smooth
 
@@ -20,8 +21,8 @@ def test_metadata_are_taken_out_and_what_turns_the_image_is_kept() -> None:
             (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(9))),
         ]
     )
-    assert split_metadata(odd) == (PLAIN, exif, XMP)
-    assert split_metadata(PLAIN) == (PLAIN, None, None)
+    assert split_metadata(odd) == Metadata(PLAIN, exif, XMP, zlib.compress(bytes(9)), True)
+    assert split_metadata(PLAIN) == Metadata(PLAIN, None, None)
     assert split_metadata(encode(smooth())).file == encode(smooth())
 
 
@@ -30,10 +31,19 @@ def test_what_gives_colours_stays() -> None:
     assert split_metadata(kept).file == kept
 
 
+def test_a_gamma_counts_unless_something_else_tells_the_colours() -> None:
+    gamma = (b"gAMA", (100_000).to_bytes(4, "big"))
+    profile = (b"iCCP", b"profile\0\0" + zlib.compress(bytes(9)))
+    assert split_metadata(png_with([gamma])).gamma == 1
+    for over in ((b"sRGB", b"\0"), profile):
+        assert split_metadata(png_with([gamma, over])).gamma is None
+    assert split_metadata(png_with([(b"gAMA", bytes(9))])).gamma is None
+
+
 def test_metadata_behind_the_pixels_count_too() -> None:
     begin, end = PLAIN[:-12], PLAIN[-12:]
     exif = png_with([(b"eXIf", exif_of(6))])[33:][: 12 + len(exif_of(6))]
-    assert split_metadata(begin + exif + end) == (PLAIN, exif_of(6), None)
+    assert split_metadata(begin + exif + end) == Metadata(PLAIN, exif_of(6), None)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -56,8 +66,8 @@ def test_packed_texts_are_unpacked_at_their_beginning_only(packed: bool) -> None
 def test_damaged_packed_texts_are_passed_over() -> None:
     chunks = [(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0nonsense"), (b"iTXt", b"")]
     chunks += [(b"zTXt", b"Raw profile type exif\0\0nonsense")]
-    file, exif, xmp = split_metadata(png_with(chunks))
-    assert file == PLAIN and not exif and not xmp
+    metadata = split_metadata(png_with(chunks))
+    assert metadata.file == PLAIN and not metadata.exif and not metadata.xmp
 
 
 def test_a_cut_off_file_is_left_to_the_decoder() -> None:

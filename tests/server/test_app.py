@@ -150,7 +150,8 @@ def test_the_api_page_describes_the_routes(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/predict", "/budget", "/frontier", "/metrics", "/livez", "/readyz"} <= set(paths)
     body = paths["/predict"]["post"]["requestBody"]["content"]
-    assert set(body) == {"image/*", "multipart/form-data", "application/json"}
+    octets = "application/octet-stream"
+    assert set(body) == {"image/*", octets, "multipart/form-data", "application/json"}
 
 
 def test_a_client_that_leaves_mid_body_is_no_failure_of_the_server(

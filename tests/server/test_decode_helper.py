@@ -87,7 +87,7 @@ def test_refusals_are_worded_as_here(helper: DecodeHelper, data: bytes) -> None:
         DECODER.decode(data)
     with pytest.raises(InvalidInput) as there:
         run(helper, data)
-    assert str(here.value) == str(there.value)
+    assert (str(here.value), here.value.bound) == (str(there.value), there.value.bound)
 
 
 def test_an_image_that_takes_too_long_is_refused_and_its_process_killed() -> None:
@@ -136,6 +136,7 @@ def test_slow_images_wait_in_a_bounded_queue(helper: DecodeHelper) -> None:
     with pytest.raises(QueueFull, match="16 images that are slow to decode are waiting") as full:
         helper.submit(done.append, -1)
     assert full.value.headers == {"Retry-After": "30"}
+    assert full.value.reason == "decode_queue_full"
     release.set()
     until_s = time.monotonic() + 10
     while helper._inside and time.monotonic() < until_s:
@@ -190,7 +191,9 @@ def test_the_process_ends_with_its_parent(busy: bool) -> None:
         if busy:
             data = png_with([], side=7000)  # 49 megapixels
             running.connection.settimeout(30)
-            running.connection.sendall(REQUEST.pack(32, 32, 0, 50_000_000, len(data)) + data)
+            running.connection.sendall(
+                REQUEST.pack(32, 32, 0, 50_000_000, 1000, 32, len(data)) + data
+            )
             select.select([], [], [], 0.05)
         running.connection.close()
         # Idle it sees the end; busy, the kernel ends it with SIGIO wherever it is.
@@ -249,4 +252,4 @@ def test_a_process_that_does_not_start_is_named(
 
 
 def test_a_request_is_of_a_fixed_size() -> None:
-    assert REQUEST.size == struct.calcsize("!IIBQQ") == 25
+    assert REQUEST.size == struct.calcsize("!IIBQQIQ") == 37

@@ -58,7 +58,7 @@ def test_the_service_stops_though_a_decoder_is_stuck(shipped_bundle: Path) -> No
     async def run() -> float:
         service = SingleProcess(settings, Metrics(CollectorRegistry(), "0"))
         service.start(asyncio.get_running_loop())
-        service.front.decode_pool.submit(release.wait, 60)
+        service.front.decoders.quick.submit(release.wait, 60)
         started = time.perf_counter()
         await service.stop()
         return time.perf_counter() - started

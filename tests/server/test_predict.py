@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tests.conftest import Images
 
 JPEG = {"content-type": "image/jpeg"}
+OCTETS = {"content-type": "application/octet-stream"}
 KEYS = {
     "model",
     "version",
@@ -74,6 +75,7 @@ def test_all_ways_of_sending_an_image_give_the_same_answer(
     answers = [
         client.post("/predict", params=options, content=file, headers=JPEG),
         client.post("/predict", params=options, content=file, headers={"content-type": "image/x"}),
+        client.post("/predict", params=options, content=file, headers=OCTETS),
         client.post("/predict", params=options, files={"file": ("a.jpg", file, "image/jpeg")}),
         client.post("/predict", data=options, files={"image": ("a.jpg", file, "image/jpeg")}),
         client.post("/predict", json={"image": encode(file), **options}),
@@ -217,10 +219,50 @@ def test_bad_forms_get_a_clear_error(client: TestClient, images: Images) -> None
     assert broken.json()["code"] == "malformed"
 
 
-@pytest.mark.parametrize("media_type", ["text/plain", "application/octet-stream", ""])
+@pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", ""])
 def test_other_media_types_are_415(client: TestClient, media_type: str) -> None:
     answer = client.post("/predict", content=b"abc", headers={"content-type": media_type})
     assert answer.status_code == 415
+
+
+def test_a_file_of_the_type_of_a_form_is_told_the_header_to_add(client: TestClient) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}  # what curl says of any file
+    answer = client.post("/predict", content=b"abc", headers=form)
+    assert "add the header 'Content-Type: application/octet-stream'" in answer.json()["detail"]
+
+
+WRITTEN_OTHERWISE = {
+    "lines": lambda text: "\n".join(re.findall(".{1,76}", text)),
+    "crlf": lambda text: "\r\n".join(re.findall(".{1,76}", text)) + "\r\n",
+    "trailing newline": lambda text: text + "\n",
+    "unpadded": lambda text: text.rstrip("="),
+    "capitals": lambda text: f"DATA:image/JPEG;BASE64,{text}",
+    "parameters": lambda text: f"data:image/jpeg;name=a.jpg;base64,{text}",
+}
+
+
+@pytest.mark.parametrize("way", WRITTEN_OTHERWISE)
+def test_base64_is_read_as_others_write_it(client: TestClient, images: Images, way: str) -> None:
+    file = next(each for each in images.files if len(each) % 3)
+    body = {"image": WRITTEN_OTHERWISE[way](encode(file)), "budget_ms": 1e6}
+    answer = client.post("/predict", json=body)
+    plain = client.post("/predict", params={"budget_ms": 1e6}, content=file, headers=JPEG)
+    assert answer.json()["confidence"] == plain.json()["confidence"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("https://example.com/a.jpg", "URLs are not fetched"),
+        (" FTP://example.com/a.jpg", "URLs are not fetched"),
+        ("data:image/svg+xml,%3Csvg/%3E", "a data: URL without base64"),
+        ("a", "not base64"),
+        ("!!!", "not base64"),
+    ],
+)
+def test_what_is_not_base64_is_named(client: TestClient, text: str, sentence: str) -> None:
+    answer = client.post("/predict", json={"image": text})
+    assert answer.status_code == 422 and sentence in answer.json()["detail"]
 
 
 def png(image: Image.Image) -> bytes:

@@ -1,0 +1,1 @@
+"""Minutes of mixed traffic with injected faults: nothing may grow, get lost or come twice."""

@@ -1,0 +1,44 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from models.images import FEW_PIXELS
+from server.decoders import PixelRoom
+
+MILLION = 1_000_000
+
+
+def test_large_images_wait_for_room_in_the_order_they_came() -> None:
+    room, entered, leave = PixelRoom(20 * MILLION), list[int](), threading.Event()
+
+    def enter(number: int, pixels: int, inside: threading.Event) -> None:
+        with room.hold(pixels):
+            entered.append(number)
+            inside.set()
+            assert leave.wait(30)
+
+    with ThreadPoolExecutor(4) as pool:
+        signs = [threading.Event() for _ in range(3)]
+        pool.submit(enter, 0, 15 * MILLION, signs[0])
+        assert signs[0].wait(5)
+        waiting = pool.submit(enter, 1, 10 * MILLION, signs[1])
+        while room._turn.acquire(blocking=False):  # until it waits for room
+            room._turn.release()
+        behind = pool.submit(enter, 2, 5 * MILLION, signs[2])  # would fit, but is not first
+        assert not signs[1].is_set() and not behind.done()
+        with room.hold(FEW_PIXELS):
+            assert entered == [0]  # a small one passes
+        leave.set()
+        waiting.result(5)
+        behind.result(5)
+    assert entered == [0, 1, 2] and room._held == 0
+
+
+def test_an_image_larger_than_the_room_has_it_alone() -> None:
+    room = PixelRoom(MILLION)
+    with room.hold(50 * MILLION):
+        assert room._held == MILLION
+    try:
+        with room.hold(50 * MILLION):
+            raise KeyError
+    except KeyError:
+        assert room._held == 0
