@@ -105,6 +105,7 @@ def _split(samples: Samples, config: DataConfig) -> SplitRows:
         config.seed,
         calibration_from=config.calibration_from,
         certification_size=config.certification_size,
+        stratified=config.stratified,
     )
 
 

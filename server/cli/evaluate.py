@@ -203,6 +203,7 @@ def _subject_of_bundle(variant: Variant, costs_ms: NDArray[np.float64] | None) -
     split = {
         "calibration_size": len(recorded.calibration.labels),
         "certification_size": 0 if certification is None else len(certification.labels),
+        "stratified": manifest.training.get("stratified", False),
         **{name: manifest.training[name] for name in SPLIT if name in manifest.training},
     }
     own = costs_ms is None

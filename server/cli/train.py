@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.networks.families import FAMILIES, Network, describe_trainable, trainable_names
-from models.training.run import LAST, RUN_FILE, RunConfig, TrainConfig, create_run_dir
+from models.training.run import (
+    LAST,
+    RUN_FILE,
+    RunConfig,
+    TrainConfig,
+    create_run_dir,
+    read_run,
+)
 from server.cli.options import (
     IMAGENET_SIZE,
     add_data,
@@ -101,7 +109,7 @@ def train(args: argparse.Namespace) -> list[EpochReport]:
     with torch.device("meta"):  # reports settings that make no network before it reads data
         Network(args.arch, {**given, family.classes: 2}).build()
     size = IMAGENET_SIZE if args.arch in torchvision_resnets() else None
-    data = data_of(args, seed=training.seed, image_size=size)
+    data = data_of(args, seed=training.seed, image_size=size, stratified=is_stratified(args.out))
     dataset = load_dataset(data)
     if dataset.task != family.task:
         raise ValueError(
@@ -204,6 +212,14 @@ def train_config(args: argparse.Namespace, defaults: Mapping[str, Any]) -> Train
     return TrainConfig(**{**defaults, **given})
 
 
+def is_stratified(out: Path) -> bool:
+    """Whether rows are held out class by class: always, unless an older run there did not."""
+    if not (out / RUN_FILE).exists():
+        return True
+    data = read_run(out).data
+    return data is None or bool(data["stratified"])
+
+
 def device_of(name: str) -> str:
     """The torch device that a flag names; auto: a GPU if there is one.
 
@@ -245,6 +261,7 @@ def run_training(
             is not available.
     """
     from models.bundle import TOKENIZER
+    from models.data.counts import count_classes
     from models.training.batches import batches_for
     from models.training.trainer import Trainer
 
@@ -262,6 +279,7 @@ def run_training(
         device=device_of(args.device),
         compiled=args.compile,
     )
+    print("\n".join(count_classes(dataset)), file=sys.stderr)
     create_run_dir(args.out, described)  # last: settings that fail must not claim the folder
     reporter = TrainingReporter(config.training.epochs * trainer.steps_per_epoch)
     try:
