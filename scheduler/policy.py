@@ -140,7 +140,8 @@ class PolicyKind(Generic[P]):
     Attributes:
         name: The kind, as in `scheduler.json`, in responses and after `--policy`.
         summary: When a row leaves, in a few words.
-        colour: Its colour in plots, `#rrggbb`.
+        colour: Its colour in plots, `#rrggbb`, one of the eight that colour-blind readers can tell
+            apart (Okabe and Ito 2008).
         fit: Fits the policy to a calibration set; the number is the seed of all randomness.
         parameters: Lists values of the fitted policy's parameter from "all rows leave at the first
             exit" to "all rows run to the last", in the order of rising cost, (G,).

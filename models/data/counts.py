@@ -17,8 +17,6 @@ def count_classes(data: Dataset) -> Iterator[str]:
     """
     splits = {name: split for name in SPLITS if (split := getattr(data, name)) is not None}
     yield "rows: " + ", ".join(f"{name} {len(split.labels)}" for name, split in splits.items())
-    if data.task == "segmentation":  # a row holds several classes
-        return
     counts = {
         name: np.bincount(split.labels, minlength=len(data.classes))
         for name, split in splits.items()

@@ -47,13 +47,14 @@ class Prior:
         """Return the prior of equally frequent classes."""
         return cls(tuple(classes), np.full(len(classes), 1 / len(classes)))
 
-    def row_weights(self, labels: Labels) -> Array:
+    def row_weights(self, labels: Labels, *, all_classes: bool = True) -> Array:
         """Return how many rows each row stands for: the prior's share over the observed one, (N,).
 
         Their mean is 1.
 
         Args:
             labels: The class of each row, (N,).
+            all_classes: Refuse rows that lack a class. If not, no row stands for that class.
 
         Raises:
             ValueError: If the rows are those of a segmentation, or lack a class.
@@ -64,14 +65,13 @@ class Prior:
                 "pixel; fit with --prior observed"
             )
         counts = np.bincount(labels, minlength=len(self.classes))
-        if not counts.all():
+        if all_classes and not counts.all():
             raise ValueError(
                 f"no calibration row is of class {self.classes[counts.argmin()]!r}, so the prior "
                 f"cannot weight it; calibrate on rows of every class, or fit with --prior observed"
             )
-        ratios: Array = self.shares / counts * len(labels) / self.shares.sum()
-        weights: Array = ratios[labels]
-        return weights
+        ratios: Array = self.shares[labels] / counts[labels]
+        return ratios * (len(labels) / ratios.sum())
 
 
 def imbalance_warning(labels: Labels, classes: Sequence[str]) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -261,7 +260,6 @@ def run_training(
             is not available.
     """
     from models.bundle import TOKENIZER
-    from models.data.counts import count_classes
     from models.training.batches import batches_for
     from models.training.trainer import Trainer
 
@@ -279,7 +277,6 @@ def run_training(
         device=device_of(args.device),
         compiled=args.compile,
     )
-    print("\n".join(count_classes(dataset)), file=sys.stderr)
     create_run_dir(args.out, described)  # last: settings that fail must not claim the folder
     reporter = TrainingReporter(config.training.epochs * trainer.steps_per_epoch)
     try:

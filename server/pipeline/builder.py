@@ -23,7 +23,6 @@ from models.bundle import (
     TextInput,
     write_manifest,
 )
-from models.data.counts import count_classes
 from models.data.dataset import DataConfig, Dataset
 from models.data.load import load_dataset
 from models.export.int8 import check_rows
@@ -159,8 +158,6 @@ def build_bundle(
         )
     log_step("reading the dataset")
     data = in_order(load_dataset(options.data), run.config.classes)
-    for line in count_classes(data):
-        log_step(line)
     _check_data(run, data)
     prior = read_prior(options.prior, data.classes)
     if prior is not None:

@@ -49,15 +49,18 @@ def fit_kind(
         kind: What to fit.
         calibration: The rows.
         costs_ms: Latency from the start until each exit, (K,).
-        prior: Shares of the classes, or, label-free, of the last exit's answers; None: those of the
-            rows.
+        prior: Shares of the classes; label-free: of the last exit's answers, where those that it
+            never gives do not count. None: those of the rows.
         seed: As in `fit_scheduler`.
         published: As in `fit_scheduler`.
 
     Raises:
         ValueError: If the rows do not fit together, or lack a class of the prior.
     """
-    weights = None if prior is None else prior.row_weights(_classes_of(kind, calibration))
+    weights = None
+    if prior is not None:
+        classes = _classes_of(kind, calibration)
+        weights = prior.row_weights(classes, all_classes=not kind.label_free)
     return fit_scheduler(
         kind.policy,
         calibration.log_probs,

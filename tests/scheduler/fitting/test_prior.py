@@ -61,6 +61,14 @@ def test_a_class_without_rows_and_a_segmentation_are_refused() -> None:
         prior.row_weights(np.zeros((5, 4), np.int64))
 
 
+def test_a_class_that_no_row_stands_for_can_be_left_out() -> None:
+    labels = np.repeat([0, 2], [30, 10])
+    prior = Prior(("a", "b", "c"), np.array([0.2, 0.5, 0.3]))
+    weights = prior.row_weights(labels, all_classes=False)
+    assert weights.mean() == pytest.approx(1)
+    assert np.bincount(labels, weights) / 40 == pytest.approx(np.array([0.4, 0, 0.6]))
+
+
 def test_imbalance_is_told_with_classes_shares_and_the_remedy() -> None:
     told = imbalance_warning(np.repeat([0, 1], [77, 3]), ("a", "b")) or ""
     assert "'a' 96.2 %" in told and "'b' 3.75 %" in told and "--prior uniform" in told
