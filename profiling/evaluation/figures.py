@@ -179,9 +179,6 @@ def _plot_differences(
             low, high = np.percentile(counts @ gains.T, [2.5, 97.5], axis=0)
             axes.fill_between(budgets, low, high, color=COLOURS[policy], alpha=0.15, lw=0)
     axes.axhline(0, color=COLOURS[base], lw=1)
-    axes.annotate(
-        base, (budgets[-1], 0), (0, 3), textcoords="offset points", ha="right", fontsize=8
-    )
     axes.set(xlabel="budget, ms", ylabel=f"test accuracy above that of {base}, points")
 
 
@@ -202,6 +199,8 @@ def rates_figure(curves: dict[str, Curve], budgets: Sequence[float]) -> Figure:
         axes.set(ylim=(0, 100), xlim=(budgets[0], max(budgets[-1], budgets[0] * 1.001)))
     for axes in figure.axes[len(curves) :]:
         axes.set_axis_off()
+    for axes in figure.axes[max(len(curves) - columns, 0) : len(curves)]:
+        axes.tick_params(labelbottom=True)  # also above a place that stays empty
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, loc="outside upper center", ncols=num_exits)
     figure.supxlabel("budget, ms", fontsize=9)
@@ -226,11 +225,15 @@ def scores_figure(scheduler: Scheduler, test: Predictions, budget: float) -> Fig
         _plot_thresholds(axes, np.broadcast_to(decision.thresholds, here.shape)[here])
         here &= ~decision.leave
     panels[0].set_ylabel("samples (log scale)")
+    own = policy.thresholds(0.0) is None
+    marked = (
+        "thresholds: median, grey: middle 90 %" if own else "threshold: to its right they leave"
+    )
     figure.legend(
         handles=[
             mpl.patches.Patch(fc=f"{RIGHT}59", ec=RIGHT, label="right answers"),
             mpl.patches.Patch(fc=f"{WRONG}59", ec=WRONG, ls="--", label="wrong answers"),
-            mpl.lines.Line2D([], [], color="k", lw=1, label="threshold: leave to its right"),
+            mpl.lines.Line2D([], [], color="k", lw=1, label=marked),
         ],
         fontsize=8,
         loc="outside upper center",
@@ -301,7 +304,10 @@ def examples_figure(
         axes.set_axis_off()
     for exit in range(num_exits):
         for axes, row in zip(grid[exit], chosen_rows(exits, exit), strict=False):
-            _show_image(axes, images[row], answer_text(test, exit, row, classes))
+            answer = answer_text(test, exit, row, classes)
+            if answer.right is False:
+                answer = answer._replace(text=f"{answer.text}\nis: {classes[test.labels[row]]}")
+            _show_image(axes, images[row], answer)
         grid[exit][0].text(
             -0.15, 0.5, f"exit {exit}", transform=grid[exit][0].transAxes, rotation=90, va="center"
         )
@@ -318,8 +324,7 @@ class AnswerText(NamedTuple):
 def answer_text(test: Predictions, exit: int, row: int, classes: Sequence[str]) -> AnswerText:
     """Describe an exit's answer for a row.
 
-    The text is the class with its probability, and the true class if that is another. For a mask it
-    is the share of right pixels.
+    The text is the class with its probability; for a mask the share of right pixels.
     """
     log_probs, label = test.log_probs[exit, row], test.labels[row]
     answer = log_probs.argmax(-1)

@@ -37,7 +37,7 @@ PAGE = """<!doctype html>
  img {{ max-width: 100% }} table {{ border-collapse: collapse; font-size: 14px }}
  th, td {{ padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e5e7eb }}
  th:first-child, td:first-child {{ text-align: left }}
- .right {{ color: #0072b2 }} .wrong {{ color: #d55e00 }}
+ td.best {{ font-weight: 700 }} .right {{ color: #0072b2 }} .wrong {{ color: #d55e00 }}
  .scroll {{ overflow-x: auto }} figcaption, .note {{ color: #4b5563; font-size: 14px }}
  figure {{ margin: 1.5rem 0 }}
 </style>
@@ -72,7 +72,8 @@ def write_report(
         The path of the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    budgets = spread_budgets(comparison.costs_ms, CURVE_BUDGETS)
+    first_ms, last_ms = comparison.costs_ms[[0, -1]].tolist()
+    budgets = [first_ms, *spread_budgets(comparison.costs_ms, CURVE_BUDGETS), last_ms]
     curves = {
         policy: curve_of(scheduler, recorded.test, budgets)
         for policy, scheduler in comparison.schedulers.items()
@@ -216,13 +217,12 @@ def _table(comparison: Comparison) -> str:
     for policy, rows in comparison.by_policy.items():
         bold = best if policy != ORACLE else []
         cells = [
-            f"<b>{_cell(row)}</b>"
+            f'<td class="best">{_cell(row)}</td>'
             if place < len(bold) and _shown(row) == bold[place]
-            else _cell(row)
+            else f"<td>{_cell(row)}</td>"
             for place, row in enumerate(rows)
         ]
-        shown = "".join(f"<td>{cell}</td>" for cell in cells)
-        lines.append(f"<tr><td>{policy}</td>{shown}</tr>")
+        lines.append(f"<tr><td>{policy}</td>{''.join(cells)}</tr>")
     table = f'<div class="scroll"><table>{"".join(lines)}</table></div>'
     note = "Bold: the best policy at a budget; the oracle, which knows the labels, does not count."
     return f'{table}<p class="note">{note}</p>'

@@ -71,7 +71,8 @@ class Prior:
                 f"cannot weight it; calibrate on rows of every class, or fit with --prior observed"
             )
         ratios: Array = self.shares[labels] / counts[labels]
-        return ratios * (len(labels) / ratios.sum())
+        weights: Array = ratios * (len(labels) / ratios.sum())
+        return weights
 
 
 def imbalance_warning(labels: Labels, classes: Sequence[str]) -> str | None:
