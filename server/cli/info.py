@@ -156,7 +156,8 @@ def _table(info: dict[str, Any]) -> Iterator[str]:
 
 def _expected_by_scheduler(precisions: Mapping[str, Any]) -> Iterator[str]:
     """A table of all schedulers at the default budget."""
-    width = max(len(name) for variant in precisions.values() for name in variant["expected"])
+    names = [name for variant in precisions.values() for name in variant["expected"]]
+    width = max(map(len, ["scheduler", *names]))
     yield f"precision   {'scheduler':{width}}   cost ms   answers expected at the default budget"
     for precision, variant in precisions.items():
         for name, expected in variant["expected"].items():
