@@ -7,8 +7,9 @@ connections that of the whole server. JSON on the last line.
 """
 
 import tempfile
+from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -29,6 +30,7 @@ from profiling.loadtest.load import closed_loop
 from scheduler.stopping import NUM_FEATURES, StoppingPolicy
 
 BATCHES = (1, 64)
+LINES = (("#0072b2", "-"), ("#d55e00", "--"), ("#009e73", ":"), ("#000000", "-."))
 Curve = dict[int, float]
 
 
@@ -146,8 +148,9 @@ def draw(curves: dict[str, dict[str, Curve]], path: Path) -> None:
 
     figure, panels = plt.subplots(1, len(curves), figsize=(14, 3.2), layout="constrained")
     for panel, (name, lines) in zip(panels, curves.items(), strict=True):
-        for label, curve in lines.items():
-            panel.plot(list(curve), list(curve.values()), marker="o", markersize=3, label=label)
+        for (label, curve), (colour, dashes) in zip(lines.items(), cycle(LINES), strict=False):
+            style: dict[str, Any] = {"color": colour, "ls": dashes, "marker": "o", "ms": 3}
+            panel.plot(list(curve), list(curve.values()), label=label, **style)
         logarithmic = name in ("classes", "waiting rows", "connections")
         panel.set(xlabel=name, ylim=(0, None), xscale="log" if logarithmic else "linear")
         panel.legend(frameon=False, fontsize=8)

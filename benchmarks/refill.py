@@ -23,7 +23,8 @@ from profiling.simulation.disciplines import DISCIPLINES
 from profiling.simulation.simulator import MODES, Device, Simulated, Traffic, simulate
 
 LOADS = (0.3, 0.7, 0.95, None)  # None: saturated
-COLOURS = dict(zip(MODES, ("#9ca3af", "#1d4ed8", "#c2410c"), strict=True))
+COLOURS = dict(zip(MODES, ("#6b7280", "#0072b2", "#d55e00"), strict=True))
+DASHES = dict(zip(MODES, (":", "--", "-"), strict=True))
 Array = NDArray[np.float64]
 
 
@@ -156,9 +157,12 @@ def draw(count: int) -> Figure:
                 ).throughput_per_s
                 for share in shares
             ]
-            axes.plot(100 * shares, np.array(rates) / full, color=COLOURS[mode], lw=1.6, label=mode)
-        axes.set(xlabel="samples that leave at the first of three exits, %", title=name)
-    figure.axes[0].set(ylabel="throughput, 1: all run to the end")
+            line: dict[str, Any] = {"color": COLOURS[mode], "ls": DASHES[mode], "lw": 1.6}
+            axes.plot(100 * shares, np.array(rates) / full, label=mode, **line)
+        axes.set(
+            xlim=(0, 100), xlabel="samples that leave at the first of three exits, %", title=name
+        )
+    figure.axes[0].set(ylabel="throughput, times that of all to the end")
     figure.axes[0].legend(fontsize=8)
     return figure
 

@@ -22,6 +22,7 @@ BENCHMARKS = (  # the longest first, so that both cores stay busy
     "peers.run",
     "policy_bars",
     "combined_answers",
+    "priors",
     "engine",
     "soak.run",
     "policies",

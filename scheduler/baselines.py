@@ -82,18 +82,18 @@ def _confidence_kind(name: str, summary: str, colour: str) -> PolicyKind[Confide
     )
 
 
-MAXPROB = _confidence_kind("maxprob", "the max probability reaches a threshold (MSDNet)", "#111827")
-ENTROPY = _confidence_kind("entropy", "the entropy is below a threshold (BranchyNet)", "#6b7280")
+MAXPROB = _confidence_kind("maxprob", "the max probability reaches a threshold (MSDNet)", "#000000")
+ENTROPY = _confidence_kind("entropy", "the entropy is below a threshold (BranchyNet)", "#e69f00")
 MAXPROB_OPT = _confidence_kind(
-    "maxprob-opt", "as maxprob, with thresholds optimised for accuracy", "#047857"
+    "maxprob-opt", "as maxprob, with thresholds optimised for accuracy", "#009e73"
 )
 ENTROPY_OPT = _confidence_kind(
-    "entropy-opt", "as entropy, with thresholds optimised for accuracy", "#7c3aed"
+    "entropy-opt", "as entropy, with thresholds optimised for accuracy", "#cc79a7"
 )
 PATIENCE = threshold_kind(
     "patience",
     "enough exits in a row predict the same class (PABEE)",
-    "#a16207",
+    "#56b4e9",
     fit=imported_on_call("scheduler.fitting.thresholds", "fit_patience_kind"),
     make=PatiencePolicy,
 )

@@ -205,7 +205,7 @@ def _load(arrays: Mapping[str, Array], num_exits: int) -> EENetPolicy:
 EENET = PolicyKind(
     "eenet",
     "a learned linear score reaches its threshold (Ilhan et al., WACV 2024)",
-    "#1d4ed8",
+    "#d55e00",
     fit=imported_on_call("scheduler.fitting.eenet", "fit"),
     parameters=table_parameters,
     arrays=_arrays,

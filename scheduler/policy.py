@@ -114,15 +114,20 @@ class CalibrationSet(NamedTuple):
         log_probs: Calibration log-probabilities, (K, N, C); for a segmentation (K, N, P, C).
         labels: (N,); for a segmentation (N, P).
         costs_ms: Latency from the start until each exit, rising, (K,).
+        weights: How many rows each row stands for, with a mean of 1, (N,); None: each for itself.
     """
 
     log_probs: NDArray[np.floating]
     labels: NDArray[np.int64]
     costs_ms: Array
+    weights: Array | None = None
 
     def rows(self, chosen: NDArray[np.bool_]) -> "CalibrationSet":
         """Return the rows that a mask (N,) selects."""
-        return CalibrationSet(self.log_probs[:, chosen], self.labels[chosen], self.costs_ms)
+        weights = None if self.weights is None else self.weights[chosen]
+        return CalibrationSet(
+            self.log_probs[:, chosen], self.labels[chosen], self.costs_ms, weights
+        )
 
 
 P = TypeVar("P")  # the class of the policy
@@ -135,7 +140,8 @@ class PolicyKind(Generic[P]):
     Attributes:
         name: The kind, as in `scheduler.json`, in responses and after `--policy`.
         summary: When a row leaves, in a few words.
-        colour: Its colour in plots, `#rrggbb`.
+        colour: Its colour in plots, `#rrggbb`, one of the eight that colour-blind readers can tell
+            apart (Okabe and Ito 2008).
         fit: Fits the policy to a calibration set; the number is the seed of all randomness.
         parameters: Lists values of the fitted policy's parameter from "all rows leave at the first
             exit" to "all rows run to the last", in the order of rising cost, (G,).

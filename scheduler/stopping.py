@@ -177,7 +177,7 @@ def _load(arrays: Mapping[str, Array], num_exits: int) -> StoppingPolicy:
 STOPPING = PolicyKind(
     "stopping",
     "the prediction is worth at least the expected value of running on, at a price per millisecond",
-    "#c2410c",
+    "#0072b2",
     fit=imported_on_call("scheduler.fitting.stopping", "fit"),
     parameters=imported_on_call("scheduler.fitting.stopping", "parameters"),
     arrays=_arrays,

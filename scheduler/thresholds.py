@@ -15,10 +15,11 @@ Array = NDArray[np.float64]
 
 REPAIR_STEPS = 40
 CLOSE_ENOUGH = 0.9995  # share of the budget that ends the search
+QUOTA_ROUNDING = 1e-6  # of a row, in sums of weights
 LAST_ROW = 0.1  # share of a row: a smaller step of theta moves no row
 
 
-def quantile_thresholds(scores: Array, distribution: Array) -> Array:
+def quantile_thresholds(scores: Array, distribution: Array, weights: Array | None = None) -> Array:
     """Return thresholds that send given shares of rows to each exit (Ilhan et al., section 3.3).
 
     Exit by exit, t_k is the score of the round(N p_k)-th best row among those that have not left.
@@ -27,6 +28,7 @@ def quantile_thresholds(scores: Array, distribution: Array) -> Array:
     Args:
         scores: (N, K).
         distribution: Shares p, (K,), summing to 1.
+        weights: How many rows each row counts for, with a mean of 1, (N,); None: 1 each.
 
     Returns:
         Thresholds (K,), the last -inf. Ties at a threshold leave together.
@@ -39,12 +41,22 @@ def quantile_thresholds(scores: Array, distribution: Array) -> Array:
     staying = np.arange(num_rows)
     for k in range(num_exits - 1):
         column = scores[staying, k]
-        if quotas[k] >= len(column):
-            thresholds[k] = -np.inf
-        elif quotas[k] > 0:
-            thresholds[k] = np.partition(column, len(column) - quotas[k])[len(column) - quotas[k]]
+        if quotas[k] > 0:
+            counted = None if weights is None else weights[staying]
+            thresholds[k] = _threshold_of_best(column, int(quotas[k]), counted)
         staying = staying[column < thresholds[k]]
     return thresholds
+
+
+def _threshold_of_best(scores: Array, quota: int, weights: Array | None) -> float:
+    """Return the score that the best rows reach, as many as fill the quota; -inf if all must."""
+    if weights is None:
+        place = len(scores) - quota
+        return float(np.partition(scores, place)[place]) if place > 0 else -math.inf
+    falling = np.argsort(-scores, kind="stable")
+    filled = np.cumsum(weights[falling])
+    place = int(np.searchsorted(filled, quota - QUOTA_ROUNDING))
+    return float(scores[falling[place]]) if place < len(scores) - 1 else -math.inf
 
 
 def route(scores: Array, thresholds: Array) -> NDArray[np.intp]:
@@ -73,7 +85,9 @@ def tilt(distribution: Array, costs: Array, budget: float) -> Array:
     return _tilted(distribution, costs, high)
 
 
-def repaired_thresholds(scores: Array, distribution: Array, costs: Array, budget: float) -> Array:
+def repaired_thresholds(
+    scores: Array, distribution: Array, costs: Array, budget: float, weights: Array | None = None
+) -> Array:
     """Return thresholds near a distribution that cost at most the budget, as close as ties allow.
 
     Rounding and ties move the realised cost away from `p . c`. The distribution is therefore
@@ -84,6 +98,7 @@ def repaired_thresholds(scores: Array, distribution: Array, costs: Array, budget
         distribution: The target exit distribution, (K,).
         costs: Rising costs (K,).
         budget: At least `costs[0]`.
+        weights: As in `quantile_thresholds`, (N,).
 
     Returns:
         Thresholds (K,).
@@ -93,8 +108,8 @@ def repaired_thresholds(scores: Array, distribution: Array, costs: Array, budget
     span = float(costs[-1] - costs[0]) or 1.0
     theta, step = 0.0, 1e-3 / span
     for _ in range(REPAIR_STEPS):
-        thresholds = quantile_thresholds(scores, _tilted(distribution, costs, theta))
-        cost = float(costs[route(scores, thresholds)].mean())
+        thresholds = quantile_thresholds(scores, _tilted(distribution, costs, theta), weights)
+        cost = float(np.average(costs[route(scores, thresholds)], weights=weights))
         if cost <= budget:
             within = theta
             if cost > best_cost:
@@ -246,6 +261,7 @@ def tabulate(
     budgets: Array,
     distributions: Array,
     parameters: Array | None = None,
+    weights: Array | None = None,
 ) -> ThresholdTable:
     """Turn exit distributions into thresholds that keep every budget on the calibration rows.
 
@@ -256,12 +272,13 @@ def tabulate(
         distributions: The target exit distribution at each budget, (G, K).
         parameters: The budgets that the thresholds are listed under, rising up to `costs_ms[-1]`,
             if they differ from the costs to spend, (G,).
+        weights: As in `quantile_thresholds`, (N,).
 
     Returns:
         A row of thresholds per budget; at the last budget no row leaves early.
     """
     rows = [
-        repaired_thresholds(scores, distribution, costs_ms, budget)
+        repaired_thresholds(scores, distribution, costs_ms, budget, weights)
         for budget, distribution in zip(budgets[:-1], distributions[:-1], strict=True)
     ]
     never_early = ThresholdTable.closed(len(costs_ms)).thresholds[0]

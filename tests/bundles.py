@@ -72,6 +72,10 @@ def rewrite_as_format_1(folder: Path) -> Path:
         moves[path] = path.relative_to(variant.folder).as_posix()
     if variant.known_answers is not None:
         variant.known_answers.unlink()
+    dropped = [name for name in entry.schedulers if name != entry.policy]  # it held only one
+    for name in dropped:
+        shutil.rmtree(variant.scheduler(name))
+    others = tuple(f"{entry.schedulers[name]}/" for name in dropped)
     for path, name in moves.items():
         (folder / name).parent.mkdir(exist_ok=True)
         path.replace(folder / name)
@@ -96,7 +100,7 @@ def rewrite_as_format_1(folder: Path) -> Path:
         "files": {
             names.get(name, name): file
             for name, file in told.items()
-            if not name.endswith("known_answers.npz")
+            if not name.endswith("known_answers.npz") and not name.startswith(others)
         },
     }
     (folder / "bundle.json").write_text(json.dumps(old, indent=1) + "\n")

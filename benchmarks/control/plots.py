@@ -13,8 +13,8 @@ from benchmarks.control.metrics import rolling_of
 from profiling.evaluation.figures import STYLE
 
 Array = NDArray[np.float64]
-HELD, FROZEN, BUDGET = "#c2410c", "#6b7280", "#111827"
-EXITS = ("#fde68a", "#fb923c", "#c2410c", "#7c2d12", "#431407")
+HELD, FROZEN, BUDGET = "#d55e00", "#6b7280", "#000000"
+EXITS = ("#440154", "#31688e", "#35b779", "#fde725", "#d3d3d3")  # dark to light
 RATE_SAMPLES = 300
 LOWEST, HIGHEST = 0.7, 1.7  # times the budget, the range of the plot
 POINTS = 300  # of a line: more are not visible
@@ -39,7 +39,7 @@ def control_figure(pairs: Sequence[tuple[ControlLog, ControlLog | None]], title:
             _rates(axes[2, column], log)
         axes[0, 0].set_ylabel("rolling latency, ms")
         axes[1, 0].set_ylabel("parameter")
-        axes[2, 0].set_ylabel("exit rates")
+        axes[2, 0].set_ylabel("exit rates, %")
         lines, labels = axes[0, 0].get_legend_handles_labels()
         areas, exits = axes[2, 0].get_legend_handles_labels()
         figure.legend(
@@ -52,7 +52,7 @@ def _latency(axes: Axes, log: ControlLog, frozen: ControlLog | None) -> None:
     window = int(log.about["window"])
     axes.set_title(str(log.about["scenario"]), fontsize=9)
     if frozen is not None:
-        _line(axes, frozen.done_s, rolling_of(frozen, window).mean_ms, FROZEN, "frozen", 1.0)
+        _line(axes, frozen.done_s, rolling_of(frozen, window).mean_ms, FROZEN, "frozen", 1.0, ":")
     rolling = rolling_of(log, window)
     _line(axes, log.done_s, rolling.mean_ms, HELD, "held", 1.4)
     mean_budget = "budget, mean of the window's"
@@ -89,8 +89,8 @@ def _rates(axes: Axes, log: ControlLog) -> None:
     kernel = np.ones(min(RATE_SAMPLES, len(log)))
     full = np.convolve(np.ones(len(log)), kernel, "same")
     step = max(len(log) // POINTS, 1)
-    rates = [(np.convolve(log.exit == k, kernel, "same") / full)[::step] for k in exits]
+    rates = [(100 * np.convolve(log.exit == k, kernel, "same") / full)[::step] for k in exits]
     labels = [f"exit {k}" for k in exits]
     axes.stackplot(log.done_s[::step], rates, colors=EXITS[: len(rates)], labels=labels)
-    axes.set(ylim=(0, 1), xlabel="s")
+    axes.set(ylim=(0, 100), xlabel="time, s")
     axes.grid(visible=False)

@@ -33,6 +33,8 @@ class DataConfig:
         image_size: Images are scaled to cover a square of this side and cropped to it. None: images
             stay as they are and must all have the same size.
         seed: Seed of every split.
+        stratified: Draw calibration and certification rows class by class, in proportion. False
+            draws them as versions before this setting did, to find the rows of their runs again.
     """
 
     dataset: str
@@ -43,6 +45,7 @@ class DataConfig:
     certification_size: int = 0
     image_size: int | None = None
     seed: int = 0
+    stratified: bool = True
 
     def __post_init__(self) -> None:
         for name, minimum in (

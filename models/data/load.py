@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models.bundle import Task
+from models.data.counts import count_classes
 from models.data.dataset import DataConfig, Dataset, Split
 from models.data.hub import HUB_DATASETS, read_hub_dataset
 from models.data.image_archive import read_image_archive
@@ -105,6 +106,7 @@ def _split(samples: Samples, config: DataConfig) -> SplitRows:
         config.seed,
         calibration_from=config.calibration_from,
         certification_size=config.certification_size,
+        stratified=config.stratified,
     )
 
 
@@ -112,4 +114,6 @@ def _dataset(task: Task, classes: tuple[str, ...], splits: Sequence[Split]) -> D
     """Make a dataset of splits in the order of `SplitRows`."""
     train, calibration, certification, test = splits
     held_out = certification if len(certification.labels) else None
-    return Dataset(task, classes, train, calibration, test, held_out)
+    dataset = Dataset(task, classes, train, calibration, test, held_out)
+    log.info("%s", "\n".join(count_classes(dataset)))
+    return dataset

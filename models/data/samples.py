@@ -94,6 +94,7 @@ def split_rows(
     *,
     calibration_from: CalibrationSource = "train",
     certification_size: int = 0,
+    stratified: bool = True,
 ) -> SplitRows:
     """Drop duplicate inputs and split the rows.
 
@@ -108,11 +109,13 @@ def split_rows(
         seed: Seed of all hold-outs.
         calibration_from: Whether calibration rows are training or test rows.
         certification_size: Number of test rows to hold out for certification.
+        stratified: Hold out rows of every class in proportion, at least one where the class has
+            two and the size allows it.
 
     Raises:
         ValueError: If too few rows are left to train on, to test on, or to hold out a test set.
     """
-    keys = samples.keys()
+    keys, labels = samples.keys(), samples.labels if stratified else None
     kept, dropped = _drop_duplicates(samples, keys)
     is_test = _hold_out(samples, kept, seed) if samples.is_test is None else samples.is_test[kept]
     train, test = kept[~is_test], kept[is_test]
@@ -123,18 +126,21 @@ def split_rows(
         )
     if calibration_from == "test":
         size = _calibration_size(calibration_size, len(test) - certification_size)
-        parts, test = _split_test(keys, test, (certification_size, size), seed)
+        sizes = (certification_size, size)
+        parts, test = _split_test(keys, labels, test, sizes, seed)
         certification, calibration = parts
         return SplitRows(train, calibration, certification, test)
-    (certification,), test = _split_test(keys, test, (certification_size,), seed)
+    (certification,), test = _split_test(keys, labels, test, (certification_size,), seed)
     size = _calibration_size(calibration_size, len(train))
     if not 0 < size < len(train):
         raise ValueError(
             f"calibration size {size} must lie between 1 and {len(train) - 1}, the number of "
             f"training rows less one"
         )
-    order = np.random.default_rng(seed).permutation(len(train))
-    calibration, train = train[np.sort(order[:size])], train[np.sort(order[size:])]
+    order = train[np.random.default_rng(seed).permutation(len(train))]
+    if labels is not None:
+        order = _class_by_class(order, labels)
+    calibration, train = np.sort(order[:size]), np.sort(order[size:])
     return SplitRows(train, calibration, certification, test)
 
 
@@ -144,10 +150,37 @@ def _calibration_size(size: int | None, num_rows: int) -> int:
     return max(min(CALIBRATION_ROWS, num_rows // CALIBRATION_SHARE), 1)
 
 
+def _class_by_class(rows: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Reorder rows so that every head of the list holds all classes in proportion.
+
+    The first row of every class with two or more comes first of all, and its last row last, so that
+    as far as possible no class is missing in either part.
+
+    Args:
+        rows: Row numbers in random order, which stays that of each class, (n,).
+        labels: Classes of all rows, (N,).
+    """
+    by_class = np.argsort(labels[rows], kind="stable")
+    _, starts, counts = np.unique(labels[rows][by_class], return_index=True, return_counts=True)
+    ranks = np.arange(len(rows)) - np.repeat(starts, counts)
+    sizes = np.repeat(counts, counts)
+    places = np.empty(len(rows))  # where in its class each row stands, from 0 to 1
+    places[by_class] = np.where(
+        ranks == sizes - 1, 1.0, np.where(ranks == 0, 0.0, (ranks + 0.5) / sizes)
+    )
+    return rows[np.argsort(places, kind="stable")]
+
+
 def _split_test(
-    keys: Sequence[Hashable], test: NDArray[np.int64], sizes: Sequence[int], seed: int
+    keys: Sequence[Hashable],
+    labels: NDArray[np.int64] | None,
+    test: NDArray[np.int64],
+    sizes: Sequence[int],
+    seed: int,
 ) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
     """Draw parts of given sizes from the test rows; return them and the rows that are left.
+
+    With labels, each part holds the classes in proportion.
 
     Raises:
         ValueError: If no test row would be left.
@@ -164,9 +197,13 @@ def _split_test(
             f"which {len(once)} occur once; hold out at most {most}"
         )
     order = once[np.random.default_rng([seed, CERTIFICATION_STREAM]).permutation(len(once))]
-    ends = np.cumsum(sizes)
-    parts = [np.sort(part) for part in np.split(order[:wanted], ends[:-1])]
-    return parts, np.setdiff1d(test, order[:wanted])
+    parts = []
+    for size in sizes:
+        if labels is not None:
+            order = _class_by_class(order, labels)
+        part, order = order[:size], order[size:]
+        parts.append(np.sort(part))
+    return parts, np.setdiff1d(test, np.concatenate(parts))
 
 
 def _drop_duplicates(samples: Samples, keys: Sequence[Hashable]) -> tuple[NDArray[np.int64], int]:

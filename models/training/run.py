@@ -96,8 +96,9 @@ def read_run(folder: Path) -> RunConfig:
         if version == RUN_FORMAT_VERSION:
             training = values["training"] and TrainConfig(**values["training"])
             costs = values["costs_ms"] and tuple(values["costs_ms"])
-            # Runs made before a setting existed get its default.
-            data = values["data"] and asdict(DataConfig(**values["data"]))
+            # Runs made before a setting existed get its default, or what was done before.
+            before = {"stratified": False}
+            data = values["data"] and asdict(DataConfig(**before | values["data"]))
             return RunConfig(
                 **values
                 | {

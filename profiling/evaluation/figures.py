@@ -18,10 +18,22 @@ from scheduler.policy import exits_taken, replay
 Array = NDArray[np.float64]
 
 COLOURS = {name: kind.colour for name, kind in POLICIES.items()} | {
-    PER_BUDGET: "#60a5fa",
-    ORACLE: "#9ca3af",
+    PER_BUDGET: POLICIES["eenet"].colour,
+    ORACLE: "#6b7280",
 }
-RIGHT, WRONG = "#0f766e", "#be123c"
+DASHES: dict[str, Any] = dict(
+    zip(
+        POLICIES,
+        ("-", (0, (5, 1.5)), "-", (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (6, 2, 1, 2)), (0, (2, 2))),
+        strict=False,
+    )
+)
+"""Line styles, so that lines differ without colours too."""
+
+MAIN_WIDTH, WIDTH = 2.0, 1.2
+RIGHT, WRONG = "#0072b2", "#d55e00"
+RIGHT_MARK, WRONG_MARK = "\N{CHECK MARK}", "\N{BALLOT X}"
+LEARNED = ("stopping", "eenet")
 EXAMPLES = 8
 RESAMPLES = 500
 BINS = 10
@@ -64,25 +76,45 @@ def exits_at(scheduler: Scheduler, test: Predictions, budget: float) -> NDArray[
 
 
 def accuracy_figure(
-    comparison: Comparison, curves: dict[str, Curve], test: Predictions, budgets: Sequence[float]
+    comparison: Comparison,
+    curves: dict[str, Curve],
+    test: Predictions,
+    budgets: Sequence[float],
+    *,
+    intervals: bool,
 ) -> Figure:
-    """Plot accuracy against realised cost, and the difference to an unlearned policy."""
-    figure = Figure(figsize=(9.6, 4.2))
+    """Plot accuracy against realised cost, and the difference to an unlearned policy.
+
+    The axes fit the policies; the oracle is cut off where it leaves them.
+    """
+    figure = Figure(figsize=(10.5, 4.6))
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for policy, curve in curves.items():
-        left.plot(curve.costs, 100 * curve.accuracy, color=COLOURS[policy], lw=1.4, label=policy)
-    _plot_intervals(left, comparison, curves)
+        left.plot(curve.costs, 100 * curve.accuracy, label=policy, **_line(policy))
+    if intervals:
+        _plot_intervals(left, comparison, curves)
+    elif PER_BUDGET in comparison.by_policy:  # it has no curve
+        rows = comparison.by_policy[PER_BUDGET]
+        costs, shares = ([row.test_cost for row in rows], [100 * row.test_accuracy for row in rows])
+        left.plot(costs, shares, "D", ms=4, mfc="none", color=COLOURS[PER_BUDGET], label=PER_BUDGET)
+    exits = 100 * np.array(comparison.exit_accuracy)
+    left.plot(comparison.costs_ms, exits, "kx", ms=7, mew=1.6, label="all leave at one exit")
+    left.set(xlabel="mean cost of a sample, ms", ylabel="test accuracy, %")
+    shown = np.concatenate([exits, *(100 * curve.accuracy for curve in curves.values())])
+    low, high = shown.min(), max(shown.max(), shown.min() + 0.1)
+    top = min(high + 0.15 * (high - low), 100.0)
+    left.set_ylim(low - 0.05 * (high - low), top)
     if ORACLE in comparison.by_policy:
-        _plot_oracle(left, comparison, test, budgets)
-    left.plot(comparison.costs_ms, 100 * np.array(comparison.exit_accuracy), "kx", label="one exit")
-    left.set(xlabel="mean cost, ms", ylabel="test accuracy, %")
-    if curves:  # the axes fit the policies; the oracle may leave them
-        low = min(curve.accuracy.min() for curve in curves.values())
-        high = max(max(curve.accuracy.max() for curve in curves.values()), low + 1e-3)
-        left.set_ylim(100 * (low - 0.1 * (high - low)), 100 * (high + 0.25 * (high - low)))
+        _plot_oracle(left, comparison, test, budgets, top)
     left.legend(fontsize=8, loc="lower right")
-    _plot_differences(right, curves, test, budgets)
+    _plot_differences(right, curves, test, budgets, intervals=intervals)
     return figure
+
+
+def _line(policy: str) -> dict[str, Any]:
+    """How the line of a policy is drawn."""
+    width = MAIN_WIDTH if policy in LEARNED else WIDTH
+    return {"color": COLOURS[policy], "ls": DASHES[policy], "lw": width}
 
 
 def _plot_intervals(axes: Axes, comparison: Comparison, curves: dict[str, Curve]) -> None:
@@ -95,31 +127,40 @@ def _plot_intervals(axes: Axes, comparison: Comparison, curves: dict[str, Curve]
             [row.test_cost for row in rows],
             100 * middle,
             100 * np.array([middle - low, high - middle]),
-            fmt="o",
+            fmt="o" if policy in curves else "D",
             ms=3,
             lw=0.8,
+            capsize=2,
             color=COLOURS[policy],
             label=policy if policy not in curves else None,
         )
 
 
 def _plot_oracle(
-    axes: Axes, comparison: Comparison, test: Predictions, budgets: Sequence[float]
+    axes: Axes, comparison: Comparison, test: Predictions, budgets: Sequence[float], top: float
 ) -> None:
-    correct = test.correct
-    exits = [oracle_exits(correct, comparison.costs_ms, budget) for budget in budgets]
-    axes.plot(
-        [comparison.costs_ms[taken].mean() for taken in exits],
-        [100 * correct[np.arange(len(taken)), taken].mean() for taken in exits],
-        "--",
-        color=COLOURS[ORACLE],
-        lw=1,
-        label="oracle",
-    )
+    """Draw the oracle below the top of the axes, in %, and say that it goes on above."""
+    correct, costs_ms = test.correct, comparison.costs_ms
+    taken = [oracle_exits(correct, costs_ms, budget) for budget in (costs_ms[0], *budgets)]
+    costs = np.array([costs_ms[exits].mean() for exits in taken])
+    shares = [100 * correct[np.arange(len(exits)), exits].mean() for exits in taken]
+    cut = max(shares) > top
+    label = "oracle (knows the labels)" + (", cut off" if cut else "")
+    axes.plot(costs, shares, ":", color=COLOURS[ORACLE], lw=1.2, label=label)
+    if cut and shares[0] < top:
+        place = (float(np.interp(top, shares, costs)), top)
+        text = f"oracle, up to {max(shares):.1f} %"
+        style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
+        axes.annotate(text, place, (4, -10), color=COLOURS[ORACLE], **style)
 
 
 def _plot_differences(
-    axes: Axes, curves: dict[str, Curve], test: Predictions, budgets: Sequence[float]
+    axes: Axes,
+    curves: dict[str, Curve],
+    test: Predictions,
+    budgets: Sequence[float],
+    *,
+    intervals: bool,
 ) -> None:
     base = next((policy for policy in ("maxprob", "entropy", "patience") if policy in curves), None)
     if base is None:
@@ -133,33 +174,37 @@ def _plot_differences(
         if policy == base:
             continue
         gains = 100 * (correct[rows, curve.exits] - reference)
-        axes.plot(budgets, gains.mean(1), color=COLOURS[policy], lw=1.4, label=policy)
-        if policy in ("stopping", "eenet"):
+        axes.plot(budgets, gains.mean(1), label=policy, **_line(policy))
+        if intervals and policy in LEARNED:
             low, high = np.percentile(counts @ gains.T, [2.5, 97.5], axis=0)
             axes.fill_between(budgets, low, high, color=COLOURS[policy], alpha=0.15, lw=0)
     axes.axhline(0, color=COLOURS[base], lw=1)
-    axes.set(xlabel="budget, ms", ylabel=f"points above {base}")
+    axes.set(xlabel="budget, ms", ylabel=f"test accuracy above that of {base}, points")
 
 
 def rates_figure(curves: dict[str, Curve], budgets: Sequence[float]) -> Figure:
     """Plot exit rates against budget, one panel for each policy."""
     columns = min(4, len(curves))
     rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(2.4 * columns, 2.1 * rows))
+    figure = Figure(figsize=(2.5 * columns, 2.1 * rows + 0.4))
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
     num_exits = int(max(curve.exits.max() for curve in curves.values())) + 1
     shades = mpl.colormaps["viridis"](np.linspace(0.15, 0.9, num_exits))
     for axes, (policy, curve) in zip(panels, curves.items(), strict=False):
-        rates = [(curve.exits == k).mean(1) for k in range(num_exits)]
+        rates = [100 * (curve.exits == k).mean(1) for k in range(num_exits)]
         axes.stackplot(
             budgets, rates, colors=shades, labels=[f"exit {k}" for k in range(num_exits)]
         )
         axes.set_title(policy, fontsize=9)
-        axes.set(ylim=(0, 1), xlim=(budgets[0], max(budgets[-1], budgets[0] * 1.001)))
+        axes.set(ylim=(0, 100), xlim=(budgets[0], max(budgets[-1], budgets[0] * 1.001)))
     for axes in figure.axes[len(curves) :]:
         axes.set_axis_off()
-    figure.axes[0].legend(fontsize=7, loc="lower right")
+    for axes in figure.axes[max(len(curves) - columns, 0) : len(curves)]:
+        axes.tick_params(labelbottom=True)  # also above a place that stays empty
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="outside upper center", ncols=num_exits)
     figure.supxlabel("budget, ms", fontsize=9)
+    figure.supylabel("samples that leave at each exit, %", fontsize=9)
     return figure
 
 
@@ -167,12 +212,11 @@ def scores_figure(scheduler: Scheduler, test: Predictions, budget: float) -> Fig
     """Plot the scores of right and wrong predictions at each exit, and the thresholds there."""
     policy = scheduler.policy
     parameter = np.array([scheduler.frontier.at_cost(budget).parameter])
-    figure = Figure(figsize=(2.4 * policy.num_exits, 2.2))
+    figure = Figure(figsize=(2.5 * policy.num_exits, 2.6))
     panels = figure.subplots(1, policy.num_exits, squeeze=False)[0]
     here, correct = np.ones(len(test.labels), np.bool_), test.correct
     for exit, (axes, scored) in enumerate(zip(panels, replay(policy, test.log_probs), strict=True)):
-        axes.set_title(f"exit {exit}: {here.sum()} samples", fontsize=9)
-        axes.set_yticks([])
+        axes.set_title(f"exit {exit}: {here.sum()} samples arrive", fontsize=9)
         axes.set_xlabel("score")
         if not here.any():
             continue
@@ -180,13 +224,20 @@ def scores_figure(scheduler: Scheduler, test: Predictions, budget: float) -> Fig
         _plot_histograms(axes, scored.scores[here], correct[here, exit])
         _plot_thresholds(axes, np.broadcast_to(decision.thresholds, here.shape)[here])
         here &= ~decision.leave
+    panels[0].set_ylabel("samples (log scale)")
+    own = policy.thresholds(0.0) is None
+    marked = (
+        "thresholds: median, grey: middle 90 %" if own else "threshold: to its right they leave"
+    )
     figure.legend(
         handles=[
-            mpl.patches.Patch(color=RIGHT, label="right", alpha=0.6),
-            mpl.patches.Patch(color=WRONG, label="wrong", alpha=0.6),
+            mpl.patches.Patch(fc=f"{RIGHT}59", ec=RIGHT, label="right answers"),
+            mpl.patches.Patch(fc=f"{WRONG}59", ec=WRONG, ls="--", label="wrong answers"),
+            mpl.lines.Line2D([], [], color="k", lw=1, label=marked),
         ],
-        fontsize=7,
-        loc="outside right upper",
+        fontsize=8,
+        loc="outside upper center",
+        ncols=3,
     )
     return figure
 
@@ -194,10 +245,10 @@ def scores_figure(scheduler: Scheduler, test: Predictions, budget: float) -> Fig
 def _plot_histograms(axes: Axes, scores: Array, right: Array) -> None:
     """Plot the scores of right and of wrong rows; a mask counts for both, by its share."""
     bins = np.linspace(scores.min(), max(scores.max(), scores.min() + 1e-6), 31).tolist()
-    for share, colour in ((right, RIGHT), (1 - right, WRONG)):
+    for share, colour, dashes in ((right, RIGHT, "-"), (1 - right, WRONG, "--")):
         style: dict[str, Any] = {"weights": share, "color": colour, "log": True}
         axes.hist(scores, bins, histtype="stepfilled", alpha=0.35, **style)
-        axes.hist(scores, bins, histtype="step", **style)
+        axes.hist(scores, bins, histtype="step", ls=dashes, **style)
 
 
 def _plot_thresholds(axes: Axes, thresholds: Array) -> None:
@@ -212,12 +263,13 @@ def _plot_thresholds(axes: Axes, thresholds: Array) -> None:
 def reliability_figure(schedulers: dict[str, Scheduler], test: Predictions) -> Figure:
     """Plot the share of right predictions against the score, by exit."""
     num_exits = len(test.log_probs)
-    figure = Figure(figsize=(2.4 * num_exits, 2.5))
+    figure = Figure(figsize=(2.5 * num_exits, 2.9))
     panels = figure.subplots(1, num_exits, squeeze=False, sharey=True)[0]
     for exit, axes in enumerate(panels):
-        axes.plot([0, 1], [0, 1], color="#d1d5db", lw=1)
+        axes.plot([0, 1], [0, 100], color="#9ca3af", lw=1)
         axes.set_title(f"exit {exit}", fontsize=9)
         axes.set_xlabel("score")
+        axes.set_ylim(0, 100)
     correct = test.correct
     usual = [name for name in ("maxprob", "eenet", "stopping") if name in schedulers]
     for name in usual or schedulers:
@@ -227,15 +279,14 @@ def reliability_figure(schedulers: dict[str, Scheduler], test: Predictions) -> F
             bins = [part for part in order if len(part)]
             axes.plot(
                 [scored.scores[part].mean() for part in bins],
-                [correct[part, exit].mean() for part in bins],
-                "o-",
+                [100 * correct[part, exit].mean() for part in bins],
+                marker="o",
                 ms=2.5,
-                lw=1,
-                color=COLOURS[name],
                 label=name,
+                **_line(name) | {"lw": WIDTH},
             )
-    panels[0].set_ylabel("share right")
-    panels[-1].legend(fontsize=7, loc="lower right")
+    panels[0].set_ylabel("right answers, %")
+    panels[-1].legend(fontsize=8, loc="lower right")
     return figure
 
 
@@ -245,34 +296,55 @@ def examples_figure(
     classes: Sequence[str],
     images: NDArray[np.uint8],
 ) -> Figure:
-    """Show test images, one row for each exit at which they leave."""
+    """Show test images, one row for each exit at which they leave, right and wrong ones marked."""
     num_exits = len(test.log_probs)
-    figure = Figure(figsize=(1.1 * EXAMPLES, 1.4 * num_exits))
+    figure = Figure(figsize=(1.25 * EXAMPLES, 1.75 * num_exits))
     grid = figure.subplots(num_exits, EXAMPLES, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for exit in range(num_exits):
         for axes, row in zip(grid[exit], chosen_rows(exits, exit), strict=False):
-            axes.imshow(images[row], interpolation="nearest")
-            text, wrong = answer_text(test, exit, row, classes)
-            axes.set_title(text, fontsize=7, color=WRONG if wrong else "k")
+            answer = answer_text(test, exit, row, classes)
+            if answer.right is False:
+                answer = answer._replace(text=f"{answer.text}\nis: {classes[test.labels[row]]}")
+            _show_image(axes, images[row], answer)
         grid[exit][0].text(
             -0.15, 0.5, f"exit {exit}", transform=grid[exit][0].transAxes, rotation=90, va="center"
         )
     return figure
 
 
-def answer_text(test: Predictions, exit: int, row: int, classes: Sequence[str]) -> tuple[str, bool]:
-    """Return an exit's prediction for a row as text, and whether it is wrong.
+class AnswerText(NamedTuple):
+    """An exit's answer for a row in words, and whether it is right; None for a mask."""
 
-    The text is the class with its probability. For a mask it is the share of right pixels, which
-    does not count as wrong.
+    text: str
+    right: bool | None
+
+
+def answer_text(test: Predictions, exit: int, row: int, classes: Sequence[str]) -> AnswerText:
+    """Describe an exit's answer for a row.
+
+    The text is the class with its probability; for a mask the share of right pixels.
     """
     log_probs, label = test.log_probs[exit, row], test.labels[row]
     answer = log_probs.argmax(-1)
     if answer.ndim:
-        return f"right {np.mean(answer == label):.2f}", False
-    return f"{classes[answer]} {np.exp(float(log_probs[answer])):.2f}", bool(answer != label)
+        return AnswerText(f"{100 * np.mean(answer == label):.0f} % of pixels right", None)
+    shown = f"{classes[answer]} {100 * np.exp(float(log_probs[answer])):.0f} %"
+    if answer == label:
+        return AnswerText(f"{RIGHT_MARK} {shown}", True)
+    return AnswerText(f"{WRONG_MARK} {shown}", False)
+
+
+def _show_image(axes: Axes, image: NDArray[np.uint8], answer: AnswerText) -> None:
+    """Show an image under its answer, framed by whether that is right."""
+    axes.imshow(image, interpolation="nearest")
+    axes.set_axis_on()
+    axes.set(xticks=[], yticks=[])
+    colour = "k" if answer.right is None else RIGHT if answer.right else WRONG
+    axes.set_title(answer.text, fontsize=7, color=colour)
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=colour, linewidth=2, linestyle="-" if answer.right else "--")
 
 
 def chosen_rows(exits: NDArray[np.intp], exit: int) -> list[int]:

@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from profiling.calibration import Predictions, Recorded
-from profiling.evaluation.evaluate import Comparison, spread_budgets
+from profiling.evaluation.evaluate import ORACLE, Comparison, Evaluation, spread_budgets
 from profiling.evaluation.figures import (
     EXAMPLES,
     STYLE,
+    AnswerText,
     Curve,
     accuracy_figure,
     answer_text,
@@ -35,7 +36,8 @@ PAGE = """<!doctype html>
         color: #111827 }}
  img {{ max-width: 100% }} table {{ border-collapse: collapse; font-size: 14px }}
  th, td {{ padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e5e7eb }}
- th:first-child, td:first-child {{ text-align: left }} tr.best td {{ font-weight: 600 }}
+ th:first-child, td:first-child {{ text-align: left }}
+ td.best {{ font-weight: 700 }} .right {{ color: #0072b2 }} .wrong {{ color: #d55e00 }}
  .scroll {{ overflow-x: auto }} figcaption, .note {{ color: #4b5563; font-size: 14px }}
  figure {{ margin: 1.5rem 0 }}
 </style>
@@ -52,6 +54,8 @@ def write_report(
     comparison: Comparison,
     classes: Sequence[str],
     images: NDArray[np.uint8] | None = None,
+    *,
+    intervals: bool = False,
 ) -> Path:
     """Write `index.html` and its figures.
 
@@ -62,25 +66,34 @@ def write_report(
         comparison: From `compare`.
         classes: Names of the C classes.
         images: The test images, (M, H, W, 3), to show as examples; None: show a table.
+        intervals: Draw 95 % intervals.
 
     Returns:
         The path of the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    budgets = spread_budgets(comparison.costs_ms, CURVE_BUDGETS)
+    first_ms, last_ms = comparison.costs_ms[[0, -1]].tolist()
+    budgets = [first_ms, *spread_budgets(comparison.costs_ms, CURVE_BUDGETS), last_ms]
     curves = {
         policy: curve_of(scheduler, recorded.test, budgets)
         for policy, scheduler in comparison.schedulers.items()
     }
+    drawn = (
+        " Bars: 95 % bootstrap intervals at the table's budgets; bands resample the same rows for "
+        "both policies."
+        if intervals
+        else ""
+    )
     body = [_summary(name, recorded, comparison), _table(comparison)]
     with mpl.rc_context(STYLE):
         body.append(
             _saved(
-                accuracy_figure(comparison, curves, recorded.test, budgets),
+                accuracy_figure(comparison, curves, recorded.test, budgets, intervals=intervals),
                 folder / "accuracy.svg",
-                "Accuracy against realised mean cost on the test set. Bars: 95 % bootstrap "
-                "intervals at the table's budgets. Right: the difference to the first unlearned "
-                "policy at the same budget; bands resample the same rows for both.",
+                "Left: accuracy against realised mean cost on the test set. Crosses: every sample "
+                "leaves at the same exit. The oracle knows which exits are right; it is cut off "
+                "where it would flatten the others. Right: the difference to the first unlearned "
+                f"policy at the same budget.{drawn}",
             )
         )
         if curves:
@@ -124,8 +137,8 @@ def _policy_sections(
     reliability = _saved(
         reliability_figure(comparison.schedulers, test),
         folder / "reliability.svg",
-        "Share of right predictions against the score, in bins of equal count; on the diagonal "
-        "the score is a probability.",
+        "Share of right answers against the score, in bins of equal count; on the grey diagonal "
+        "the score is the probability to be right.",
     )
     return [*sections, reliability]
 
@@ -140,13 +153,14 @@ def _examples_section(
     """Show samples that leave at each exit, as images or as a table."""
     main, middle = _main_policy(comparison), _middle_budget(comparison)
     exits = exits_at(comparison.schedulers[main], test, middle)
-    heading = f"<h2>Examples that leave at each exit ({main}, {middle:.4g})</h2>"
+    heading = f"<h2>Examples that leave at each exit ({main}, {middle:.4g} ms)</h2>"
     if images is None:
         return [heading, _examples_table(test, exits, classes)]
     figure = _saved(
         examples_figure(test, exits, classes, images),
         folder / "examples.svg",
-        "Test images by the exit they leave at, with the predicted class, red if wrong.",
+        "Test images by the exit they leave at, with the answer and its probability; wrong "
+        "answers have a cross and a dashed frame.",
     )
     return [heading, figure]
 
@@ -167,16 +181,20 @@ def _examples_table(test: Predictions, exits: NDArray[np.intp], classes: Sequenc
     lines = [f"<tr><th>leaves at</th><th>test row</th><th>label</th>{head}</tr>"]
     for exit in range(num_exits):
         for row in chosen_rows(exits, exit)[: EXAMPLES // 2]:
-            shown = [
-                f"<td>{html.escape(answer_text(test, k, row, classes)[0])}</td>"
-                for k in range(exit + 1)
-            ]
+            shown = [_answer_cell(answer_text(test, k, row, classes)) for k in range(exit + 1)]
             shown += ["<td></td>"] * (num_exits - exit - 1)
             label = html.escape(", ".join(classes[c] for c in np.unique(test.labels[row])))
             lines.append(
                 f"<tr><td>exit {exit}</td><td>{row}</td><td>{label}</td>{''.join(shown)}</tr>"
             )
     return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+
+
+def _answer_cell(answer: AnswerText) -> str:
+    if answer.right is None:
+        return f"<td>{html.escape(answer.text)}</td>"
+    kind = "right" if answer.right else "wrong"
+    return f'<td class="{kind}">{html.escape(answer.text)}</td>'
 
 
 def _summary(name: str, recorded: Recorded, comparison: Comparison) -> str:
@@ -194,13 +212,29 @@ def _summary(name: str, recorded: Recorded, comparison: Comparison) -> str:
 def _table(comparison: Comparison) -> str:
     head = "".join(f"<th>{budget:.4g} ms</th>" for budget in comparison.budgets)
     lines = [f"<tr><th>test accuracy % (mean cost ms)</th>{head}</tr>"]
+    served = [rows for policy, rows in comparison.by_policy.items() if policy != ORACLE]
+    best = [max(_shown(row) for row in column) for column in zip(*served, strict=True)]
     for policy, rows in comparison.by_policy.items():
-        cells = "".join(
-            f"<td>{100 * row.test_accuracy:.2f} ({row.test_cost:.3f})</td>" for row in rows
-        )
-        best = ' class="best"' if policy == DEFAULT_POLICY else ""
-        lines.append(f"<tr{best}><td>{policy}</td>{cells}</tr>")
-    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+        bold = best if policy != ORACLE else []
+        cells = [
+            f'<td class="best">{_cell(row)}</td>'
+            if place < len(bold) and _shown(row) == bold[place]
+            else f"<td>{_cell(row)}</td>"
+            for place, row in enumerate(rows)
+        ]
+        lines.append(f"<tr><td>{policy}</td>{''.join(cells)}</tr>")
+    table = f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+    note = "Bold: the best policy at a budget; the oracle, which knows the labels, does not count."
+    return f'{table}<p class="note">{note}</p>'
+
+
+def _cell(row: Evaluation) -> str:
+    return f"{_shown(row):.2f} ({row.test_cost:.3f})"
+
+
+def _shown(row: Evaluation) -> float:
+    """The test accuracy in % as the table shows it: what looks equal is equally good."""
+    return round(100 * row.test_accuracy, 2)
 
 
 def _saved(figure: Figure, path: Path, caption: str) -> str:

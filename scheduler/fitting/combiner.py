@@ -35,7 +35,9 @@ class FittedCombiner(NamedTuple):
     log_probs: Floats
 
 
-def fit_combiner(log_probs: Floats, labels: Labels, *, seed: int) -> FittedCombiner:
+def fit_combiner(
+    log_probs: Floats, labels: Labels, weights: Array | None = None, *, seed: int
+) -> FittedCombiner:
     """Fit, for each exit, the simplest combination that predicts unseen rows about as well as any.
 
     Candidates are, from simple to complex: none, powers, stacked on log p, stacked on log p and p.
@@ -48,29 +50,32 @@ def fit_combiner(log_probs: Floats, labels: Labels, *, seed: int) -> FittedCombi
     Args:
         log_probs: Calibration log-probabilities, finite, (K, N, C) or (K, N, P, C).
         labels: (N,) or (N, P).
+        weights: How many rows each row counts for, with a mean of 1, (N,); None: 1 each.
         seed: Seed of the folds.
     """
     if log_probs.ndim != 3 or len(log_probs) == 1 or len(labels) < MIN_ROWS:
         return FittedCombiner(Combiner(), log_probs)
     folds = np.random.default_rng(seed).permutation(len(labels)) % FOLDS
+    counts = np.ones(len(labels)) if weights is None else weights
     unseen, chosen = log_probs.copy(), []
     for exit in range(len(log_probs)):
         logs = np.maximum(log_probs[: exit + 1], SMALLEST_LOG, dtype=np.float64)
-        best = simplest_good(_candidates(_Rows(logs, labels, folds)), labels)
+        best = simplest_good(_candidates(_Rows(logs, labels, folds, counts)), labels, counts)
         chosen.append(best.fit())
         if chosen[-1] is not None:
             unseen[exit] = best.unseen
-    if all(weights is None for weights in chosen):
+    if all(fitted is None for fitted in chosen):
         return FittedCombiner(Combiner(), log_probs)
     return FittedCombiner(Combiner(tuple(chosen)), unseen)
 
 
 class _Rows(NamedTuple):
-    """Log-probabilities of the exits so far (J, N, C), labels (N,), the fold of each row (N,)."""
+    """Log-probabilities of the exits so far (J, N, C); label, fold and weight of each row, (N,)."""
 
     logs: Array
     labels: Labels
     folds: Labels
+    weights: Array
 
 
 class Candidate(NamedTuple):
@@ -85,19 +90,24 @@ class Candidate(NamedTuple):
     fit: Callable[[], Array | None]
 
 
-def simplest_good(candidates: Sequence[Candidate], labels: Labels) -> Candidate:
+def simplest_good(
+    candidates: Sequence[Candidate], labels: Labels, weights: Array | None = None
+) -> Candidate:
     """Return the first candidate whose log loss is within one standard error of the best's.
 
     Candidates that are less often right than the first, on rows they have not seen, do not count.
     """
     rows = np.arange(len(labels))
-    right = [(each.unseen.argmax(1) == labels).mean() for each in candidates]
+    counts = np.ones(len(labels)) if weights is None else weights
+    right = [np.average(each.unseen.argmax(1) == labels, weights=counts) for each in candidates]
     good = [each for each, share in zip(candidates, right, strict=True) if share >= right[0]]
     losses = np.stack([-each.unseen[rows, labels] for each in good])  # (J, N)
-    excess = losses - losses[losses.mean(1).argmin()]
+    excess = losses - losses[np.average(losses, 1, counts).argmin()]
     errors = 1.0 if len(labels) >= MIN_STACKED_ROWS else FEW_ROWS_ERRORS
-    allowed = errors * excess.std(1) / np.sqrt(len(labels))
-    return good[int((excess.mean(1) <= allowed).argmax())]
+    means = np.average(excess, 1, counts)
+    spread = (excess - means[:, None]) * counts
+    allowed = errors * np.sqrt((spread**2).sum(1)) / counts.sum()  # of a weighted mean
+    return good[int((means <= allowed).argmax())]
 
 
 def _candidates(rows: _Rows) -> list[Candidate]:
@@ -117,11 +127,12 @@ def _candidates(rows: _Rows) -> list[Candidate]:
 
 def _cross_fit_powers(rows: _Rows) -> tuple[Array, Array]:
     """Fit powers to all rows, (J,), and to the rows outside each fold, (FOLDS, J)."""
-    logs, labels, folds = rows
+    logs, labels, folds, weights = rows
     most = MAX_POWER_VALUES // logs.shape[2]
 
     def fit(chosen: Labels) -> Array:
-        return fit_powers(logs[:, chosen[:most]], labels[chosen[:most]])
+        few = chosen[:most]
+        return fit_powers(logs[:, few], labels[few], weights[few])
 
     held_out = np.stack([fit(np.flatnonzero(folds != fold)) for fold in range(FOLDS)])
     return fit(np.arange(len(labels))), held_out
@@ -150,7 +161,9 @@ class _Stack:
         if with_probs:
             features = np.concatenate([features, np.exp(features)], 1)
             floors = np.repeat(SMALLEST_SCALES, len(floors))
-        self._mean, self._scale = features.mean(0), np.maximum(features.std(0), floors)
+        self._mean = np.average(features, 0, rows.weights)
+        spread = np.sqrt(np.average((features - self._mean) ** 2, 0, rows.weights))
+        self._scale = np.maximum(spread, floors)
         scaled = (features - self._mean) / self._scale
         self._inputs = np.concatenate([np.ones((len(scaled), 1)), scaled], 1)
 
@@ -165,7 +178,8 @@ class _Stack:
                 out, offsets = self._rows.folds == fold, _pooled(self._rows.logs, powers)
                 starts[fold] = self._fit(ridge, ~out, offsets, starts[fold])
                 unseen[out] = log_softmax(offsets[out] + self._inputs[out] @ starts[fold])
-            loss = -unseen[np.arange(len(labels)), labels].mean()
+            of_label = unseen[np.arange(len(labels)), labels]
+            loss = -np.average(of_label, weights=self._rows.weights)
             tried.append((float(loss), ridge, unseen))
         _, best, unseen = min(tried, key=lambda each: each[0])
         return Candidate(unseen, lambda: self._fit_all(best, starts[0]))
@@ -173,8 +187,8 @@ class _Stack:
     def _fit(self, ridge: float, chosen: Mask, offsets: Array, start: Array) -> Array:
         """Fit the weights of the scaled inputs, (D, C), to the chosen rows (N,)."""
         penalty = np.full(self._inputs.shape[1], ridge)
-        labels = self._rows.labels[chosen]
-        return fit_stack(self._inputs[chosen], offsets[chosen], labels, penalty, start)
+        labels, weights = self._rows.labels[chosen], self._rows.weights[chosen]
+        return fit_stack(self._inputs[chosen], offsets[chosen], labels, penalty, start, weights)
 
     def _fit_all(self, ridge: float, start: Array) -> Array:
         """Fit to all rows, and put powers and scales into the weights (D, C) of plain inputs."""

@@ -36,6 +36,7 @@ def fit_eenet(
     log_probs: NDArray[np.floating],
     labels: NDArray[np.int64],
     costs_ms: Array,
+    row_weights: Array | None = None,
     *,
     budgets_ms: Array | None = None,
     seed: int = 0,
@@ -54,6 +55,7 @@ def fit_eenet(
         log_probs: Calibration log-probabilities, (K, N, C) or (K, N, P, C).
         labels: (N,) or (N, P).
         costs_ms: Latency from the start until each exit, rising, (K,).
+        row_weights: As in `CalibrationSet`, (N,).
         budgets_ms: Rising budgets that h is fitted for, strictly inside the range of costs, (B,);
             between them the exit distribution is interpolated. A single one fits g for it alone,
             as in the paper. None: 24 over the range.
@@ -68,7 +70,7 @@ def fit_eenet(
     if budgets_ms is None:
         budgets_ms = np.linspace(costs_ms[0], costs_ms[-1], NUM_BUDGETS + 2)[1:-1]
     correct = correct_share(log_probs, labels)
-    problem = _Problem(log_probs, correct, costs_ms, budgets_ms, use_vote)
+    problem = _Problem(log_probs, correct, costs_ms, budgets_ms, use_vote, row_weights)
     with _one_thread():
         candidates = [
             candidate
@@ -80,7 +82,10 @@ def fit_eenet(
 
 
 def fit_published(
-    policy: EENetPolicy, log_probs: NDArray[np.floating], costs_ms: Array
+    policy: EENetPolicy,
+    log_probs: NDArray[np.floating],
+    costs_ms: Array,
+    row_weights: Array | None = None,
 ) -> EENetPolicy:
     """Fit thresholds for every budget on published scores, from the published assignment.
 
@@ -91,14 +96,17 @@ def fit_published(
         policy: From `load_published_scheduler`.
         log_probs: Calibration log-probabilities, (K, N, C) or (K, N, P, C).
         costs_ms: Latency from the start until each exit, rising, (K,).
+        row_weights: As in `CalibrationSet`, (N,).
 
     Raises:
         ValueError: If the numbers of exits or classes differ from those of the weights.
     """
-    published = policy.assignment(np.exp(log_probs, dtype=np.float64)).mean(0)
+    assigned = policy.assignment(np.exp(log_probs, dtype=np.float64))
+    published = np.average(assigned, 0, row_weights)
     budgets = budget_grid(costs_ms)
     targets = np.stack([tilt(published, costs_ms, budget) for budget in budgets])
-    table = tabulate(score_all(policy, log_probs), costs_ms, budgets, targets)
+    scores = score_all(policy, log_probs)
+    table = tabulate(scores, costs_ms, budgets, targets, weights=row_weights)
     return EENetPolicy(table, policy.scorer)
 
 
@@ -123,7 +131,8 @@ def _alternate(problem: "_Problem", rounds: int, seed: int) -> "Iterator[_Candid
         shares = _fit_assignment(assignment, features, scores, problem, generator)
         yield problem.candidate(weights, scores, shares)
         if remaining > 0:
-            weights = _fit_scores(weights, features, shares.mean(2).T, problem)
+            reached = shares.mean(2).T * problem.counts[:, None]
+            weights = _fit_scores(weights, features, reached, problem)
 
 
 class _Candidate(NamedTuple):
@@ -142,6 +151,14 @@ class _Problem(NamedTuple):
     costs: Array  # (K,)
     budgets: Array  # (B,)
     use_vote: bool
+    row_weights: Array | None  # (N,)
+
+    @property
+    def counts(self) -> Tensor:
+        """How many rows each row counts for, (N,)."""
+        if self.row_weights is None:
+            return torch.ones(self.log_probs.shape[1])
+        return torch.from_numpy(self.row_weights).float()
 
     @property
     def num_features(self) -> list[int]:
@@ -171,14 +188,18 @@ class _Problem(NamedTuple):
 
     def candidate(self, weights: tuple[Array, ...], scores: Array, shares: Tensor) -> _Candidate:
         """Rate scores (N, K) and shares (K, N, B) by their mean accuracy over the budgets."""
-        targets = shares.mean(1).double().numpy().T
+        targets = np.average(shares.double().numpy(), 1, self.row_weights).T
         distributions = np.stack(
             [tilt(p, self.costs, b) for p, b in zip(targets, self.budgets, strict=True)]
         )
         accuracies = []
         for distribution, budget in zip(distributions, self.budgets, strict=True):
-            exits = route(scores, repaired_thresholds(scores, distribution, self.costs, budget))
-            accuracies.append(self.correct[np.arange(len(exits)), exits].mean())
+            thresholds = repaired_thresholds(
+                scores, distribution, self.costs, budget, self.row_weights
+            )
+            exits = route(scores, thresholds)
+            correct = self.correct[np.arange(len(exits)), exits]
+            accuracies.append(np.average(correct, weights=self.row_weights))
         return _Candidate(weights, distributions, float(np.mean(accuracies)))
 
     def finish(self, best: _Candidate) -> EENetPolicy:
@@ -191,7 +212,8 @@ class _Problem(NamedTuple):
         grid = np.union1d(budget_grid(self.costs), self.budgets)
         targets = np.stack([np.interp(grid, knots, column) for column in values.T], 1)
         scores = score_all(_policy(best.weights), self.log_probs)
-        return EENetPolicy(tabulate(scores, self.costs, grid, targets), ExitScorer(best.weights))
+        table = tabulate(scores, self.costs, grid, targets, weights=self.row_weights)
+        return EENetPolicy(table, ExitScorer(best.weights))
 
 
 def _policy(weights: tuple[Array, ...]) -> EENetPolicy:
@@ -243,13 +265,15 @@ def _fit_assignment(
     rows = torch.randperm(num_rows, generator=generator)
     rows = rows[: max(ASSIGNMENT_VALUES // (num_exits * problem.log_probs.shape[-1]), 1)]
     seen, target = [inputs[rows] for inputs in features], target[:, rows]
-    entropy = (target * target.log()).sum(0).mean()
+    counts = problem.counts[rows]
+    counts = counts / counts.sum()  # of each row in a mean, (rows,)
+    entropy = (target * target.log()).sum(0) @ counts
     optimizer = torch.optim.Adam(assignment.parameters(), lr=ASSIGNMENT_LR)
     for _ in range(ASSIGNMENT_STEPS):
         optimizer.zero_grad()
         log_r = assignment(seen)
-        divergence = entropy - (target[:, :, None] * log_r).sum(0).mean(0)  # (B,)
-        spent = costs @ log_r.exp().mean(1)
+        divergence = entropy - counts @ (target[:, :, None] * log_r).sum(0)  # (B,)
+        spent = costs @ (counts @ log_r.exp())
         loss = (KL_WEIGHT * divergence + COST_WEIGHT * (budgets - spent).abs() / budgets).sum()
         loss.backward()
         optimizer.step()
@@ -261,7 +285,7 @@ def _fit_assignment(
 def _fit_scores(
     weights: tuple[Array, ...], features: list[Tensor], shares: Tensor, problem: _Problem
 ) -> tuple[Array, ...]:
-    """Minimise L_g, the cross-entropy of q against "right" weighted by shares (N, K)."""
+    """Minimise L_g, the cross-entropy of q against "right" weighted by shares (N, K) of rows."""
     psi = [nn.Parameter(torch.from_numpy(vector).float()) for vector in weights]
     correct = torch.from_numpy(problem.correct).float()
     row_weights = shares / shares.sum(0)

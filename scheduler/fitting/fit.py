@@ -27,6 +27,7 @@ def fit_scheduler(
     log_probs: NDArray[np.floating],
     labels: NDArray[np.int64] | None,
     costs_ms: Array,
+    weights: Array | None = None,
     *,
     seed: int = 0,
     published: EENetPolicy | None = None,
@@ -45,6 +46,8 @@ def fit_scheduler(
         labels: (N,) or (N, P); None: the last exit's own predictions, so that the policy is fitted
             to keep them, and the frontier's accuracy is the agreement with them.
         costs_ms: Latency from the start until each exit, (K,).
+        weights: How many rows each row stands for, with a mean of 1, (N,), as `Prior.row_weights`
+            computes them. Fit and frontier are then those of rows so repeated. None: 1 each.
         seed: Seed of the folds and of networks that are trained.
         published: With `eenet`: take scores and assignment from this policy, fit thresholds only.
 
@@ -60,7 +63,7 @@ def fit_scheduler(
     reference: Reference = "labels" if labels is not None else "last_exit"
     if labels is None:
         labels = last_predictions(log_probs)
-    calibration = CalibrationSet(log_probs, labels, np.asarray(costs_ms, np.float64))
+    calibration = CalibrationSet(log_probs, labels, np.asarray(costs_ms, np.float64), weights)
     check_calibration(calibration)
     if len(costs_ms) == 1:
         return _single_exit_scheduler(calibration, reference)
@@ -86,7 +89,7 @@ def check_calibration(calibration: CalibrationSet) -> None:
     Raises:
         ValueError: If they do not; the message names the array, the index and the remedy.
     """
-    log_probs, labels, costs_ms = calibration
+    log_probs, labels, costs_ms, weights = calibration
     num_exits, *rows, num_classes = log_probs.shape if log_probs.ndim > 1 else (0, 0, 0)
     if len(rows) not in (1, 2) or num_exits < 1 or num_classes < 2 or 0 in rows[1:]:
         raise ValueError(
@@ -102,6 +105,11 @@ def check_calibration(calibration: CalibrationSet) -> None:
     if rows[0] < MIN_ROWS:
         raise ValueError(
             f"there are {rows[0]} calibration rows; give at least {MIN_ROWS}, better a thousand"
+        )
+    if weights is not None and (weights.shape != (rows[0],) or not (weights > 0).all()):
+        raise ValueError(
+            f"the weights have the shape {weights.shape} or are not all above 0; give a positive "
+            f"weight for each of the {rows[0]} rows"
         )
     _check_values(log_probs, labels)
     check_costs(costs_ms, num_exits)
@@ -157,11 +165,14 @@ def _fitter(
         raise ValueError(f"published weights belong to the policy 'eenet', not to {kind!r}")
     from scheduler.fitting.eenet import fit_published  # torch takes seconds to import
 
-    return lambda calibration: fit_published(published, calibration.log_probs, calibration.costs_ms)
+    return lambda calibration: fit_published(
+        published, calibration.log_probs, calibration.costs_ms, calibration.weights
+    )
 
 
 def _single_exit_scheduler(calibration: CalibrationSet, reference: Reference) -> Scheduler:
-    accuracy = correct_share(calibration.log_probs, calibration.labels).mean(0)
+    correct = correct_share(calibration.log_probs, calibration.labels)
+    accuracy = np.average(correct, 0, calibration.weights)
     frontier = Frontier(np.zeros(1), np.ones((1, 1)), accuracy, calibration.costs_ms, reference)
     return Scheduler(ConfidencePolicy(ThresholdTable.closed(1), "maxprob"), frontier)
 
@@ -184,7 +195,7 @@ def _held_out_exits(
         seen: The exits that rows take under that fit, (G, N).
         seed: Seed of the folds.
     """
-    spent = calibration.costs_ms[seen].mean(1)
+    spent = np.average(calibration.costs_ms[seen], 1, calibration.weights)
     unseen = np.empty_like(seen)
     num_folds = FOLDS if calibration.log_probs.size < LARGE_SET else FEW_FOLDS
     folds = np.random.default_rng(seed).permutation(len(calibration.labels)) % num_folds
@@ -213,7 +224,7 @@ def _matched_parameters(
     if POLICIES[kind].parameter_is_budget:
         return parameters
     own = POLICIES[kind].parameters(other, rows)
-    costs = rows.costs_ms[_exits(other, rows.log_probs, own)].mean(1)
+    costs = np.average(rows.costs_ms[_exits(other, rows.log_probs, own)], 1, rows.weights)
     rising, first = np.unique(np.maximum.accumulate(costs), return_index=True)
     matched = np.interp(spent, rising, own[first])
     matched[0], matched[-1] = own[0], own[-1]  # the first exit for all rows, the last for all
@@ -237,14 +248,14 @@ def _frontier(
     unseen: NDArray[np.int8],
     reference: Reference,
 ) -> Frontier:
-    log_probs, labels, costs_ms = calibration
+    log_probs, labels, costs_ms, weights = calibration
     rates, unseen_rates = (
-        np.stack([(taken == k).mean(1) for k in range(len(costs_ms))], 1)
+        np.stack([np.average(taken == k, 1, weights) for k in range(len(costs_ms))], 1)
         for taken in (seen, unseen)
     )
     costlier = (unseen_rates @ costs_ms > rates @ costs_ms)[:, None]
     correct = correct_share(log_probs, labels)
-    accuracy = correct[np.arange(len(correct)), unseen].mean(1)
+    accuracy = np.average(correct[np.arange(len(correct)), unseen], 1, weights)
     return Frontier(
         parameters, np.where(costlier, unseen_rates, rates), accuracy, costs_ms, reference
     ).pareto()

@@ -21,30 +21,33 @@ SMALLEST_STEP = 1e-4
 SUFFICIENT_DECREASE = 1e-4  # Armijo's share of the decrease that the gradient promises
 
 
-def fit_powers(logs: Array, labels: Labels) -> Array:
+def fit_powers(logs: Array, labels: Labels, row_weights: Array | None = None) -> Array:
     """Fit the powers w of softmax(sum_j w_j log p_j), drawn towards the last exit's output alone.
 
     Args:
         logs: Log-probabilities of the exits so far, (J, N, C).
         labels: (N,).
+        row_weights: How many rows each row counts for, (N,); None: 1 each.
 
     Returns:
         Powers (J,).
     """
+    counts = np.ones(len(labels)) if row_weights is None else row_weights
     alone = np.eye(len(logs))[-1]
     of_label = logs[:, np.arange(len(labels)), labels]  # (J, N)
 
     def loss_of(powers: Array) -> tuple[float, Array]:
         log_probs = log_softmax(np.einsum("j,jnc->nc", powers, logs))
-        loss = -log_probs[np.arange(len(labels)), labels].sum()
+        loss = -counts @ log_probs[np.arange(len(labels)), labels]
         return float(loss + POWER_PENALTY * ((powers - alone) ** 2).sum() / 2), log_probs
 
     powers, (loss, log_probs) = alone, loss_of(alone)
     for _ in range(NEWTON_STEPS):
         probs = np.exp(log_probs)
         means = np.einsum("nc,jnc->jn", probs, logs)
-        gradient = (means - of_label).sum(1) + POWER_PENALTY * (powers - alone)
-        products = np.einsum("inc,jnc->ij", logs * probs, logs) - means @ means.T
+        gradient = (means - of_label) @ counts + POWER_PENALTY * (powers - alone)
+        products = np.einsum("inc,jnc->ij", logs * (counts[:, None] * probs), logs)
+        products -= (counts * means) @ means.T
         step = np.linalg.solve(products + POWER_PENALTY * np.eye(len(logs)), gradient)
         size = 1.0
         while (new := loss_of(powers - size * step))[0] > loss and size > SMALLEST_STEP:
@@ -58,7 +61,14 @@ def fit_powers(logs: Array, labels: Labels) -> Array:
     return fitted
 
 
-def fit_stack(inputs: Array, offsets: Array, labels: Labels, penalty: Array, start: Array) -> Array:
+def fit_stack(
+    inputs: Array,
+    offsets: Array,
+    labels: Labels,
+    penalty: Array,
+    start: Array,
+    row_weights: Array | None = None,
+) -> Array:
     """Fit the weights B of softmax(offsets + inputs B) under a ridge.
 
     Args:
@@ -67,24 +77,28 @@ def fit_stack(inputs: Array, offsets: Array, labels: Labels, penalty: Array, sta
         labels: (N,).
         penalty: The penalty on the squared weights of each input, positive, (D,).
         start: Weights to start from, (D, C).
+        row_weights: How many rows each row counts for, (N,); None: 1 each.
 
     Returns:
         Weights (D, C).
     """
     rows = np.arange(len(labels))
+    counts = np.ones(len(labels)) if row_weights is None else row_weights
 
     def loss_of(weights: Array) -> tuple[float, Array]:
         log_probs = log_softmax(offsets + inputs @ weights)
         residuals = np.exp(log_probs)
         residuals[rows, labels] -= 1
+        residuals *= counts[:, None]
         drawn = penalty[:, None] * weights
-        loss = (drawn * weights).sum() / 2 - log_probs[rows, labels].sum()
+        loss = (drawn * weights).sum() / 2 - counts @ log_probs[rows, labels]
         return float(loss), inputs.T @ residuals + drawn
 
     # In each class's block the Hessian is about the mean of p (1 - p) times X'X, plus the penalty.
     probs = np.exp(log_softmax(offsets))
-    curvature = float((probs * (1 - probs)).mean())
-    inverse = np.linalg.inv(curvature * (inputs.T @ inputs) + np.diag(penalty))
+    curvature = float(np.average((probs * (1 - probs)).mean(1), weights=counts))
+    products = (counts[:, None] * inputs).T @ inputs
+    inverse = np.linalg.inv(curvature * products + np.diag(penalty))
     return minimise(loss_of, start, inverse.astype(np.float64), TOLERANCE * len(labels))
 
 

@@ -27,13 +27,15 @@ def fit(calibration: CalibrationSet, seed: int) -> StoppingPolicy:
 
 def parameters(policy: StoppingPolicy, calibration: CalibrationSet) -> Array:
     """List the policy's prices for the table of policies."""
-    return price_ladder(policy, calibration.log_probs, calibration.costs_ms)
+    log_probs, _, costs_ms, weights = calibration
+    return price_ladder(policy, log_probs, costs_ms, weights)
 
 
 def fit_stopping(
     log_probs: NDArray[np.floating],
     labels: NDArray[np.int64],
     costs_ms: Array,
+    row_weights: Array | None = None,
     *,
     seed: int = 0,
 ) -> StoppingPolicy:
@@ -46,13 +48,14 @@ def fit_stopping(
         log_probs: Calibration log-probabilities, (K, N, C) or (K, N, P, C).
         labels: (N,) or (N, P).
         costs_ms: Latency from the start until each exit, rising, (K,).
+        row_weights: As in `CalibrationSet`, (N,).
         seed: Seed of the folds.
     """
     num_exits, num_rows = log_probs.shape[:2]
     steps_ms, prices = np.diff(costs_ms), _price_grid(costs_ms)
     correct = correct_share(log_probs, labels)
     folds = np.random.default_rng(seed).permutation(num_rows) % FOLDS
-    designs = _designs(log_probs)
+    designs = _designs(log_probs, row_weights)
     chances, held_out = [], np.empty((num_rows, num_exits))
     for k, design in enumerate(designs):
         chances.append(design.regress(correct[:, k]))
@@ -94,7 +97,12 @@ def _continuation_weights(
     return ahead
 
 
-def price_ladder(policy: StoppingPolicy, log_probs: NDArray[np.floating], costs_ms: Array) -> Array:
+def price_ladder(
+    policy: StoppingPolicy,
+    log_probs: NDArray[np.floating],
+    costs_ms: Array,
+    row_weights: Array | None = None,
+) -> Array:
     """Return falling prices, from "leave at the first exit" to "run to the last", (G,).
 
     From one price to the next the mean cost of the rows rises by at most about one step of the
@@ -103,7 +111,9 @@ def price_ladder(policy: StoppingPolicy, log_probs: NDArray[np.floating], costs_
     replayed = replay(policy, log_probs)
 
     def cost(price: float) -> float:
-        return float(costs_ms[exits_taken(policy, replayed, price)].mean())
+        return float(
+            np.average(costs_ms[exits_taken(policy, replayed, price)], weights=row_weights)
+        )
 
     mirrored = -policy.prices[(policy.prices > 0) & (policy.prices < -policy.never_exit_parameter)]
     ladder = [
@@ -129,9 +139,16 @@ class _Design:
     For rows of several pixels, the share of the pixels that predict each class.
     """
 
-    def __init__(self, features: Array, classes: NDArray[np.intp], num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.mean, self.scale = features.mean(0), features.std(0)
+    def __init__(
+        self,
+        features: Array,
+        classes: NDArray[np.intp],
+        num_classes: int,
+        row_weights: Array | None,
+    ) -> None:
+        self.num_classes, self.row_weights = num_classes, row_weights
+        self.mean = np.average(features, 0, row_weights)
+        self.scale = np.sqrt(np.average((features - self.mean) ** 2, 0, row_weights))
         self.scale[self.scale < 1e-9] = 1.0  # constant features: the intercept and unused ones
         self.mean[0] = 0.0
         scaled = (features - self.mean) / self.scale
@@ -147,7 +164,10 @@ class _Design:
     ) -> Array:
         """Fit targets in [0, 1] on the chosen rows; returns the weights (D,)."""
         inputs = self.inputs if rows is None else self.inputs[rows]
-        return logistic_regression(inputs, targets, self.penalty, start)
+        weights = self.row_weights
+        if rows is not None and weights is not None:
+            weights = weights[rows]
+        return logistic_regression(inputs, targets, self.penalty, start, weights)
 
     def predict(self, weights: Array, rows: NDArray[np.bool_] | None = None) -> Array:
         """Return the probabilities that weights (D,) give the chosen rows."""
@@ -162,12 +182,12 @@ class _Design:
         return plain, offsets
 
 
-def _designs(log_probs: NDArray[np.floating]) -> list[_Design]:
+def _designs(log_probs: NDArray[np.floating], row_weights: Array | None) -> list[_Design]:
     num_rows, num_classes = log_probs.shape[1], log_probs.shape[-1]
     history, designs = np.zeros((num_rows, num_classes)), []
     for exit, rows in enumerate(log_probs):
         features, classes, history = stopping_features(exit, rows, history)
-        designs.append(_Design(features, classes, num_classes))
+        designs.append(_Design(features, classes, num_classes, row_weights))
     return designs
 
 
@@ -180,7 +200,11 @@ def _price_grid(costs_ms: Array) -> Array:
 
 
 def logistic_regression(
-    inputs: Array, targets: Array, penalty: Array, start: Array | None = None
+    inputs: Array,
+    targets: Array,
+    penalty: Array,
+    start: Array | None = None,
+    row_weights: Array | None = None,
 ) -> Array:
     """Fit a ridge-penalised logistic regression with fractional targets by damped Newton steps.
 
@@ -189,24 +213,26 @@ def logistic_regression(
         targets: In [0, 1], (N,).
         penalty: The penalty on each squared weight, positive, (D,).
         start: Weights to start from, (D,).
+        row_weights: How many rows each row counts for, (N,); None: 1 each.
 
     Returns:
         Weights (D,).
     """
     if start is None:
         start = np.zeros(inputs.shape[1])
-        mean = targets.mean().clip(1e-3, 1 - 1e-3)
+        mean = np.clip(np.average(targets, weights=row_weights), 1e-3, 1 - 1e-3)
         start[0] = np.log(mean / (1 - mean))
-    weights, loss = start, _penalised_loss(start, inputs, targets, penalty)
+    counts = np.ones(len(targets)) if row_weights is None else row_weights
+    weights, loss = start, _penalised_loss(start, inputs, targets, penalty, counts)
     for _ in range(NEWTON_STEPS):
         chances = logistic(inputs @ weights)
-        gradient = inputs.T @ (chances - targets) + penalty * weights
-        curvature = np.maximum(chances * (1 - chances), 1e-6)
+        gradient = inputs.T @ (counts * (chances - targets)) + penalty * weights
+        curvature = counts * np.maximum(chances * (1 - chances), 1e-6)
         hessian = (inputs * curvature[:, None]).T @ inputs + np.diag(penalty)
         step = np.linalg.solve(hessian, gradient)
         size = 1.0
         while (
-            better := _penalised_loss(weights - size * step, inputs, targets, penalty)
+            better := _penalised_loss(weights - size * step, inputs, targets, penalty, counts)
         ) > loss and size > 1e-4:
             size /= 2
         if better > loss:
@@ -217,7 +243,9 @@ def logistic_regression(
     return weights
 
 
-def _penalised_loss(weights: Array, inputs: Array, targets: Array, penalty: Array) -> float:
+def _penalised_loss(
+    weights: Array, inputs: Array, targets: Array, penalty: Array, counts: Array
+) -> float:
     logits = inputs @ weights
     entropy = np.logaddexp(0, logits) - targets * logits
-    return float(entropy.sum() + penalty @ weights**2 / 2)
+    return float(counts @ entropy + penalty @ weights**2 / 2)

@@ -22,7 +22,7 @@ def fit_kind(kind: str, calibration: CalibrationSet, seed: int) -> ConfidencePol
 
 def fit_patience_kind(calibration: CalibrationSet, seed: int) -> PatiencePolicy:
     """Fit the patience policy for the table of policies; nothing is random."""
-    return fit_patience(calibration.log_probs, calibration.costs_ms)
+    return fit_patience(calibration.log_probs, calibration.costs_ms, calibration.weights)
 
 
 def fit_confidence(
@@ -30,6 +30,7 @@ def fit_confidence(
     log_probs: NDArray[np.floating],
     labels: NDArray[np.int64],
     costs_ms: Array,
+    weights: Array | None = None,
 ) -> ConfidencePolicy:
     """Fit thresholds on an unlearned confidence for every budget.
 
@@ -40,25 +41,28 @@ def fit_confidence(
         log_probs: Calibration log-probabilities, (K, N, C) or (K, N, P, C).
         labels: (N,) or (N, P).
         costs_ms: Latency from the start until each exit, rising, (K,).
+        weights: As in `CalibrationSet`, (N,).
     """
     scores = score_all(ConfidencePolicy(ThresholdTable.closed(len(costs_ms)), kind), log_probs)
     if kind.endswith("-opt"):
         correct = correct_share(log_probs, labels)
-        return ConfidencePolicy(optimised_table(scores, correct, costs_ms), kind)
-    return ConfidencePolicy(geometric_table(scores, costs_ms), kind)
+        return ConfidencePolicy(optimised_table(scores, correct, costs_ms, weights), kind)
+    return ConfidencePolicy(geometric_table(scores, costs_ms, weights), kind)
 
 
-def fit_patience(log_probs: NDArray[np.floating], costs_ms: Array) -> PatiencePolicy:
+def fit_patience(
+    log_probs: NDArray[np.floating], costs_ms: Array, weights: Array | None = None
+) -> PatiencePolicy:
     """Fit thresholds on runs of equal predictions; arguments as in `fit_confidence`."""
     scores = score_all(PatiencePolicy(ThresholdTable.closed(len(costs_ms))), log_probs)
-    return PatiencePolicy(geometric_table(scores, costs_ms))
+    return PatiencePolicy(geometric_table(scores, costs_ms, weights))
 
 
-def geometric_table(scores: Array, costs_ms: Array) -> ThresholdTable:
+def geometric_table(scores: Array, costs_ms: Array, weights: Array | None = None) -> ThresholdTable:
     """Return thresholds on scores (N, K) for every budget, from geometric exit distributions."""
     budgets = budget_grid(costs_ms)
     targets = np.stack([geometric_distribution(costs_ms, budget) for budget in budgets])
-    return tabulate(scores, costs_ms, budgets, targets)
+    return tabulate(scores, costs_ms, budgets, targets, weights=weights)
 
 
 def geometric_distribution(costs: Array, budget: float) -> Array:
@@ -90,7 +94,9 @@ def geometric_distribution(costs: Array, budget: float) -> Array:
     return distribution
 
 
-def optimised_table(scores: Array, correct: Array, costs_ms: Array) -> ThresholdTable:
+def optimised_table(
+    scores: Array, correct: Array, costs_ms: Array, weights: Array | None = None
+) -> ThresholdTable:
     """Return thresholds on scores that maximise accuracy under every budget.
 
     At a price per millisecond, each threshold in turn moves to the value with the most right
@@ -102,8 +108,10 @@ def optimised_table(scores: Array, correct: Array, costs_ms: Array) -> Threshold
         scores: (N, K).
         correct: The share of each row that each exit has right, in [0, 1], (N, K).
         costs_ms: Rising costs (K,).
+        weights: As in `CalibrationSet`, (N,).
     """
     num_exits = len(costs_ms)
+    counts = np.ones(len(scores)) if weights is None else weights
     budgets = budget_grid(costs_ms)
     highest = 1 / np.diff(costs_ms).min()
     # The last price is almost 0: it only breaks ties, in favour of the cheaper exit.
@@ -112,13 +120,15 @@ def optimised_table(scores: Array, correct: Array, costs_ms: Array) -> Threshold
     orders = np.argsort(-scores, axis=0, kind="stable")
     thresholds = np.r_[[-np.inf] * num_exits]
     for price in prices:
-        thresholds = _best_thresholds(scores, orders, correct - price * costs_ms, thresholds)
+        gains = (correct - price * costs_ms) * counts[:, None]
+        thresholds = _best_thresholds(scores, orders, gains, thresholds)
         exits = route(scores, thresholds)
-        if (cost := float(costs_ms[exits].mean())) > costs[-1]:
+        if (cost := float(np.average(costs_ms[exits], weights=counts))) > costs[-1]:
             costs.append(cost)
-            shares.append(np.bincount(exits, minlength=num_exits) / len(exits))
+            shares.append(np.bincount(exits, counts, num_exits) / counts.sum())
     targets = np.stack([np.interp(budgets, costs, column) for column in np.transpose(shares)], 1)
-    return tabulate(scores, costs_ms, np.minimum(budgets, costs[-1]), targets, parameters=budgets)
+    spent = np.minimum(budgets, costs[-1])
+    return tabulate(scores, costs_ms, spent, targets, parameters=budgets, weights=weights)
 
 
 def _best_thresholds(scores: Array, orders: NDArray[np.intp], gains: Array, start: Array) -> Array:

@@ -23,7 +23,14 @@ from server.cli.options import (
     prepare_training,
     torchvision_resnets,
 )
-from server.cli.train import ENCODER, device_of, resume_sentence, run_training, train_config
+from server.cli.train import (
+    ENCODER,
+    device_of,
+    is_stratified,
+    resume_sentence,
+    run_training,
+    train_config,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -110,7 +117,7 @@ def attach(args: argparse.Namespace) -> list[EpochReport]:
         raise ValueError(
             f"--image-size is {args.image_size}; {args.backbone} reads images of {size}x{size}"
         )
-    data = data_of(args, seed=training.seed, image_size=size)
+    data = data_of(args, seed=training.seed, image_size=size, stratified=is_stratified(args.out))
     dataset = load_dataset(data)
     torch.manual_seed(training.seed)
     start = (_from_resnet if is_resnet else _from_encoder)(args, exits, len(dataset.classes))

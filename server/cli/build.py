@@ -13,6 +13,7 @@ from scheduler.policies import DEFAULT_POLICY, POLICIES, describe_policies
 from server.cli.options import (
     add_data,
     add_json,
+    add_prior,
     data_of_run,
     prepare_training,
     print_evaluations,
@@ -43,8 +44,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--policy",
         choices=POLICIES,
         default=DEFAULT_POLICY,
-        help=f"exit policy to fit; {describe_policies()} (default: %(default)s)",
+        help=f"exit policy that a server starts with; {describe_policies()}. stopping, its "
+        f"label-free fit and eenet are fitted in any case (default: %(default)s)",
     )
+    add_prior(parser)
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
@@ -92,6 +95,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         name=args.name or args.out.resolve().name,
         data=data_of_run(args, trained.config),
         policy=args.policy,
+        prior=args.prior,
         precision=args.precision,
         max_precision_loss=args.max_precision_loss,
         prune_vocabulary=args.prune_vocabulary,
@@ -147,8 +151,10 @@ def _print(built: BuildResult) -> None:
     for reason in built.left_out:
         print(reason)
     for precision, evaluations in built.evaluations.items():
-        budget_ms = manifest.precisions[precision].default_budget_ms
-        print(f"{precision}: default budget {budget_ms} ms")
+        entry = manifest.precisions[precision]
+        others = ", ".join(name for name in entry.schedulers if name != entry.policy)
+        beside = f"; beside it {others}" if others else ""
+        print(f"{precision}: {entry.policy}, default budget {entry.default_budget_ms} ms{beside}")
         print_evaluations(evaluations)
 
 

@@ -68,6 +68,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--report", type=Path, metavar="DIR", help="write an HTML page with figures"
     )
     parser.add_argument(
+        "--intervals", action="store_true", help="with --report: draw 95 %% bootstrap intervals"
+    )
+    parser.add_argument(
         "--dataset",
         type=Path,
         help="with --report and a bundle: the images it was built from, to show examples",
@@ -101,7 +104,13 @@ def run(args: argparse.Namespace) -> None:
         from profiling.evaluation.report import write_report
 
         page = write_report(
-            args.report, subject.name, subject.recorded, comparison, subject.classes, images
+            args.report,
+            subject.name,
+            subject.recorded,
+            comparison,
+            subject.classes,
+            images,
+            intervals=args.intervals,
         )
         print(f"report: {page}")
 
@@ -203,6 +212,7 @@ def _subject_of_bundle(variant: Variant, costs_ms: NDArray[np.float64] | None) -
     split = {
         "calibration_size": len(recorded.calibration.labels),
         "certification_size": 0 if certification is None else len(certification.labels),
+        "stratified": manifest.training.get("stratified", False),
         **{name: manifest.training[name] for name in SPLIT if name in manifest.training},
     }
     own = costs_ms is None

@@ -11,7 +11,9 @@ from server.cli.options import (
     add_costs,
     add_json,
     add_precision,
+    add_prior,
     add_seed,
+    log_to_stderr,
     print_evaluations,
     require_training_extra,
 )
@@ -39,8 +41,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         choices=("calibration", "none"),
         default="calibration",
         help="what to fit to; none: the last exit's answers in place of labels, kept beside the "
-        "policy that is fitted to labels (default: %(default)s)",
+        "policy that is fitted to labels, which stays the one a server starts with (default: "
+        "%(default)s)",
     )
+    add_prior(parser)
     add_costs(parser, "the bundle's own profile")
     parser.add_argument(
         "--weights",
@@ -64,6 +68,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Fit the policy and print its results."""
     require_training_extra()
+    log_to_stderr("warning")
     from models.bundle import LABEL_FREE, load_bundle
     from server.pipeline.live import LiveServer
     from server.pipeline.refit import refit
@@ -89,9 +94,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"--costs are those of one precision, and {args.folder} holds "
             f"{', '.join(precisions)}; name one with --precision"
         )
+    name = policy + (LABEL_FREE if args.labels == "none" else "")
     log_step, result = StepLog(), dict[str, Any]()
     for precision in precisions:
-        log_step(f"fitting {policy} for {precision}")
+        log_step(f"fitting {name} for {precision}")
         refitted = refit(
             args.folder,
             policy=policy,
@@ -100,12 +106,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             weights=args.weights,
             live=rows,
             label_free=args.labels == "none",
+            prior=args.prior,
             seed=args.seed,
         )
+        entry = refitted.variant.entry
         print(
-            f"{args.folder}: {policy} for {precision}, {len(refitted.scheduler.frontier)} points "
-            f"of the frontier, default budget {refitted.variant.entry.default_budget_ms} ms"
+            f"{args.folder}: {name} for {precision}, {len(refitted.scheduler.frontier)} points "
+            f"of the frontier; a server starts with {entry.policy}, default budget "
+            f"{entry.default_budget_ms} ms"
         )
+        if args.prior != "observed":
+            print(
+                f"fitted for the class shares of --prior {args.prior}; the table shows the test "
+                f"rows in their own shares"
+            )
         if args.labels == "none":
             print(
                 "fitted to the last exit's answers: the accuracy that its frontier expects is the "

@@ -1,7 +1,7 @@
 """`eenet info`: describes a bundle."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,10 @@ def describe(bundle: Bundle) -> dict[str, Any]:
 def _variant(variant: Variant) -> dict[str, Any]:
     """Describe one precision."""
     entry = variant.entry
-    frontier = load_scheduler(variant.scheduler()).frontier
-    point = None if entry.default_budget_ms is None else frontier.at_cost(entry.default_budget_ms)
+    frontiers = {
+        name: load_scheduler(variant.scheduler(name)).frontier for name in entry.schedulers
+    }
+    frontier, budget_ms = frontiers[entry.policy], entry.default_budget_ms
     # The default budget was chosen at these costs.
     costs_ms, accuracy = frontier.costs_ms.tolist(), _test_accuracy(variant.predictions).tolist()
     return {
@@ -80,21 +82,25 @@ def _variant(variant: Variant) -> dict[str, Any]:
         "schedulers": list(entry.schedulers),
         "policy": entry.policy,
         "default_budget_ms": entry.default_budget_ms,
-        "at_default_budget": None
-        if point is None
-        else {
-            _expected(frontier): round(point.expected_accuracy, 4),
-            "expected_cost_ms": round(point.expected_cost_ms, 4),
-            "exit_rates": point.exit_rates.round(4).tolist(),
+        "at_default_budget": None if budget_ms is None else _expectations(frontier, budget_ms),
+        "expected": {
+            name: _expectations(each, costs_ms[-1] if budget_ms is None else budget_ms)
+            for name, each in frontiers.items()
         },
         "row_independent": entry.row_independent,
         "method": entry.method,
     }
 
 
-def _expected(frontier: Frontier) -> str:
-    """Name what a frontier expects: fitted without labels it knows the agreement alone."""
-    return "expected_accuracy" if frontier.reference == "labels" else "expected_agreement"
+def _expectations(frontier: Frontier, budget_ms: float) -> dict[str, Any]:
+    """What a frontier expects at a budget: fitted without labels it knows the agreement alone."""
+    point = frontier.at_cost(budget_ms)
+    known = "expected_accuracy" if frontier.reference == "labels" else "expected_agreement"
+    return {
+        known: round(point.expected_accuracy, 4),
+        "expected_cost_ms": round(point.expected_cost_ms, 4),
+        "exit_rates": point.exit_rates.round(4).tolist(),
+    }
 
 
 def _test_accuracy(path: Path) -> NDArray[np.float64]:
@@ -136,6 +142,7 @@ def _table(info: dict[str, Any]) -> Iterator[str]:
     for precision, variant in info["precisions"].items():
         budget = _budget_line(variant["default_budget_ms"], variant["at_default_budget"])
         yield f"{precision:10} {_schedulers(variant)}; {budget}"
+    yield from _expected_by_scheduler(info["precisions"])
     yield "precision   exit   cost ms   test accuracy %      MiB   exit rate at the default budget"
     for precision, variant in info["precisions"].items():
         rates = (variant["at_default_budget"] or {}).get("exit_rates")
@@ -145,6 +152,26 @@ def _table(info: dict[str, Any]) -> Iterator[str]:
                 f"{precision:10} {each['exit']:5d} {each['cost_ms']:9.3f} "
                 f"{100 * each['test_accuracy']:17.2f} {each['bytes'] / MIB:8.2f} {rate}"
             ).rstrip()
+
+
+def _expected_by_scheduler(precisions: Mapping[str, Any]) -> Iterator[str]:
+    """A table of all schedulers at the default budget."""
+    names = [name for variant in precisions.values() for name in variant["expected"]]
+    width = max(map(len, ["scheduler", *names]))
+    yield f"precision   {'scheduler':{width}}   cost ms   answers expected at the default budget"
+    for precision, variant in precisions.items():
+        for name, expected in variant["expected"].items():
+            rates = " ".join(f"{rate:.2f}" for rate in expected["exit_rates"])
+            yield (
+                f"{precision:11} {name:{width}} {expected['expected_cost_ms']:9.3f}   "
+                f"{_share(expected)}, exit rates {rates}"
+            )
+
+
+def _share(expected: Mapping[str, Any]) -> str:
+    if "expected_agreement" in expected:
+        return f"{100 * expected['expected_agreement']:.2f} % as the last exit"
+    return f"{100 * expected['expected_accuracy']:.2f} % right"
 
 
 def _schedulers(variant: dict[str, Any]) -> str:

@@ -85,6 +85,17 @@ def add_precision(
     )
 
 
+def add_prior(parser: argparse.ArgumentParser) -> None:
+    """Add --prior."""
+    parser.add_argument(
+        "--prior",
+        default="observed",
+        metavar="observed|uniform|FILE",
+        help="shares of the classes to fit for: those of the calibration rows, equal ones, or a "
+        "file: a JSON object of shares by class, or one share per line (default: %(default)s)",
+    )
+
+
 def add_json(parser: argparse.ArgumentParser, document: str) -> None:
     """Add --json, which makes the document all that standard output holds."""
     parser.add_argument(

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.networks.families import FAMILIES, Network, describe_trainable, trainable_names
-from models.training.run import LAST, RUN_FILE, RunConfig, TrainConfig, create_run_dir
+from models.training.run import (
+    LAST,
+    RUN_FILE,
+    RunConfig,
+    TrainConfig,
+    create_run_dir,
+    read_run,
+)
 from server.cli.options import (
     IMAGENET_SIZE,
     add_data,
@@ -101,7 +108,7 @@ def train(args: argparse.Namespace) -> list[EpochReport]:
     with torch.device("meta"):  # reports settings that make no network before it reads data
         Network(args.arch, {**given, family.classes: 2}).build()
     size = IMAGENET_SIZE if args.arch in torchvision_resnets() else None
-    data = data_of(args, seed=training.seed, image_size=size)
+    data = data_of(args, seed=training.seed, image_size=size, stratified=is_stratified(args.out))
     dataset = load_dataset(data)
     if dataset.task != family.task:
         raise ValueError(
@@ -202,6 +209,14 @@ def train_config(args: argparse.Namespace, defaults: Mapping[str, Any]) -> Train
     if given.get("optimizer") == "adamw":
         defaults = {**defaults, **ADAMW}
     return TrainConfig(**{**defaults, **given})
+
+
+def is_stratified(out: Path) -> bool:
+    """Whether rows are held out class by class: always, unless an older run there did not."""
+    if not (out / RUN_FILE).exists():
+        return True
+    data = read_run(out).data
+    return data is None or bool(data["stratified"])
 
 
 def device_of(name: str) -> str:

@@ -42,7 +42,10 @@ from models.training.vocabulary import prune_vocabulary
 from profiling.evaluation.evaluate import Evaluation
 from profiling.recording import first_rows, texts_of
 from scheduler.fitting.fit import MIN_ROWS
+from scheduler.fitting.prior import Prior
 from server.pipeline.precisions import PrecisionChoice, choose_precisions
+from server.pipeline.priors import OBSERVED, read_prior
+from server.pipeline.schedulers import SIDE_BY_SIDE, FitKind, warn_of_imbalance
 from server.pipeline.variants import BuiltVariant, VariantBuilder
 
 PARITY_ROWS = 64
@@ -65,7 +68,9 @@ class BuildOptions:
     Attributes:
         name: The model's name in requests.
         data: Dataset with the calibration and the test set.
-        policy: Policy to fit, one of `scheduler.policies.POLICIES`.
+        policy: The policy that a server starts with, one of `scheduler.policies.POLICIES`. Those of
+            `SIDE_BY_SIDE` are fitted in any case.
+        prior: What `read_prior` takes.
         precision: Number format to compute in, beside `float32`; `auto`: the one with the best
             frontier on this machine.
         max_precision_loss: Accuracy that an exit may lose by it; a precision that loses more is
@@ -77,6 +82,7 @@ class BuildOptions:
     name: str
     data: DataConfig
     policy: str
+    prior: str = OBSERVED
     precision: PrecisionChoice = "float32"
     max_precision_loss: float = 0.005
     prune_vocabulary: bool = False
@@ -153,13 +159,16 @@ def build_bundle(
     log_step("reading the dataset")
     data = in_order(load_dataset(options.data), run.config.classes)
     _check_data(run, data)
+    prior = read_prior(options.prior, data.classes)
+    if prior is not None:
+        prior.row_weights(data.calibration.labels)  # refuses before the work
     if options.precision == "int8":
         check_rows(len(data.train.labels))
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        built = _fill(run, part, data, options, log_step)
+        built = _fill(run, part, data, options, prior, log_step)
         shutil.rmtree(out, ignore_errors=True)
         part.rename(out)
     finally:
@@ -198,7 +207,12 @@ def _check_data(run: Run, data: Dataset) -> None:
 
 
 def _fill(
-    run: Run, folder: Path, data: Dataset, options: BuildOptions, log_step: Callable[[str], None]
+    run: Run,
+    folder: Path,
+    data: Dataset,
+    options: BuildOptions,
+    prior: Prior | None,
+    log_step: Callable[[str], None],
 ) -> BuildResult:
     if data.task == "text":
         _write_tokenizer(run, folder, data, options)
@@ -210,9 +224,20 @@ def _fill(
     disagreement = _check_parity(run.model, graphs, first_rows(preprocess, data.test, PARITY_ROWS))
     costs_ms = None if run.config.costs_ms is None else np.array(run.config.costs_ms)
     builder = VariantBuilder(
-        folder, graphs, data, preprocess, options.policy, costs_ms, options.data.seed, log_step
+        folder,
+        graphs,
+        data,
+        preprocess,
+        options.policy,
+        prior,
+        costs_ms,
+        options.data.seed,
+        log_step,
     )
     built = choose_precisions(builder, options.precision, options.max_precision_loss)
+    variants = [builder.add_schedulers(variant, SIDE_BY_SIDE) for variant in built.variants]
+    if prior is None:
+        warn_of_imbalance(FitKind(options.policy), variants[0].recorded.calibration, data.classes)
     bundle = write_manifest(
         folder,
         name=options.name,
@@ -221,12 +246,12 @@ def _fill(
         classes=data.classes,
         num_exits=run.model.num_exits,
         inputs={"text" if data.task == "text" else "image": _described(preprocess)},
-        precisions={variant.precision: variant.entry for variant in built.variants},
+        precisions={variant.precision: variant.entry for variant in variants},
         trained=built.trained,
         network=_stored_network(run, folder, preprocess) if options.torch else None,
-        training=_training(run.config, options.data, built.variants[0]),
+        training=_training(run.config, options.data, variants[0]),
     )
-    evaluations = {variant.precision: variant.evaluations for variant in built.variants}
+    evaluations = {variant.precision: variant.evaluations for variant in variants}
     return BuildResult(bundle, disagreement, evaluations, built.left_out)
 
 
@@ -328,6 +353,7 @@ def _training(config: RunConfig, data: DataConfig, best: BuiltVariant) -> dict[s
         "dataset": Path(data.dataset).stem,
         "calibration_from": data.calibration_from,
         "seed": data.seed,
+        "stratified": data.stratified,
         "calibration_accuracy": best.recorded.calibration.correct.mean(0).round(4).tolist(),
         "test_accuracy": list(best.measured.accuracy),
     }

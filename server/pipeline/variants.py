@@ -3,7 +3,7 @@
 import math
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,12 +34,14 @@ from profiling.evaluation.evaluate import Evaluation, evaluate, spread_budgets
 from profiling.latency import measure_latency, save_profile
 from profiling.recording import first_rows, record_split, served_states
 from scheduler.fitted import Scheduler, save_scheduler
-from scheduler.fitting.fit import fit_scheduler
+from scheduler.fitting.prior import Prior
 from scheduler.frontier import Frontier
+from server.pipeline.schedulers import FitKind, fit_kind
 
 SCALE_ROWS, CHOICE_ROWS = 300, 500  # clean training rows that fix and that choose int8 scales
 KNOWN_ROWS = 8
 ACCURACY_GIVEN_UP = 0.005  # in accuracy, by the default budget
+MANY_VALUES = 10_000_000  # log-probabilities from which on a fit of eenet takes minutes
 
 
 class BuiltVariant(NamedTuple):
@@ -67,7 +69,8 @@ class VariantBuilder:
         graphs: The network in single precision.
         data: The dataset; segmentation has its labels on the policies' grid.
         preprocess: The bundle's preprocessing.
-        policy: Policy to fit.
+        policy: The policy that a server starts with.
+        prior: Shares of the classes that schedulers are fitted for; None: the calibration rows'.
         costs_ms: Latency until each exit, measured elsewhere, (K,); None: measured here.
         seed: Seed of the fit and of the choice of training rows.
         log_step: Called with each step as it begins.
@@ -78,6 +81,7 @@ class VariantBuilder:
     data: Dataset
     preprocess: ImagePreprocessor | TextPreprocessor
     policy: str
+    prior: Prior | None
     costs_ms: NDArray[np.float64] | None
     seed: int
     log_step: Callable[[str], None]
@@ -119,6 +123,31 @@ class VariantBuilder:
         )
         return self._build("int8", quantised.graphs, "exact", quantised.method)
 
+    def add_schedulers(self, variant: BuiltVariant, kinds: Sequence[FitKind]) -> BuiltVariant:
+        """Fit further schedulers to a variant that the bundle will hold, beside its policy's."""
+        if len(variant.frontier.costs_ms) == 1:  # nothing to decide
+            return variant
+        entry, calibration = variant.entry, variant.recorded.calibration
+        for kind in kinds:
+            if kind.name in entry.schedulers:
+                continue
+            slow = kind.policy == "eenet" and calibration.log_probs.size > MANY_VALUES
+            takes = ", which takes minutes for so many predictions" if slow else ""
+            self.log_step(f"{variant.precision}: fitting {kind.name} beside it{takes}")
+            scheduler = fit_kind(
+                kind, calibration, variant.frontier.costs_ms, prior=self.prior, seed=self.seed
+            )
+            place = self._store(variant.precision, kind, scheduler)
+            entry = entry.model_copy(update={"schedulers": entry.schedulers | {kind.name: place}})
+        return variant._replace(entry=entry)
+
+    def _store(self, precision: Precision, kind: FitKind, scheduler: Scheduler) -> str:
+        """Write a scheduler's files; returns their folder in the bundle."""
+        place = f"{precision}/schedulers/{kind.name}"
+        (self.folder / place).mkdir(parents=True)
+        save_scheduler(scheduler, self.folder / place)
+        return place
+
     def discard(self, variant: BuiltVariant) -> None:
         """Remove the files of a variant that the bundle will not hold."""
         shutil.rmtree(self.folder / variant.entry.folder)
@@ -155,16 +184,9 @@ class VariantBuilder:
         save_profile(profile, folder / PROFILE)
         log_step(f"{precision}: fitting {self.policy}")
         costs_ms = profile.costs_ms if self.costs_ms is None else self.costs_ms
-        scheduler = fit_scheduler(
-            self.policy,
-            recorded.calibration.log_probs,
-            recorded.calibration.labels,
-            costs_ms,
-            seed=self.seed,
-        )
-        place = f"{precision}/schedulers/{self.policy}"
-        (self.folder / place).mkdir(parents=True)
-        save_scheduler(scheduler, self.folder / place)
+        kind = FitKind(self.policy)
+        scheduler = fit_kind(kind, recorded.calibration, costs_ms, prior=self.prior, seed=self.seed)
+        place = self._store(precision, kind, scheduler)
         measured = Measured(
             accuracy=recorded.test.correct.mean(0).round(4).tolist(),
             latency_ms=profile.costs_ms.round(4).tolist(),

@@ -18,6 +18,6 @@ def test_a_column_shows_latency_parameter_and_exit_rates() -> None:
     assert [axes[row, 0].get_ylabel() for row in range(3)] == [
         "rolling latency, ms",
         "parameter",
-        "exit rates",
+        "exit rates, %",
     ]
     assert len(axes[2, 0].collections) == 2  # an area an exit

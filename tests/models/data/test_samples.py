@@ -271,3 +271,31 @@ def test_rows_to_report_on_must_be_left(
     data = samples([str(i) for i in range(12)], [0] * 12, [False] * 7 + [True] * 5)
     with pytest.raises(ValueError, match=told):
         split_rows(data, size, 0, calibration_from=source, certification_size=certified)
+
+
+# Rows of every class
+
+
+@pytest.mark.parametrize("source", ["train", "test"])
+def test_no_class_is_missing_among_the_calibration_rows(source: CalibrationSource) -> None:
+    labels = [0] * 950 + [1] * 47 + [2] * 2 + [3]
+    texts, marks = [str(i) for i in range(2000)], [False] * 1000 + [True] * 1000
+    data = samples(texts, labels * 2, marks)._replace(classes=tuple("abcd"))
+    for seed in range(5):
+        split = split_rows(data, 200, seed, calibration_from=source, certification_size=100)
+        counts = np.bincount(data.labels[split.calibration], minlength=4)
+        assert counts[0] == pytest.approx(190, abs=1.5) and counts[1] == pytest.approx(9, abs=1.5)
+        # Of two rows one is held out, and a single one stays where it was.
+        left = split.train if source == "train" else split.test
+        assert counts[3] == 0 and 3 in data.labels[left]
+        certified = np.bincount(data.labels[split.certification], minlength=4)
+        assert certified[1] >= 4 and certified[2] == 1
+        assert counts[2] == (source == "train")
+
+
+def test_rows_of_runs_before_are_found_again() -> None:
+    data = samples([str(i) for i in range(60)], [0] * 50 + [1] * 10, [False] * 60)
+    order = np.random.default_rng(3).permutation(54)
+    before = split_rows(data._replace(is_test=None), 20, 3, stratified=False)
+    kept = np.setdiff1d(np.arange(60), before.test)
+    assert before.calibration.tolist() == kept[np.sort(order[:20])].tolist()

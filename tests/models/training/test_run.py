@@ -54,6 +54,15 @@ def test_a_run_from_before_a_setting_existed_has_its_default_and_can_be_resumed(
     assert json.loads((tmp_path / "run.json").read_text())["data"]["calibration_from"] == "train"
 
 
+def test_a_run_from_before_rows_were_drawn_by_class_keeps_its_rows(tmp_path: Path) -> None:
+    create_run_dir(tmp_path, TRAINED)
+    values = json.loads((tmp_path / "run.json").read_text())
+    del values["data"]["stratified"]
+    (tmp_path / "run.json").write_text(json.dumps(values))
+    data = read_run(tmp_path).data
+    assert data is not None and data["stratified"] is False
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

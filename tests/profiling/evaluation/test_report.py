@@ -5,12 +5,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from profiling.calibration import Predictions, Recorded
 from profiling.evaluation.evaluate import Comparison, compare
-from profiling.evaluation.figures import EXAMPLES, chosen_rows, curve_of, exits_at
+from profiling.evaluation.figures import (
+    COLOURS,
+    DASHES,
+    EXAMPLES,
+    accuracy_figure,
+    chosen_rows,
+    curve_of,
+    exits_at,
+)
 from profiling.evaluation.report import write_report
+from scheduler.policies import POLICIES
 
 pytestmark = pytest.mark.usefixtures("quick_fits")
 
@@ -90,21 +100,72 @@ def test_the_table_has_every_figure(folder: Path, comparison: Comparison) -> Non
         (line,) = re.findall(rf"<tr[^>]*><td>{policy}</td>.*?</tr>", page)
         shown = [j.evaluation for j in comparison.scored if j.evaluation.policy == policy]
         cells = [f"{100 * row.test_accuracy:.2f} ({row.test_cost:.3f})" for row in shown]
-        assert re.findall(r"<td>([\d.]+ \([\d.]+\))</td>", line) == cells
+        assert re.findall(r"<td[^>]*>([\d.]+ \([\d.]+\))</td>", line) == cells
+
+
+def test_the_best_of_each_budget_is_bold_and_the_oracle_does_not_count(
+    folder: Path, comparison: Comparison
+) -> None:
+    page = (folder / "index.html").read_text()
+    served = {name: rows for name, rows in comparison.by_policy.items() if name != "oracle"}
+    for place in range(len(BUDGETS)):
+        shown = {name: f"{100 * rows[place].test_accuracy:.2f}" for name, rows in served.items()}
+        best = max(shown.values(), key=float)
+        for policy in ("maxprob", "stopping", "oracle"):
+            (line,) = re.findall(rf"<tr[^>]*><td>{policy}</td>(.*?)</tr>", page)
+            marked = re.findall(r'<td( class="best")?>', line)[place] != ""
+            assert marked == (shown.get(policy) == best), (policy, place)
+
+
+def texts_of(axes: Axes) -> str:
+    return " ".join(text.get_text() for text in axes.texts + axes.legend_.get_texts())
+
+
+@pytest.mark.parametrize("intervals", [False, True])
+def test_the_oracle_flattens_nothing_and_intervals_are_drawn_if_asked_for(
+    recorded: Recorded, comparison: Comparison, intervals: bool
+) -> None:
+    budgets = [1.0, 1.5, 2.0, 2.5, 3.3]
+    curves = {
+        name: curve_of(scheduler, recorded.test, budgets)
+        for name, scheduler in comparison.schedulers.items()
+    }
+    figure = accuracy_figure(comparison, curves, recorded.test, budgets, intervals=intervals)
+    left, right = figure.axes
+    top = left.get_ylim()[1]
+    highest = max(comparison.exit_accuracy + [c.accuracy.max() for c in curves.values()])
+    lowest = min(comparison.exit_accuracy)
+    assert 100 * highest < top <= min(100 * (highest + 0.16 * (highest - lowest)), 100)
+    oracle = max(row.test_accuracy for row in comparison.by_policy["oracle"])
+    assert ("cut off" in texts_of(left)) == (100 * oracle > top)
+    assert "%" in left.get_ylabel() and "ms" in left.get_xlabel()
+    assert bool(left.containers) == intervals and bool(right.collections) == intervals
+
+
+def test_no_two_policies_look_alike() -> None:
+    looks = {(COLOURS[name], str(DASHES[name])) for name in POLICIES}
+    colours = {COLOURS[name] for name in POLICIES}
+    assert len(looks) == len(colours) == len(POLICIES)
 
 
 def test_the_example_rows_leave_where_the_table_says(
     folder: Path, recorded: Recorded, comparison: Comparison
 ) -> None:
     page = (folder / "index.html").read_text()
-    budget = float(re.findall(r"leave at each exit \(stopping, ([\d.]+)\)", page)[0])
+    budget = float(re.findall(r"leave at each exit \(stopping, ([\d.]+) ms\)", page)[0])
     exits = exits_at(comparison.schedulers["stopping"], recorded.test, budget)
     shown = re.findall(r"<tr><td>exit (\d)</td><td>(\d+)</td><td>(.*?)</td>(.*?)</tr>", page)
     assert {int(exit) for exit, *_ in shown} == set(exits.tolist())
     for exit, row, label, answers in shown:
         assert exits[int(row)] == int(exit)
         assert label == html.escape(CLASSES[recorded.test.labels[int(row)]])
-        assert len(re.findall(r"<td>[^<]+ [01]\.\d\d</td>", answers)) == int(exit) + 1
+        shown_right = [
+            kind == "right" for kind in re.findall(r'<td class="(right|wrong)">', answers)
+        ]
+        right = recorded.test.correct[int(row), : int(exit) + 1] == 1
+        assert shown_right == right.tolist()
+        marks = re.findall(r">([✓✗]) [^<]+ \d+ %</td>", answers)
+        assert [mark == "✓" for mark in marks] == right.tolist()
 
 
 @pytest.mark.slow
@@ -136,9 +197,9 @@ def test_masks_are_reported_by_the_share_of_their_pixels(tmp_path: Path) -> None
     assert {int(exit) for exit, *_ in shown} == set(exits.tolist())
     for exit, row, label, answers in shown:
         assert label == html.escape(", ".join(CLASSES[c] for c in np.unique(labels[int(row)])))
-        told = [float(share) for share in re.findall(r"<td>right ([\d.]+)</td>", answers)]
-        expected = masks.correct[int(row), : int(exit) + 1].tolist()
-        assert told == pytest.approx(expected, abs=0.0051)
+        told = [int(share) for share in re.findall(r"<td>(\d+) % of pixels right</td>", answers)]
+        expected = 100 * masks.correct[int(row), : int(exit) + 1]
+        assert told == pytest.approx(expected.tolist(), abs=0.51)
     images = rng.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
     page = report(tmp_path / "images", recorded, comparison, images=images)
     assert "examples.svg" in images_of(page)

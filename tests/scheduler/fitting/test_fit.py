@@ -207,9 +207,9 @@ def test_each_row_is_left_out_once_by_fewer_folds_if_there_are_very_many(
     monkeypatch.setattr("scheduler.frontier.GRID_STEP", 0.1)
     fitted_to = []
 
-    def recording(log_probs: Array, costs_ms: Array) -> ThresholdPolicy:
+    def recording(log_probs: Array, costs_ms: Array, weights: None) -> ThresholdPolicy:
         fitted_to.append(log_probs[0, :, 0])
-        return fit_patience(log_probs, costs_ms)
+        return fit_patience(log_probs, costs_ms, weights)
 
     fit_patience = scheduler.fitting.thresholds.fit_patience
     monkeypatch.setattr(scheduler.fitting.thresholds, "fit_patience", recording)

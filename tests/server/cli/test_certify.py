@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.bundle import load_bundle, rewrite_manifest
+from models.bundle import rewrite_entry, rewrite_manifest
 from profiling.calibration import Predictions, Recorded, save_recorded
 from scheduler.fitted import load_scheduler
 from scheduler.guarantee import Promise, certify
@@ -279,7 +279,6 @@ def test_a_bundle_is_certified_with_the_fit_that_the_promise_needs(
     assert main(["certify", str(bundle), *DISAGREEMENT, *everything_into(out)]) == 0
     assert figures(out)["policy"] == "stopping" and hint in capsys.readouterr().out
     refit(bundle, policy="stopping", label_free=True)
-    refit(bundle, policy="stopping")
     before = contents(bundle)
     for flags, policy in ((LOSS, "stopping"), (DISAGREEMENT, "stopping-label-free")):
         assert main(["certify", str(bundle), *flags, *everything_into(out)]) == 0
@@ -298,6 +297,7 @@ def test_a_bundle_is_certified_with_the_fit_that_the_promise_needs(
 
 
 def test_a_bundle_keeps_its_routing_at_other_costs(bundle: Path, out: Path) -> None:
+    refit(bundle, policy="stopping")
     refit(bundle, policy="stopping", label_free=True)
     found = []
     for costs in ([], ["--costs", "10,20,33"]):
@@ -330,8 +330,11 @@ def test_a_policy_fitted_without_labels_says_what_its_accuracy_is(
     assert main(["fit", str(bundle), "--labels", "none"]) == 0
     assert "is the agreement with them" in capsys.readouterr().out
     entry = variant_of(bundle).entry
-    assert entry.policy == "stopping-label-free"
+    assert entry.policy == "stopping"
     assert {"stopping", "stopping-label-free"} < set(entry.schedulers)
+    fitted_here = {name: entry.schedulers[name] for name in ("stopping", "stopping-label-free")}
+    # As fits did before: the label-free one in command.
+    rewrite_entry(variant_of(bundle), policy="stopping-label-free", schedulers=fitted_here)
     fitted = scheduler_of(bundle)
     assert (fitted.policy.kind, fitted.frontier.reference) == ("stopping", "last_exit")
     assert fitted.frontier.expected_accuracy[-1] == 1
@@ -342,12 +345,11 @@ def test_a_policy_fitted_without_labels_says_what_its_accuracy_is(
     shown = json.loads(told.out)["precisions"]["float32"]["at_default_budget"]
     assert set(shown) == {"expected_agreement", "expected_cost_ms", "exit_rates"}
     assert re.search(r"expected agreement with the last exit \d", told.err)
-    assert load_bundle(bundle).manifest.precisions["float32"].policy == "stopping-label-free"
 
 
 def test_a_fit_without_labels_reads_none(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refit(bundle, policy="maxprob", label_free=True)
-    before = scheduler_of(bundle)
+    before = load_scheduler(variant_of(bundle).scheduler("maxprob-label-free"))
     variant = variant_of(bundle)
     recorded = recorded_of(bundle)
     calibration = recorded.calibration
@@ -355,6 +357,6 @@ def test_a_fit_without_labels_reads_none(bundle: Path, capsys: pytest.CaptureFix
     save_recorded(recorded._replace(calibration=shuffled), variant.predictions)
     rewrite_manifest(variant.bundle)
     refit(bundle, policy="maxprob", label_free=True)
-    after = scheduler_of(bundle)
+    after = load_scheduler(variant_of(bundle).scheduler("maxprob-label-free"))
     assert np.array_equal(after.frontier.expected_accuracy, before.frontier.expected_accuracy)
     assert np.array_equal(after.frontier.exit_rates, before.frontier.exit_rates)

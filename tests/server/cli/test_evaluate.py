@@ -396,7 +396,7 @@ def test_the_data_sets_images_are_the_examples_of_the_report(
 def test_the_examples_are_the_test_rows_that_the_bundle_reports_on(
     make_bundle: Callable[[Recorded], Path], dataset: Path, make_probs: MakeProbs, out: Path
 ) -> None:
-    split: dict[str, Any] = {"calibration_from": "test", "seed": 3}
+    split: dict[str, Any] = {"calibration_from": "test", "seed": 3, "stratified": True}
     data = load_dataset(
         DataConfig(str(dataset), calibration_size=20, certification_size=10, **split)
     )

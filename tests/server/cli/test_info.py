@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from models.bundle import load_bundle
+from scheduler.fitted import load_scheduler
 from server.cli.main import main
 from server.pipeline.refit import refit
 from tests.bundles import recorded_of, variant_of
@@ -80,7 +81,33 @@ def test_all_schedulers_are_named(
     before = variant_of(folder).entry.policy
     refit(folder, policy="entropy")
     assert main(["info", str(folder)]) == 0
-    assert f"entropy (also {before})" in capsys.readouterr().out
+    others = [name for name in variant_of(folder).entry.schedulers if name != "entropy"]
+    assert before in others
+    assert f"entropy (also {', '.join(others)})" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("quick_fits")
+def test_every_scheduler_says_what_it_expects_at_the_default_budget(
+    capsys: pytest.CaptureFixture[str], shipped_bundle: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(shipped_bundle, tmp_path / "bundle"))
+    refit(folder, policy="stopping", label_free=True)
+    shown = described(capsys, folder)["precisions"]["int8"]
+    variant = variant_of(folder)
+    budget_ms = variant.entry.default_budget_ms
+    assert list(shown["expected"]) == shown["schedulers"] == list(variant.entry.schedulers)
+    for name, expected in shown["expected"].items():
+        point = load_scheduler(variant.scheduler(name)).frontier.at_cost(budget_ms)
+        label_free = name.endswith("-label-free")
+        known = "expected_agreement" if label_free else "expected_accuracy"
+        assert expected[known] == pytest.approx(point.expected_accuracy, abs=1e-4)
+        assert expected["expected_cost_ms"] <= budget_ms
+    assert shown["expected"][variant.entry.policy] == shown["at_default_budget"]
+    assert main(["info", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (of_labels,) = [line for line in lines if line.startswith("int8        stopping   ")]
+    (free,) = [line for line in lines if line.startswith("int8        stopping-label-free")]
+    assert "% right" in of_labels and "% as the last exit" in free
 
 
 def test_a_folder_without_a_bundle_is_one_sentence(

@@ -83,7 +83,7 @@ def test_a_build_leaves_the_older_bundle_and_no_remains(
 @pytest.mark.parametrize(
     ("arguments", "patched", "sentence"),
     [
-        (["fit", "B"], "server.pipeline.refit.fit_scheduler", "keeps the scheduler that it had"),
+        (["fit", "B"], "server.pipeline.refit.fit_kind", "keeps the scheduler that it had"),
         (["profile", "B"], "server.cli.profile.measure_latency", "keeps the profile that it had"),
         (["evaluate", "B"], "profiling.evaluation.evaluate.compare", "comparison is not kept"),
         (

@@ -155,6 +155,7 @@ FLAGS = {
         "name",
         *DATA,
         "policy",
+        "prior",
         "precision",
         "max-precision-loss",
         "prune-vocabulary",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -87,6 +88,27 @@ def test_a_finished_run_is_reported_again_and_not_trained(
     second = capsys.readouterr()
     assert second.out == first.out and second.err == ""
     assert (out / "last.safetensors").read_bytes() == weights
+
+
+def test_a_run_from_before_rows_were_drawn_by_class_goes_on_with_its_rows(
+    trained: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(trained, tmp_path / "run"))
+    run = json.loads((out / "run.json").read_text())
+    assert run["data"].pop("stratified") is True
+    (out / "run.json").write_text(json.dumps(run))
+    assert main(command(dataset, out)) == 0, capsys.readouterr().err
+    assert json.loads((out / "run.json").read_text())["data"]["stratified"] is False
+
+
+def test_the_rows_of_every_class_are_told(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "models"):
+        assert main(command(dataset, tmp_path / "run")) == 0
+    assert "rows: train 16, calibration 4, test 6" in caplog.text
+    counts = {line.split()[0]: line.split()[1:] for line in caplog.text.splitlines() if line}
+    assert counts["bright"] == counts["dark"] == ["8", "2", "3"]
 
 
 def test_without_json_nothing_is_printed_on_stdout(

@@ -158,10 +158,61 @@ def test_the_steps_are_told_in_order(case: Case) -> None:
     assert [line.split()[0] for line in case.said] == [
         "reading",
         "exporting",
-        "float32:",
-        "float32:",
-        "float32:",
+        *["float32:"] * 6,
     ]
+
+
+def test_the_default_the_label_free_fit_and_eenet_are_fitted_beside_the_policy(case: Case) -> None:
+    variant = case.built.bundle.variant()
+    names = ["maxprob", "stopping", "stopping-label-free", "eenet"]
+    assert (list(variant.entry.schedulers), variant.entry.policy) == (names, "maxprob")
+    fits = {name: load_scheduler(variant.scheduler(name)) for name in names}
+    kinds = [(fit.policy.kind, fit.frontier.reference) for fit in fits.values()]
+    assert kinds == [
+        ("maxprob", "labels"),
+        ("stopping", "labels"),
+        ("stopping", "last_exit"),
+        ("eenet", "labels"),
+    ]
+    profile = json.loads(variant.profile.read_text())
+    for fit in fits.values():
+        np.testing.assert_allclose(fit.frontier.costs_ms, profile["costs_ms"], atol=1e-4)
+
+
+def test_all_schedulers_are_fitted_for_the_prior(case: Case, tmp_path: Path) -> None:
+    prior = tmp_path / "prior.json"
+    prior.write_text(json.dumps({"cat": 0.98, "ape": 0.01, "bee": 0.01}))
+    bundle = build(case.run, tmp_path / "bundle", prior=str(prior)).bundle
+    calibration = load_recorded(bundle.variant().predictions).calibration
+    for name in ("maxprob", "stopping", "eenet"):
+        frontier = load_scheduler(bundle.variant().scheduler(name)).frontier
+        right = calibration.correct[calibration.labels == 2].mean(0)  # of the cats
+        assert frontier.expected_accuracy[[0, -1]] == pytest.approx(right, abs=0.02)
+
+
+def test_a_prior_that_names_no_class_stops_a_build_before_it_exports(
+    case: Case, tmp_path: Path
+) -> None:
+    prior, said = tmp_path / "prior.json", list[str]()
+    prior.write_text(json.dumps({"cow": 1.0}))
+    with pytest.raises(ValueError, match="there is no class 'cow'"):
+        build(case.run, tmp_path / "bundle", said.append, prior=str(prior))
+    assert said == ["reading the dataset"]
+
+
+def test_imbalanced_calibration_rows_are_told(
+    case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = make_dataset(tmp_path / "data", train_rows=24)
+    for name in ("bee", "cat"):
+        for path in sorted((dataset / "train" / name).iterdir())[3:]:
+            path.unlink()
+    data = DataConfig(str(dataset), calibration_size=12)
+    build(case.run, tmp_path / "bundle", data=data)
+    assert "calibration rows are imbalanced: 'ape'" in caplog.text
+    caplog.clear()
+    build(case.run, tmp_path / "bundle", data=data, prior="uniform")
+    assert "imbalanced" not in caplog.text
 
 
 def test_recorded_predictions_are_those_of_the_network(case: Case) -> None:

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 import server.pipeline.refit
-from models.bundle import load_bundle
+from models.bundle import load_bundle, rewrite_entry
 from profiling.calibration import Predictions, Recorded
 from profiling.evaluation.evaluate import evaluate, spread_budgets
 from scheduler.eenet import EENetPolicy, load_published_scheduler
@@ -123,6 +123,65 @@ def test_fitted_schedulers_are_kept_and_the_last_one_is_started_with(bundle: Pat
     refit(bundle, policy="entropy", costs_ms=np.array([2.0, 3.0, 9.0]))
     assert scheduler_of(bundle).frontier.costs_ms.tolist() == [2, 3, 9]
     assert list(variant_of(bundle).entry.schedulers) == list(variant.entry.schedulers)
+
+
+def test_a_label_free_fit_is_kept_beside_the_policy_in_command(bundle: Path) -> None:
+    refit(bundle, policy="stopping")
+    before = variant_of(bundle).entry
+    refit(bundle, policy="stopping", label_free=True)
+    after = variant_of(bundle).entry
+    assert (after.policy, after.default_budget_ms) == ("stopping", before.default_budget_ms)
+    assert list(after.schedulers) == [*before.schedulers, "stopping-label-free"]
+
+
+def test_a_label_free_fit_that_is_in_command_renews_the_default_budget(bundle: Path) -> None:
+    refit(bundle, policy="stopping", label_free=True)
+    rewrite_entry(variant_of(bundle), policy="stopping-label-free", default_budget_ms=1e6)
+    refit(bundle, policy="stopping", label_free=True)
+    assert variant_of(bundle).entry.policy == "stopping-label-free"
+    assert budget_of(bundle) <= COSTS[-1]
+
+
+@pytest.mark.parametrize("label_free", [False, True])
+def test_a_prior_is_the_share_of_labels_or_of_the_last_exits_answers(
+    bundle: Path, label_free: bool, tmp_path: Path
+) -> None:
+    shares, calibration = [0.7, 0.1, 0.1, 0.1], recorded_of(bundle).calibration
+    prior = tmp_path / "prior.txt"
+    prior.write_text("\n".join(map(str, shares)) + "\n")
+    scheduler = refit(bundle, policy="maxprob", label_free=label_free, prior=str(prior)).scheduler
+    answers = calibration.log_probs.argmax(-1)
+    classes = answers[-1] if label_free else calibration.labels
+    right = answers[0] == classes
+    expected = sum(s * right[classes == c].mean() for c, s in enumerate(shares))
+    assert scheduler.frontier.expected_accuracy[0] == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_command_says_what_a_prior_means_and_what_is_wrong_with_one(
+    bundle: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["fit", str(bundle), "--policy", "maxprob", "--prior", "uniform"]) == 0
+    assert "fitted for the class shares of --prior uniform" in capsys.readouterr().out
+    before = contents(bundle)
+    file = tmp_path / "prior.txt"
+    file.write_text("0.5\n0.5\n")
+    assert main(["fit", str(bundle), "--policy", "maxprob", "--prior", str(file)]) == 2
+    assert "2 shares for 4 classes" in capsys.readouterr().err
+    assert contents(bundle) == before
+
+
+def test_imbalance_is_told_unless_a_prior_is_given(
+    make_bundle: MakeBundle, make_probs: MakeProbs, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = np.repeat([0, 1, 2, 3], [120, 40, 20, 20])
+    probs, _ = make_probs(200, labels=labels)
+    rows = Predictions(np.log(probs).astype(np.float16), labels)
+    bundle = make_bundle(Recorded(rows, None, rows))
+    refit(bundle, policy="maxprob")
+    assert "imbalanced" in caplog.text and "60 %" in caplog.text and "10 %" in caplog.text
+    caplog.clear()
+    refit(bundle, policy="maxprob", prior="uniform")
+    assert caplog.text == ""
 
 
 def test_one_precision_is_fitted_and_the_others_stay(bundle: Path) -> None:
