@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from models.postprocess import mask_png, probabilities
+from models.postprocess import mask_png
 from models.preprocess import ImagePreprocessor, InvalidInput, ModelInput, TextPreprocessor
+from scheduler.combiner import probabilities
 from server.decode_helper import DecodeHelper
 from server.engine.client import EngineClient
 from server.engine.request import AuditTrace, InferenceRequest, Prediction

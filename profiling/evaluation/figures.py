@@ -37,15 +37,28 @@ STYLE: dict[Any, Any] = {
 
 
 class Curve(NamedTuple):
-    """Results of a policy at many budgets: test costs (B,), accuracies (B,), exits (B, M)."""
+    """Results of a policy at many budgets.
+
+    Attributes:
+        costs: Mean cost of the test rows, (B,).
+        exits: Exit of each, (B, M).
+        right: Whether each is answered rightly, for a segmentation a share, (B, M).
+    """
 
     costs: Array
-    accuracy: Array
     exits: NDArray[np.intp]
+    right: Array
+
+    @property
+    def accuracy(self) -> Array:
+        """Share of right answers, (B,)."""
+        shares: Array = self.right.mean(1)
+        return shares
 
 
 def curve_of(scheduler: Scheduler, test: Predictions, budgets: Sequence[float]) -> Curve:
     """Replay a scheduler at many budgets."""
+    test = test.combined(scheduler.combiner)
     replayed = replay(scheduler.policy, test.log_probs)
     exits = np.stack(
         [
@@ -54,7 +67,7 @@ def curve_of(scheduler: Scheduler, test: Predictions, budgets: Sequence[float]) 
         ]
     )
     right = test.correct[np.arange(exits.shape[1]), exits]
-    return Curve(scheduler.frontier.costs_ms[exits].mean(1), right.mean(1), exits)
+    return Curve(scheduler.frontier.costs_ms[exits].mean(1), exits, right)
 
 
 def exits_at(scheduler: Scheduler, test: Predictions, budget: float) -> NDArray[np.intp]:
@@ -74,14 +87,14 @@ def accuracy_figure(
     _plot_intervals(left, comparison, curves)
     if ORACLE in comparison.by_policy:
         _plot_oracle(left, comparison, test, budgets)
-    left.plot(comparison.costs_ms, 100 * np.array(comparison.exit_accuracy), "kx", label="one exit")
+    left.plot(comparison.costs_ms, 100 * np.array(comparison.exit_accuracy), "kx", label="one head")
     left.set(xlabel="mean cost, ms", ylabel="test accuracy, %")
     if curves:  # the axes fit the policies; the oracle may leave them
         low = min(curve.accuracy.min() for curve in curves.values())
         high = max(max(curve.accuracy.max() for curve in curves.values()), low + 1e-3)
         left.set_ylim(100 * (low - 0.1 * (high - low)), 100 * (high + 0.25 * (high - low)))
     left.legend(fontsize=8, loc="lower right")
-    _plot_differences(right, curves, test, budgets)
+    _plot_differences(right, curves, budgets)
     return figure
 
 
@@ -106,7 +119,7 @@ def _plot_intervals(axes: Axes, comparison: Comparison, curves: dict[str, Curve]
 def _plot_oracle(
     axes: Axes, comparison: Comparison, test: Predictions, budgets: Sequence[float]
 ) -> None:
-    correct = test.correct
+    correct = test.combined(comparison.combiner).correct
     exits = [oracle_exits(correct, comparison.costs_ms, budget) for budget in budgets]
     axes.plot(
         [comparison.costs_ms[taken].mean() for taken in exits],
@@ -118,21 +131,18 @@ def _plot_oracle(
     )
 
 
-def _plot_differences(
-    axes: Axes, curves: dict[str, Curve], test: Predictions, budgets: Sequence[float]
-) -> None:
+def _plot_differences(axes: Axes, curves: dict[str, Curve], budgets: Sequence[float]) -> None:
     base = next((policy for policy in ("maxprob", "entropy", "patience") if policy in curves), None)
     if base is None:
         axes.set_axis_off()
         return
-    rows, correct = np.arange(len(test.labels)), test.correct
-    reference = correct[rows, curves[base].exits]
-    rng = np.random.default_rng(0)
-    counts = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), RESAMPLES) / len(rows)
+    reference = curves[base].right
+    rng, rows = np.random.default_rng(0), reference.shape[1]
+    counts = rng.multinomial(rows, np.full(rows, 1 / rows), RESAMPLES) / rows
     for policy, curve in curves.items():
         if policy == base:
             continue
-        gains = 100 * (correct[rows, curve.exits] - reference)
+        gains = 100 * (curve.right - reference)
         axes.plot(budgets, gains.mean(1), color=COLOURS[policy], lw=1.4, label=policy)
         if policy in ("stopping", "eenet"):
             low, high = np.percentile(counts @ gains.T, [2.5, 97.5], axis=0)
@@ -165,7 +175,7 @@ def rates_figure(curves: dict[str, Curve], budgets: Sequence[float]) -> Figure:
 
 def scores_figure(scheduler: Scheduler, test: Predictions, budget: float) -> Figure:
     """Plot the scores of right and wrong predictions at each exit, and the thresholds there."""
-    policy = scheduler.policy
+    policy, test = scheduler.policy, test.combined(scheduler.combiner)
     parameter = np.array([scheduler.frontier.at_cost(budget).parameter])
     figure = Figure(figsize=(2.4 * policy.num_exits, 2.2))
     panels = figure.subplots(1, policy.num_exits, squeeze=False)[0]
@@ -218,10 +228,10 @@ def reliability_figure(schedulers: dict[str, Scheduler], test: Predictions) -> F
         axes.plot([0, 1], [0, 1], color="#d1d5db", lw=1)
         axes.set_title(f"exit {exit}", fontsize=9)
         axes.set_xlabel("score")
-    correct = test.correct
     usual = [name for name in ("maxprob", "eenet", "stopping") if name in schedulers]
     for name in usual or schedulers:
-        replayed = replay(schedulers[name].policy, test.log_probs)
+        combined = test.combined(schedulers[name].combiner)
+        replayed, correct = replay(schedulers[name].policy, combined.log_probs), combined.correct
         for exit, (axes, scored) in enumerate(zip(panels, replayed, strict=True)):
             order = np.array_split(np.argsort(scored.scores, kind="stable"), BINS)
             bins = [part for part in order if len(part)]

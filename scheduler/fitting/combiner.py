@@ -35,30 +35,35 @@ class FittedCombiner(NamedTuple):
     log_probs: Floats
 
 
-def fit_combiner(log_probs: Floats, labels: Labels, *, seed: int) -> FittedCombiner:
+def fit_combiner(log_probs: Floats, labels: Labels | None, *, seed: int) -> FittedCombiner:
     """Fit, for each exit, the simplest combination that predicts unseen rows about as well as any.
 
     Candidates are, from simple to complex: none, powers, stacked on log p, stacked on log p and p.
     The first is chosen whose cross-validated log loss is within one standard error of the best's
     (Breiman et al. 1984, section 3.4.3, on paired differences); none may be less often right than
-    the head itself. Below 2,000 rows, and for more than
-    64 classes, there are no stacks; below 200 rows, for a single exit and for segmentations nothing
-    is combined.
+    the head itself. Below 2,000 rows, and for more than 64 classes, there are no stacks; below 200
+    rows, for a single exit and for segmentations nothing is combined.
 
     Args:
         log_probs: Calibration log-probabilities, finite, (K, N, C) or (K, N, P, C).
-        labels: (N,) or (N, P).
+        labels: (N,) or (N, P); None: the last exit's answers, so that earlier exits predict them.
+            The last exit then keeps its own output.
         seed: Seed of the folds.
     """
-    if log_probs.ndim != 3 or len(log_probs) == 1 or len(labels) < MIN_ROWS:
+    if log_probs.ndim != 3 or len(log_probs) == 1 or log_probs.shape[1] < MIN_ROWS:
         return FittedCombiner(Combiner(), log_probs)
+    num_combined = len(log_probs) if labels is not None else len(log_probs) - 1
+    if labels is None:
+        labels = log_probs[-1].argmax(1).astype(np.int64)
     folds = np.random.default_rng(seed).permutation(len(labels)) % FOLDS
-    unseen, chosen = log_probs.copy(), []
-    for exit in range(len(log_probs)):
+    # Half precision would round different classes to the same number.
+    unseen = log_probs.astype(np.result_type(log_probs, np.float32))
+    chosen: list[Array | None] = [None] * len(log_probs)
+    for exit in range(num_combined):
         logs = np.maximum(log_probs[: exit + 1], SMALLEST_LOG, dtype=np.float64)
         best = simplest_good(_candidates(_Rows(logs, labels, folds)), labels)
-        chosen.append(best.fit())
-        if chosen[-1] is not None:
+        chosen[exit] = best.fit()
+        if chosen[exit] is not None:
             unseen[exit] = best.unseen
     if all(weights is None for weights in chosen):
         return FittedCombiner(Combiner(), log_probs)
