@@ -111,7 +111,8 @@ def form_of(weights: Array | None, exit: int) -> str:
     if weights.ndim == 1:
         return "powers " + " ".join(f"{power:.2f}" for power in weights)
     rows, num_classes = weights.shape
-    return "stacked on log p" + (", p" if rows > 1 + (exit + 1) * num_classes else "")
+    products = rows > 1 + 2 * (exit + 1) * num_classes
+    return "stacked on log p, p" + (", products" if products else "")
 
 
 def judge_group(name: str, subjects: list[Subject]) -> tuple[dict[str, Any], list[str]]:
@@ -142,9 +143,11 @@ def judge_group(name: str, subjects: list[Subject]) -> tuple[dict[str, Any], lis
 
 
 def online_us(rows: int) -> list[float]:
-    """Microseconds to combine rows at each exit, stacked on log p and p, best of rounds."""
+    """Microseconds to combine rows at each exit, stacked on all inputs, best of rounds."""
     rng = np.random.default_rng(0)
-    shapes = [(1 + 2 * (k + 1) * ONLINE_CLASSES, ONLINE_CLASSES) for k in range(ONLINE_EXITS)]
+    products = ONLINE_CLASSES * (ONLINE_CLASSES + 1) // 2
+    inputs = [1 + 2 * (k + 1) * ONLINE_CLASSES + products for k in range(ONLINE_EXITS)]
+    shapes = [(rows, ONLINE_CLASSES) for rows in inputs]
     combiner = Combiner(tuple(0.1 * rng.normal(size=shape) for shape in shapes))
     outputs, _ = make_problem(ONLINE_EXITS, rows, ONLINE_CLASSES)
     memory, found = combiner.start(rows), []

@@ -1,15 +1,15 @@
 """Combined answers: an exit answers from all heads so far, not from its own alone.
 
-    log p'_k = log softmax(sum_{j <= k} w_j log p_j + b + A [log p_0 .. log p_k, p_0 .. p_k])
+    log p'_k = log softmax(sum_{j <= k} w_j log p_j + b + A [log p_0 .. log p_k, p_0 .. p_k, x_k])
 
 Powers w alone are a logarithmic opinion pool (Genest and Zidek 1986); b and A make it a stacked
-generalisation (Wolpert 1992). Policies, frontiers and answers all read the combined predictions.
+generalisation (Wolpert 1992), where x_k, if there, holds the products of the log p_k of every two
+classes. Policies, frontiers and answers all read the combined predictions.
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from operator import mul
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ Floats = NDArray[np.floating]
 Array = NDArray[np.float64]
 
 SMALLEST_LOG = -25.0  # of a probability that is read: below it, one head would overrule all others
-FEW_CLASSES = 64  # up to which one row is combined in plain Python
+SMALLEST_FACTOR = -8.0  # of a product: squares of surer logarithms would outweigh all else
 CHUNK_ROWS = 4096
 
 
@@ -31,18 +31,15 @@ class Combiner:
     Attributes:
         weights: One entry per exit; none at all: each head's own output. The entry of exit k is
             None: its head's own output; (k + 1,): the powers w of the exits so far; or
-            (1 + (k + 1) C, C): the weights of [1, log p_0 .. log p_k], with w on the diagonals; or
-            (1 + 2 (k + 1) C, C): the weights of [1, log p_0 .. log p_k, p_0 .. p_k].
+            (1 + 2 (k + 1) C, C): the weights of [1, log p_0 .. log p_k, p_0 .. p_k], with w on the
+            diagonals; or C (C + 1) / 2 rows more: the weights of the products too.
     """
 
     weights: tuple[Array | None, ...] = ()
-    _columns: list[list[list[float]]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for exit, weights in enumerate(self.weights):
             _check_weights(exit, weights)
-        columns = [[] if each is None else np.atleast_2d(each.T).tolist() for each in self.weights]
-        object.__setattr__(self, "_columns", columns)
 
     @property
     def empty(self) -> bool:
@@ -108,11 +105,7 @@ class Combiner:
         weights = self.weights[exit] if self.weights else None
         if weights is None:
             return log_probs
-        num_rows, num_classes = log_probs.shape
-        if num_rows == 1 and num_classes <= FEW_CLASSES:
-            combined = self._combine_one_row(exit, memory[0].tolist(), num_classes)
-        else:
-            combined = _combine_rows(weights, memory, num_classes)
+        combined = log_softmax(_logits(weights, memory, log_probs.shape[1]))
         return combined.astype(_precision_of(log_probs), copy=False)
 
     def combine_all(self, log_probs: Floats) -> Floats:
@@ -145,28 +138,33 @@ class Combiner:
             return Combiner()
         return Combiner(tuple(arrays[name] if name in arrays else None for name in names))
 
-    def _combine_one_row(self, exit: int, seen: list[float], num_classes: int) -> Array:
-        """Combine one row in plain Python: at so few numbers, numpy's cost per call dominates."""
-        columns = self._columns[exit]
-        if len(columns) == 1:
-            logits = [sum(map(mul, columns[0], seen[c::num_classes])) for c in range(num_classes)]
-        else:
-            with_probs = len(columns[0]) > 1 + len(seen)
-            features = [1.0, *seen, *map(math.exp, seen)] if with_probs else [1.0, *seen]
-            logits = [sum(map(mul, features, column)) for column in columns]
-        highest = max(logits)
-        log_sum = highest + math.log(sum([math.exp(logit - highest) for logit in logits]))
-        return np.array([[logit - log_sum for logit in logits]])
 
-
-def _combine_rows(weights: Array, seen: Array, num_classes: int) -> Array:
-    """Return the combined log-probabilities (A, C) of the logs (A, (k + 1) C) of the exits."""
+def _logits(weights: Array, seen: Array, num_classes: int) -> Array:
+    """Return the logits (A, C) of the combination of the logs (A, (k + 1) C) of the exits."""
     if weights.ndim == 1:
-        exits = seen.reshape(len(seen), len(weights), num_classes)
-        return log_softmax(np.einsum("akc,k->ac", exits, weights))
-    with_probs = len(weights) > 1 + seen.shape[1]
-    features = np.concatenate([seen, np.exp(seen)], 1) if with_probs else seen
-    return log_softmax(features @ weights[1:] + weights[0])
+        pooled: Array = weights @ seen.reshape(len(seen), len(weights), num_classes)
+        return pooled
+    with_products = len(weights) > 1 + 2 * seen.shape[1]
+    logits: Array = stack_inputs(seen, num_classes, with_products=with_products) @ weights[1:]
+    logits += weights[0]
+    return logits
+
+
+def stack_inputs(seen: Array, num_classes: int, *, with_products: bool) -> Array:
+    """Return what a stack weighs, (A, D), from the logs (A, (k + 1) C) of the exits."""
+    parts = [seen, np.exp(seen)]
+    if with_products:
+        factors = np.maximum(seen[:, -num_classes:], SMALLEST_FACTOR)
+        first, second = _pairs(num_classes)
+        parts.append(factors[:, first] * factors[:, second])
+    return np.concatenate(parts, 1)
+
+
+@cache
+def _pairs(num_classes: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return both classes of every pair, a class with itself included."""
+    first, second = np.triu_indices(num_classes)
+    return first, second
 
 
 def _precision_of(log_probs: Floats) -> np.dtype[np.floating]:
@@ -194,7 +192,9 @@ def _check_weights(exit: int, weights: Array | None) -> None:
     expected: list[tuple[int, ...]] = [(exit + 1,)]
     if weights.ndim == 2:
         num_classes = weights.shape[1]
-        expected = [(1 + blocks * (exit + 1) * num_classes, num_classes) for blocks in (1, 2)]
+        rows = 1 + 2 * (exit + 1) * num_classes
+        products = num_classes * (num_classes + 1) // 2
+        expected = [(rows, num_classes), (rows + products, num_classes)]
     if weights.shape not in expected or not np.isfinite(weights).all():
         raise ValueError(
             f"the weights that combine exit {exit} have the shape {weights.shape} or are not "

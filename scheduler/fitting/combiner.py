@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.combiner import FEW_CLASSES, SMALLEST_LOG, Combiner, log_softmax
+from scheduler.combiner import SMALLEST_LOG, Combiner, log_softmax, stack_inputs
 from scheduler.fitting.softmax_regression import fit_powers, fit_stack
 
 Floats = NDArray[np.floating]
@@ -15,11 +15,13 @@ Labels = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 FOLDS = 5
+MOST_STACKED_CLASSES, MOST_MULTIPLIED_CLASSES = 64, 20
 MIN_ROWS, MIN_STACKED_ROWS = 200, 2000  # at 1,000 stacks lost up to 1.5 points on digits
 FEW_ROWS_ERRORS = 2.0  # standard errors in place of one where rows are too few for a stack
 MAX_POWER_VALUES = 2_000_000  # log-probabilities of one exit that powers are fitted to: few numbers
-RIDGES = (200.0, 50.0, 10.0)  # on each squared weight of an input of standard deviation 1
-SMALLEST_SCALES = 0.5, 0.05  # of log p and p: a class that never varied must not explode later
+RIDGES = (500.0, 100.0, 20.0)  # on each squared weight of an input of standard deviation 1
+# Of log p, p and products: what never varied must not explode later.
+SMALLEST_SCALES = 0.5, 0.05, 2.0
 
 
 class FittedCombiner(NamedTuple):
@@ -38,11 +40,11 @@ class FittedCombiner(NamedTuple):
 def fit_combiner(log_probs: Floats, labels: Labels | None, *, seed: int) -> FittedCombiner:
     """Fit, for each exit, the simplest combination that predicts unseen rows about as well as any.
 
-    Candidates are, from simple to complex: none, powers, stacked on log p, stacked on log p and p.
-    The first is chosen whose cross-validated log loss is within one standard error of the best's
+    Candidates are, from simple to complex: none, powers, stacked on log p and p, stacked on their
+    products too. The first is chosen whose cross-validated log loss is within one standard error of the best's
     (Breiman et al. 1984, section 3.4.3, on paired differences); none may be less often right than
-    the head itself. Below 2,000 rows, and for more than 64 classes, there are no stacks; below 200
-    rows, for a single exit and for segmentations nothing is combined.
+    the head itself. Below 2,000 rows, and for more than 64 classes, there are no stacks, for more than
+    20 no products; below 200 rows, for a single exit and for segmentations nothing is combined.
 
     Args:
         log_probs: Calibration log-probabilities, finite, (K, N, C) or (K, N, P, C).
@@ -114,9 +116,9 @@ def _candidates(rows: _Rows) -> list[Candidate]:
         chosen = rows.folds == fold
         by_powers[chosen] = log_softmax(_pooled(rows.logs[:, chosen], each))
     candidates = [Candidate(own, lambda: None), Candidate(by_powers, lambda: powers)]
-    if len(own) >= MIN_STACKED_ROWS and own.shape[1] <= FEW_CLASSES:
-        stacks = (_Stack(rows, powers, held_out, with_probs) for with_probs in (False, True))
-        candidates += [stack.candidate() for stack in stacks]
+    if len(own) >= MIN_STACKED_ROWS and own.shape[1] <= MOST_STACKED_CLASSES:
+        forms = [False, True] if own.shape[1] <= MOST_MULTIPLIED_CLASSES else [False]
+        candidates += [_Stack(rows, powers, held_out, form).candidate() for form in forms]
     return candidates
 
 
@@ -139,24 +141,23 @@ def _pooled(logs: Array, powers: Array) -> Array:
 
 
 class _Stack:
-    """Regressions on [1, log p] or [1, log p, p] of the exits so far, on top of their powers.
+    """Regressions on log p and p of the exits so far, on top of their powers.
 
     Args:
         rows: The exits so far.
         powers: Fitted to all rows, (J,).
         held_out: Fitted to the rows outside each fold, (FOLDS, J).
-        with_probs: Whether the inputs hold p too.
+        with_products: Whether the inputs hold products of log p too.
     """
 
-    def __init__(self, rows: _Rows, powers: Array, held_out: Array, with_probs: bool) -> None:
+    def __init__(self, rows: _Rows, powers: Array, held_out: Array, with_products: bool) -> None:
         self._rows, self._powers, self._held_out = rows, powers, held_out
-        features = np.concatenate(rows.logs, 1)  # (N, J C)
-        floors = np.full(features.shape[1], SMALLEST_SCALES[0])
-        if with_probs:
-            features = np.concatenate([features, np.exp(features)], 1)
-            floors = np.repeat(SMALLEST_SCALES, len(floors))
-        self._mean, self._scale = features.mean(0), np.maximum(features.std(0), floors)
-        scaled = (features - self._mean) / self._scale
+        seen = np.concatenate(rows.logs, 1)  # (N, J C)
+        inputs = stack_inputs(seen, rows.logs.shape[2], with_products=with_products)
+        products = inputs.shape[1] - 2 * seen.shape[1]
+        floors = np.repeat(SMALLEST_SCALES, [seen.shape[1], seen.shape[1], products])
+        self._mean, self._scale = inputs.mean(0), np.maximum(inputs.std(0), floors)
+        scaled = (inputs - self._mean) / self._scale
         self._inputs = np.concatenate([np.ones((len(scaled), 1)), scaled], 1)
 
     def candidate(self) -> Candidate:

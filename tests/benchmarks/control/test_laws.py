@@ -26,7 +26,7 @@ def rows() -> RecordedSamples:
 def fitted(rows: RecordedSamples) -> PolicyReplay:
     clean = rows.variants["clean"]
     log_probs = rows.log_probs[:, clean].astype(np.float64)
-    policy, frontier = fit_scheduler("stopping", log_probs, rows.labels[clean], COSTS_MS)
+    policy, frontier, _ = fit_scheduler("stopping", log_probs, rows.labels[clean], COSTS_MS)
     return PolicyReplay.of(policy, frontier, rows.log_probs)
 
 

@@ -33,7 +33,7 @@ def quick_eenet() -> Iterator[None]:
 
 
 class Fitted(NamedTuple):
-    """A fitted scheduler, what it was fitted to, and rows it was not fitted to."""
+    """A fitted scheduler, what it was fitted to and rows it was not fitted to, as it answers."""
 
     scheduler: Scheduler
     problem: CalibrationSet
@@ -43,7 +43,13 @@ class Fitted(NamedTuple):
 @pytest.fixture(scope="module", params=ALL_BUT_EENET_QUICK)
 def fitted(request: pytest.FixtureRequest, make_problem: Callable[..., Made]) -> Fitted:
     problem, fresh = (CalibrationSet(*make_problem(rows=1000, seed=seed)) for seed in (0, 1))
-    return Fitted(fit_scheduler(request.param, *problem), problem, fresh)
+    scheduler = fit_scheduler(request.param, *problem)
+    assert not scheduler.combiner.empty
+    return Fitted(scheduler, *(answered(scheduler, rows) for rows in (problem, fresh)))
+
+
+def answered(scheduler: Scheduler, rows: CalibrationSet) -> CalibrationSet:
+    return rows._replace(log_probs=scheduler.combiner.combine_all(rows.log_probs))
 
 
 def exits_of(scheduler: Scheduler, problem: CalibrationSet, parameter: float) -> NDArray[np.intp]:
@@ -416,7 +422,7 @@ def test_rising_costs_pass() -> None:
 
 def test_a_network_with_one_exit_has_nothing_to_decide(make_problem: Callable[..., Made]) -> None:
     log_probs, labels, _ = make_problem(rows=30)
-    policy, frontier = fit_scheduler("stopping", log_probs[:1], labels, np.array([2.0]))
+    policy, frontier, _ = fit_scheduler("stopping", log_probs[:1], labels, np.array([2.0]))
     scored = replay(policy, log_probs[:1])
     assert policy.decide(0, scored[0], np.array([policy.never_exit_parameter])).leave.all()
     assert (len(frontier), frontier[0].expected_cost_ms) == (1, 2.0)
