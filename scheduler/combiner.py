@@ -156,7 +156,7 @@ def stack_inputs(seen: Array, num_classes: int, *, with_products: bool) -> Array
     if with_products:
         factors = np.maximum(seen[:, -num_classes:], SMALLEST_FACTOR)
         first, second = _pairs(num_classes)
-        parts.append(factors[:, first] * factors[:, second])
+        parts.append(factors.take(first, 1) * factors.take(second, 1))
     return np.concatenate(parts, 1)
 
 

@@ -235,11 +235,15 @@ class _Evaluator:
         return scored
 
     def eenet_per_budget(self) -> list[ScoredEvaluation]:
-        """Evaluate EENet as in the paper: scores fitted anew for each budget."""
+        """Evaluate EENet as in the paper: scores fitted anew for each budget.
+
+        They are fitted to the calibration rows as they are answered, so that these keep the budget.
+        """
         from scheduler.fitting.eenet import fit_eenet  # torch takes seconds to import
 
-        combiner, log_probs = self.combined
-        labels, sides = self._recorded.calibration.labels, self._sides_of(combiner)
+        labels = self._recorded.calibration.labels
+        sides = self._sides_of(self.combined.combiner)
+        log_probs = sides[0].log_probs
         first, last = self._costs_ms[[0, -1]]
         edge = 1e-3 * (last - first)
         rng, scored = np.random.default_rng(self._seed), []

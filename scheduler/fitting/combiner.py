@@ -40,11 +40,12 @@ class FittedCombiner(NamedTuple):
 def fit_combiner(log_probs: Floats, labels: Labels | None, *, seed: int) -> FittedCombiner:
     """Fit, for each exit, the simplest combination that predicts unseen rows about as well as any.
 
-    Candidates are, from simple to complex: none, powers, stacked on log p and p, stacked on their
-    products too. The first is chosen whose cross-validated log loss is within one standard error of the best's
-    (Breiman et al. 1984, section 3.4.3, on paired differences); none may be less often right than
-    the head itself. Below 2,000 rows, and for more than 64 classes, there are no stacks, for more than
-    20 no products; below 200 rows, for a single exit and for segmentations nothing is combined.
+    Candidates are, from simple to complex: none, powers, stacked on log p and p, stacked on
+    products of log p too. The first is chosen whose cross-validated log loss is within one standard
+    error of the best's (Breiman et al. 1984, section 3.4.3, on paired differences); none may be
+    less often right than the head itself. Below 2,000 rows, and for more than 64 classes, there are
+    no stacks, for more than 20 no products; below 200 rows, for a single exit and for segmentations
+    nothing is combined.
 
     Args:
         log_probs: Calibration log-probabilities, finite, (K, N, C) or (K, N, P, C).
