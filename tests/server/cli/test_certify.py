@@ -296,7 +296,7 @@ def test_a_bundle_is_certified_with_the_fit_that_the_promise_needs(
     document = figures(out)
     assert (document["parameter"], document["bound"]) == (found.parameter, found.bound)
     assert document["expected_cost"] == found.expected_cost_ms
-    test = recorded_of(bundle).test
+    test = recorded_of(bundle).test.combined(fitted.combiner)
     exits = exits_taken(fitted.policy, replay(fitted.policy, test.log_probs), found.parameter)
     assert np.array_equal(exits_in(out)["exits"], exits)
 
