@@ -18,7 +18,7 @@ FOLDS = 5
 MOST_STACKED_CLASSES, MOST_MULTIPLIED_CLASSES = 64, 20
 MIN_ROWS, MIN_STACKED_ROWS = 200, 2000  # at 1,000 stacks lost up to 1.5 points on digits
 FEW_ROWS_ERRORS = 2.0  # standard errors in place of one where rows are too few for a stack
-MAX_POWER_VALUES = 2_000_000  # log-probabilities of one exit that powers are fitted to: few numbers
+MAX_POWER_VALUES = 500_000  # log-probabilities of one exit that powers are fitted to: few numbers
 RIDGES = (500.0, 100.0, 20.0)  # on each squared weight of an input of standard deviation 1
 # Of log p, p and products: what never varied must not explode later.
 SMALLEST_SCALES = 0.5, 0.05, 2.0
@@ -59,11 +59,14 @@ def fit_combiner(log_probs: Floats, labels: Labels | None, *, seed: int) -> Fitt
     if labels is None:
         labels = log_probs[-1].argmax(1).astype(np.int64)
     folds = np.random.default_rng(seed).permutation(len(labels)) % FOLDS
-    # Half precision would round different classes to the same number.
-    unseen = log_probs.astype(np.result_type(log_probs, np.float32))
+    # Half precision would round different classes to the same number, double takes gigabytes where
+    # there are many.
+    single = np.result_type(log_probs, np.float32)
+    working = np.dtype(np.float64) if log_probs.shape[2] <= MOST_STACKED_CLASSES else single
+    unseen = log_probs.astype(single)
     chosen: list[Array | None] = [None] * len(log_probs)
     for exit in range(num_combined):
-        logs = np.maximum(log_probs[: exit + 1], SMALLEST_LOG, dtype=np.float64)
+        logs = np.maximum(log_probs[: exit + 1], SMALLEST_LOG, dtype=working)
         best = simplest_good(_candidates(_Rows(logs, labels, folds)), labels)
         chosen[exit] = best.fit()
         if chosen[exit] is not None:
@@ -137,7 +140,7 @@ def _cross_fit_powers(rows: _Rows) -> tuple[Array, Array]:
 
 def _pooled(logs: Array, powers: Array) -> Array:
     """Return the logits sum_j w_j log p_j, (J, N, C) to (N, C)."""
-    logits: Array = np.einsum("j,jnc->nc", powers, logs)
+    logits: Array = np.tensordot(powers.astype(logs.dtype), logs, 1)
     return logits
 
 
