@@ -389,7 +389,7 @@ def test_eenet_per_budget_is_fitted_for_each_budget_alone(
     assert asked == [([budget], 5) for budget in BUDGETS]
     assert found.schedulers == {} and found.auroc == {}
     for policy, (result, exits, _) in zip(made, found.scored, strict=True):
-        replayed = replay(policy, recorded.test.log_probs)
+        replayed = replay(policy, recorded.test.combined(found.combiner).log_probs)
         assert exits.tolist() == exits_taken(policy, replayed, result.budget).tolist()
         assert result.fit_seconds > 0
 
