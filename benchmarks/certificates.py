@@ -79,6 +79,7 @@ def replayed_on(scheduler: Scheduler, measure: Measure, recorded: Recorded) -> R
     parts = [part for part in recorded[1:] if part is not None]
     log_probs = np.concatenate([part.log_probs for part in parts], 1)
     labels = np.concatenate([part.labels for part in parts])
+    log_probs = scheduler.combiner.combine_all(log_probs)
     policy, frontier = scheduler.policy, scheduler.frontier.spread(MAX_POINTS)
     scored, rows = replay(policy, log_probs), np.arange(len(labels))
     by_exit = exit_losses(measure, log_probs, labels)

@@ -22,10 +22,10 @@ from benchmarks.harness import BUNDLES, make_parser, print_report
 from benchmarks.policies import make_problem
 from benchmarks.policy_bars import asked_groups
 from profiling.calibration import Predictions
-from profiling.evaluation.combined import fit_and_combine
 from profiling.evaluation.evaluate import spread_budgets
-from scheduler.combiner import Combiner
+from scheduler.combiner import OWN_OUTPUTS, Combiner
 from scheduler.fitted import Scheduler
+from scheduler.fitting.combiner import FittedCombiner, fit_combiner
 from scheduler.fitting.fit import fit_scheduler
 from scheduler.policy import exits_taken, replay
 from server.cli.evaluate import Subject
@@ -66,7 +66,8 @@ class Gain(NamedTuple):
 
 def curve_of(scheduler: Scheduler, test: Predictions) -> Curve:
     """Replay every point of a frontier that spends more test time than all before it."""
-    policy, frontier = scheduler
+    policy, frontier, combiner = scheduler
+    test = test.combined(combiner)
     replayed, correct = replay(policy, test.log_probs), test.correct == 1
     costs, rights, rows = [0.0], [], np.arange(len(correct))
     for parameter in frontier.parameters.tolist():
@@ -80,18 +81,19 @@ def curve_of(scheduler: Scheduler, test: Predictions) -> Curve:
 def gains_of(subject: Subject) -> tuple[Array, Combiner, float]:
     """Gain of each row at each budget (B, M), the combiner, and the seconds that its fit took."""
     costs_ms, (calibration, _, test) = subject.costs_ms, subject.recorded
-    plain = fit_scheduler("stopping", *calibration, costs_ms)
+    own = FittedCombiner(OWN_OUTPUTS, calibration.log_probs)
+    plain = fit_scheduler("stopping", *calibration, costs_ms, combined=own)
     started = time.perf_counter()
-    combiner, answers = fit_and_combine(subject.recorded, seed=0)
+    combined = fit_combiner(*calibration, seed=0)
     seconds = time.perf_counter() - started
-    combined = fit_scheduler("stopping", *answers.calibration, costs_ms)
-    curve, correct = curve_of(combined, answers.test), test.correct
+    ours = fit_scheduler("stopping", *calibration, costs_ms, combined=combined)
+    curve, correct = curve_of(ours, test), test.correct
     replayed, gains = replay(plain.policy, test.log_probs), []
     for budget in spread_budgets(costs_ms, NUM_BUDGETS):
         exits = exits_taken(plain.policy, replayed, plain.frontier.at_cost(budget).parameter)
         right = correct[np.arange(len(exits)), exits]
         gains.append(curve.at(float(costs_ms[exits].mean())) - right)
-    return 100 * np.stack(gains), combiner, seconds
+    return 100 * np.stack(gains), combined.combiner, seconds
 
 
 def with_interval(gains: Array) -> Gain:
@@ -109,7 +111,8 @@ def form_of(weights: Array | None, exit: int) -> str:
     if weights.ndim == 1:
         return "powers " + " ".join(f"{power:.2f}" for power in weights)
     rows, num_classes = weights.shape
-    return "stacked on log p" + (", p" if rows > 1 + (exit + 1) * num_classes else "")
+    products = rows > 1 + 2 * (exit + 1) * num_classes
+    return "stacked on log p, p" + (", products" if products else "")
 
 
 def judge_group(name: str, subjects: list[Subject]) -> tuple[dict[str, Any], list[str]]:
@@ -140,16 +143,22 @@ def judge_group(name: str, subjects: list[Subject]) -> tuple[dict[str, Any], lis
 
 
 def online_us(rows: int) -> list[float]:
-    """Microseconds to combine rows at each exit, stacked on log p and p, best of rounds."""
+    """Microseconds to combine rows at each exit, stacked on all inputs, best of rounds."""
     rng = np.random.default_rng(0)
-    shapes = [(1 + 2 * (k + 1) * ONLINE_CLASSES, ONLINE_CLASSES) for k in range(ONLINE_EXITS)]
+    products = ONLINE_CLASSES * (ONLINE_CLASSES + 1) // 2
+    inputs = [1 + 2 * (k + 1) * ONLINE_CLASSES + products for k in range(ONLINE_EXITS)]
+    shapes = [(rows, ONLINE_CLASSES) for rows in inputs]
     combiner = Combiner(tuple(0.1 * rng.normal(size=shape) for shape in shapes))
     outputs, _ = make_problem(ONLINE_EXITS, rows, ONLINE_CLASSES)
     memory, found = combiner.start(rows), []
     for exit, log_probs in enumerate(outputs):
-        timer = timeit.Timer(lambda k=exit, x=log_probs, m=memory: combiner.combine(k, x, m))  # type: ignore[misc]
-        found.append(min(timer.repeat(ROUNDS, REPEATS)) / REPEATS * 1e6)
-        memory = combiner.combine(exit, log_probs, memory).memory
+
+        def at_this_exit(k: int = exit, x: Array = log_probs, before: Array = memory) -> None:
+            combiner.combine(k, x, combiner.remember(k, x, before))
+
+        seconds = min(timeit.repeat(at_this_exit, repeat=ROUNDS, number=REPEATS)) / REPEATS
+        found.append(seconds * 1e6)
+        memory = combiner.remember(exit, log_probs, memory)
     return found
 
 

@@ -38,7 +38,7 @@ from models.runtime.replay_backend import ReplayBackend
 from models.stage_costs import StageCosts
 from profiling.loadtest.http_client import ConnectionConfig
 from profiling.loadtest.load import Call, LoadResult, closed_loop, open_loop, poisson
-from scheduler.policy import ExitPolicy
+from scheduler.fitted import Scheduler
 from server.engine.engine import Engine
 from server.engine.request import InferenceRequest, Prediction
 
@@ -265,8 +265,8 @@ class Finished(NamedTuple):
 
 def alone(device: Fake, sizes: Sizes) -> Figures:
     """Run the engine in virtual time under a middle budget."""
-    policy, frontier = scheduler_of(IMAGE_BUNDLE)
-    frontier = frontier.with_costs(device.costs.costs_ms)
+    scheduler = scheduler_of(IMAGE_BUNDLE)
+    frontier = scheduler.frontier.with_costs(device.costs.costs_ms)
     log_probs = recorded_of(IMAGE_BUNDLE).test.log_probs
     floor_ms, *_, ceiling_ms = device.costs.costs_ms.tolist()
     middle = frontier.at_cost((floor_ms + ceiling_ms) / 2).parameter
@@ -274,7 +274,7 @@ def alone(device: Fake, sizes: Sizes) -> Figures:
     def run(
         requests: list[InferenceRequest], arrivals_s: Array, parameter: float
     ) -> list[Finished]:
-        return replay(device, log_probs, policy, parameter, requests, arrivals_s)
+        return replay(device, log_probs, scheduler, parameter, requests, arrivals_s)
 
     def loaded(share: float, deadline_ms: float) -> tuple[Mix, Outcomes]:
         arrivals_s = poisson(sizes.load * capacity, sizes.virtual_s, 0)
@@ -304,7 +304,7 @@ def draw_requests(count: int, recorded: int) -> list[InferenceRequest]:
 def replay(
     device: Fake,
     log_probs: NDArray[np.floating],
-    policy: ExitPolicy,
+    scheduler: Scheduler,
     parameter: float,
     requests: list[InferenceRequest],
     arrivals_s: Array,
@@ -324,13 +324,14 @@ def replay(
 
     engine = Engine(
         ReplayBackend(log_probs, device.costs, sleep, clock=lambda: 0.0),
-        policy,
+        scheduler.policy,
         parameter,
         workers=0,
         max_batch=device.max_batch,
         on_done=keep,
         costs=device.costs,
         clock=time.clock,
+        combiner=scheduler.combiner,
     )
     engine.stop()  # from now on `run` returns when no request waits
     for request, arrival_s in zip(requests, arrivals_s.tolist(), strict=True):

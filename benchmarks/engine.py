@@ -53,7 +53,7 @@ from models.bundle import Variant
 from models.runtime.onnx_backend import OnnxBackend
 from profiling.loadtest.http_client import ConnectionConfig
 from profiling.loadtest.load import closed_loop
-from scheduler.policy import ExitPolicy
+from scheduler.fitted import Scheduler
 
 WORKERS = 2
 CONNECTIONS = 32
@@ -208,19 +208,22 @@ def run_stages(backend: OnnxBackend, state: State, exits: Sequence[int]) -> None
 
 def engine_against_loop(sizes: Sizes) -> Figures:
     """Throughput of the engine over that of bare loops, one per core, at the same exits."""
-    backend, (policy, frontier) = onnx_backend(IMAGE_BUNDLE), scheduler_of(IMAGE_BUNDLE)
+    backend, scheduler = onnx_backend(IMAGE_BUNDLE), scheduler_of(IMAGE_BUNDLE)
+    policy, frontier, combiner = scheduler
     inputs = image_states(sizes.images) * 3
     found: Figures = {}
     for name, point in (
         ("middle budget", frontier.at_cost(float(frontier.costs_ms.mean()))),
         ("no budget", frontier[-1]),
     ):
-        exits = through_engine(backend, policy, point.parameter, inputs).exits
-        heads = [policy.needs(k, point.parameter) for k in range(backend.num_exits)]
+        exits = through_engine(backend, scheduler, point.parameter, inputs).exits
+        heads = [
+            combiner.needs(k) or policy.needs(k, point.parameter) for k in range(backend.num_exits)
+        ]
         rates: list[list[float]] = [[], []]
         for _ in range(sizes.rounds):
             rates[0].append(loop_rate(backend, inputs, exits, heads))
-            run = through_engine(backend, policy, point.parameter, inputs)
+            run = through_engine(backend, scheduler, point.parameter, inputs)
             assert run.exits == exits, "the engine took other exits"
             rates[1].append(run.rate)
         loop, ours = np.median(rates, axis=1)
@@ -233,10 +236,18 @@ def engine_against_loop(sizes: Sizes) -> Figures:
 
 
 def through_engine(
-    backend: OnnxBackend, policy: ExitPolicy, parameter: float, inputs: list[State]
+    backend: OnnxBackend, scheduler: Scheduler, parameter: float, inputs: list[State]
 ) -> EngineRun:
     """Run the inputs through the engine one by one, on two workers."""
-    return run_engine(backend, policy, parameter, inputs, workers=WORKERS, max_batch=1)
+    return run_engine(
+        backend,
+        scheduler.policy,
+        parameter,
+        inputs,
+        workers=WORKERS,
+        max_batch=1,
+        combiner=scheduler.combiner,
+    )
 
 
 def loop_rate(
@@ -287,7 +298,7 @@ class RecordedBackend:
 
 def bookkeeping(sizes: Sizes) -> Figures:
     """Requests per second of one worker on a free network; a third leave at each exit."""
-    policy, frontier = scheduler_of(IMAGE_BUNDLE)
+    policy, frontier, combiner = scheduler_of(IMAGE_BUNDLE)
     distances = np.abs(frontier.exit_rates - 1 / 3).max(1)
     parameter = float(frontier.parameters[distances.argmin()])
     log_probs = recorded_of(IMAGE_BUNDLE).test.log_probs
@@ -297,7 +308,15 @@ def bookkeeping(sizes: Sizes) -> Figures:
         rates = []
         for _ in range(sizes.turns[1]):
             states = [(np.array([place % 10_000]),) for place in range(count)]
-            run = run_engine(backend, policy, parameter, states, workers=1, max_batch=max_batch)
+            run = run_engine(
+                backend,
+                policy,
+                parameter,
+                states,
+                workers=1,
+                max_batch=max_batch,
+                combiner=combiner,
+            )
             rates.append(run.rate)
         found[f"batches of {max_batch}, requests/s"] = float(np.median(rates))
     return found
@@ -340,7 +359,8 @@ def idle_share(server: RunningServer, seconds: float) -> float:
 def served_against_engine(server: RunningServer, sizes: Sizes) -> Figures:
     """Throughput over HTTP and of the engine alone, in turns."""
     calls, config = image_calls(), ConnectionConfig(CONNECTIONS)
-    backend, (policy, frontier) = onnx_backend(IMAGE_BUNDLE), scheduler_of(IMAGE_BUNDLE)
+    backend, scheduler = onnx_backend(IMAGE_BUNDLE), scheduler_of(IMAGE_BUNDLE)
+    parameter = scheduler.policy.never_exit_parameter
     inputs = image_states(sizes.images) * 4
     rates, alone = [], []
     for _ in range(sizes.turns[0]):
@@ -349,7 +369,7 @@ def served_against_engine(server: RunningServer, sizes: Sizes) -> Figures:
         )
         rates.append(load.rate)
         server.send_signal(signal.SIGSTOP)  # while the engine is measured alone
-        alone.append(through_engine(backend, policy, frontier[-1].parameter, inputs).rate)
+        alone.append(through_engine(backend, scheduler, parameter, inputs).rate)
         server.send_signal(signal.SIGCONT)
     return {
         f"served at {CONNECTIONS} connections, requests/s": float(np.median(rates)),

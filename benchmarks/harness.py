@@ -30,6 +30,7 @@ from models.stage_costs import StageCosts
 from profiling.calibration import Recorded, load_recorded
 from profiling.latency import machine_name
 from profiling.loadtest.load import Call
+from scheduler.combiner import OWN_OUTPUTS, Combiner
 from scheduler.fitted import Scheduler, load_scheduler
 from scheduler.policy import ExitPolicy
 from server.engine.engine import Engine
@@ -148,11 +149,18 @@ def run_engine(
     *,
     workers: int,
     max_batch: int,
+    combiner: Combiner = OWN_OUTPUTS,
 ) -> EngineRun:
     """Submit all inputs, run the engine until it is idle, and time it."""
     requests = [InferenceRequest(state) for state in states]
     engine = Engine(
-        backend, policy, parameter, workers=workers, max_batch=max_batch, on_done=lambda _: None
+        backend,
+        policy,
+        parameter,
+        workers=workers,
+        max_batch=max_batch,
+        on_done=lambda _: None,
+        combiner=combiner,
     )
     started = time.perf_counter()
     for first in range(0, len(requests), max_batch):

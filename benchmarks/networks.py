@@ -20,7 +20,7 @@ from models.runtime.onnx_backend import OnnxBackend
 from profiling.calibration import Recorded, load_recorded
 from profiling.evaluation.evaluate import evaluate
 from profiling.latency import measure_latency
-from scheduler.fitted import Scheduler, load_scheduler
+from scheduler.fitted import load_scheduler
 
 TURNS, REPEATS = 12, 50
 SHARES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1)
@@ -110,8 +110,8 @@ def accuracies_at(
     variant: Variant, recorded: Recorded, costs_ms: NDArray[np.float64], whole_ms: float
 ) -> list[float | None]:
     """Test accuracy in % at each share of the first bundle's latency; None below exit 0."""
-    policy, frontier = load_scheduler(variant.scheduler())
-    here = Scheduler(policy, frontier.with_costs(costs_ms))
+    fitted = load_scheduler(variant.scheduler())
+    here = fitted._replace(frontier=fitted.frontier.with_costs(costs_ms))
     budgets = [share * whole_ms for share in SHARES]
     rows = evaluate(here, recorded, budgets)
     return [100 * row.test_accuracy if row.budget >= costs_ms[0] else None for row in rows]

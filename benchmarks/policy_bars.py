@@ -47,12 +47,11 @@ def judge(subject: Subject) -> Outcome:
     """Fit and replay every policy; note every budget that is not kept."""
     budgets = spread_budgets(subject.costs_ms, NUM_BUDGETS)
     comparison = compare(subject.recorded, subject.costs_ms, budgets=budgets, policies=POLICIES)
-    correct = subject.recorded.test.correct
-    rows = np.arange(len(correct))
+    labels = subject.recorded.test.labels
     right: dict[str, list[NDArray[np.float64]]] = {policy: [] for policy in POLICIES}
     misses = []
-    for (policy, budget, *_), exits in comparison.scored:
-        right[policy].append(correct[rows, exits])
+    for (policy, budget, *_), exits, answers in comparison.scored:
+        right[policy].append((answers == labels).astype(np.float64))
         costs = subject.costs_ms[exits]
         # Both means are of samples: the error of the calibration set's enters like the test set's.
         error = costs.std() * np.sqrt(1 / len(costs) + 1 / len(subject.recorded.calibration.labels))
@@ -65,7 +64,7 @@ def judge(subject: Subject) -> Outcome:
     misses += [
         f"{subject.name}: {row.policy} at {row.budget:.3f} costs {row.calibration_cost:.4f} on the "
         f"calibration set"
-        for row, _ in comparison.scored
+        for row, *_ in comparison.scored
         if not row.feasible
     ]
     stacked = {policy: np.stack(parts) for policy, parts in right.items()}

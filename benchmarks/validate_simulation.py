@@ -218,6 +218,7 @@ def run_traffic(
         max_batch=max_batch,
         on_done=keep,
         observer=StepObserver(watch),
+        combiner=scheduler.combiner,
     )
     chosen = np.random.default_rng(seed).integers(0, len(case.inputs), count)
     requests = [InferenceRequest(case.inputs[each]) for each in chosen]

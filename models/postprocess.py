@@ -1,4 +1,4 @@
-"""Turn the outputs of an exit head into probabilities and segmentation masks."""
+"""Turn the outputs of an exit head into segmentation masks."""
 
 import colorsys
 import io
@@ -9,12 +9,6 @@ from PIL import Image
 
 # Share of the colour circle between neighbouring classes; the golden angle keeps hues far apart.
 GOLDEN_ANGLE = 0.61803398875
-
-
-def probabilities(log_probs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Compute class probabilities (C,); for segmentation (P, C), their mean over the pixels."""
-    probs: NDArray[np.float32] = np.exp(log_probs)
-    return probs if probs.ndim == 1 else probs.mean(0)
 
 
 def mask_png(logits: NDArray[np.float32], size: tuple[int, int]) -> bytes:

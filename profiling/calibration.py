@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.backend import StageBackend, State
+from scheduler.combiner import Combiner
 from scheduler.confidence import SMALLEST_LOG, finite_log_probs
 from scheduler.npz import read_arrays
 from scheduler.pixels import correct_share
@@ -30,6 +31,10 @@ class Predictions(NamedTuple):
     def correct(self) -> NDArray[np.float64]:
         """Whether each exit is right, 0 or 1, (N, K); for segmentation a share of pixels."""
         return correct_share(self.log_probs, self.labels)
+
+    def combined(self, combiner: Combiner) -> "Predictions":
+        """Return the answers that a server gives, from the outputs of the heads."""
+        return self._replace(log_probs=combiner.combine_all(self.log_probs))
 
 
 class Recorded(NamedTuple):

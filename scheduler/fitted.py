@@ -1,4 +1,4 @@
-"""The fitted scheduler: a policy with its frontier, and its two files."""
+"""The fitted scheduler: a policy with its frontier and its combiner, and its two files."""
 
 import io
 import json
@@ -8,19 +8,28 @@ from typing import IO, Any, NamedTuple, get_args
 
 import numpy as np
 
+from scheduler.combiner import OWN_OUTPUTS, Combiner
 from scheduler.frontier import Frontier, Reference
 from scheduler.policies import POLICIES
 from scheduler.policy import ExitPolicy
 
 FORMAT_VERSION = 2
+COMBINED_VERSION = 3  # with a combiner, without which the policy would read the wrong numbers
 FILES = ("scheduler.json", "scheduler.npz")
 
 
 class Scheduler(NamedTuple):
-    """A fitted policy and its frontier: expected cost and accuracy at every parameter."""
+    """A fitted policy, what to expect of it, and what it reads.
+
+    Attributes:
+        policy: Decides which rows leave; it reads combined outputs.
+        frontier: Expected cost and accuracy at every parameter.
+        combiner: Turns the outputs of the heads into the answers of the exits.
+    """
 
     policy: ExitPolicy
     frontier: Frontier
+    combiner: Combiner = OWN_OUTPUTS
 
 
 def save_scheduler(scheduler: Scheduler, folder: Path) -> None:
@@ -32,16 +41,18 @@ def save_scheduler(scheduler: Scheduler, folder: Path) -> None:
 
 def dump_scheduler(scheduler: Scheduler) -> tuple[dict[str, Any], bytes]:
     """Return the contents of a scheduler's two files."""
-    policy, frontier = scheduler
+    policy, frontier, combiner = scheduler
     arrays: dict[str, Any] = {
         "parameters": frontier.parameters,
         "exit_rates": frontier.exit_rates,
         "expected_accuracy": frontier.expected_accuracy,
         "costs_ms": frontier.costs_ms,
-    } | POLICIES[policy.kind].arrays(policy)
+    }
+    arrays |= POLICIES[policy.kind].arrays(policy) | combiner.arrays()
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=False, **arrays)
-    head = {"format_version": FORMAT_VERSION, "policy": policy.kind, "num_exits": policy.num_exits}
+    version = FORMAT_VERSION if combiner.empty else COMBINED_VERSION
+    head = {"format_version": version, "policy": policy.kind, "num_exits": policy.num_exits}
     if frontier.reference != "labels":
         head["reference"] = frontier.reference
     return head, file.getvalue()
@@ -64,8 +75,9 @@ def parse_scheduler(head: Mapping[str, Any], numbers: IO[bytes]) -> Scheduler:
             arrays["costs_ms"],
             reference,
         )
-        policy: ExitPolicy = POLICIES[head["policy"]].load(arrays, int(head["num_exits"]))
-    return Scheduler(policy, frontier)
+        num_exits = int(head["num_exits"])
+        policy: ExitPolicy = POLICIES[head["policy"]].load(arrays, num_exits)
+        return Scheduler(policy, frontier, Combiner.load(arrays, num_exits))
 
 
 def load_scheduler(folder: Path) -> Scheduler:
@@ -83,10 +95,10 @@ def load_scheduler(folder: Path) -> Scheduler:
         raise ValueError(
             f"{path} is not a scheduler description; build the bundle again"
         ) from error
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, COMBINED_VERSION):
         raise ValueError(
-            f"{path} has format version {version}, this program reads {FORMAT_VERSION}; fit the "
-            f"bundle again"
+            f"{path} has format version {version}, this program reads {FORMAT_VERSION} and "
+            f"{COMBINED_VERSION}; fit the bundle again"
         )
     if kind not in POLICIES:
         raise ValueError(
@@ -95,11 +107,12 @@ def load_scheduler(folder: Path) -> Scheduler:
     path = folder / FILES[1]
     try:
         with path.open("rb") as file:
-            policy, frontier = parse_scheduler(head, file)
+            scheduler = parse_scheduler(head, file)
     except Exception as error:  # numpy and zipfile raise a dozen types on a damaged archive
         raise ValueError(f"{path} cannot be read: {error}; build the bundle again") from error
-    if (policy.num_exits, len(frontier.costs_ms)) != (num_exits, num_exits):
+    of_files = scheduler.policy.num_exits, len(scheduler.frontier.costs_ms)
+    if of_files != (num_exits, num_exits):
         raise ValueError(
             f"{path} and {FILES[0]} disagree about the number of exits; build the bundle again"
         )
-    return Scheduler(policy, frontier)
+    return scheduler

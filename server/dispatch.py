@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from models.images import SLOW_MS, Postponed
-from models.postprocess import mask_png, probabilities
+from models.postprocess import mask_png
 from models.preprocess import ImagePreprocessor, InvalidInput, ModelInput, TextPreprocessor
+from scheduler.combiner import probabilities
 from server.decoders import QUICK_MS, Decoders
 from server.engine.client import EngineClient
 from server.engine.request import AuditTrace, InferenceRequest, Prediction

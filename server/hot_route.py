@@ -21,7 +21,7 @@ import pydantic_core
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from models.postprocess import probabilities
+from scheduler.combiner import probabilities
 from server.control import DRAINING
 from server.dispatch import SMALL_PAYLOAD, Payload
 from server.engine.request import ExitTrace, InferenceRequest, Prediction

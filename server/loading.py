@@ -19,6 +19,7 @@ from models.runtime.onnx_devices import (
 from models.runtime.replay_backend import ReplayBackend
 from models.stage_costs import StageCosts, read_stage_costs
 from profiling.calibration import load_recorded
+from scheduler.combiner import Combiner
 from scheduler.fitted import FILES, Scheduler, load_scheduler
 from scheduler.frontier import Frontier
 from scheduler.monitoring.drift import ScoreDrift
@@ -126,13 +127,15 @@ def _open_torch(variant: Variant, settings: Settings) -> StageBackend:
 class CalibratedPolicy(NamedTuple):
     """A policy with its frontier at this host's costs, and the variant that both come from.
 
-    `drift` compares the policy's scores with those of the variant's calibration set.
+    `drift` compares the policy's scores with those of the variant's calibration set. `combiner`
+    turns outputs of heads into what the policy reads.
     """
 
     variant: Variant
     policy: ExitPolicy
     frontier: Frontier
     drift: ScoreDrift
+    combiner: Combiner
 
     @property
     def sha256(self) -> str:
@@ -164,7 +167,7 @@ def calibrate_to_host(
     Raises:
         ValueError: If the variant's calibration set cannot be read.
     """
-    policy, built_on = scheduler
+    policy, built_on, combiner = scheduler
     if moved := built_on.drifted_stages(costs.costs_ms):
         log.warning(
             "%s: stages %s take a share of the time that differs by more than a fifth from the "
@@ -173,8 +176,9 @@ def calibrate_to_host(
             moved,
         )
     frontier = built_on.with_costs(costs.costs_ms)
-    drift = ScoreDrift(policy, frontier, _calibration(variant), np.random.default_rng(0))
-    return CalibratedPolicy(variant, policy, frontier, drift)
+    calibration = combiner.combine_all(_calibration(variant))
+    drift = ScoreDrift(policy, frontier, calibration, np.random.default_rng(0))
+    return CalibratedPolicy(variant, policy, frontier, drift, combiner)
 
 
 def reload(served: Variant) -> tuple[Variant, Scheduler]:

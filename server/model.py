@@ -90,9 +90,6 @@ class ModelControl:
         self._facts, self._set_terms = facts, set_terms
         self._prediction_log = prediction_log
         self._metrics = ModelMetrics(metrics, self.name, self.num_exits)
-        self.audits = AuditJournal(
-            AuditLog(self.num_exits), self._metrics.audit, settings.audit_share
-        )
         self.feedback = Feedback(self.num_exits)
         variant = bundle.variant(facts.precision)
         scheduler = read_scheduler(variant)
@@ -101,6 +98,12 @@ class ModelControl:
         self._max_batch = settings.max_batch or facts.costs.worthwhile_rows()
         self._scheduler = calibrate_to_host(variant, scheduler, facts.costs)
         self._policy_version = 0
+        self.audits = AuditJournal(
+            AuditLog(self.num_exits),
+            self._metrics.audit,
+            settings.audit_share,
+            self._scheduler.combiner,
+        )
         self._agreement_target = AgreementTarget(settings.min_agreement, settings.prefer)
         self.quality = AgreementGuard(self._scheduler, self._agreement_target)
         self._floor_parameter: float | None = None
@@ -164,7 +167,7 @@ class ModelControl:
         """Switch requests that enter from now on to another scheduler; budget and windows stay."""
         self._scheduler = fresh.calibrated
         self._policy_version += 1
-        self.audits.restart(self._policy_version)
+        self.audits.restart(self._policy_version, self._scheduler.combiner)
         self.quality = AgreementGuard(self._scheduler, self._agreement_target)
         self._floor_parameter = None
         for controller in self._controllers.values():

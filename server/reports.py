@@ -65,7 +65,7 @@ class ExitScores(NamedTuple):
 
 
 class AuditOutcome(NamedTuple):
-    """An audited sample with the outputs of every exit.
+    """An audited sample with the own outputs of every exit head.
 
     Attributes:
         key: Hash of its request's id.

@@ -71,13 +71,13 @@ class ModelRunner:
         if facts is not None:
             settings = settings.model_copy(update={"precision": facts.precision})
         variant, backend = open_served(bundle, settings, self._example)
-        policy = read_scheduler(variant).policy
+        policy, _, combiner = read_scheduler(variant)
         if facts is None:
-            costs = measure_costs(backend, policy, self._example, settings.max_batch)
+            costs = measure_costs(backend, policy, self._example, settings.max_batch, combiner)
             workers = settings.workers_on(backend.device)
             facts = RunnerFacts(variant.precision, backend.device, costs, workers)
         else:
-            try_policy(backend, policy, self._example)
+            try_policy(backend, policy, self._example, combiner)
         self.facts = facts
         self._observer = WorkObserver()
         self.engine = Engine(
@@ -92,6 +92,7 @@ class ModelRunner:
             costs=facts.costs,
             clock=clock,
             on_put=lambda: self._on_put(),
+            combiner=combiner,
         )
         self.auditor = Auditor(lambda: self.engine.idle())
         self._policies = {0: self.engine.active_policy}
@@ -100,7 +101,10 @@ class ModelRunner:
 
     def measure_overhead_ms(self) -> float:
         """Measure what the engine takes for one row at a stage, beside the network."""
-        return measure_overhead_ms(self.engine.backend, self.engine.policy, self._example)
+        active = self.engine.active_policy
+        return measure_overhead_ms(
+            self.engine.backend, active.policy, self._example, active.combiner
+        )
 
     def set_workers(self, workers: int) -> None:
         """Set how many threads run batches; before `start`."""
@@ -175,12 +179,13 @@ class ModelRunner:
             ValueError: If that fails.
         """
         backend, example = self.engine.backend, self._example
-        await asyncio.to_thread(try_policy, backend, scheduler.policy, example)
+        policy, _, combiner = scheduler
+        await asyncio.to_thread(try_policy, backend, policy, example, combiner)
 
     def activate(self, scheduler: Scheduler, policy_version: int, parameter: float) -> None:
         """Switch requests that enter from now on to another policy."""
         self.auditor.restart()
-        active = ActivePolicy(scheduler.policy, parameter)
+        active = ActivePolicy(scheduler.policy, parameter, scheduler.combiner)
         self._policies[policy_version] = active
         while len(self._policies) > REMEMBERED_POLICIES:
             del self._policies[min(self._policies)]

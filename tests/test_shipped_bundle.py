@@ -16,11 +16,10 @@ def test_it_is_whole_and_at_most_6_mb(shipped_bundle: Path) -> None:
 
 
 def test_any_budget_is_kept_as_promised(shipped_bundle: Path) -> None:
-    policy, frontier = scheduler_of(shipped_bundle)
+    policy, frontier, combiner = scheduler_of(shipped_bundle)
     recorded, costs = recorded_of(shipped_bundle), frontier.costs_ms
-    calibration, test = (
-        replay(policy, part.log_probs) for part in (recorded.calibration, recorded.test)
-    )
+    served = [part.combined(combiner) for part in (recorded.calibration, recorded.test)]
+    calibration, test = (replay(policy, part.log_probs) for part in served)
     for budget in np.random.default_rng(0).uniform(costs[0], costs[-1], 60):
         point = frontier.at_cost(budget)
         exits = exits_taken(policy, calibration, point.parameter)
@@ -29,7 +28,7 @@ def test_any_budget_is_kept_as_promised(shipped_bundle: Path) -> None:
         assert point.expected_cost_ms <= budget * (1 + 1e-8)
         exits = exits_taken(policy, test, point.parameter)
         assert costs[exits].mean() <= 1.01 * budget
-        right = recorded.test.correct[np.arange(len(exits)), exits].mean()
+        right = served[1].correct[np.arange(len(exits)), exits].mean()
         assert right == pytest.approx(point.expected_accuracy, abs=0.025)
 
 
@@ -62,11 +61,10 @@ def test_the_text_bundle_is_whole_and_reaches_what_it_was_made_for(
 
 
 def test_the_text_bundle_keeps_budgets_on_texts_it_has_not_seen(shipped_text_bundle: Path) -> None:
-    policy, frontier = scheduler_of(shipped_text_bundle)
+    policy, frontier, combiner = scheduler_of(shipped_text_bundle)
     recorded, costs = recorded_of(shipped_text_bundle), frontier.costs_ms
-    calibration, test = (
-        replay(policy, part.log_probs) for part in (recorded.calibration, recorded.test)
-    )
+    served = [part.combined(combiner) for part in (recorded.calibration, recorded.test)]
+    calibration, test = (replay(policy, part.log_probs) for part in served)
     for budget in np.random.default_rng(0).uniform(costs[0], costs[-1], 30):
         parameter = frontier.at_cost(budget).parameter
         seen = costs[exits_taken(policy, calibration, parameter)]

@@ -122,7 +122,9 @@ def hold(
     """Run one scenario on a fresh server and return its log."""
     on_device = scenario.phases[0].rate_per_s >= MANY_PER_S
     load = send(scenario, law, images, warm_up_s, on_device=on_device)
-    fitted = replay_of(recorded)
+    scheduler = scheduler_of(IMAGE_BUNDLE)
+    recorded = recorded.combined(scheduler.combiner)
+    fitted = PolicyReplay.of(scheduler.policy, scheduler.frontier, recorded.log_probs)
     about: dict[str, Any] = {
         "policy": fitted.policy.kind, "law": law, "window": WINDOW, "seed": 0,
         "subject": "image", "costs_ms": fitted.frontier.costs_ms.tolist(),
@@ -159,12 +161,6 @@ def send(
                 if process.wait() != 0:
                     raise RuntimeError(f"the load of {scenario.name} failed")
         return load_log(log)
-
-
-def replay_of(recorded: Predictions) -> PolicyReplay:
-    """Replay the bundle's policy on the images."""
-    policy, frontier = scheduler_of(IMAGE_BUNDLE)
-    return PolicyReplay.of(policy, frontier, recorded.log_probs)
 
 
 def warm_up(

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from benchmarks.control.drift_sets import DriftSet
 from benchmarks.control.scenarios import Phase
+from scheduler.combiner import Combiner
 
 Array = NDArray[np.float64]
 
@@ -23,7 +24,7 @@ class RecordedSamples(NamedTuple):
         variants: Rows of each variant.
     """
 
-    log_probs: NDArray[np.float16]
+    log_probs: NDArray[np.floating]
     correct: NDArray[np.bool_]
     labels: NDArray[np.int64]
     stretch: Array
@@ -47,6 +48,11 @@ class RecordedSamples(NamedTuple):
             stretch,
             {name: slice(v * count, (v + 1) * count) for v, name in enumerate(drift.variants)},
         )
+
+    def combined(self, combiner: Combiner) -> "RecordedSamples":
+        """Return the samples as a server answers them."""
+        log_probs = combiner.combine_all(self.log_probs)
+        return self._replace(log_probs=log_probs, correct=(log_probs.argmax(-1) == self.labels).T)
 
     def of(self, phase: Phase) -> NDArray[np.intp]:
         """The rows that may arrive in a phase.

@@ -33,6 +33,7 @@ from benchmarks.harness import (
 )
 from models.stage_costs import read_stage_costs
 from scheduler.control.controller import ControllerConfig
+from scheduler.fitted import Scheduler
 from scheduler.fitting.fit import fit_scheduler
 from scheduler.policies import DEFAULT_POLICY, POLICIES
 
@@ -62,7 +63,9 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
         for policy in args.policies.split(","):
             started = time.perf_counter()
-            fitted = fitted_policy(bundle, policy, samples, host)
+            scheduler = fitted_scheduler(bundle, policy, host)
+            answered = samples.combined(scheduler.combiner)
+            fitted = PolicyReplay.of(scheduler.policy, scheduler.frontier, answered.log_probs)
             laws = ["controller", "frozen"]
             if policy == DEFAULT_POLICY:
                 laws = ["controller", *args.laws.split(",")]
@@ -71,7 +74,7 @@ def main() -> None:
                 for seed in range(args.seeds)
                 for law in laws
                 for log in run_all(
-                    fitted, samples, host, law, args.window, seed, args.modality,
+                    fitted, answered, host, law, args.window, seed, args.modality,
                     chosen(samples, host, args.modality, smoke=args.smoke),
                 )
             ]  # fmt: skip
@@ -95,15 +98,13 @@ def chosen(
     return found
 
 
-def fitted_policy(bundle: Path, policy: str, samples: RecordedSamples, host: Host) -> PolicyReplay:
+def fitted_scheduler(bundle: Path, policy: str, host: Host) -> Scheduler:
     """The bundle's own scheduler, or one of another kind fitted to its calibration set."""
     fitted = scheduler_of(bundle)
     if policy != fitted.policy.kind:
         calibration = recorded_of(bundle).calibration
         fitted = fit_scheduler(policy, *calibration, host.costs_ms)
-    return PolicyReplay.of(
-        fitted.policy, fitted.frontier.with_costs(host.costs_ms), samples.log_probs
-    )
+    return fitted._replace(frontier=fitted.frontier.with_costs(host.costs_ms))
 
 
 def run_all(

@@ -168,10 +168,10 @@ class Replay:
 
     def __init__(self, task: Task, variant: Variant) -> None:
         self.precision = variant.precision
-        self._policy = load_scheduler(variant.scheduler()).policy
-        test = load_recorded(variant.predictions).test
+        self._policy, _, combiner = load_scheduler(variant.scheduler())
+        test = load_recorded(variant.predictions).test.combined(combiner)
         self._tested, self._correct = replay(self._policy, test.log_probs), test.correct
-        sent = log_probs_alone(variant, task.bodies)
+        sent = combiner.combine_all(log_probs_alone(variant, task.bodies))
         self._sent = replay(self._policy, sent)
         self._is_best = sent >= sent.max(-1, keepdims=True) - SAME  # (K, N, C)
 

@@ -45,13 +45,14 @@ def refit_rows(subject: Subject, splits: int) -> Iterator[Row]:
 
 def fitted(subject: Subject, rows: Predictions, seed: int) -> Scheduler:
     """Fit the shipped kind of policy to other rows, at the bundle's costs."""
-    policy, frontier = subject.scheduler
+    policy, frontier, _ = subject.scheduler
     return fit_scheduler(policy.kind, rows.log_probs, rows.labels, frontier.costs_ms, seed=seed)
 
 
 def accuracy_at_costs(subject: Subject, scheduler: Scheduler, rows: Predictions) -> list[float]:
     """Accuracy at mean costs of these rows, interpolated between points of the frontier."""
-    policy, frontier = scheduler
+    policy, frontier, combiner = scheduler
+    rows = rows.combined(combiner)
     replayed, correct = replay(policy, rows.log_probs), rows.correct
     points = []
     for parameter in frontier.parameters:

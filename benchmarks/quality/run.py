@@ -20,7 +20,7 @@ from benchmarks.quality.refit import refit_rows
 from benchmarks.quality.subjects import CORRUPTED, Row, Subject, halves
 from profiling.calibration import Predictions
 from scheduler.frontier import FrontierPoint
-from scheduler.monitoring.agreement import AgreementCount, AgreementCurve, AgreementFloor
+from scheduler.monitoring.agreement import AgreementCount, AgreementFloor
 from scheduler.monitoring.drift import ScoreDrift
 from scheduler.policy import exits_taken, replay
 from server.quality.feedback import REMEMBERED, PredictionLog, key_of
@@ -105,10 +105,10 @@ def noted(subject: Subject, variant: str, parameter_of: Callable[[int], float]) 
 
     All rows are noted twice: the second time is measured, when the reference tables exist.
     """
-    policy, frontier = subject.scheduler
+    policy, frontier, _ = subject.scheduler
     rng = np.random.default_rng(0)
-    drift = ScoreDrift(policy, frontier, subject.calibration.log_probs, rng)
-    replayed = replay(policy, subject.drift.predictions(variant).log_probs)
+    drift = ScoreDrift(policy, frontier, subject.answers(subject.calibration), rng)
+    replayed = replay(policy, subject.answers(subject.drift.predictions(variant)))
     order = rng.permutation(len(subject.drift.labels))
     parts = []
     for batch, start in enumerate(range(0, len(order), BATCH)):
@@ -139,7 +139,7 @@ def wandering(subject: Subject, seed: int, batches: int) -> Callable[[int], floa
 
 def floor_rows(subject: Subject, sizes: Sizes) -> Iterator[Row]:
     """Number of audited samples until floors around the true agreement are enforced."""
-    clean = subject.drift.predictions("clean").log_probs
+    clean = subject.answers(subject.drift.predictions("clean"))
     wished, true = clean_agreement(subject, FLOOR_SHARES[0])
     floors = [true.share + miss for miss in MISSES]
     held, seconds = zip(
@@ -166,8 +166,8 @@ def floor_rows(subject: Subject, sizes: Sizes) -> Iterator[Row]:
 
 def clean_agreement(subject: Subject, share: float) -> tuple[FrontierPoint, AgreementCount]:
     """The frontier's point for a budget, and the agreement of all clean rows there."""
-    clean = subject.drift.predictions("clean").log_probs
-    curve = AgreementCurve(*subject.scheduler, window=clean.shape[1])
+    clean = subject.answers(subject.drift.predictions("clean"))
+    curve = subject.curve(window=clean.shape[1])
     curve.add(clean)
     point = curve.frontier.at_cost(subject.cost_ms(share))
     return point, curve.at(point.parameter)
@@ -186,7 +186,7 @@ def watch(
     The time is that of adding the rows and of judging one floor.
     """
     rows = np.random.default_rng(seed).integers(0, log_probs.shape[1], audited)
-    curve, watched = AgreementCurve(*subject.scheduler), [AgreementFloor(each) for each in floors]
+    curve, watched = subject.curve(), [AgreementFloor(each) for each in floors]
     held, seconds = [], 0.0
     for fresh in rows.reshape(-1, AUDITED_AT_ONCE):
         shown = log_probs[:, fresh]
@@ -208,8 +208,8 @@ def held_row(subject: Subject, share: float) -> Row:
     _, true = clean_agreement(subject, share)
     floor = round(true.share - 0.01, 3)
     audited, others = halves(subject.corrupted, seed=0)
-    curve = AgreementCurve(*subject.scheduler)
-    curve.add(audited.log_probs)
+    curve = subject.curve()
+    curve.add(subject.answers(audited))
     kept = [
         parameter
         for parameter in curve.frontier.parameters.tolist()
@@ -231,9 +231,10 @@ def held_row(subject: Subject, share: float) -> Row:
 
 def at_point(subject: Subject, rows: Predictions, parameter: float) -> Row:
     """Agreement, cost and accuracy of rows at a parameter."""
-    policy, frontier = subject.scheduler
-    exits = exits_taken(policy, replay(policy, rows.log_probs), parameter)
-    answers = rows.log_probs.argmax(-1)  # (K, N)
+    policy, frontier, _ = subject.scheduler
+    answered = subject.answers(rows)
+    exits = exits_taken(policy, replay(policy, answered), parameter)
+    answers = answered.argmax(-1)  # (K, N)
     given, early = answers[exits, np.arange(len(exits))], exits < len(answers) - 1
     alike = float((given == answers[-1])[early].mean()) if early.any() else None
     return {

@@ -3,11 +3,13 @@
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.control.drift_sets import DriftSet, load_drift_set
 from benchmarks.harness import BUNDLES, REPO, recorded_of, scheduler_of
 from profiling.calibration import Predictions
 from scheduler.fitted import Scheduler
+from scheduler.monitoring.agreement import WINDOW, AgreementCurve
 
 Row = dict[str, Any]  # of a table
 
@@ -37,6 +39,14 @@ class Subject(NamedTuple):
     def corrupted(self) -> Predictions:
         """Predictions for the variant that floor and refitting are tried on."""
         return self.drift.predictions(CORRUPTED[self.name])
+
+    def answers(self, rows: Predictions) -> NDArray[np.floating]:
+        """What the shipped scheduler answers, (K, N, C)."""
+        return rows.combined(self.scheduler.combiner).log_probs
+
+    def curve(self, window: int = WINDOW) -> AgreementCurve:
+        """An empty curve of the shipped policy."""
+        return AgreementCurve(self.scheduler.policy, self.scheduler.frontier, window)
 
     def cost_ms(self, share: float) -> float:
         """The cost at a position between the first exit's and the last one's."""

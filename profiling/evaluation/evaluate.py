@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from profiling.calibration import Predictions, Recorded
+from scheduler.combiner import OWN_OUTPUTS, Combiner
 from scheduler.fitted import Scheduler
+from scheduler.fitting.combiner import FittedCombiner, fit_combiner
 from scheduler.fitting.fit import check_costs, fit_scheduler
 from scheduler.policies import POLICIES
 from scheduler.policy import exits_taken, replay
@@ -38,10 +41,17 @@ class Evaluation(NamedTuple):
 
 
 class ScoredEvaluation(NamedTuple):
-    """The evaluation of one policy under one budget, and the exit of every test sample (M,)."""
+    """The evaluation of one policy under one budget.
+
+    Attributes:
+        evaluation: Its figures.
+        exits: The exit of every test sample, (M,).
+        answers: The class answered for every test sample, (M,), or (M, P) for a segmentation.
+    """
 
     evaluation: Evaluation
     exits: NDArray[np.intp]
+    answers: NDArray[np.intp]
 
 
 class Comparison(NamedTuple):
@@ -49,9 +59,10 @@ class Comparison(NamedTuple):
 
     Attributes:
         costs_ms: Latency from the start until each exit, (K,).
-        exit_accuracy: Accuracy of each exit on the whole test set, (K,).
+        exit_accuracy: Accuracy of each exit head alone on the whole test set, (K,).
         scored: One entry for each policy and budget.
         schedulers: The fitted policies, by name.
+        combiner: Of the policies that were fitted here, and of the oracle.
         auroc: Per policy and exit, how well the score ranks right predictions above wrong ones on
             the test set; None if all are right or all wrong.
     """
@@ -60,6 +71,7 @@ class Comparison(NamedTuple):
     exit_accuracy: list[float]
     scored: list[ScoredEvaluation]
     schedulers: dict[str, Scheduler]
+    combiner: Combiner
     auroc: dict[str, list[float | None]]
 
     @property
@@ -98,6 +110,8 @@ def compare(
 ) -> Comparison:
     """Fit policies to the calibration set and replay them on both sets.
 
+    Accuracies are those of combined answers, as a server gives them.
+
     Args:
         recorded: Calibration and test predictions.
         costs_ms: Latency from the start until each exit, rising, (K,).
@@ -129,11 +143,13 @@ def compare(
             scored += evaluator.scheduler(name, fitted)
         else:
             started = time.perf_counter()
-            schedulers[name] = fit_scheduler(name, *recorded.calibration, costs_ms, seed=seed)
+            schedulers[name] = fit_scheduler(
+                name, *recorded.calibration, costs_ms, seed=seed, combined=evaluator.combined
+            )
             scored += evaluator.scheduler(name, schedulers[name], time.perf_counter() - started)
     accuracy = recorded.test.correct.mean(0).tolist()
     auroc = {name: ranking_quality(each, recorded.test) for name, each in schedulers.items()}
-    return Comparison(costs_ms, accuracy, scored, schedulers, auroc)
+    return Comparison(costs_ms, accuracy, scored, schedulers, evaluator.combiner, auroc)
 
 
 def evaluate(
@@ -168,6 +184,7 @@ def check_budgets(budgets: Sequence[float], costs_ms: Array) -> None:
 
 def ranking_quality(scheduler: Scheduler, test: Predictions) -> list[float | None]:
     """Return the AUROC of (score, correct) at each exit, (K,)."""
+    test = test.combined(scheduler.combiner)
     replayed = replay(scheduler.policy, test.log_probs)
     return [
         _auroc(scored.scores, right) for scored, right in zip(replayed, test.correct.T, strict=True)
@@ -188,30 +205,45 @@ class _Evaluator:
         self, recorded: Recorded, costs_ms: Array, budgets: Sequence[float], seed: int
     ) -> None:
         self._recorded = recorded
-        self._log_probs = recorded.calibration.log_probs, recorded.test.log_probs
-        self._correct = recorded.calibration.correct, recorded.test.correct  # (N, K) and (M, K)
         self._costs_ms = costs_ms
         self._budgets = budgets
         self._seed = seed
+        self._sides: tuple[Combiner, list[_Side]] | None = None
+
+    @cached_property
+    def combined(self) -> FittedCombiner:
+        """The combiner of every policy that is fitted to these labels."""
+        return fit_combiner(*self._recorded.calibration, seed=self._seed)
+
+    @property
+    def combiner(self) -> Combiner:
+        """That combiner, if any policy has asked for it."""
+        return self.combined.combiner if "combined" in vars(self) else OWN_OUTPUTS
 
     def scheduler(
         self, name: str, scheduler: Scheduler, seconds: float = 0.0
     ) -> list[ScoredEvaluation]:
         """Evaluate a fitted scheduler; `seconds` is the time that its fit took."""
-        policy, frontier = scheduler
-        replays = [replay(policy, log_probs) for log_probs in self._log_probs]
+        policy, frontier, combiner = scheduler
+        sides = self._sides_of(combiner)
+        replays = [replay(policy, side.log_probs) for side in sides]
         rng, scored = np.random.default_rng(self._seed), []
         for budget in self._budgets:
             parameter = frontier.at_cost(budget).parameter
             exits = [exits_taken(policy, replayed, parameter) for replayed in replays]
-            scored.append(self._evaluation(name, budget, exits, seconds, rng))
+            scored.append(self._evaluation(name, budget, sides, exits, seconds, rng))
         return scored
 
     def eenet_per_budget(self) -> list[ScoredEvaluation]:
-        """Evaluate EENet as in the paper: scores fitted anew for each budget."""
+        """Evaluate EENet as in the paper: scores fitted anew for each budget.
+
+        They are fitted to the calibration rows as they are answered, so that these keep the budget.
+        """
         from scheduler.fitting.eenet import fit_eenet  # torch takes seconds to import
 
-        log_probs, labels = self._recorded.calibration
+        labels = self._recorded.calibration.labels
+        sides = self._sides_of(self.combined.combiner)
+        log_probs = sides[0].log_probs
         first, last = self._costs_ms[[0, -1]]
         edge = 1e-3 * (last - first)
         rng, scored = np.random.default_rng(self._seed), []
@@ -220,31 +252,42 @@ class _Evaluator:
             inner = np.array([np.clip(budget, first + edge, last - edge)])
             policy = fit_eenet(log_probs, labels, self._costs_ms, budgets_ms=inner, seed=self._seed)
             seconds = time.perf_counter() - started
-            exits = [exits_taken(policy, replay(policy, rows), budget) for rows in self._log_probs]
-            scored.append(self._evaluation(PER_BUDGET, budget, exits, seconds, rng))
+            exits = [exits_taken(policy, replay(policy, side.log_probs), budget) for side in sides]
+            scored.append(self._evaluation(PER_BUDGET, budget, sides, exits, seconds, rng))
         return scored
 
     def oracle(self) -> list[ScoredEvaluation]:
         """Evaluate the upper bound that knows the labels."""
         rng, scored = np.random.default_rng(self._seed), []
+        sides = self._sides_of(self.combined.combiner)
         for budget in self._budgets:
-            exits = [oracle_exits(part, self._costs_ms, budget) for part in self._correct]
-            scored.append(self._evaluation(ORACLE, budget, exits, 0.0, rng))
+            exits = [oracle_exits(side.correct, self._costs_ms, budget) for side in sides]
+            scored.append(self._evaluation(ORACLE, budget, sides, exits, 0.0, rng))
         return scored
+
+    def _sides_of(self, combiner: Combiner) -> "list[_Side]":
+        """Return both sets as answered with a combiner; policies that share one come in turn."""
+        if self._sides is None or self._sides[0] is not combiner:
+            parts = self._recorded.calibration, self._recorded.test
+            self._sides = combiner, [_Side.of(part.combined(combiner)) for part in parts]
+        return self._sides[1]
 
     def _evaluation(
         self,
         name: str,
         budget: float,
+        sides: "Sequence[_Side]",
         exits: Sequence[NDArray[np.intp]],
         seconds: float,
         rng: np.random.Generator,
     ) -> ScoredEvaluation:
         """Measure the exits (N,) and (M,) of the two sets."""
-        (cost, accuracy), (test_cost, test_accuracy) = (
-            (float(self._costs_ms[taken].mean()), float(part[np.arange(len(taken)), taken].mean()))
-            for part, taken in zip(self._correct, exits, strict=True)
-        )
+        right = [
+            side.correct[np.arange(len(taken)), taken]
+            for side, taken in zip(sides, exits, strict=True)
+        ]
+        cost, test_cost = (float(self._costs_ms[taken].mean()) for taken in exits)
+        accuracy, test_accuracy = (float(each.mean()) for each in right)
         rates = np.bincount(exits[1], minlength=len(self._costs_ms)) / len(exits[1])
         return ScoredEvaluation(
             Evaluation(
@@ -255,23 +298,35 @@ class _Evaluator:
                 calibration_accuracy=accuracy,
                 test_cost=test_cost,
                 test_accuracy=test_accuracy,
-                test_accuracy_ci95=self._interval(exits[1], rng),
+                test_accuracy_ci95=self._interval(right[1], rng),
                 exit_rates=rates.tolist(),
                 fit_seconds=seconds,
             ),
             exits[1],
+            sides[1].answers[exits[1], np.arange(len(exits[1]))],
         )
 
-    def _interval(self, exits: NDArray[np.intp], rng: np.random.Generator) -> tuple[float, float]:
-        """Bootstrap the 95 % interval of the test accuracy at the exits (M,)."""
-        rows, pixels = len(exits), self._recorded.test.labels[0].size
-        correct = self._correct[1][np.arange(rows), exits]
+    def _interval(self, correct: Array, rng: np.random.Generator) -> tuple[float, float]:
+        """Bootstrap the 95 % interval of the mean of what each test row has right, (M,)."""
+        rows, pixels = len(correct), self._recorded.test.labels[0].size
         # A resample of M rows holds a multinomial number of those with each share of right pixels.
         wrong = np.rint(pixels * (1 - correct)).astype(np.intp)
         counts = rng.multinomial(rows, np.bincount(wrong, minlength=pixels + 1) / rows, RESAMPLES)
         resampled = counts @ np.linspace(1, 0, pixels + 1) / rows
         low, high = np.percentile(resampled, [2.5, 97.5]).tolist()
         return low, high
+
+
+class _Side(NamedTuple):
+    """One set as answered: log-probabilities (K, N, C), answers (K, N), right answers (N, K)."""
+
+    log_probs: NDArray[np.floating]
+    answers: NDArray[np.intp]
+    correct: Array
+
+    @classmethod
+    def of(cls, combined: Predictions) -> "_Side":
+        return cls(combined.log_probs, combined.log_probs.argmax(-1), combined.correct)
 
 
 def oracle_exits(correct: Array, costs_ms: Array, budget: float) -> NDArray[np.intp]:

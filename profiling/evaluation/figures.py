@@ -49,15 +49,28 @@ STYLE: dict[Any, Any] = {
 
 
 class Curve(NamedTuple):
-    """Results of a policy at many budgets: test costs (B,), accuracies (B,), exits (B, M)."""
+    """Results of a policy at many budgets.
+
+    Attributes:
+        costs: Mean cost of the test rows, (B,).
+        exits: Exit of each, (B, M).
+        right: Whether each is answered rightly, for a segmentation a share, (B, M).
+    """
 
     costs: Array
-    accuracy: Array
     exits: NDArray[np.intp]
+    right: Array
+
+    @property
+    def accuracy(self) -> Array:
+        """Share of right answers, (B,)."""
+        shares: Array = self.right.mean(1)
+        return shares
 
 
 def curve_of(scheduler: Scheduler, test: Predictions, budgets: Sequence[float]) -> Curve:
     """Replay a scheduler at many budgets."""
+    test = test.combined(scheduler.combiner)
     replayed = replay(scheduler.policy, test.log_probs)
     exits = np.stack(
         [
@@ -66,7 +79,7 @@ def curve_of(scheduler: Scheduler, test: Predictions, budgets: Sequence[float]) 
         ]
     )
     right = test.correct[np.arange(exits.shape[1]), exits]
-    return Curve(scheduler.frontier.costs_ms[exits].mean(1), right.mean(1), exits)
+    return Curve(scheduler.frontier.costs_ms[exits].mean(1), exits, right)
 
 
 def exits_at(scheduler: Scheduler, test: Predictions, budget: float) -> NDArray[np.intp]:
@@ -107,7 +120,7 @@ def accuracy_figure(
     if ORACLE in comparison.by_policy:
         _plot_oracle(left, comparison, test, budgets, top)
     left.legend(fontsize=8, loc="lower right")
-    _plot_differences(right, curves, test, budgets, intervals=intervals)
+    _plot_differences(right, curves, budgets, intervals=intervals)
     return figure
 
 
@@ -140,7 +153,7 @@ def _plot_oracle(
     axes: Axes, comparison: Comparison, test: Predictions, budgets: Sequence[float], top: float
 ) -> None:
     """Draw the oracle below the top of the axes, in %, and say that it goes on above."""
-    correct, costs_ms = test.correct, comparison.costs_ms
+    correct, costs_ms = test.combined(comparison.combiner).correct, comparison.costs_ms
     taken = [oracle_exits(correct, costs_ms, budget) for budget in (costs_ms[0], *budgets)]
     costs = np.array([costs_ms[exits].mean() for exits in taken])
     shares = [100 * correct[np.arange(len(exits)), exits].mean() for exits in taken]
@@ -155,25 +168,19 @@ def _plot_oracle(
 
 
 def _plot_differences(
-    axes: Axes,
-    curves: dict[str, Curve],
-    test: Predictions,
-    budgets: Sequence[float],
-    *,
-    intervals: bool,
+    axes: Axes, curves: dict[str, Curve], budgets: Sequence[float], *, intervals: bool
 ) -> None:
     base = next((policy for policy in ("maxprob", "entropy", "patience") if policy in curves), None)
     if base is None:
         axes.set_axis_off()
         return
-    rows, correct = np.arange(len(test.labels)), test.correct
-    reference = correct[rows, curves[base].exits]
-    rng = np.random.default_rng(0)
-    counts = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), RESAMPLES) / len(rows)
+    reference = curves[base].right
+    rng, rows = np.random.default_rng(0), reference.shape[1]
+    counts = rng.multinomial(rows, np.full(rows, 1 / rows), RESAMPLES) / rows
     for policy, curve in curves.items():
         if policy == base:
             continue
-        gains = 100 * (correct[rows, curve.exits] - reference)
+        gains = 100 * (curve.right - reference)
         axes.plot(budgets, gains.mean(1), label=policy, **_line(policy))
         if intervals and policy in LEARNED:
             low, high = np.percentile(counts @ gains.T, [2.5, 97.5], axis=0)
@@ -210,7 +217,7 @@ def rates_figure(curves: dict[str, Curve], budgets: Sequence[float]) -> Figure:
 
 def scores_figure(scheduler: Scheduler, test: Predictions, budget: float) -> Figure:
     """Plot the scores of right and wrong predictions at each exit, and the thresholds there."""
-    policy = scheduler.policy
+    policy, test = scheduler.policy, test.combined(scheduler.combiner)
     parameter = np.array([scheduler.frontier.at_cost(budget).parameter])
     figure = Figure(figsize=(2.5 * policy.num_exits, 2.6))
     panels = figure.subplots(1, policy.num_exits, squeeze=False)[0]
@@ -270,10 +277,10 @@ def reliability_figure(schedulers: dict[str, Scheduler], test: Predictions) -> F
         axes.set_title(f"exit {exit}", fontsize=9)
         axes.set_xlabel("score")
         axes.set_ylim(0, 100)
-    correct = test.correct
     usual = [name for name in ("maxprob", "eenet", "stopping") if name in schedulers]
     for name in usual or schedulers:
-        replayed = replay(schedulers[name].policy, test.log_probs)
+        combined = test.combined(schedulers[name].combiner)
+        replayed, correct = replay(schedulers[name].policy, combined.log_probs), combined.correct
         for exit, (axes, scored) in enumerate(zip(panels, replayed, strict=True)):
             order = np.array_split(np.argsort(scored.scores, kind="stable"), BINS)
             bins = [part for part in order if len(part)]

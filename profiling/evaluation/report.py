@@ -154,6 +154,7 @@ def _examples_section(
     main, middle = _main_policy(comparison), _middle_budget(comparison)
     exits = exits_at(comparison.schedulers[main], test, middle)
     heading = f"<h2>Examples that leave at each exit ({main}, {middle:.4g} ms)</h2>"
+    test = test.combined(comparison.schedulers[main].combiner)
     if images is None:
         return [heading, _examples_table(test, exits, classes)]
     figure = _saved(
@@ -204,8 +205,8 @@ def _summary(name: str, recorded: Recorded, comparison: Comparison) -> str:
     return (
         f"<p>{html.escape(name)}: {num_exits} exits, {num_classes} classes. Policies are fitted to "
         f"{len(recorded.calibration.labels)} calibration samples and evaluated on {rows} test "
-        f"samples. The exits are reached after {costs} ms; they are right for {accuracy} "
-        f"% of the {'pixels of the ' if pixels else ''}test set.</p>"
+        f"samples. The exits are reached after {costs} ms; their heads alone are right for "
+        f"{accuracy} % of the {'pixels of the ' if pixels else ''}test set.</p>"
     )
 
 

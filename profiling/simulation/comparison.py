@@ -64,8 +64,9 @@ class Subject:
         network: Costs of its stages and heads.
         table: Decisions of its policy about the test rows.
         default_parameter: The policy's at the bundle's default budget.
-        correct: How right each test row is at each exit, (M, K).
-        calibration_accuracy: Accuracy of each exit on calibration rows, (K,).
+        correct: How right each test row is at each exit that combines the heads so far, (M, K).
+        correct_alone: The same of each exit that runs its own head alone, (M, K).
+        calibration_accuracy: Accuracy of each head alone on calibration rows, (K,).
         workers: Batches that run at a time.
         max_batch: Most rows in a batch.
     """
@@ -74,6 +75,7 @@ class Subject:
     table: ExitTable
     default_parameter: float
     correct: Array
+    correct_alone: Array
     calibration_accuracy: Array
     workers: int
     max_batch: int
@@ -129,13 +131,14 @@ def read_subject(
     variant = load_bundle(folder).variant(precision)
     if network is None:
         network = read_network_costs(variant.profile)
-    policy, frontier = load_scheduler(variant.scheduler())
+    policy, frontier, combiner = load_scheduler(variant.scheduler())
     if policy.num_exits != network.stages.num_exits:
         raise ValueError(
             f"{folder} has {policy.num_exits} exits, the costs have {network.stages.num_exits}; "
             f"give one cost for each exit"
         )
     recorded = load_recorded(variant.predictions)
+    test = recorded.test.combined(combiner)
     default_ms = variant.entry.default_budget_ms
     default = policy.never_exit_parameter
     if default_ms is not None:
@@ -143,8 +146,9 @@ def read_subject(
     frontier = frontier.with_costs(network.stages.costs_ms)
     return Subject(
         network,
-        ExitTable.of(policy, frontier, recorded.test.log_probs),
+        ExitTable.of(policy, frontier, test.log_probs),
         default,
+        test.correct,
         recorded.test.correct,
         recorded.calibration.correct.mean(0),
         workers,
@@ -166,29 +170,33 @@ def compare(
         buckets: SlackFit's buckets of latency.
     """
     return [
-        _judged(name, subject, offered, slo_ms, run())
-        for name, run in _ways(subject, offered, slo_ms, buckets)
+        _judged(name, correct, offered, slo_ms, run())
+        for name, correct, run in _ways(subject, offered, slo_ms, buckets)
     ]
 
 
 def _ways(
     subject: Subject, offered: Offered, slo_ms: float, buckets: int
-) -> Sequence[tuple[str, Callable[[], Served]]]:
-    """Return the name of each way to serve, and the function that does."""
+) -> Sequence[tuple[str, Array, Callable[[], Served]]]:
+    """Return each way to serve: its name, how right its exits are (M, K), the function that does.
+
+    A way that chooses the exit beforehand runs no other head, and answers with that one's output.
+    """
+    alone, combined = subject.correct_alone, subject.correct
     last, shares = subject.num_exits - 1, [slo_ms / part for part in BUDGET_SHARES]
     return [
-        ("whole network", lambda: _to_exit(subject, offered, slo_ms, last)),
+        ("whole network", alone, lambda: _to_exit(subject, offered, slo_ms, last)),
         *(
-            (f"exit {exit}", lambda exit=exit: _to_exit(subject, offered, slo_ms, exit))
+            (f"exit {exit}", alone, lambda exit=exit: _to_exit(subject, offered, slo_ms, exit))
             for exit in range(last)
         ),
-        ("frozen thresholds", lambda: _frozen(subject, offered, slo_ms)),
-        ("SlackFit", lambda: _slackfit(subject, offered, slo_ms, buckets)),
+        ("frozen thresholds", combined, lambda: _frozen(subject, offered, slo_ms)),
+        ("SlackFit", alone, lambda: _slackfit(subject, offered, slo_ms, buckets)),
         *(
-            (f"budget SLO/{part}", lambda ms=ms: _budgeted(subject, offered, slo_ms, ms))
+            (f"budget SLO/{part}", combined, lambda ms=ms: _budgeted(subject, offered, slo_ms, ms))
             for part, ms in zip(BUDGET_SHARES, shares, strict=True)
         ),
-        ("queue-aware", lambda: _queue_aware(subject, offered, slo_ms)),
+        ("queue-aware", combined, lambda: _queue_aware(subject, offered, slo_ms)),
     ]
 
 
@@ -230,16 +238,14 @@ def _queue_bound(subject: Subject, slo_ms: float, capacity_per_s: float) -> int:
     return min(max(int(slo_ms / 1e3 * capacity_per_s), subject.workers), MAX_QUEUE)
 
 
-def _judged(
-    policy: str, subject: Subject, offered: Offered, slo_ms: float, served: Served
-) -> Result:
+def _judged(policy: str, correct: Array, offered: Offered, slo_ms: float, served: Served) -> Result:
     answered = served.exits >= 0
-    counts = np.bincount(served.exits[answered], minlength=subject.num_exits)
+    counts = np.bincount(served.exits[answered], minlength=correct.shape[1])
     return Result(
         policy,
         slo_ms,
         served.attainment(slo_ms),
-        served.accuracy(offered.rows, subject.correct),
+        served.accuracy(offered.rows, correct),
         float(1 - answered.mean()),
         tuple((counts / max(counts.sum(), 1)).round(4).tolist()),
     )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.combiner import FEW_CLASSES, SMALLEST_LOG, Combiner, log_softmax
+from scheduler.combiner import SMALLEST_LOG, Combiner, log_softmax, stack_inputs
 from scheduler.fitting.softmax_regression import fit_powers, fit_stack
 
 Floats = NDArray[np.floating]
@@ -15,11 +15,13 @@ Labels = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 FOLDS = 5
+MOST_STACKED_CLASSES, MOST_MULTIPLIED_CLASSES = 64, 20
 MIN_ROWS, MIN_STACKED_ROWS = 200, 2000  # at 1,000 stacks lost up to 1.5 points on digits
 FEW_ROWS_ERRORS = 2.0  # standard errors in place of one where rows are too few for a stack
-MAX_POWER_VALUES = 2_000_000  # log-probabilities of one exit that powers are fitted to: few numbers
-RIDGES = (200.0, 50.0, 10.0)  # on each squared weight of an input of standard deviation 1
-SMALLEST_SCALES = 0.5, 0.05  # of log p and p: a class that never varied must not explode later
+MAX_POWER_VALUES = 500_000  # log-probabilities of one exit that powers are fitted to: few numbers
+RIDGES = (500.0, 100.0, 20.0)  # on each squared weight of an input of standard deviation 1
+# Of log p, p and products: what never varied must not explode later.
+SMALLEST_SCALES = 0.5, 0.05, 2.0
 
 
 class FittedCombiner(NamedTuple):
@@ -36,33 +38,42 @@ class FittedCombiner(NamedTuple):
 
 
 def fit_combiner(
-    log_probs: Floats, labels: Labels, weights: Array | None = None, *, seed: int
+    log_probs: Floats, labels: Labels | None, weights: Array | None = None, *, seed: int
 ) -> FittedCombiner:
     """Fit, for each exit, the simplest combination that predicts unseen rows about as well as any.
 
-    Candidates are, from simple to complex: none, powers, stacked on log p, stacked on log p and p.
-    The first is chosen whose cross-validated log loss is within one standard error of the best's
-    (Breiman et al. 1984, section 3.4.3, on paired differences); none may be less often right than
-    the head itself. Below 2,000 rows, and for more than
-    64 classes, there are no stacks; below 200 rows, for a single exit and for segmentations nothing
-    is combined.
+    Candidates are, from simple to complex: none, powers, stacked on log p and p, stacked on
+    products of log p too. The first is chosen whose cross-validated log loss is within one standard
+    error of the best's (Breiman et al. 1984, section 3.4.3, on paired differences); none may be
+    less often right than the head itself. Below 2,000 rows, and for more than 64 classes, there are
+    no stacks, for more than 20 no products; below 200 rows, for a single exit and for segmentations
+    nothing is combined.
 
     Args:
         log_probs: Calibration log-probabilities, finite, (K, N, C) or (K, N, P, C).
-        labels: (N,) or (N, P).
+        labels: (N,) or (N, P); None: the last exit's answers, so that earlier exits predict them.
+            The last exit then keeps its own output.
         weights: How many rows each row counts for, with a mean of 1, (N,); None: 1 each.
         seed: Seed of the folds.
     """
-    if log_probs.ndim != 3 or len(log_probs) == 1 or len(labels) < MIN_ROWS:
+    if log_probs.ndim != 3 or len(log_probs) == 1 or log_probs.shape[1] < MIN_ROWS:
         return FittedCombiner(Combiner(), log_probs)
+    num_combined = len(log_probs) if labels is not None else len(log_probs) - 1
+    if labels is None:
+        labels = log_probs[-1].argmax(1).astype(np.int64)
     folds = np.random.default_rng(seed).permutation(len(labels)) % FOLDS
     counts = np.ones(len(labels)) if weights is None else weights
-    unseen, chosen = log_probs.copy(), []
-    for exit in range(len(log_probs)):
-        logs = np.maximum(log_probs[: exit + 1], SMALLEST_LOG, dtype=np.float64)
+    # Half precision would round different classes to the same number, double takes gigabytes where
+    # there are many.
+    single = np.result_type(log_probs, np.float32)
+    working = np.dtype(np.float64) if log_probs.shape[2] <= MOST_STACKED_CLASSES else single
+    unseen = log_probs.astype(single)
+    chosen: list[Array | None] = [None] * len(log_probs)
+    for exit in range(num_combined):
+        logs = np.maximum(log_probs[: exit + 1], SMALLEST_LOG, dtype=working)
         best = simplest_good(_candidates(_Rows(logs, labels, folds, counts)), labels, counts)
-        chosen.append(best.fit())
-        if chosen[-1] is not None:
+        chosen[exit] = best.fit()
+        if chosen[exit] is not None:
             unseen[exit] = best.unseen
     if all(fitted is None for fitted in chosen):
         return FittedCombiner(Combiner(), log_probs)
@@ -119,9 +130,9 @@ def _candidates(rows: _Rows) -> list[Candidate]:
         chosen = rows.folds == fold
         by_powers[chosen] = log_softmax(_pooled(rows.logs[:, chosen], each))
     candidates = [Candidate(own, lambda: None), Candidate(by_powers, lambda: powers)]
-    if len(own) >= MIN_STACKED_ROWS and own.shape[1] <= FEW_CLASSES:
-        stacks = (_Stack(rows, powers, held_out, with_probs) for with_probs in (False, True))
-        candidates += [stack.candidate() for stack in stacks]
+    if len(own) >= MIN_STACKED_ROWS and own.shape[1] <= MOST_STACKED_CLASSES:
+        forms = [False, True] if own.shape[1] <= MOST_MULTIPLIED_CLASSES else [False]
+        candidates += [_Stack(rows, powers, held_out, form).candidate() for form in forms]
     return candidates
 
 
@@ -140,31 +151,30 @@ def _cross_fit_powers(rows: _Rows) -> tuple[Array, Array]:
 
 def _pooled(logs: Array, powers: Array) -> Array:
     """Return the logits sum_j w_j log p_j, (J, N, C) to (N, C)."""
-    logits: Array = np.einsum("j,jnc->nc", powers, logs)
+    logits: Array = np.tensordot(powers.astype(logs.dtype), logs, 1)
     return logits
 
 
 class _Stack:
-    """Regressions on [1, log p] or [1, log p, p] of the exits so far, on top of their powers.
+    """Regressions on log p and p of the exits so far, on top of their powers.
 
     Args:
         rows: The exits so far.
         powers: Fitted to all rows, (J,).
         held_out: Fitted to the rows outside each fold, (FOLDS, J).
-        with_probs: Whether the inputs hold p too.
+        with_products: Whether the inputs hold products of log p too.
     """
 
-    def __init__(self, rows: _Rows, powers: Array, held_out: Array, with_probs: bool) -> None:
+    def __init__(self, rows: _Rows, powers: Array, held_out: Array, with_products: bool) -> None:
         self._rows, self._powers, self._held_out = rows, powers, held_out
-        features = np.concatenate(rows.logs, 1)  # (N, J C)
-        floors = np.full(features.shape[1], SMALLEST_SCALES[0])
-        if with_probs:
-            features = np.concatenate([features, np.exp(features)], 1)
-            floors = np.repeat(SMALLEST_SCALES, len(floors))
-        self._mean = np.average(features, 0, rows.weights)
-        spread = np.sqrt(np.average((features - self._mean) ** 2, 0, rows.weights))
+        seen = np.concatenate(rows.logs, 1)  # (N, J C)
+        inputs = stack_inputs(seen, rows.logs.shape[2], with_products=with_products)
+        products = inputs.shape[1] - 2 * seen.shape[1]
+        floors = np.repeat(SMALLEST_SCALES, [seen.shape[1], seen.shape[1], products])
+        self._mean = np.average(inputs, 0, rows.weights)
+        spread = np.sqrt(np.average((inputs - self._mean) ** 2, 0, rows.weights))
         self._scale = np.maximum(spread, floors)
-        scaled = (features - self._mean) / self._scale
+        scaled = (inputs - self._mean) / self._scale
         self._inputs = np.concatenate([np.ones((len(scaled), 1)), scaled], 1)
 
     def candidate(self) -> Candidate:

@@ -1,4 +1,4 @@
-"""Fit any policy of the table, and its frontier by cross-fitting."""
+"""Fit any policy of the table with its combiner, and its frontier by cross-fitting."""
 
 from collections.abc import Callable
 
@@ -6,8 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.baselines import ConfidencePolicy
+from scheduler.combiner import OWN_OUTPUTS
 from scheduler.eenet import EENetPolicy
 from scheduler.fitted import Scheduler
+from scheduler.fitting.combiner import FittedCombiner, fit_combiner
 from scheduler.frontier import Frontier, Reference
 from scheduler.pixels import correct_share
 from scheduler.policies import POLICIES
@@ -31,14 +33,16 @@ def fit_scheduler(
     *,
     seed: int = 0,
     published: EENetPolicy | None = None,
+    combined: FittedCombiner | None = None,
 ) -> Scheduler:
-    """Fit a policy for every budget, and estimate its frontier by cross-fitting.
+    """Fit a combiner, a policy for every budget, and estimate its frontier by cross-fitting.
 
-    The policy is fitted to all rows. Its results on unseen rows are estimated by fitting it again
-    without each fifth of the rows (a third if there are very many) and replaying that fifth at the
-    same budgets. Each point of the frontier has the higher of the two costs, on seen and on unseen
-    rows, with its exit rates, so that a budget is kept on both. Its accuracy is always that on
-    unseen rows.
+    The policy is fitted to all rows, each combined by a fit without it: rows that a combiner was
+    fitted to look surer than those that are served. Its results on unseen rows are estimated by
+    fitting it again without each fifth of the rows (a third if there are very many) and replaying
+    that fifth at the same budgets. Each point of the frontier has the higher of the two costs, on
+    seen and on unseen rows, with its exit rates, so that a budget is kept on both. Its accuracy is
+    always that on unseen rows.
 
     Args:
         kind: One of `POLICIES`.
@@ -50,6 +54,9 @@ def fit_scheduler(
             computes them. Fit and frontier are then those of rows so repeated. None: 1 each.
         seed: Seed of the folds and of networks that are trained.
         published: With `eenet`: take scores and assignment from this policy, fit thresholds only.
+            Its scores were learned on the heads' own outputs, so nothing is combined.
+        combined: From `fit_combiner` with the same rows, labels and seed, to fit several policies
+            without fitting it again; None: it is fitted here.
 
     Returns:
         The scheduler. For a network with one exit it always has the kind `maxprob` and nothing to
@@ -61,18 +68,25 @@ def fit_scheduler(
     if kind not in POLICIES:
         raise ValueError(f"policy {kind!r} is unknown; give one of {', '.join(POLICIES)}")
     reference: Reference = "labels" if labels is not None else "last_exit"
-    if labels is None:
-        labels = last_predictions(log_probs)
-    calibration = CalibrationSet(log_probs, labels, np.asarray(costs_ms, np.float64), weights)
+    target = last_predictions(log_probs) if labels is None else labels
+    calibration = CalibrationSet(log_probs, target, np.asarray(costs_ms, np.float64), weights)
     check_calibration(calibration)
     if len(costs_ms) == 1:
         return _single_exit_scheduler(calibration, reference)
+    if published is not None:
+        combined = FittedCombiner(OWN_OUTPUTS, log_probs)
+    elif combined is None:
+        combined = fit_combiner(log_probs, labels, weights, seed=seed)
+    calibration = calibration._replace(log_probs=combined.log_probs)
     fit = _fitter(kind, seed, published)
     policy = fit(calibration)
     parameters = POLICIES[kind].parameters(policy, calibration)
-    seen = _exits(policy, calibration.log_probs, parameters)
-    unseen = _held_out_exits(kind, fit, calibration, parameters, seen, seed)
-    return Scheduler(policy, _frontier(calibration, parameters, seen, unseen, reference))
+    fitted = _exits(policy, calibration.log_probs, parameters)
+    unseen = _held_out_exits(kind, fit, calibration, parameters, fitted, seed)
+    combiner = combined.combiner
+    seen = fitted if combiner.empty else _exits(policy, combiner.combine_all(log_probs), parameters)
+    frontier = _frontier(calibration, parameters, seen, unseen, reference)
+    return Scheduler(policy, frontier, combiner)
 
 
 def last_predictions(log_probs: NDArray[np.floating]) -> NDArray[np.int64]:
@@ -182,21 +196,24 @@ def _held_out_exits(
     fit: Callable[[CalibrationSet], ExitPolicy],
     calibration: CalibrationSet,
     parameters: Array,
-    seen: NDArray[np.int8],
+    fitted: NDArray[np.int8],
     seed: int,
 ) -> NDArray[np.int8]:
     """Return the exits (G, N) that rows take under fits that have not seen them.
+
+    Their outputs are combined without them too. The combinations of other rows may have seen them,
+    which is the usual second level of stacking: the policy sees no label of theirs.
 
     Args:
         kind: One of `POLICIES`.
         fit: Fits that kind.
         calibration: All rows.
         parameters: Of the fit to all rows, (G,).
-        seen: The exits that rows take under that fit, (G, N).
+        fitted: The exits that rows take under that fit, (G, N).
         seed: Seed of the folds.
     """
-    spent = np.average(calibration.costs_ms[seen], 1, calibration.weights)
-    unseen = np.empty_like(seen)
+    spent = np.average(calibration.costs_ms[fitted], 1, calibration.weights)
+    unseen = np.empty_like(fitted)
     num_folds = FOLDS if calibration.log_probs.size < LARGE_SET else FEW_FOLDS
     folds = np.random.default_rng(seed).permutation(len(calibration.labels)) % num_folds
     for fold in range(num_folds):

@@ -139,15 +139,17 @@ def certify_subject(subject: Subject, promise: Promise, seed: int) -> Certified:
         ValueError: If there are no certification rows, or too few for the promise.
     """
     rows = _certification_rows(subject, seed)
-    losses = exit_losses(promise.measure, rows.log_probs, rows.labels)
-    exact, count = losses.dtype == np.bool_, rows.log_probs.shape[1]
+    count, exact = len(rows.labels), promise.measure == "disagreement" and rows.labels.ndim == 1
     check_rows(promise, count, exact=exact)
-    name, (policy, frontier) = _scheduler_of(subject, promise, seed)
+    name, (policy, frontier, combiner) = _scheduler_of(subject, promise, seed)
+    rows = rows.combined(combiner)
+    losses = exit_losses(promise.measure, rows.log_probs, rows.labels)
     widest = replace(promise, epsilon=max(promise.epsilon, *EPSILONS))
     bounds = bound_policy(policy, frontier, rows.log_probs, losses, widest)
     needed = [rows_needed(replace(promise, epsilon=each), exact=exact) for each in EPSILONS]
     certificate = bounds.certify(promise.epsilon)
     calibration, _, test = subject.recorded
+    calibration, test = calibration.combined(combiner), test.combined(combiner)
     calibration_exits, exits = (
         exits_taken(policy, replay(policy, part.log_probs), certificate.parameter)
         for part in (calibration, test)
@@ -193,13 +195,13 @@ def _scheduler_of(subject: Subject, promise: Promise, seed: int) -> tuple[str, S
     label_free = promise.measure == "disagreement"
     if subject.variant is not None:
         name = _name_in(subject.variant, label_free)
-        policy, frontier = load_scheduler(subject.variant.scheduler(name))
+        policy, frontier, combiner = load_scheduler(subject.variant.scheduler(name))
         if subject.fitted is None:  # other costs were given
             from scheduler.fitting.fit import check_costs
 
             check_costs(subject.costs_ms, policy.num_exits)
             frontier = frontier.with_costs(subject.costs_ms)
-        return name, Scheduler(policy, frontier)
+        return name, Scheduler(policy, frontier, combiner)
     from scheduler.fitting.fit import fit_scheduler
 
     name = DEFAULT_POLICY + LABEL_FREE if label_free else DEFAULT_POLICY

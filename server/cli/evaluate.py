@@ -62,7 +62,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures to this file")
     parser.add_argument(
-        "--exits", type=Path, metavar="OUT.npz", help="write the exit of every test sample"
+        "--exits",
+        type=Path,
+        metavar="OUT.npz",
+        help="write exit and answer of every test sample",
     )
     parser.add_argument(
         "--report", type=Path, metavar="DIR", help="write an HTML page with figures"
@@ -249,7 +252,7 @@ def table_of(comparison: Comparison) -> list[str]:
     costs = ", ".join(f"{cost:.4g}" for cost in comparison.costs_ms)
     accuracy = ", ".join(f"{100 * share:.2f}" for share in comparison.exit_accuracy)
     lines = [
-        f"exits cost {costs} and are right in {accuracy} % of the test set",
+        f"exits cost {costs}, and their heads alone are right in {accuracy} % of the test set",
         "test accuracy % (realised test cost) under a budget of",
         f"{'':18}" + "".join(f"{budget:>16.4g}" for budget in comparison.budgets),
     ]
@@ -270,11 +273,14 @@ def write_json(comparison: Comparison, path: Path) -> None:
 
 
 def write_exits(comparison: Comparison, path: Path) -> None:
-    """Write the exit of every test sample, int8 (M,), under `POLICY@BUDGET`."""
-    arrays: dict[str, Any] = {
-        f"{judged.evaluation.policy}@{judged.evaluation.budget}": judged.exits.astype(np.int8)
-        for judged in comparison.scored
-    }
+    """Write exit and answer of every test sample under `POLICY@BUDGET` and `.../answers`.
+
+    Exits are int8 (M,), answers int32 (M,), for a segmentation (M, P).
+    """
+    arrays: dict[str, Any] = {}
+    for evaluation, exits, answers in comparison.scored:
+        name = f"{evaluation.policy}@{evaluation.budget}"
+        arrays |= {name: exits.astype(np.int8), f"{name}/answers": answers.astype(np.int32)}
     with path.open("wb") as file:  # a path without .npz stays as it is
         np.savez_compressed(file, allow_pickle=False, **arrays)
 

@@ -227,8 +227,8 @@ class OfflineModel:
         self._preprocess: Any = bundle.preprocessor(**settings.image_bounds)
         example = self._preprocess.example
         variant, backend = open_served(bundle, settings, example)
-        policy, built_on = read_scheduler(variant)
-        costs = measure_costs(backend, policy, example, settings.max_batch)
+        policy, built_on, combiner = read_scheduler(variant)
+        costs = measure_costs(backend, policy, example, settings.max_batch, combiner)
         frontier = built_on.with_costs(costs.costs_ms)
         if budget_ms is None:
             budget_ms = budget_on_host_ms(variant.entry.default_budget_ms, built_on, frontier)
@@ -250,6 +250,7 @@ class OfflineModel:
             on_done=self._deliver,
             costs=costs,
             clock=clock,
+            combiner=combiner,
         )
         self._decode_pool = ThreadPoolExecutor(settings.decode_workers)
 

@@ -209,7 +209,7 @@ def bundle_exits(
         ValueError: If the costs are of another number of exits.
     """
     variant = load_bundle(folder).variant(precision)
-    policy, frontier = load_scheduler(variant.scheduler())
+    policy, frontier, combiner = load_scheduler(variant.scheduler())
     if policy.num_exits != costs.num_exits:
         raise ValueError(
             f"{folder} has {policy.num_exits} exits, the costs have {costs.num_exits}; give one "
@@ -221,7 +221,7 @@ def bundle_exits(
         parameter = frontier.at_cost(variant.entry.default_budget_ms).parameter
     else:
         parameter = policy.never_exit_parameter
-    test = load_recorded(variant.predictions).test
+    test = load_recorded(variant.predictions).test.combined(combiner)
     return exits_taken(policy, replay(policy, test.log_probs), parameter)
 
 

@@ -1,17 +1,28 @@
-"""The policy and parameter in force: frozen snapshots, swapped by reference."""
+"""The policy, combiner and parameter in force: frozen snapshots, swapped by reference."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from scheduler.combiner import OWN_OUTPUTS, Combiner
 from scheduler.policy import ExitPolicy
 
 
 class PolicySnapshot(NamedTuple):
-    """A policy, one value of its parameter, and whether each exit's head is needed then, (K,)."""
+    """What workers read about a batch's policy.
+
+    Attributes:
+        policy: Decides which requests leave.
+        parameter: The value of its parameter.
+        needs: Whether each exit's head must run, for the policy or for a combination, (K,).
+        combiner: Turns the outputs of heads into answers.
+        combines: Whether the combiner has to do with each exit, (K,); if not, it costs nothing.
+    """
 
     policy: ExitPolicy
     parameter: float
     needs: tuple[bool, ...]
+    combiner: Combiner
+    combines: tuple[bool, ...]
 
 
 class QueuedParameters:
@@ -23,7 +34,7 @@ class QueuedParameters:
 
 
 class ActivePolicy:
-    """A policy whose parameter moves while requests run under it.
+    """A policy, and its combiner, whose parameter moves while requests run under it.
 
     A request keeps the policy it entered with, since its history means nothing to another policy.
     The parameter moves until the engine switches to another policy; requests that are still in
@@ -32,6 +43,7 @@ class ActivePolicy:
     Args:
         policy: Scores and decides.
         parameter: Initial value of the policy's parameter.
+        combiner: Fitted together with the policy.
 
     Attributes:
         snapshot: What is in force now where nobody waits; workers read the reference once per
@@ -40,8 +52,13 @@ class ActivePolicy:
         heeds_queue: Whether the parameter depends on how many requests wait.
     """
 
-    def __init__(self, policy: ExitPolicy, parameter: float) -> None:
+    def __init__(
+        self, policy: ExitPolicy, parameter: float, combiner: Combiner = OWN_OUTPUTS
+    ) -> None:
         self.policy = policy
+        self.combiner = combiner
+        exits = range(policy.num_exits)
+        self._combines = tuple([combiner.reads(exit) for exit in exits])
         self.has_history = policy.start(1).shape[1] > 0
         self.snapshot = self._at(parameter)
         self.heeds_queue = False
@@ -72,5 +89,9 @@ class ActivePolicy:
         return queued.made[place]
 
     def _at(self, parameter: float) -> PolicySnapshot:
-        needs = [self.policy.needs(exit, parameter) for exit in range(self.policy.num_exits)]
-        return PolicySnapshot(self.policy, parameter, tuple(needs))
+        policy, combiner = self.policy, self.combiner
+        needs = [
+            combiner.needs(exit) or policy.needs(exit, parameter)
+            for exit in range(policy.num_exits)
+        ]
+        return PolicySnapshot(policy, parameter, tuple(needs), combiner, self._combines)

@@ -7,15 +7,22 @@ from collections.abc import Callable, Sequence
 
 from models.backend import HeadOutput, OutOfMemory, StageBackend, State
 from models.stage_costs import StageCosts
+from scheduler.combiner import OWN_OUTPUTS, Combiner
 from scheduler.policy import ExitDecision, ExitPolicy
 from server.engine.active_policy import ActivePolicy, PolicySnapshot
 from server.engine.batch_limit import BatchLimit
 from server.engine.deadlines import Deadlines, deadline_error
 from server.engine.observer import EngineObserver, NullObserver
 from server.engine.queue import WorkQueue
-from server.engine.request import AUDIT, AuditResult, InferenceRequest, Prediction
+from server.engine.request import (
+    AUDIT,
+    NO_HISTORY,
+    AuditResult,
+    InferenceRequest,
+    Prediction,
+)
 from server.engine.shadow import ShadowRunner, record_exit
-from server.engine.step import StageExecutor, comparable_scores, trace_exit
+from server.engine.step import Array, StageExecutor, comparable_scores, trace_exit
 from server.errors import INTERNAL_DETAIL, InferenceFailed, ServeError
 
 log = logging.getLogger(__name__)
@@ -43,6 +50,7 @@ class Engine:
         clock: Seconds, monotonic.
         on_put: Called whenever requests wait for a stage; without threads it must see to it that
             `run_batch` is called.
+        combiner: Fitted together with the policy: turns outputs of heads into answers.
 
     Attributes:
         workers: Number of threads; may be set until they start. 0: the caller runs batches.
@@ -64,9 +72,10 @@ class Engine:
         costs: StageCosts | None = None,
         clock: Callable[[], float] = time.perf_counter,
         on_put: Callable[[], None] = lambda: None,
+        combiner: Combiner = OWN_OUTPUTS,
     ) -> None:
         self.backend = backend
-        self.active_policy = ActivePolicy(policy, parameter)
+        self.active_policy = ActivePolicy(policy, parameter, combiner)
         self.clock = clock
         self.failed = False
         self.last_progress_s = clock()
@@ -152,8 +161,10 @@ class Engine:
             if request.state is not state or entered is not policy:  # rows may share their arrays
                 state, policy = request.state, entered
                 history = policy.policy.start(len(state[0]))
+                memory = policy.combiner.start(len(state[0]))
                 shape = tuple([array.shape[1:] for array in state])
-            request.policy, request.history, request.shape = entered, history, shape
+            request.policy, request.shape = entered, shape
+            request.history, request.memory = history, memory
         self._queue.put(requests)
 
     def cancel(self, requests: Sequence[InferenceRequest]) -> None:
@@ -220,7 +231,9 @@ class Engine:
             requests = self._drop_stale(batch, started_s, finished)
             if not requests:
                 break
-            output: HeadOutput | None = None
+            head: HeadOutput | None = None
+            answer: HeadOutput | None = None
+            memory: Array | None = None
             decision: ExitDecision | None = None
             self._observer.on_start(requests)
             try:
@@ -229,17 +242,20 @@ class Engine:
                 assert active is not None, "requests enter under a policy"
                 snapshot = self._in_force(active)  # after the stage: the latest one applies
                 if self._executor.needs_head(requests, snapshot):
-                    output = self._executor.run_head(requests[0].stage, state, len(requests))
-                    decision = self._executor.decide(requests, output, snapshot)
+                    head = self._executor.run_head(requests[0].stage, state, len(requests))
+                    memory = self._executor.remember(requests, head, snapshot)
+                    answer = self._executor.answer(requests, head, memory, snapshot)
+                    decision = self._executor.decide(requests, answer, snapshot)
             except OutOfMemory as error:
                 return finished + self._retry_smaller(requests, error)
             except Exception:
                 return finished + self._bisect(requests)
             elapsed_ms = (self.clock() - started_s) * 1e3
             self._report(requests, decision, active, snapshot.parameter, elapsed_ms)
-            batch = self._finish_stage(requests, state, output, decision, snapshot.parameter)
+            _keep(requests, state, head, memory, snapshot.parameter)
+            batch = self._finish_stage(requests, state, answer, decision)
             finished += [request for request in requests if request.result is not None]
-            if batch and output is not None:
+            if batch and answer is not None:
                 self._queue.put(batch, claimed)
                 break
             self.last_progress_s = self.clock()
@@ -302,39 +318,35 @@ class Engine:
         self,
         requests: list[InferenceRequest],
         state: State,
-        output: HeadOutput | None,
+        answer: HeadOutput | None,
         decision: ExitDecision | None,
-        parameter: float,
     ) -> list[InferenceRequest]:
         """Set the results of requests that leave here; return those that go to the next stage.
 
         Args:
             requests: The batch, before it moves on.
             state: The batch after its stage.
-            output: The exit head's output; None where the head was skipped.
-            decision: The policy's; None where the head was skipped, and at the last exit.
-            parameter: The active policy parameter.
+            answer: What those that leave are answered with; None where the head was skipped.
+            decision: The policy's; None where no request was scored.
         """
-        leave = [True] * len(requests)
-        if decision is not None and requests[0].stage < self.backend.num_exits - 1:
+        leave = [requests[0].stage == self.backend.num_exits - 1] * len(requests)
+        if decision is not None and not leave[0]:
             leave = decision.leave.tolist()
         staying = []
         for place, request in enumerate(requests):
-            if request.audit is not None:
-                own = parameter if request.parameter is None else request.parameter
-                record_exit(request.audit, place, state, output, own)
             if request.cancelled:
                 self._observer.on_cancelled(1)
                 continue
-            if output is not None:
+            if answer is not None:
                 if request.traced and decision is not None:
-                    request.trace.append(trace_exit(request, place, output, decision))
-                request.result = self._result(request, place, output, leave[place])
+                    request.trace.append(trace_exit(request, place, answer, decision))
+                request.result = self._result(request, place, answer, leave[place])
             if request.result is None:
                 request.place, request.state = place, state
                 staying.append(request)
             else:
-                request.state = ()  # frees the batch while the result waits to be handed over
+                # Frees the batch while the result waits to be handed over.
+                request.state, request.memory = (), NO_HISTORY
         if staying:
             self._move_on(staying, decision, len(requests))
         return staying
@@ -353,7 +365,7 @@ class Engine:
             request.stage += 1
 
     def _result(
-        self, request: InferenceRequest, place: int, output: HeadOutput, leaves: bool
+        self, request: InferenceRequest, place: int, answer: HeadOutput, leaves: bool
     ) -> Prediction | ServeError | None:
         """Return the prediction or error of a request that leaves here; None if it stays."""
         late = False
@@ -367,7 +379,7 @@ class Engine:
             return None
         trace = request.trace if request.traced else None
         return Prediction(
-            request.stage, output, place, request.compute_ms, request.queue_ms, late, trace
+            request.stage, answer, place, request.compute_ms, request.queue_ms, late, trace
         )
 
     def _retry_smaller(
@@ -395,6 +407,22 @@ class Engine:
         self.failed = True
         request.result = InferenceFailed(INTERNAL_DETAIL)
         return [request]
+
+
+def _keep(
+    requests: list[InferenceRequest],
+    state: State,
+    head: HeadOutput | None,
+    memory: Array | None,
+    parameter: float,
+) -> None:
+    """Keep what a head showed: for audits its own output, for later exits the combiner's memory."""
+    for place, request in enumerate(requests):
+        if memory is not None:
+            request.memory = memory
+        if request.audit is not None:
+            own = parameter if request.parameter is None else request.parameter
+            record_exit(request.audit, place, state, head, own)
 
 
 def _is_too_late(request: InferenceRequest, now_s: float) -> bool:

@@ -25,7 +25,7 @@ class ExitTrace(NamedTuple):
 
     Attributes:
         exit: k, 0-based.
-        log_probs: Log-probabilities of the classes, (C,) or (P, C).
+        log_probs: Log-probabilities of the classes it would answer with, (C,) or (P, C).
         score: The policy's exit score.
         threshold: The threshold that the score was compared with; +inf where the exit never fires.
         elapsed_ms: Compute time up to and including this exit.
@@ -43,7 +43,8 @@ class Prediction(NamedTuple):
 
     Attributes:
         exit: The exit it left at, 0-based.
-        batch_output: That exit's logits and log-probabilities of the batch that it left in, (A, C).
+        batch_output: That exit's logits and log-probabilities of the batch that it left in, (A, C);
+            where exits are combined, those of the combination.
         place: Its row there.
         compute_ms: Wall time of the batches it was in, heads and policy included.
         queue_ms: Time it waited for workers.
@@ -68,7 +69,7 @@ class Prediction(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class AuditTrace:
-    """Outputs of every exit for one audited request.
+    """Outputs of every exit head, not combined, for one audited request.
 
     Attributes:
         key: The caller's own; the engine never reads it.
@@ -120,8 +121,9 @@ class InferenceRequest:
         image_size: Width and height of the image it came from, upright; None if it was none.
         counts_for_budget: Whether its latency counts for the rolling mean.
         total_ms: From `received_s` until the result was handed back; set by the caller.
-        place: Its row in `state` and `history`.
+        place: Its row in `state`, `history` and `memory`.
         history: The policy's memory of that batch, (A, H).
+        memory: The combiner's memory of that batch, (A, M), where a combination reads it.
         shape: Shapes of its input.
         run_to_end: Whether a head that the policy would read later was skipped, so that the
             request runs to the last exit.
@@ -154,6 +156,7 @@ class InferenceRequest:
     total_ms: float = 0.0
     place: int = 0
     history: NDArray[np.float64] = field(default_factory=lambda: NO_HISTORY)
+    memory: NDArray[np.float64] = field(default_factory=lambda: NO_HISTORY)
     shape: Shape = ()
     run_to_end: bool = False
     cancelled: bool = False

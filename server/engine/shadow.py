@@ -117,7 +117,7 @@ class ShadowRunner:
 
 
 def record_exit(
-    audit: AuditTrace, place: int, state: State, output: HeadOutput | None, parameter: float
+    audit: AuditTrace, place: int, state: State, head: HeadOutput | None, parameter: float
 ) -> None:
     """Record what an audited request showed at a stage it passed among users' requests.
 
@@ -125,11 +125,11 @@ def record_exit(
         audit: Where to record it.
         place: The request's row in the batch.
         state: The batch after the stage.
-        output: The exit head's output of the batch; None where the head was skipped.
+        head: The exit head's own output of the batch; None where the head was skipped.
         parameter: The policy parameter the request obeyed there.
     """
     audit.resume_from = here = Part(state, [place])
-    audit.exit_outputs.append(here if output is None else output.log_probs[place])
+    audit.exit_outputs.append(here if head is None else head.log_probs[place])
     audit.parameter = parameter
 
 

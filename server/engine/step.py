@@ -1,4 +1,7 @@
-"""One stage for one batch: state, exit head, scores, decision."""
+"""One stage for one batch: state, exit head, combination, scores, decision."""
+
+from collections.abc import Callable
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,13 +12,17 @@ from server.engine.active_policy import PolicySnapshot
 from server.engine.request import ExitTrace, InferenceRequest
 
 Array = NDArray[np.float64]
+Remembered = Callable[[InferenceRequest], Array]
+_HISTORY: Remembered = attrgetter("history")
+_MEMORY: Remembered = attrgetter("memory")
 
 
 class StageExecutor:
-    """Runs a stage, its exit head and the policy on a batch; any thread may call.
+    """Runs a stage, its exit head, the combiner and the policy on a batch; any thread may call.
 
-    The requests of a batch wait for the same stage and share one policy. If the policy needs a
-    skipped head's output at a later exit, the request runs to the last exit.
+    The requests of a batch wait for the same stage and share one policy and combiner. If the policy
+    needs a skipped head's output at a later exit, the request runs to the last exit. A head that a
+    combination reads is never skipped.
 
     Args:
         backend: Runs stages and heads.
@@ -44,24 +51,58 @@ class StageExecutor:
             output = HeadOutput(output.logits[:rows], output.log_probs[:rows])
         return output
 
-    def decide(
-        self, requests: list[InferenceRequest], output: HeadOutput, snapshot: PolicySnapshot
-    ) -> ExitDecision | None:
-        """Ask the policy which requests leave; None: all do, at the last exit, without scores."""
+    def remember(
+        self, requests: list[InferenceRequest], head: HeadOutput, snapshot: PolicySnapshot
+    ) -> Array | None:
+        """Return the combiner's memory of the requests at this exit; None: it needs none here."""
         exit = requests[0].stage
-        if exit == self._last and not any([request.traced for request in requests]):
+        if not snapshot.combines[exit]:
+            return None
+        return snapshot.combiner.remember(exit, head.log_probs, _gathered(requests, _MEMORY))
+
+    def answer(
+        self,
+        requests: list[InferenceRequest],
+        head: HeadOutput,
+        memory: Array | None,
+        snapshot: PolicySnapshot,
+    ) -> HeadOutput:
+        """Return what requests that leave here are answered with, and what the policy reads.
+
+        The logits of a combination are its log-probabilities: both have the same softmax.
+        """
+        if memory is None:
+            return head
+        exit, log_probs = requests[0].stage, head.log_probs
+        combined = snapshot.combiner.combine(exit, log_probs, memory)
+        return head if combined is log_probs else HeadOutput(combined, combined)
+
+    def decide(
+        self, requests: list[InferenceRequest], answer: HeadOutput, snapshot: PolicySnapshot
+    ) -> ExitDecision | None:
+        """Ask the policy which requests leave; None: without scores, all do at the last exit only.
+
+        Requests that run to the end are not scored: the policy has not seen all of their way.
+        """
+        exit = requests[0].stage
+        if exit == self._last:
+            if not any([request.traced for request in requests]):
+                return None
+        elif requests[0].run_to_end:
             return None
         parameters = _parameters(requests, snapshot.parameter)
-        return snapshot.policy.step(exit, output.log_probs, _history(requests), parameters)
+        history = _gathered(requests, _HISTORY)
+        return snapshot.policy.step(exit, answer.log_probs, history, parameters)
 
     def _needs_head(self, request: InferenceRequest, snapshot: PolicySnapshot) -> bool:
-        if request.stage == self._last or request.traced or request.deadline_s is not None:
+        exit = request.stage
+        if exit == self._last or request.traced or request.deadline_s is not None:
             return True
         if request.run_to_end:
-            return False
+            return snapshot.combiner.needs(exit)
         if request.parameter is not None:
-            return snapshot.policy.needs(request.stage, request.parameter)
-        return snapshot.needs[request.stage]
+            return snapshot.combiner.needs(exit) or snapshot.policy.needs(exit, request.parameter)
+        return snapshot.needs[exit]
 
 
 def comparable_scores(requests: list[InferenceRequest], decision: ExitDecision) -> Array | None:
@@ -77,13 +118,13 @@ def comparable_scores(requests: list[InferenceRequest], decision: ExitDecision) 
 
 
 def trace_exit(
-    request: InferenceRequest, place: int, output: HeadOutput, decision: ExitDecision
+    request: InferenceRequest, place: int, answer: HeadOutput, decision: ExitDecision
 ) -> ExitTrace:
     """Record what one exit showed for the request at a place of its batch."""
     threshold = decision.thresholds[place if len(decision.thresholds) > 1 else 0]
     return ExitTrace(
         request.stage,
-        output.log_probs[place],
+        answer.log_probs[place],
         float(decision.scores[place]),
         float(threshold),
         request.compute_ms,
@@ -95,26 +136,27 @@ def gather_requests(requests: list[InferenceRequest], backend: StageBackend) -> 
     return backend.gather([part for part, _ in _group_by_source_batch(requests)])
 
 
-def _history(requests: list[InferenceRequest]) -> Array:
-    """Return the policy's memory of each request, (A, H)."""
+def _gathered(requests: list[InferenceRequest], of: Remembered) -> Array:
+    """Return what is remembered of each request: its history (A, H) or its memory (A, M)."""
     if len(requests) == 1:
         place = requests[0].place
-        own: Array = requests[0].history[place : place + 1]
-        return own
+        return of(requests[0])[place : place + 1]
     groups = _group_by_source_batch(requests)
     joined: Array
-    (joined,) = gather_arrays([Part((before,), part.rows) for part, before in groups])
+    (joined,) = gather_arrays([Part((of(first),), part.rows) for part, first in groups])
     return joined
 
 
-def _group_by_source_batch(requests: list[InferenceRequest]) -> list[tuple[Part, Array]]:
-    """Return the batches that the requests come from, with their rows there and their histories."""
-    parts: list[tuple[Part, Array]] = []
+def _group_by_source_batch(
+    requests: list[InferenceRequest],
+) -> list[tuple[Part, InferenceRequest]]:
+    """Return the batches that the requests come from, with their rows and the first of them."""
+    parts: list[tuple[Part, InferenceRequest]] = []
     state: State | None = None
     for request in requests:
         if request.state is not state:
             state, rows = request.state, list[int]()
-            parts.append((Part(state, rows), request.history))
+            parts.append((Part(state, rows), request))
         rows.append(request.place)
     return parts
 

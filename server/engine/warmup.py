@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from models.backend import HeadOutput, OutOfMemory, Part, StageBackend, State
 from models.stage_costs import StageCosts
+from scheduler.combiner import OWN_OUTPUTS, Combiner
 from scheduler.frontier import Frontier
 from scheduler.policy import ExitPolicy
 from server.engine.engine import Engine
@@ -24,7 +25,11 @@ SAME_SPEED = 0.25  # hosts whose costs differ by no more than this share count a
 
 
 def measure_costs(
-    backend: StageBackend, policy: ExitPolicy, example: State, max_batch: int | None = 1
+    backend: StageBackend,
+    policy: ExitPolicy,
+    example: State,
+    max_batch: int | None = 1,
+    combiner: Combiner = OWN_OUTPUTS,
 ) -> StageCosts:
     """Warm up and measure what batches cost at each stage, through the engine.
 
@@ -38,19 +43,23 @@ def measure_costs(
         policy: Scores and decides, which counts as part of a stage.
         example: One input row.
         max_batch: The largest size to measure, or None.
+        combiner: The policy's; it counts too.
 
     Raises:
         ValueError: If the network fails on the example.
     """
-    first = _batches_ms(backend, policy, example, 1, 1)
-    _batches_ms(backend, policy, example, 1, _rounds(WARM_UP_S, first, WARM_UP_ROUNDS))
-    of_one = _batches_ms(backend, policy, example, 1, _rounds(MEASURE_S, first, COST_ROUNDS))
+
+    def batches_ms(rows: int, rounds: int) -> NDArray[np.float64]:
+        return _batches_ms(backend, policy, combiner, example, rows, rounds)
+
+    first = batches_ms(1, 1)
+    batches_ms(1, _rounds(WARM_UP_S, first, WARM_UP_ROUNDS))
+    of_one = batches_ms(1, _rounds(MEASURE_S, first, COST_ROUNDS))
     costs = StageCosts((1,), np.percentile(of_one, 25, axis=0)[:, None])
     for rows in _sizes(max_batch):
         try:
-            first = _batches_ms(backend, policy, example, rows, 1)
-            rounds = _rounds(BATCH_S, first, BATCH_ROUNDS)
-            times = np.percentile(_batches_ms(backend, policy, example, rows, rounds), 25, axis=0)
+            rounds = _rounds(BATCH_S, batches_ms(rows, 1), BATCH_ROUNDS)
+            times = np.percentile(batches_ms(rows, rounds), 25, axis=0)
         except OutOfMemory:
             break
         costs = StageCosts((*costs.batch_sizes, rows), np.column_stack([costs.stages_ms, times]))
@@ -59,10 +68,12 @@ def measure_costs(
     return costs
 
 
-def measure_overhead_ms(backend: StageBackend, policy: ExitPolicy, example: State) -> float:
-    """Measure what the engine and a policy take for one row at a stage, beside the network."""
+def measure_overhead_ms(
+    backend: StageBackend, policy: ExitPolicy, example: State, combiner: Combiner = OWN_OUTPUTS
+) -> float:
+    """Measure what engine, combiner and policy take for one row at a stage, without the network."""
     idle = _IdleBackend(backend, example)
-    times_ms = _batches_ms(idle, policy, (np.zeros((1, 1)),), 1, OVERHEAD_ROUNDS)
+    times_ms = _batches_ms(idle, policy, combiner, (np.zeros((1, 1)),), 1, OVERHEAD_ROUNDS)
     return float(np.percentile(times_ms, 25))
 
 
@@ -100,13 +111,15 @@ class _IdleBackend:
         """Wait for nothing."""
 
 
-def try_policy(backend: StageBackend, policy: ExitPolicy, example: State) -> None:
-    """Run the example through network and policy once.
+def try_policy(
+    backend: StageBackend, policy: ExitPolicy, example: State, combiner: Combiner = OWN_OUTPUTS
+) -> None:
+    """Run the example through network, combiner and policy once.
 
     Raises:
         ValueError: If that fails.
     """
-    _batches_ms(backend, policy, example, 1, 1)
+    _batches_ms(backend, policy, combiner, example, 1, 1)
 
 
 def _sizes(max_batch: int | None) -> list[int]:
@@ -122,7 +135,12 @@ def _rounds(seconds: float, first_ms: NDArray[np.float64], bounds: tuple[int, in
 
 
 def _batches_ms(
-    backend: StageBackend, policy: ExitPolicy, example: State, rows: int, rounds: int
+    backend: StageBackend,
+    policy: ExitPolicy,
+    combiner: Combiner,
+    example: State,
+    rows: int,
+    rounds: int,
 ) -> NDArray[np.float64]:
     """Run batches of a size and return the milliseconds of every stage, (rounds, K)."""
     elapsed: list[list[float]] = []
@@ -133,7 +151,13 @@ def _batches_ms(
                 elapsed.append([entry.elapsed_ms for entry in request.result.trace or ()])
 
     engine = Engine(
-        backend, policy, policy.never_exit_parameter, workers=1, max_batch=rows, on_done=keep
+        backend,
+        policy,
+        policy.never_exit_parameter,
+        workers=1,
+        max_batch=rows,
+        on_done=keep,
+        combiner=combiner,
     )
     requests = [InferenceRequest(example, traced=True) for _ in range(rows * rounds)]
     engine.submit(requests)

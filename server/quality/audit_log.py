@@ -1,4 +1,4 @@
-"""Log of the audit: outputs of all exits for a share of the traffic, and their agreement."""
+"""Log of the audit: answers of all exits for a share of the traffic, and their agreement."""
 
 from collections import deque
 from typing import NamedTuple
@@ -6,26 +6,34 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.postprocess import probabilities
+from scheduler.combiner import probabilities
 
 MOST_ROWS = 2000
 MOST_BYTES = 32 * 2**20
 
 
 class AuditedRow(NamedTuple):
-    """A sample with the outputs of every exit.
+    """A sample with the answers of every exit.
 
     Attributes:
         request_key: 64-bit hash of its request's id.
         exit: Exit of its prediction.
         parameter: Parameter of the policy that it exited under.
-        log_probs: (K, C); for a segmentation (K, P, C).
+        log_probs: What each exit answers, combined, (K, C); for a segmentation (K, P, C).
+        heads: The own outputs of the heads, which a scheduler can be fitted to; the same array
+            where nothing is combined.
     """
 
     request_key: int
     exit: int
     parameter: float
     log_probs: NDArray[np.float16]
+    heads: NDArray[np.float16]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return self.log_probs.nbytes + (self.heads is not self.log_probs) * self.heads.nbytes
 
 
 class AgreementCount(NamedTuple):
@@ -66,13 +74,27 @@ class AuditLog:
         self._samples, self._agreeing = [0] * self.num_exits, [0] * self.num_exits
 
     def add(
-        self, request_key: int, exit: int, parameter: float, log_probs: NDArray[np.float32]
+        self,
+        request_key: int,
+        exit: int,
+        parameter: float,
+        log_probs: NDArray[np.floating],
+        heads: NDArray[np.floating] | None = None,
     ) -> None:
         """Add a row and drop the oldest ones beyond the limits.
 
         Predictions are compared before rounding: at half precision classes may tie.
+
+        Args:
+            request_key: 64-bit hash of its request's id.
+            exit: Exit of its prediction.
+            parameter: Parameter of the policy that it exited under.
+            log_probs: What each exit answers, (K, C) or (K, P, C).
+            heads: The own outputs of the heads; None: nothing is combined.
         """
-        row = AuditedRow(request_key, exit, parameter, log_probs.astype(np.float16))
+        answers = log_probs.astype(np.float16)
+        own = answers if heads is None else heads.astype(np.float16)
+        row = AuditedRow(request_key, exit, parameter, answers, own)
         answered, last = (int(probabilities(log_probs[k]).argmax()) for k in (exit, -1))
         self.rows.append(row)
         self.added += 1
@@ -107,4 +129,4 @@ class AuditLog:
     def _count(self, row: AuditedRow, agrees: bool, step: int) -> None:
         self._samples[row.exit] += step
         self._agreeing[row.exit] += step * agrees
-        self._bytes += step * row.log_probs.nbytes
+        self._bytes += step * row.nbytes

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from scheduler.combiner import Combiner
 from server.engine.request import AuditResult, AuditTrace
 from server.metrics import AuditMetrics
 from server.quality.audit_log import AuditLog
@@ -122,10 +123,14 @@ class AuditJournal:
         log: Log of audited samples.
         metrics: Counters of audited and skipped samples.
         share: Share of the samples that are drawn, 0 to 1.
+        combiner: Turns the outputs of the heads into answers, under the active policy.
     """
 
-    def __init__(self, log: AuditLog, metrics: AuditMetrics, share: float) -> None:
+    def __init__(
+        self, log: AuditLog, metrics: AuditMetrics, share: float, combiner: Combiner
+    ) -> None:
         self.log = log
+        self._combiner = combiner
         self.share = share
         self.skipped = 0
         self._metrics = metrics
@@ -135,16 +140,22 @@ class AuditJournal:
         """Log outcomes; those of an earlier policy say nothing about this one and are skipped."""
         for outcome in outcomes:
             if outcome.policy_version == self._policy_version:
-                self.log.add(outcome.key, outcome.exit, outcome.parameter, outcome.log_probs)
+                self._log(outcome)
                 self._metrics.samples[outcome.exit].inc()
             else:
                 skipped += 1
         self.skipped += skipped
         self._metrics.skipped.inc(skipped)
 
-    def restart(self, policy_version: int) -> None:
+    def _log(self, outcome: AuditOutcome) -> None:
+        """Combine the outputs once, for all that reads the log."""
+        answers = self._combiner.combine_all(outcome.log_probs[:, None])[:, 0]
+        heads = None if self._combiner.empty else outcome.log_probs
+        self.log.add(outcome.key, outcome.exit, outcome.parameter, answers, heads)
+
+    def restart(self, policy_version: int, combiner: Combiner) -> None:
         """Start over for another policy."""
-        self._policy_version = policy_version
+        self._policy_version, self._combiner = policy_version, combiner
         self.log.clear()
 
     def show(self) -> None:

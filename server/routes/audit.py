@@ -37,7 +37,7 @@ async def get_audit(request: Request, query: Named) -> Audits:
     responses={200: {"content": {"application/octet-stream": {}}}},
 )
 async def get_rows(request: Request, query: Named) -> Response:
-    """Outputs of all exits for the audited samples of one model, as npz; inputs are never kept."""
+    """Outputs of all exit heads for one model's audited samples, as npz; inputs are never kept."""
     control = control_of(request)
     model = get_model(control.models, query.model)
     await control.collect()
@@ -102,7 +102,7 @@ def rows_npz(
     exits, classes = empty
     log_probs = np.empty((exits, 0, classes), np.float16)
     if rows:
-        log_probs = np.stack([row.log_probs for row in rows], 1)
+        log_probs = np.stack([row.heads for row in rows], 1)
     file = io.BytesIO()
     np.savez(
         file,

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from scheduler.combiner import Combiner
 from scheduler.fitted import (
+    COMBINED_VERSION,
     FORMAT_VERSION,
     Scheduler,
     load_scheduler,
@@ -70,10 +72,28 @@ def test_a_scheduler_comes_back_as_it_was_saved(fitted: Scheduler, tmp_path: Pat
     assert type(loaded.policy) is type(fitted.policy)
     assert (loaded.policy.kind, loaded.policy.num_exits) == (fitted.policy.kind, 3)
     assert loaded.policy.never_exit_parameter == fitted.policy.never_exit_parameter
-    for before, after in zip(fitted, loaded, strict=True):
+    assert loaded.combiner == Combiner()  # of 100 rows
+    for before, after in zip(fitted[:2], loaded[:2], strict=True):
         pairs = list(zip(arrays_of(before), arrays_of(after), strict=True))
         assert len(pairs) >= 2
         assert all(np.array_equal(*pair) for pair in pairs)
+
+
+def test_a_combiner_comes_back_too_and_older_programs_refuse_its_files(
+    maxprob: Scheduler, tmp_path: Path
+) -> None:
+    weights = (None, np.array([0.5, 0.5]), np.ones((1 + 2 * 3 * 5, 5)))
+    save_scheduler(maxprob._replace(combiner=Combiner(weights)), tmp_path)
+    loaded = load_scheduler(tmp_path).combiner.weights
+    assert loaded[0] is None
+    assert all(np.array_equal(*pair) for pair in zip(loaded[1:], weights[1:], strict=True))
+    head = json.loads((tmp_path / "scheduler.json").read_text())
+    assert head["format_version"] == COMBINED_VERSION
+
+
+def test_files_without_a_combiner_combine_nothing(maxprob: Scheduler, tmp_path: Path) -> None:
+    save_scheduler(maxprob, tmp_path)
+    assert load_scheduler(tmp_path).combiner.empty
 
 
 def test_a_loaded_scheduler_decides_as_the_saved_one(

@@ -172,8 +172,9 @@ def test_a_policy_is_certified_at_a_point_of_its_frontier(
 ) -> None:
     log_probs, labels, costs_ms = make_problem(rows=1200)
     fitted = fit_scheduler("stopping", log_probs[:, :400], None, costs_ms)
-    rows, promise = (log_probs[:, 400:], labels[400:]), Promise(measure, 0.15)
-    found = certify(*fitted, *rows, promise)
+    answers = fitted.combiner.combine_all(log_probs[:, 400:])
+    rows, promise = (answers, labels[400:]), Promise(measure, 0.15)
+    found = certify(fitted.policy, fitted.frontier, *rows, promise)
     assert found.certified and found.rows == 800
     assert costs_ms[0] <= found.expected_cost_ms < costs_ms[-1]
     exits = exits_taken(fitted.policy, replay(fitted.policy, rows[0]), found.parameter)
@@ -181,18 +182,22 @@ def test_a_policy_is_certified_at_a_point_of_its_frontier(
     assert found.bound == upper_bound(losses, promise)
     assert losses.mean() < found.bound <= 0.15
     early_exits_are_wrong = np.concatenate([np.roll(rows[0][:-1], 1, axis=-1), rows[0][-1:]])
-    nothing = certify(*fitted, early_exits_are_wrong, rows[1], Promise(measure, 0.01))
+    nothing = certify(
+        fitted.policy, fitted.frontier, early_exits_are_wrong, rows[1], Promise(measure, 0.01)
+    )
     assert not nothing.certified and nothing.bound == 0
     assert nothing.parameter == fitted.policy.never_exit_parameter
     assert nothing.expected_cost_ms == costs_ms[-1]
     with pytest.raises(ValueError, match="800 certification rows"):
-        certify(*fitted, *rows, Promise(measure, 0.001))
+        certify(fitted.policy, fitted.frontier, *rows, Promise(measure, 0.001))
 
 
 def test_a_network_of_one_exit_has_nothing_to_certify(make_problem: MakeProblem) -> None:
     log_probs, _, costs_ms = make_problem(rows=400)
     fitted = fit_scheduler("stopping", log_probs[:1], None, costs_ms[:1])
-    found = certify(*fitted, log_probs[:1], None, Promise("disagreement", 0.05))
+    found = certify(
+        fitted.policy, fitted.frontier, log_probs[:1], None, Promise("disagreement", 0.05)
+    )
     assert (found.certified, found.bound, found.expected_cost_ms) == (False, 0, costs_ms[0])
 
 
@@ -202,8 +207,9 @@ def test_promises_hold_on_unseen_rows_where_point_estimates_do_not(shipped_bundl
     fitted = fit_scheduler(
         "stopping", calibration.log_probs[:, :1000], None, np.array([1.0, 2.0, 3.0])
     )
-    replayed = replay(fitted.policy, test.log_probs)
-    losses = exit_losses("disagreement", test.log_probs, None)
+    answers = fitted.combiner.combine_all(test.log_probs)
+    replayed = replay(fitted.policy, answers)
+    losses = exit_losses("disagreement", answers, None)
     every, points = np.arange(losses.shape[1]), len(fitted.frontier)
     parameters = np.interp(  # quick fits have few points
         np.linspace(0, points - 1, 200), np.arange(points), fitted.frontier.parameters

@@ -80,7 +80,7 @@ def test_a_fitted_policy_sends_rows_where_it_would_with_all_heads(
 def test_to_run_on_only_the_last_head_is_needed_and_to_stop_at_once_the_first_is(
     kind: str, fitted: Callable[[str], tuple[Scheduler, Array]]
 ) -> None:
-    policy, frontier = fitted(kind)[0]
+    policy, frontier, _ = fitted(kind)[0]
     assert [policy.needs(exit, policy.never_exit_parameter) for exit in range(3)] == [
         False,
         False,

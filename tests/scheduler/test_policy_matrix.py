@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from scheduler.combiner import OWN_OUTPUTS
 from scheduler.confidence import finite_log_probs
 from scheduler.fitted import Scheduler
+from scheduler.fitting.combiner import FittedCombiner
 from scheduler.fitting.fit import fit_scheduler
 from scheduler.policies import POLICIES
 from scheduler.policy import CalibrationSet, ExitPolicy, exits_taken, replay
@@ -148,7 +150,9 @@ def fitted(kind: str, name: str) -> tuple[Scheduler, CalibrationSet]:
         patched.setattr("scheduler.fitting.eenet.ASSIGNMENT_STEPS", 3)
         patched.setattr("scheduler.fitting.eenet.NUM_BUDGETS", 3)
         patched.setattr("scheduler.fitting.fit.FOLDS", 2)
-        return fit_scheduler(kind, *problem), problem
+        # Of the policies alone; tests/scheduler/fitting/test_fit.py has them combined.
+        own = FittedCombiner(OWN_OUTPUTS, problem.log_probs)
+        return fit_scheduler(kind, *problem, combined=own), problem
 
 
 # The others meet every policy in the slow tests.

@@ -67,40 +67,40 @@ def refitted(
     return copy
 
 
+def write_bundle(folder: Path, recorded: Recorded) -> Path:
+    """Write a bundle of predictions at 3 exits; graphs and scheduler are stand-ins."""
+    graphs = [f"{part}/{k}.onnx" for part in ("stages", "heads") for k in range(3)]
+    for name in (*(f"schedulers/maxprob/{file}" for file in SCHEDULER_FILES), *graphs):
+        (folder / "float32" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "float32" / name).write_bytes(f"stand-in for {name}".encode())
+    (folder / "float32" / PROFILE).write_text(json.dumps({"costs_ms": [1.0, 2.0, 3.3]}))
+    save_recorded(recorded, folder / "float32" / PREDICTIONS)
+    write_manifest(
+        folder,
+        name="pets",
+        version="4",
+        task="image",
+        classes=("ape", "bee", "cat", "dog"),
+        num_exits=3,
+        inputs={"image": SMALL_IMAGE},
+        precisions={
+            "float32": {
+                "folder": "float32",
+                "predictions": f"float32/{PREDICTIONS}",
+                "schedulers": {"maxprob": "float32/schedulers/maxprob"},
+                "policy": "maxprob",
+                "default_budget_ms": 1.5,
+            }
+        },
+        training={"epochs": 3},
+    )
+    return folder
+
+
 @pytest.fixture
 def make_bundle(tmp_path: Path) -> Callable[[Recorded], Path]:
     """Makes bundles of predictions at 3 exits; graphs and scheduler are stand-ins."""
-
-    def make(recorded: Recorded) -> Path:
-        folder = tmp_path / "work" / "bundle"
-        graphs = [f"{part}/{k}.onnx" for part in ("stages", "heads") for k in range(3)]
-        for name in (*(f"schedulers/maxprob/{file}" for file in SCHEDULER_FILES), *graphs):
-            (folder / "float32" / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / "float32" / name).write_bytes(f"stand-in for {name}".encode())
-        (folder / "float32" / PROFILE).write_text(json.dumps({"costs_ms": [1.0, 2.0, 3.3]}))
-        save_recorded(recorded, folder / "float32" / PREDICTIONS)
-        write_manifest(
-            folder,
-            name="pets",
-            version="4",
-            task="image",
-            classes=("ape", "bee", "cat", "dog"),
-            num_exits=3,
-            inputs={"image": SMALL_IMAGE},
-            precisions={
-                "float32": {
-                    "folder": "float32",
-                    "predictions": f"float32/{PREDICTIONS}",
-                    "schedulers": {"maxprob": "float32/schedulers/maxprob"},
-                    "policy": "maxprob",
-                    "default_budget_ms": 1.5,
-                }
-            },
-            training={"epochs": 3},
-        )
-        return folder
-
-    return make
+    return lambda recorded: write_bundle(tmp_path / "work" / "bundle", recorded)
 
 
 def run(*arguments: object) -> None:

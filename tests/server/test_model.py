@@ -316,7 +316,8 @@ def test_served_scores_are_those_of_the_recorded_predictions(
 ) -> None:
     folder = refitted(state(either)["policy"])
     recorded = recorded_of(folder, "float32").test.log_probs[:, images.rows[:30]]
-    expected = score_all(load_scheduler(variant_of(folder).scheduler()).policy, recorded)
+    policy, _, combiner = load_scheduler(variant_of(folder).scheduler())
+    expected = score_all(policy, combiner.combine_all(recorded))
     for file, scores in zip(images.files[:30], expected, strict=True):
         trace = ask(either, file, trace=True, budget_ms=1e6)["trace"]
         assert [entry["score"] for entry in trace] == pytest.approx(scores, abs=5e-3)

@@ -26,8 +26,9 @@ def rows() -> RecordedSamples:
 def fitted(rows: RecordedSamples) -> PolicyReplay:
     clean = rows.variants["clean"]
     log_probs = rows.log_probs[:, clean].astype(np.float64)
-    policy, frontier = fit_scheduler("stopping", log_probs, rows.labels[clean], COSTS_MS)
-    return PolicyReplay.of(policy, frontier, rows.log_probs)
+    scheduler = fit_scheduler("stopping", log_probs, rows.labels[clean], COSTS_MS)
+    answers = scheduler.combiner.combine_all(rows.log_probs)
+    return PolicyReplay.of(scheduler.policy, scheduler.frontier, answers)
 
 
 def make(name: str, fitted: PolicyReplay, budget_ms: float) -> ControlPolicy:

@@ -154,7 +154,7 @@ def test_policies_are_compared_on_masks() -> None:
     right, rows = recorded.test.correct, np.arange(200)
     assert found.exit_accuracy == pytest.approx(right.mean(0).tolist())
     best = {j.evaluation.budget: j for j in found.scored if j.evaluation.policy == "oracle"}
-    for result, exits in found.scored:
+    for result, exits, _ in found.scored:
         assert result.feasible
         assert result.test_accuracy == pytest.approx(right[rows, exits].mean())
         low, high = result.test_accuracy_ci95
@@ -231,8 +231,11 @@ def test_every_figure_is_that_of_the_exits_taken(
     assert comparison.exit_accuracy == pytest.approx(
         [(test.log_probs[k].argmax(1) == test.labels).mean() for k in range(3)]
     )
-    for result, exits in comparison.scored:
-        answers = test.log_probs[exits, rows].argmax(1)
+    for result, exits, answers in comparison.scored:
+        scheduler = comparison.schedulers.get(result.policy)
+        combiner = comparison.combiner if scheduler is None else scheduler.combiner
+        served = test.combined(combiner).log_probs
+        assert answers.tolist() == served[exits, rows].argmax(1).tolist()
         assert result.test_cost == pytest.approx(COSTS[exits].mean())
         assert result.test_accuracy == pytest.approx((answers == test.labels).mean())
         assert result.exit_rates == pytest.approx([(exits == k).mean() for k in range(3)])
@@ -241,7 +244,7 @@ def test_every_figure_is_that_of_the_exits_taken(
 
 
 def test_every_policy_keeps_every_budget_on_the_calibration_set(comparison: Comparison) -> None:
-    for result, _ in comparison.scored:
+    for result, *_ in comparison.scored:
         assert result.feasible and result.calibration_cost <= result.budget * (1 + 1e-9)
         assert result.calibration_cost >= 1
 
@@ -250,7 +253,7 @@ def test_budgets_at_both_ends_of_the_costs_are_kept(recorded: Recorded) -> None:
     at_ends = compare(
         recorded, COSTS, budgets=[1.0, 3.3], policies=["maxprob", "stopping", "eenet-per-budget"]
     )
-    for result, _ in at_ends.scored:
+    for result, *_ in at_ends.scored:
         assert result.feasible
         assert result.budget == 3.3 or result.test_cost == 1.0
 
@@ -283,7 +286,7 @@ def test_no_exit_depends_on_the_other_test_rows(recorded: Recorded, comparison: 
 def test_the_oracle_keeps_the_budget_and_none_that_keeps_it_is_right_more_often(
     comparison: Comparison,
 ) -> None:
-    results = [result for result, _ in comparison.scored]
+    results = [result for result, *_ in comparison.scored]
     oracles = {result.budget: result for result in results if result.policy == "oracle"}
     assert list(oracles) == BUDGETS
     for budget, oracle in oracles.items():
@@ -385,8 +388,8 @@ def test_eenet_per_budget_is_fitted_for_each_budget_alone(
     found = compare(recorded, COSTS, budgets=BUDGETS, policies=["eenet-per-budget"], seed=5)
     assert asked == [([budget], 5) for budget in BUDGETS]
     assert found.schedulers == {} and found.auroc == {}
-    for policy, (result, exits) in zip(made, found.scored, strict=True):
-        replayed = replay(policy, recorded.test.log_probs)
+    for policy, (result, exits, _) in zip(made, found.scored, strict=True):
+        replayed = replay(policy, recorded.test.combined(found.combiner).log_probs)
         assert exits.tolist() == exits_taken(policy, replayed, result.budget).tolist()
         assert result.fit_seconds > 0
 
@@ -394,7 +397,7 @@ def test_eenet_per_budget_is_fitted_for_each_budget_alone(
 def test_a_seed_makes_every_run_the_same(recorded: Recorded, comparison: Comparison) -> None:
     again = compare(recorded, COSTS, budgets=BUDGETS, policies=["stopping", "eenet", "oracle"])
     first = {(j.evaluation.policy, j.evaluation.budget): j for j in comparison.scored}
-    for result, exits in again.scored:
+    for result, exits, _ in again.scored:
         before = first[result.policy, result.budget]
         assert result._replace(fit_seconds=0) == before.evaluation._replace(fit_seconds=0)
         assert np.array_equal(exits, before.exits)

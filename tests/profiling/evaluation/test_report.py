@@ -238,7 +238,7 @@ def test_a_curve_is_what_replaying_at_each_budget_gives(
     for name, scheduler in comparison.schedulers.items():
         curve = curve_of(scheduler, recorded.test, BUDGETS)
         judged = [j for j in comparison.scored if j.evaluation.policy == name]
-        for place, (result, exits) in enumerate(judged):
+        for place, (result, exits, _) in enumerate(judged):
             assert np.array_equal(curve.exits[place], exits)
             assert np.array_equal(exits_at(scheduler, recorded.test, result.budget), exits)
             assert curve.costs[place] == pytest.approx(result.test_cost)

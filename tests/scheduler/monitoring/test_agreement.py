@@ -98,7 +98,7 @@ def test_rows_do_at_each_point_what_the_policy_does_there(kind: str, make_proble
         patched.setattr("scheduler.fitting.eenet.NUM_BUDGETS", 4)
         assert callable(make_problem)
         log_probs, labels, costs_ms = make_problem(rows=200)
-        policy, frontier = fit_scheduler(kind, log_probs, labels, costs_ms)
+        policy, frontier, _ = fit_scheduler(kind, log_probs, labels, costs_ms)
     curve = AgreementCurve(policy, frontier)
     curve.add(log_probs.astype(np.float16))
     shown = log_probs.astype(np.float16)

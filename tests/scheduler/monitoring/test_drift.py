@@ -63,13 +63,16 @@ def fitted(kind: str) -> Scheduler:
 
 
 def drift_of(scheduler: Scheduler, seed: int = 1) -> ScoreDrift:
-    return ScoreDrift(*scheduler, predictions(2000, seed=0)[0], np.random.default_rng(seed))
+    policy, frontier, combiner = scheduler
+    calibration = combiner.combine_all(predictions(2000, seed=0)[0])
+    return ScoreDrift(policy, frontier, calibration, np.random.default_rng(seed))
 
 
 def serve(
     scheduler: Scheduler, watched: ScoreDrift, log_probs: Array, parameters: list[float]
 ) -> None:
     """Send rows through as the engine does: shown are the scores of rows that have not left."""
+    log_probs = scheduler.combiner.combine_all(log_probs)
     parts = np.array_split(np.arange(log_probs.shape[1]), len(parameters))
     for rows, parameter in zip(parts, parameters, strict=True):
         staying, policy = rows, scheduler.policy
@@ -110,13 +113,14 @@ def test_harder_inputs_show_as_drift(kind: str) -> None:
 def test_who_reaches_an_exit_is_compared_with_the_like_and_not_with_all() -> None:
     # Those that reach exit 1 at a tight budget are the hard ones: against all they would drift.
     scheduler, log_probs = fitted("maxprob"), predictions(8000, seed=3)[0]
+    answers = scheduler.combiner.combine_all(log_probs)
     tight = moving(scheduler, 0.2, 0.2, count=1)
     watched = drift_of(scheduler)
     serve(scheduler, watched, log_probs, tight)
     against_all = drift_of(scheduler)
-    step = scheduler.policy.step(0, log_probs[0], scheduler.policy.start(8000), np.array(tight))
+    step = scheduler.policy.step(0, answers[0], scheduler.policy.start(8000), np.array(tight))
     assert 0.2 < step.leave.mean() < 0.8
-    later = scheduler.policy.score(1, log_probs[1, ~step.leave], step.history[~step.leave])
+    later = scheduler.policy.score(1, answers[1, ~step.leave], step.history[~step.leave])
     against_all.add(1, later.scores, scheduler.policy.never_exit_parameter)
     (_, like), (_, unlike) = watched.psi(), against_all.psi()
     assert like is not None and like < 0.06

@@ -9,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from models.bundle import rewrite_entry, rewrite_manifest
-from profiling.calibration import Predictions, Recorded, save_recorded
+from profiling.calibration import Predictions, Recorded, load_predictions, save_recorded
 from scheduler.fitted import load_scheduler
+from scheduler.fitting.fit import fit_scheduler
 from scheduler.guarantee import Promise, certify
 from scheduler.policy import exits_taken, replay
 from server.cli.main import main
@@ -84,11 +85,13 @@ def test_a_file_of_predictions_is_certified_label_free(
         "answers": "int32",
         "last": "int32",
     }
-    with np.load(predictions) as file:
-        probs = file["test_probs"]
-    assert np.array_equal(written["last"], probs[-1].argmax(-1))
+    recorded = load_predictions(predictions)
+    fitted = fit_scheduler("stopping", recorded.calibration.log_probs, None, COSTS)
+    answers = recorded.test.combined(fitted.combiner).log_probs.argmax(-1)
+    # Fitted to the last exit's answers, so that these stay its own.
+    assert np.array_equal(written["last"], recorded.test.log_probs[-1].argmax(-1))
     rows = np.arange(PARTS["test"])
-    assert np.array_equal(written["answers"], probs.argmax(-1)[written["exits"], rows])
+    assert np.array_equal(written["answers"], answers[written["exits"], rows])
     assert set(written["exits"].tolist()) <= {0, 1, 2} and written["exits"].min() < 2
     differ = 100 * (written["answers"] != written["last"]).mean()
     assert f"on 120 test rows {differ:.2f} % differ" in said
@@ -287,11 +290,12 @@ def test_a_bundle_is_certified_with_the_fit_that_the_promise_needs(
     certification = recorded_of(bundle).certification
     assert certification is not None
     fitted = load_scheduler(variant_of(bundle).scheduler("stopping-label-free"))
-    found = certify(*fitted, *certification, Promise("disagreement", 0.1))
+    rows = certification.combined(fitted.combiner)
+    found = certify(fitted.policy, fitted.frontier, *rows, Promise("disagreement", 0.1))
     document = figures(out)
     assert (document["parameter"], document["bound"]) == (found.parameter, found.bound)
     assert document["expected_cost"] == found.expected_cost_ms
-    test = recorded_of(bundle).test
+    test = recorded_of(bundle).test.combined(fitted.combiner)
     exits = exits_taken(fitted.policy, replay(fitted.policy, test.log_probs), found.parameter)
     assert np.array_equal(exits_in(out)["exits"], exits)
 

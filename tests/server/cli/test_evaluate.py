@@ -68,22 +68,24 @@ def figures(out: Path) -> dict[str, Any]:
     return json.loads((out / "figures.json").read_text())
 
 
-def exits_in(path: Path) -> dict[str, NDArray[np.int8]]:
+def exits_in(path: Path) -> dict[str, NDArray[Any]]:
     with np.load(path, allow_pickle=False) as file:
         return dict(file)
 
 
 def check_exits(out: Path, recorded: Recorded, costs: NDArray[np.float64]) -> None:
-    """Whether the exits written are those that the figures are of."""
-    results, exits = figures(out)["results"], exits_in(out / "exits.npz")
-    assert list(exits) == [f"{row['policy']}@{row['budget']}" for row in results]
-    answers, labels = recorded.test.log_probs.argmax(-1), recorded.test.labels
-    for row, taken in zip(results, exits.values(), strict=True):
+    """Whether the exits and answers written are those that the figures are of."""
+    results, written = figures(out)["results"], exits_in(out / "exits.npz")
+    names = [f"{row['policy']}@{row['budget']}" for row in results]
+    assert list(written) == [each for name in names for each in (name, f"{name}/answers")]
+    labels = recorded.test.labels
+    for row, name in zip(results, names, strict=True):
+        taken, answers = written[name], written[f"{name}/answers"]
         assert taken.dtype == np.int8 and taken.shape == labels.shape
+        assert answers.dtype == np.int32 and answers.shape == labels.shape
         assert row["test_cost"] == pytest.approx(costs[taken].mean())
         assert row["exit_rates"] == pytest.approx([(taken == k).mean() for k in range(len(costs))])
-        right = answers[taken, np.arange(len(labels))] == labels
-        assert row["test_accuracy"] == pytest.approx(right.mean())
+        assert row["test_accuracy"] == pytest.approx((answers == labels).mean())
 
 
 def test_a_file_of_predictions_is_enough(

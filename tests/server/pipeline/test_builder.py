@@ -238,7 +238,7 @@ def test_the_bundles_graphs_answer_its_images_as_the_network_does(case: Case) ->
 
 
 def test_the_scheduler_loads_with_the_profiled_costs(case: Case) -> None:
-    policy, frontier = load_scheduler(case.built.bundle.variant().scheduler())
+    policy, frontier, _ = load_scheduler(case.built.bundle.variant().scheduler())
     profile = json.loads(case.built.bundle.variant().profile.read_text())
     assert (policy.kind, policy.num_exits) == ("maxprob", 2)
     np.testing.assert_allclose(frontier.costs_ms, profile["costs_ms"], atol=1e-4)

@@ -78,7 +78,7 @@ def test_the_bundle_holds_the_asked_policy_and_is_whole(
     assert entry.model_dump(exclude=other) == manifest.precisions["float32"].model_dump(
         exclude=other
     )
-    fitted, frontier = scheduler_of(bundle)
+    fitted, frontier, _ = scheduler_of(bundle)
     assert (fitted.kind, fitted.num_exits) == (policy, 3)
     assert frontier.costs_ms.tolist() == COSTS
     assert COSTS[0] <= budget_of(bundle) <= COSTS[-1] + 0.01
@@ -282,7 +282,7 @@ def test_published_weights_score_and_only_thresholds_are_fitted(
     weights = ["--weights", str(tmp_path / "paper.npz")]
     assert main(["fit", str(bundle), "--policy", "eenet", *weights]) == 0
     load_bundle(bundle)
-    fitted, frontier = scheduler_of(bundle)
+    fitted, frontier, _ = scheduler_of(bundle)
     assert isinstance(fitted, EENetPolicy)
     given = load_published_scheduler(tmp_path / "paper.npz").scorer.weights
     for found, expected in zip(fitted.scorer.weights, given, strict=True):
@@ -428,7 +428,7 @@ def test_bundles_of_every_task_can_be_fitted_again(
     bundle = Path(shutil.copytree(request.getfixturevalue(kind), tmp_path / "bundle"))
     before = load_bundle(bundle).manifest
     assert main(["fit", str(bundle), "--policy", policy]) == 0
-    fitted, frontier = scheduler_of(bundle)
+    fitted, frontier, _ = scheduler_of(bundle)
     assert (fitted.kind, fitted.num_exits) == (policy, 2)
     assert frontier.costs_ms == pytest.approx(profiled_costs(variant_of(bundle).profile))
     after = load_bundle(bundle).manifest
@@ -440,7 +440,7 @@ def test_the_shipped_bundle_can_be_fitted_again(shipped_bundle: Path, tmp_path: 
     bundle = Path(shutil.copytree(shipped_bundle, tmp_path / "bundle"))
     refitted = refit(bundle, policy="stopping")
     assert load_bundle(bundle) == refitted.variant.bundle
-    fitted, frontier = scheduler_of(bundle)
+    fitted, frontier, _ = scheduler_of(bundle)
     assert (fitted.kind, fitted.num_exits) == ("stopping", 3)
     assert frontier.costs_ms == pytest.approx(profiled_costs(variant_of(bundle).profile))
     for row in refitted.evaluations:

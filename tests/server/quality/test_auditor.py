@@ -12,6 +12,7 @@ from hypothesis.stateful import (
 )
 from prometheus_client import CollectorRegistry
 
+from scheduler.combiner import OWN_OUTPUTS
 from server.engine.request import AuditResult, AuditTrace
 from server.metrics import AuditFamilies, AuditMetrics
 from server.quality.audit_log import AuditLog
@@ -28,7 +29,7 @@ def sampler_of(share: float, seed: int = 0) -> AuditSampler:
 
 def journal_of(registry: CollectorRegistry | None = None) -> AuditJournal:
     metrics = AuditMetrics(AuditFamilies(registry or CollectorRegistry()), "pets", 2)
-    return AuditJournal(AuditLog(2), metrics, share=1.0)
+    return AuditJournal(AuditLog(2), metrics, 1.0, OWN_OUTPUTS)
 
 
 def left(trace: AuditTrace, exit: int = 0) -> AuditResult:
@@ -115,7 +116,7 @@ def test_a_sample_is_logged_under_its_request_and_exit() -> None:
 def test_outcomes_of_another_policy_are_skipped() -> None:
     journal = journal_of()
     journal.record([outcome()], skipped=0)
-    journal.restart(1)
+    journal.restart(1, OWN_OUTPUTS)
     assert not journal.log.rows
     journal.record([outcome(version=0), outcome(version=1)], skipped=0)
     assert (len(journal.log.rows), journal.skipped) == (1, 1)
