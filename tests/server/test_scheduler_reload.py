@@ -35,7 +35,7 @@ def folder(shipped_bundle: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def reloading(folder: Path) -> Iterator[TestClient]:
-    settings = Settings(bundle=(folder,), precision="float32", window=100)
+    settings = Settings(bundle=(folder,), precision="float32", window=100, max_disagreement=0)
     with TestClient(create_app(settings)) as client:
         yield client
 
@@ -173,7 +173,7 @@ def test_of_several_models_none_changes_when_one_bundle_is_bad(
     folder: Path, refitted: Refitted, shipped_text_bundle: Path, tmp_path: Path
 ) -> None:
     text = Path(shutil.copytree(shipped_text_bundle, tmp_path / "text"))
-    settings = Settings(bundle=(folder, text), precision="float32")
+    settings = Settings(bundle=(folder, text), precision="float32", max_disagreement=0)
     with TestClient(create_app(settings)) as client:
         put_scheduler(refitted("maxprob"), folder)
         damage(text)
