@@ -19,6 +19,7 @@ SMALLER = np.array([0.05, 0.2, 0.4, 0.6, 0.8])  # q / m of the bets that the mea
 LARGER_ODDS, LARGER_STEPS = 1.6, np.array([0.02, 0.06, 0.25])
 STAKES = np.array([0.1, 0.7, 0.1, 0.1])
 SMALLEST = 1e-12
+RESERVE = 1.25  # factor on the wealth that fires: shares that are counted scatter around their mean
 AT_START = 0.9  # share of the wealth that is bet from the first row on
 STEPS = 30  # of bisection
 
@@ -78,7 +79,7 @@ class RiskAlarm:
         limit = max(limit, SMALLEST)
         odds = LARGER_ODDS * limit / (1 - limit)
         larger = np.array([odds / (1 + odds), *(limit + LARGER_STEPS * (1 - limit))])
-        self._limit, self._goal = limit, 1 / (1 - confidence)
+        self._limit, self._goal = limit, RESERVE / (1 - confidence)
         self._bets: list[float] = ((larger - limit) / (limit * (1 - limit))).tolist()
         self._stakes: list[float] = STAKES.tolist()
         self._wealth = [AT_START * stake for stake in self._stakes]  # of those that have begun
