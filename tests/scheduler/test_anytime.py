@@ -73,9 +73,7 @@ def test_where_nothing_may_be_lost_one_loss_is_enough() -> None:
     assert alarm.add(1.0)
 
 
-@given(
-    st.lists(st.floats(0, 1), max_size=200), st.floats(0, 0.99), st.floats(0.01, 0.999)
-)
+@given(st.lists(st.floats(0, 1), max_size=200), st.floats(0, 0.99), st.floats(0.01, 0.999))
 def test_shares_of_a_loss_are_taken_too(
     losses: list[float], limit: float, confidence: float
 ) -> None:

@@ -137,6 +137,11 @@ def test_other_lists_of_devices_are_refused(device: str, message: str) -> None:
         ({"gpu_memory_mib": 0}, "gpu_memory_mib"),
         ({"decode_timeout_s": 0}, "decode_timeout_s"),
         ({"front_ends": -1}, "front_ends"),
+        ({"max_disagreement": -0.1}, "max_disagreement"),
+        ({"max_disagreement": 1}, "max_disagreement"),
+        ({"max_disagreement": "nan"}, "max_disagreement"),
+        ({"confidence": 0}, "confidence"),
+        ({"confidence": 1}, "confidence"),
         ({"engines": 0}, "engines"),
     ],
 )

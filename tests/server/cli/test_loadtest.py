@@ -164,6 +164,8 @@ def test_what_is_printed_says_what_became_of_the_budget(
         ({"feasible": False}, "budget 2 ms, which cannot be kept, 1.900 ms"),
         ({"budget_ms": None}, "no budget, 1.900 ms"),
         ({"rolling_latency_ms": None}, "budget 2 ms, no latency in the rolling mean"),
+        ({"summary": "at most 1 % of the samples"}, "at most 1 % of the samples"),
+        ({"reason": "the promise is withdrawn"}, "the promise is withdrawn"),
     ):
         server.budgets = (200, {"models": [{**STATE, **change}]})
         loadtest(server.url, "--images", archive, "--seconds", 0.05)

@@ -111,9 +111,7 @@ def test_without_a_budget_the_answers_are_promised_as_by_the_server(shipped_bund
     rows = recorded_of(shipped_bundle, "float32").certification
     assert rows is not None
     for share in (0.0, 0.01):
-        settings = Settings(
-            bundle=(shipped_bundle,), precision="float32", max_disagreement=share
-        )
+        settings = Settings(bundle=(shipped_bundle,), precision="float32", max_disagreement=share)
         model = OfflineModel(bundle, settings)
         policy = model.engine.policy
         exits = exits_taken(policy, replay(policy, rows.log_probs), model.parameter)
