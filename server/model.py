@@ -128,7 +128,10 @@ class ModelControl:
         for controller in self._controllers.values():
             controller.set_budget(budget_ms)
         self._keep_promise()
-        self.engines.set_max_batch(self._batch_within(budget_ms))
+        rows = self._max_batch
+        if budget_ms is not None:  # so that the largest batch leaves an exit within it
+            rows = self._facts.costs.rows_within(budget_ms, rows)
+        self.engines.set_max_batch(rows)
         self._log_promise()
 
     @property
@@ -178,7 +181,6 @@ class ModelControl:
         self._apply()
 
     def _take_up(self, scheduler: CalibratedPolicy) -> None:
-        """Steer by another scheduler from now on."""
         self.scheduler = scheduler
         self._policy_version += 1
         self.audits.restart(self._policy_version)
@@ -214,12 +216,6 @@ class ModelControl:
         self.audits.log.label(answered.key, class_id)
         if self.feedback.add(answered, class_id):
             self._metrics.feedback_samples[answered.exit].inc()
-
-    def _batch_within(self, budget_ms: float | None) -> int:
-        """Return the largest batch that leaves an exit within the budget."""
-        if budget_ms is None:
-            return self._max_batch
-        return self._facts.costs.rows_within(budget_ms, self._max_batch)
 
     def refresh(self) -> None:
         """Forget what is too old, and set the gauges."""

@@ -20,6 +20,9 @@ STATE = {
     "measure": "compute",
     "rolling_latency_ms": 1.9,
     "feasible": True,
+    "promise": "budget",
+    "summary": None,
+    "reason": None,
 }
 LATENCY = {"total": 0.9, "queue": 0.1, "decode": 0.2, "compute": 0.5}
 
