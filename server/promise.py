@@ -100,8 +100,8 @@ class PromiseKeeper:
         point = controller.frontier.at_parameter(controller.parameter)
         cost_ms, whole_ms = controller.present_ms(point.expected_cost_ms), controller.ceiling_ms
         expected = (
-            f"expected {cost_ms:.3g} ms, {100 * cost_ms / whole_ms:.0f} % of the whole network's, "
-            f"and {100 * point.expected_accuracy:.1f} % accuracy"
+            f"expected {cost_ms:.3g} ms, {100 * cost_ms / whole_ms:.0f} % of the whole network, "
+            f"{100 * point.expected_accuracy:.1f} % accuracy"
         )
         kind = self.kind(controller.budget_ms)
         if kind == "budget":
