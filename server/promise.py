@@ -105,7 +105,7 @@ class PromiseKeeper:
         )
         kind = self.kind(controller.budget_ms)
         if kind == "budget":
-            return f"on average at most {controller.budget_ms:g} ms of {measure}; {expected}"
+            return f"mean {measure} at most {controller.budget_ms:g} ms; {expected}"
         if kind == "none":
             return f"the whole network answers every sample; {expected}"
         return (

@@ -190,7 +190,7 @@ def test_a_budget_at_the_start_is_in_command(several_fits: Path) -> None:
     with serving(several_fits, budget_ms=2.0) as client:
         shown = state(client)
         assert (shown["promise"], shown["policy"]) == ("budget", "stopping")
-        assert "on average at most 2 ms of compute" in shown["summary"]
+        assert "mean compute at most 2 ms" in shown["summary"]
 
 
 def test_audited_samples_withdraw_the_promise_and_renew_it(
