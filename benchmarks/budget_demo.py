@@ -46,7 +46,8 @@ def main() -> None:
 
 def under_budget(url: str, budget_ms: float | None, count: int | None) -> Figures:
     """Send images under a budget; report accuracy, rate and the state of the budget."""
-    ask(f"{url}/budget?model={MODEL}", json.dumps({"budget_ms": budget_ms}).encode())
+    change = {"budget_ms": budget_ms, "max_disagreement": 0}
+    ask(f"{url}/budget?model={MODEL}", json.dumps(change).encode())
     files = image_files()
     with np.load(IMAGES, allow_pickle=False) as arrays:
         labels = arrays["y"].tolist()

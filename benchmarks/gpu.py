@@ -2,7 +2,7 @@
 
     .venv/bin/python -m benchmarks.gpu [--device cuda] [--seconds 5] [--connections 1,64,256]
 
-For images and texts: every request to the last exit, and at the default budget of the bundle; with
+For images and texts: every request to the last exit, and under the default promise; with
 ONNX Runtime, and with torch and CUDA graphs where the bundle has weights for it. What is not
 installed is reported and left out. `--device cpu` measures the same without a GPU. JSON on the last
 line.
@@ -99,12 +99,12 @@ def missing(backend: str, kind: str, device: str) -> str | None:
 
 
 def measure(server: RunningServer, calls: list[Call], args: argparse.Namespace) -> Figures:
-    """Measure closed loops, without a budget and at the bundle's own."""
+    """Measure closed loops, to the last exit and under the default promise."""
     (model,) = scrape_budget(server)
-    default_ms = model["budget_ms"]
+    default = model["max_disagreement"]
     figures: Figures = {}
-    for name, budget_ms in (("to the last exit", None), ("at the default budget", default_ms)):
-        put_budget(server.url, budget_ms)
+    for name, share in (("to the last exit", 0.0), ("under the default promise", default)):
+        put_budget(server.url, None, share)
         for connections in args.connections:
             config = ConnectionConfig(connections)
             closed_loop(server.url, calls, config, seconds=min(WARM_UP_S, args.seconds))

@@ -293,9 +293,10 @@ def ask(url: str, body: bytes | None = None) -> Any:
         return json.load(response)
 
 
-def put_budget(url: str, budget_ms: float | None) -> None:
-    """Set the budget of every model, or take it off."""
-    ask(f"{url}/budget", json.dumps({"budget_ms": budget_ms}).encode())
+def put_budget(url: str, budget_ms: float | None, max_disagreement: float = 0.0) -> None:
+    """Set the budget of every model; None: the promise, by default the whole network's answers."""
+    change = {"budget_ms": budget_ms, "max_disagreement": max_disagreement}
+    ask(f"{url}/budget", json.dumps(change).encode())
 
 
 def write_costs(costs: StageCosts, folder: Path) -> Path:

@@ -41,6 +41,7 @@ BENCHMARKS = (  # the longest first, so that both cores stay busy
     "precision",
     "growth",
     "request_path",
+    "alarms",
     "processes",
     "gpu",
     "engine_process",

@@ -169,6 +169,20 @@ def bound_policy(
     return FrontierBounds(frontier, policy.never_exit_parameter, confidence, len(rows), bounds)
 
 
+def losses_along(policy: ExitPolicy, points: Frontier, log_probs: NDArray[np.floating]) -> Losses:
+    """Return whether the answers differ from the last exit's at each point of a frontier, (G, N).
+
+    Args:
+        policy: A fitted policy.
+        points: Of its frontier, G.
+        log_probs: (K, N, C), or (K, N, P, C), where the loss is a share of the pixels.
+    """
+    losses = exit_losses("disagreement", log_probs, None)
+    replayed, rows = replay(policy, log_probs), np.arange(log_probs.shape[1])
+    exits = [exits_taken(policy, replayed, parameter) for parameter in points.parameters.tolist()]
+    return losses[np.stack(exits), rows]
+
+
 def bound_points(points: int, losses_at: Callable[[int], Losses], promise: Promise) -> Array:
     """Bound the risk at each point, from the last but one down to the first that passes epsilon.
 

@@ -1,6 +1,7 @@
 """From a bundle to what a server runs: backend, policy and frontier at this host's costs."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.backend import StageBackend, State
-from models.bundle import TORCH_WEIGHTS, Bundle, BundleError, File, Variant, load_bundle
+from models.bundle import (
+    LABEL_FREE,
+    TORCH_WEIGHTS,
+    Bundle,
+    BundleError,
+    File,
+    Variant,
+    load_bundle,
+)
 from models.runtime.onnx_backend import Device
 from models.runtime.onnx_devices import (
     available_providers,
@@ -22,6 +31,7 @@ from profiling.calibration import load_recorded
 from scheduler.combiner import Combiner
 from scheduler.fitted import FILES, Scheduler, load_scheduler
 from scheduler.frontier import Frontier
+from scheduler.label_accuracy import with_label_accuracy
 from scheduler.monitoring.drift import ScoreDrift
 from scheduler.npz import read_arrays
 from scheduler.policy import ExitPolicy
@@ -31,7 +41,8 @@ from server.settings import Settings
 log = logging.getLogger(__name__)
 
 BUCKETS = tuple(2**power for power in range(11))  # batch sizes of devices that want few of them
-CALIBRATION = "calibration_log_probs"
+CALIBRATION, LABELS = "calibration_log_probs", "calibration_labels"
+CERTIFICATION = "certification_log_probs"
 
 
 def open_served(bundle: Bundle, settings: Settings, example: State) -> Network:
@@ -125,31 +136,83 @@ def _open_torch(variant: Variant, settings: Settings) -> StageBackend:
 
 
 class CalibratedPolicy(NamedTuple):
-    """A policy with its frontier at this host's costs, and the variant that both come from.
+    """A scheduler on this host, and the variant that holds it.
 
-    `drift` compares the policy's scores with those of the variant's calibration set. `combiner`
-    turns outputs of heads into what the policy reads.
+    Attributes:
+        variant: The variant.
+        name: The scheduler's name there.
+        scheduler: As it was fitted.
+        frontier: At this host's costs. Its accuracies are always those by labels.
+        drift: Compares the policy's scores with those of the variant's calibration set.
     """
 
     variant: Variant
-    policy: ExitPolicy
+    name: str
+    scheduler: Scheduler
     frontier: Frontier
     drift: ScoreDrift
-    combiner: Combiner
+
+    @property
+    def policy(self) -> ExitPolicy:
+        """The policy."""
+        return self.scheduler.policy
+
+    @property
+    def combiner(self) -> Combiner:
+        """Turns outputs of heads into what the policy reads and the server answers."""
+        return self.scheduler.combiner
+
+    @property
+    def shown_name(self) -> str:
+        """The policy's kind, and whether it was fitted without labels."""
+        label_free = self.scheduler.frontier.reference == "last_exit"
+        return self.policy.kind + (LABEL_FREE if label_free else "")
 
     @property
     def sha256(self) -> str:
         """Hash of the file that holds the policy's parameters."""
-        return _listed(self.variant, self.variant.scheduler() / FILES[1]).sha256
+        return _listed(self.variant, self.variant.scheduler(self.name) / FILES[1]).sha256
 
 
-def read_scheduler(variant: Variant) -> Scheduler:
-    """Read the scheduler that a server starts with.
+class ServedSchedulers(NamedTuple):
+    """The schedulers that a model switches between.
+
+    Attributes:
+        chosen: Serves under a budget.
+        keeper: Keeps the promise about answers: the label-free fit of the chosen policy, or the
+            chosen one itself if the bundle has none.
+    """
+
+    chosen: CalibratedPolicy
+    keeper: CalibratedPolicy
+
+
+def read_schedulers(variant: Variant, policy: str | None) -> dict[str, Scheduler]:
+    """Read the schedulers to serve, by name: that for budgets, then that of the promise, if other.
+
+    A promise not to change the network's answers is cheapest kept by the scheduler that was fitted
+    to them.
+
+    Args:
+        variant: Holds the schedulers.
+        policy: The one for budgets; None: the one that the variant names.
+
+    Raises:
+        ValueError: If the variant does not hold it, or one cannot be read or does not fit the
+            bundle's network.
+    """
+    chosen = policy or variant.entry.policy
+    names = [name for name in (chosen, chosen + LABEL_FREE) if name in variant.entry.schedulers]
+    return {name: read_scheduler(variant, name) for name in names or [chosen]}
+
+
+def read_scheduler(variant: Variant, name: str | None = None) -> Scheduler:
+    """Read a scheduler; by default the one that a server starts with.
 
     Raises:
         ValueError: If it cannot be read or does not fit the bundle's network.
     """
-    folder, num_exits = variant.scheduler(), variant.bundle.manifest.num_exits
+    folder, num_exits = variant.scheduler(name), variant.bundle.manifest.num_exits
     scheduler = load_scheduler(folder)
     if scheduler.policy.num_exits != num_exits:
         raise ValueError(
@@ -160,32 +223,45 @@ def read_scheduler(variant: Variant) -> Scheduler:
 
 
 def calibrate_to_host(
-    variant: Variant, scheduler: Scheduler, costs: StageCosts
-) -> CalibratedPolicy:
-    """Move a scheduler to this host's costs; log a warning where they differ too much.
+    variant: Variant, schedulers: Mapping[str, Scheduler], costs: StageCosts
+) -> ServedSchedulers:
+    """Move schedulers of `read_schedulers` to this host's costs.
+
+    Logs a warning where the costs differ too much from those that a scheduler was fitted to.
 
     Raises:
-        ValueError: If the variant's calibration set cannot be read.
+        ValueError: If the variant's predictions cannot be read.
     """
-    policy, built_on, combiner = scheduler
-    if moved := built_on.drifted_stages(costs.costs_ms):
-        log.warning(
-            "%s: stages %s take a share of the time that differs by more than a fifth from the "
-            "machine that fitted the scheduler; run `eenet fit` with this host's --costs",
-            variant.bundle.manifest.name,
-            moved,
-        )
-    frontier = built_on.with_costs(costs.costs_ms)
-    calibration = combiner.combine_all(_calibration(variant))
-    drift = ScoreDrift(policy, frontier, calibration, np.random.default_rng(0))
-    return CalibratedPolicy(variant, policy, frontier, drift, combiner)
+    own_outputs, labels = _calibration(variant)
+    calibrated = []
+    for name, scheduler in schedulers.items():
+        policy, built_on = scheduler.policy, scheduler.frontier
+        if moved := built_on.drifted_stages(costs.costs_ms):
+            log.warning(
+                "%s: stages %s take a share of the time that differs by more than a fifth from the "
+                "machine that fitted the scheduler; run `eenet fit` with this host's --costs",
+                variant.bundle.manifest.name,
+                moved,
+            )
+        frontier = built_on.with_costs(costs.costs_ms)
+        log_probs = scheduler.combiner.combine_all(own_outputs)
+        if frontier.reference == "last_exit" and labels is not None:
+            frontier = with_label_accuracy(policy, frontier, log_probs, labels)
+        drift = ScoreDrift(policy, frontier, log_probs, np.random.default_rng(0))
+        calibrated.append(CalibratedPolicy(variant, name, scheduler, frontier, drift))
+    return ServedSchedulers(calibrated[0], calibrated[-1])
 
 
-def reload(served: Variant) -> tuple[Variant, Scheduler]:
-    """Read again the bundle being served, and the scheduler its folder holds now.
+def reload(served: Variant, policy: str | None) -> tuple[Variant, dict[str, Scheduler]]:
+    """Read again the bundle being served, and the schedulers to serve from it, by name.
+
+    Args:
+        served: What is being served.
+        policy: As in `read_schedulers`.
 
     Raises:
-        ValueError: If the folder no longer holds a whole bundle of the network being served.
+        ValueError: If the folder no longer holds a whole bundle of the network being served, or
+            holds no scheduler of this name.
     """
     folder = served.bundle.folder
     bundle = load_bundle(folder)
@@ -197,22 +273,34 @@ def reload(served: Variant) -> tuple[Variant, Scheduler]:
             f"{served.bundle.manifest.name} that is being served; restart the server"
         )
     variant = bundle.variant(served.precision)
-    scheduler = read_scheduler(variant)
+    schedulers = read_schedulers(variant, policy)
     if load_bundle(folder).manifest != bundle.manifest:
         raise BundleError(f"{folder} changed while it was being read; try again")
-    return variant, scheduler
+    return variant, schedulers
 
 
-def _calibration(variant: Variant) -> NDArray[np.floating]:
-    """Read the log-probabilities of a variant's calibration set, (K, N, C) or (K, N, P, C)."""
+def certification_rows(served: CalibratedPolicy) -> NDArray[np.floating] | None:
+    """Read the certification rows of a variant, combined, as `losses_along` takes them.
+
+    None if it has none.
+    """
+    arrays = read_arrays(served.variant.predictions, CERTIFICATION.__eq__)
+    if CERTIFICATION not in arrays:
+        return None
+    return served.combiner.combine_all(arrays[CERTIFICATION])
+
+
+def _calibration(variant: Variant) -> tuple[NDArray[np.floating], NDArray[np.int64] | None]:
+    """Read a variant's calibration set: (K, N, C) or (K, N, P, C), and (N,) or (N, P) if known."""
     path, num_exits = variant.predictions, variant.bundle.manifest.num_exits
-    log_probs = read_arrays(path, lambda name: name == CALIBRATION).get(CALIBRATION)
+    arrays = read_arrays(path, (CALIBRATION, LABELS).__contains__)
+    log_probs, labels = arrays.get(CALIBRATION), arrays.get(LABELS)
     if log_probs is None or len(log_probs) != num_exits:
         raise BundleError(
             f"{path} holds no predictions of the network's {num_exits} exits; build the bundle "
             f"again"
         )
-    return log_probs
+    return log_probs, None if labels is None else labels.astype(np.int64)
 
 
 def _network(variant: Variant) -> object:

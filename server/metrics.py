@@ -9,6 +9,7 @@ from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPEN
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
 
 from scheduler.control.controller import BudgetController
+from scheduler.guarantee import Certificate
 from server.histogram import HistogramFamily
 from server.reports import Answers, Work
 
@@ -20,7 +21,8 @@ LATENCY_BUCKETS: Final = tuple(
     round(1e-4 * 10 ** (i / 6), 7) for i in range(31)
 )  # 0.1 ms to 10 s, six a decade
 BATCH_BUCKETS: Final = tuple(float(2**i) for i in range(11))
-PROMISES: Final = ("budget", "agreement")
+OBJECTIVES: Final = ("budget", "agreement")
+PROMISES: Final = ("budget", "disagreement", "none")
 REJECTIONS: Final = (
     "queue_full", "not_ready", "body_too_large", "unauthorized", "forbidden", "image_pixels",
     "image_pixels_per_byte", "image_scans", "image_parts", "decode_timeout", "decode_crash",
@@ -146,6 +148,18 @@ class Metrics:
         self.promise_yields = self._gauge(
             "promise_yields", "1 while this promise gives way to the other.", "promise"
         )
+        self.promise = self._gauge("promise", "1 for the promise in force.", "promise")
+        self.promise_withdrawn = self._gauge(
+            "promise_withdrawn", "1 while the promise in force is withdrawn: nothing leaves early."
+        )
+        self.certified_bound = self._gauge(
+            "certified_bound_ratio",
+            "Upper bound of the share of samples answered otherwise than by the whole network; NaN "
+            "without a certificate in force.",
+        )
+        self.certified_epsilon = self._gauge(
+            "certified_epsilon_ratio", "The promised largest share; NaN as there."
+        )
 
     def count_rejected(self, reason: str, count: int = 1) -> None:
         """Count requests, or the samples of some, that were turned away."""
@@ -196,7 +210,13 @@ class AuditFamilies:
         )
         self.skipped = Counter(
             "eenet_audit_skipped",
-            "Samples drawn for the audit that were not audited: no slack, or lost on the way.",
+            "Samples drawn for the audit and not audited: too many in flight, or the client left.",
+            ["model"],
+            registry=registry,
+        )
+        self.lost = Counter(
+            "eenet_audit_lost",
+            "Samples whose audit failed or died with its engine; each counts as a disagreement.",
             ["model"],
             registry=registry,
         )
@@ -216,6 +236,7 @@ class AuditMetrics:
         self._agreement = [families.agreement.labels(model, k) for k in exits[:-1]]
         self.samples = [families.samples.labels(model, k) for k in exits]
         self.skipped = families.skipped.labels(model)
+        self.lost = families.lost.labels(model)
 
     def show(self, agreement: Sequence[float | None]) -> None:
         """Set the gauges to the agreement of each exit but the last; NaN where it is unknown."""
@@ -251,7 +272,11 @@ class ModelMetrics:
         self.audit = AuditMetrics(metrics.audit, model, num_exits)
         self.feedback_samples = [metrics.feedback_samples.labels(model, k) for k in exits]
         self._score_drift = [metrics.score_drift.labels(model, k) for k in exits[:-1]]
-        self._yields = {each: metrics.promise_yields.labels(model, each) for each in PROMISES}
+        self._yields = {each: metrics.promise_yields.labels(model, each) for each in OBJECTIVES}
+        self._promise = {each: metrics.promise.labels(model, each) for each in PROMISES}
+        self._withdrawn = metrics.promise_withdrawn.labels(model)
+        self._certified_bound = metrics.certified_bound.labels(model)
+        self._certified_epsilon = metrics.certified_epsilon.labels(model)
         self._feedback_accuracy = [metrics.feedback_accuracy.labels(model, k) for k in exits]
 
     def count_work(self, work: Work) -> None:
@@ -315,6 +340,15 @@ class ModelMetrics:
             gauge.set(float("nan") if index is None else index)
         for promise, gauge in self._yields.items():
             gauge.set(promise == yields)
+
+    def show_promise(self, kind: str, certificate: Certificate | None, *, withdrawn: bool) -> None:
+        """Set the gauges of the promise in force and of its certificate."""
+        for promise, gauge in self._promise.items():
+            gauge.set(promise == kind)
+        nan = float("nan")
+        self._withdrawn.set(withdrawn)
+        self._certified_bound.set(nan if certificate is None else certificate.bound)
+        self._certified_epsilon.set(nan if certificate is None else certificate.epsilon)
 
     def show_queues(self, depths: Sequence[int], oldest_s: float) -> None:
         """Set the gauges of the ready lists."""

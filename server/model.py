@@ -5,15 +5,21 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, get_args
 
 from models.bundle import Bundle, Precision
-from scheduler.control.controller import BudgetController, ControllerConfig, Sample
-from scheduler.fitted import Scheduler
+from scheduler.control.controller import BudgetController, ControllerConfig
 from scheduler.policy import ExitPolicy
-from server.engine.warmup import budget_on_host_ms
-from server.loading import CalibratedPolicy, calibrate_to_host, read_scheduler, reload
+from server.engines import Engines
+from server.loading import (
+    CalibratedPolicy,
+    ServedSchedulers,
+    calibrate_to_host,
+    read_schedulers,
+    reload,
+)
 from server.metrics import Metrics, ModelMetrics
+from server.promise import PromiseKeeper
 from server.quality.agreement_floor import AgreementGuard, AgreementTarget
 from server.quality.audit_log import AuditLog
 from server.quality.auditor import AuditJournal
@@ -24,34 +30,6 @@ from server.settings import Settings
 log = logging.getLogger(__name__)
 
 Measure = Literal["compute", "end_to_end"]
-
-
-class Engines(Protocol):
-    """The engines that run one model, wherever they are."""
-
-    def set_parameter(self, parameter: float, queued: Sequence[float] = ()) -> None:
-        """Move the policy's parameter; arguments as of `ActivePolicy.set`."""
-
-    def set_max_batch(self, rows: int) -> None:
-        """Set the most rows of a batch."""
-
-    async def try_scheduler(self, scheduler: Scheduler) -> None:
-        """Run one row under another policy.
-
-        Raises:
-            ValueError: If that fails.
-        """
-
-    def activate(self, scheduler: Scheduler, policy_version: int, parameter: float) -> None:
-        """Switch requests that enter from now on to another policy."""
-
-    @property
-    def fault(self) -> str | None:
-        """Why none of them can answer; None while one works."""
-
-    @property
-    def stall(self) -> str | None:
-        """Why they should be restarted; None while one makes progress."""
 
 
 class ModelControl:
@@ -91,32 +69,33 @@ class ModelControl:
         self._prediction_log = prediction_log
         self._metrics = ModelMetrics(metrics, self.name, self.num_exits)
         self.feedback = Feedback(self.num_exits)
-        variant = bundle.variant(facts.precision)
-        scheduler = read_scheduler(variant)
+        variant, self._policy_name = bundle.variant(facts.precision), settings.policy
+        fitted = read_schedulers(variant, settings.policy)
+        schedulers = calibrate_to_host(variant, fitted, facts.costs)
         costs_ms = facts.costs.costs_ms.round(3).tolist()
         log.info("%s costs %s ms until each exit on this host", self.name, costs_ms)
         self._max_batch = settings.max_batch or facts.costs.worthwhile_rows()
-        self._scheduler = calibrate_to_host(variant, scheduler, facts.costs)
+        self.promise = PromiseKeeper(schedulers, settings.max_disagreement, settings.confidence)
+        self.scheduler = schedulers.chosen  # as engines do when they start
         self._policy_version = 0
         self.audits = AuditJournal(
             AuditLog(self.num_exits),
             self._metrics.audit,
             settings.audit_share,
-            self._scheduler.combiner,
+            self.scheduler.combiner,
         )
         self._agreement_target = AgreementTarget(settings.min_agreement, settings.prefer)
-        self.quality = AgreementGuard(self._scheduler, self._agreement_target)
+        self.quality = AgreementGuard(self.scheduler, self._agreement_target)
         self._floor_parameter: float | None = None
-        budget_ms = settings.budget_ms
-        if budget_ms is None:
-            budget_ms = budget_on_host_ms(
-                variant.entry.default_budget_ms, scheduler.frontier, self._scheduler.frontier
-            )
         self.measure: Measure = settings.measure
-        self._controllers = _controllers(self._scheduler, budget_ms, settings.window)
-        self.engines.set_max_batch(self._batch_within(budget_ms))
-        self._apply()
+        config = ControllerConfig(window=settings.window)
+        # Both follow all samples, so that either can take over.
+        self._controllers: dict[Measure, BudgetController] = {
+            measure: BudgetController(self.scheduler.frontier, None, config)
+            for measure in get_args(Measure)
+        }
         self._show_policy()
+        self.set_budget(budget_ms=settings.budget_ms, measure=settings.measure)
 
     @property
     def precision(self) -> Precision:
@@ -126,60 +105,104 @@ class ModelControl:
     @property
     def folder(self) -> Path:
         """The folder of the bundle."""
-        return self._scheduler.variant.bundle.folder
+        return self.scheduler.variant.bundle.folder
 
     @property
     def policy(self) -> ExitPolicy:
-        """The policy that requests enter under."""
-        return self._scheduler.policy
+        """Its policy."""
+        return self.scheduler.policy
 
     @property
     def controller(self) -> BudgetController:
         """The controller in command."""
         return self._controllers[self.measure]
 
-    def set_budget(self, *, budget_ms: float | None, measure: Measure) -> None:
-        """Set the budget and the latency it bounds; the windows stay."""
+    def set_budget(
+        self,
+        *,
+        budget_ms: float | None,
+        measure: Measure,
+        max_disagreement: float | None = None,
+    ) -> None:
+        """Set the budget, the latency it bounds, and what holds without one; the windows stay.
+
+        Args:
+            budget_ms: The budget; None: the promise about answers is in command.
+            measure: The latency that a budget bounds.
+            max_disagreement: That promise; None: it stays.
+        """
         self.measure = measure
+        if max_disagreement is not None:
+            self.promise.set_max_disagreement(max_disagreement)
         for controller in self._controllers.values():
             controller.set_budget(budget_ms)
-        self._apply()
-        self.engines.set_max_batch(self._batch_within(budget_ms))
-        shown = (
-            "no budget" if budget_ms is None else f"budget {budget_ms:g} ms of {measure} latency"
-        )
-        log.info("%s: %s", self.name, shown)
+        self._keep_promise()
+        rows = self._max_batch
+        if budget_ms is not None:  # so that the largest batch leaves an exit within it
+            rows = self._facts.costs.rows_within(budget_ms, rows)
+        self.engines.set_max_batch(rows)
+        self._log_promise()
 
-    async def reload_scheduler(self) -> "FreshScheduler":
-        """Read and try the scheduler that the bundle's folder holds now.
+    @property
+    def summary(self) -> str:
+        """One sentence about the promise in force: what it keeps and what it costs."""
+        return self.promise.summary(self.controller, self.measure)
+
+    async def reload_schedulers(self, policy: str | None) -> ServedSchedulers:
+        """Read and try the schedulers that the bundle's folder holds now.
+
+        Args:
+            policy: The one that serves under a budget; None: the one that the operator named last,
+                or else the one that the bundle names.
 
         Raises:
             ValueError: If the folder holds none that this network can run under.
         """
-        variant, scheduler = await asyncio.to_thread(reload, self._scheduler.variant)
-        await self.engines.try_scheduler(scheduler)
-        calibrated = await asyncio.to_thread(
-            calibrate_to_host, variant, scheduler, self._facts.costs
-        )
-        return FreshScheduler(scheduler, calibrated)
+        named = policy or self._policy_name
+        variant, schedulers = await asyncio.to_thread(reload, self.scheduler.variant, named)
+        for scheduler in schedulers.values():
+            await self.engines.try_scheduler(scheduler)
+        return await asyncio.to_thread(calibrate_to_host, variant, schedulers, self._facts.costs)
 
-    def activate_scheduler(self, fresh: "FreshScheduler") -> None:
-        """Switch requests that enter from now on to another scheduler; budget and windows stay."""
-        self._scheduler = fresh.calibrated
+    def use_schedulers(self, fresh: ServedSchedulers, policy: str | None) -> None:
+        """Switch requests that enter from now on to other schedulers; budget and windows stay.
+
+        Args:
+            fresh: From `reload_schedulers`.
+            policy: As there.
+        """
+        self._policy_name = policy or self._policy_name
+        self.promise.use(fresh)
+        self._keep_promise()
+
+    def _keep_promise(self) -> None:
+        """Serve by the scheduler and the parameter that budget or promise call for."""
+        budget_ms = self.controller.budget_ms
+        scheduler = self.promise.scheduler(budget_ms)
+        is_new = scheduler is not self.scheduler
+        if is_new:
+            self._take_up(scheduler)
+        for controller in self._controllers.values():
+            controller.hold(self.promise.parameter(budget_ms))
+        if is_new:
+            parameter = self.controller.parameter
+            self.engines.activate(scheduler.scheduler, self._policy_version, parameter)
+        self._apply()
+
+    def _take_up(self, scheduler: CalibratedPolicy) -> None:
+        self.scheduler = scheduler
         self._policy_version += 1
-        self.audits.restart(self._policy_version, self._scheduler.combiner)
-        self.quality = AgreementGuard(self._scheduler, self._agreement_target)
+        self.audits.restart(self._policy_version, scheduler.combiner)
+        self.quality = AgreementGuard(scheduler, self._agreement_target)
         self._floor_parameter = None
         for controller in self._controllers.values():
-            controller.set_frontier(self._scheduler.frontier)
-        self.engines.activate(fresh.scheduler, self._policy_version, self.controller.parameter)
-        self._apply()
+            controller.set_frontier(scheduler.frontier)
         self._show_policy()
-        log.info("%s: scheduler %s (%s)", self.name, self.policy.kind, self._scheduler.sha256)
+        log.info("%s: scheduler %s (%s)", self.name, scheduler.shown_name, scheduler.sha256)
 
     def _show_policy(self) -> None:
         self._metrics.show_policy(
-            self.version, self.policy.kind, self._facts.device, self.precision
+            self.version, self.scheduler.shown_name, self._facts.device, self.precision
         )
 
     def _apply(self) -> None:
@@ -204,18 +227,13 @@ class ModelControl:
         if self.feedback.add(answered, class_id):
             self._metrics.feedback_samples[answered.exit].inc()
 
-    def _batch_within(self, budget_ms: float | None) -> int:
-        """Return the largest batch that leaves an exit within the budget."""
-        if budget_ms is None:
-            return self._max_batch
-        return self._facts.costs.rows_within(budget_ms, self._max_batch)
-
     def refresh(self) -> None:
         """Forget what is too old, and set the gauges."""
         moved = [each.expire(self.clock()) for each in self._controllers.values()]
         if any(moved):
             self._apply()
         self._keep_agreement_floor()
+        self._review_promise()
         thresholds = self.policy.thresholds(self.controller.parameter)
         shared = None if thresholds is None else thresholds.tolist()
         self._metrics.show_control(self.controller, shared)
@@ -223,6 +241,12 @@ class ModelControl:
         self._metrics.show_feedback([count.accuracy for count in self.feedback.tallies])
         violated = self.quality.violated_objective(self.controller)
         self._metrics.show_quality(self.quality.drift.psi(), violated)
+        budget_ms = self.controller.budget_ms
+        self._metrics.show_promise(
+            self.promise.kind(budget_ms),
+            self.promise.certified(budget_ms),
+            withdrawn=self.promise.is_withdrawn(budget_ms),
+        )
 
     def show_queues(self, depths: Sequence[int], oldest_wait_s: float) -> None:
         """Set the gauges of the requests that wait."""
@@ -238,6 +262,21 @@ class ModelControl:
                 controller.set_floor(floor)
             self._apply()
 
+    def _review_promise(self) -> None:
+        """Withdraw or renew the certificate by what was audited, and serve accordingly."""
+        budget_ms = self.controller.budget_ms
+        before = self.promise.parameter(budget_ms)
+        self.promise.review(self.quality.drift.psi())
+        if self.promise.parameter(budget_ms) != before:
+            self._keep_promise()
+            self._log_promise()
+
+    def _log_promise(self) -> None:
+        shortfall = self.promise.shortfall(self.controller.budget_ms)
+        if shortfall is not None:
+            log.warning("%s: %s", self.name, shortfall)
+        log.info("%s: %s", self.name, self.summary)
+
     def note_answers(self, answers: Answers) -> None:
         """Count answered requests, remember them, and report them to the controllers."""
         self._metrics.count_answers(answers)
@@ -248,49 +287,25 @@ class ModelControl:
             if key:
                 self._prediction_log.record(key, self.name, exit, class_id)
         now_s = self.clock()
-        compute, end_to_end = _samples(answers)
-        self._controllers["compute"].observe(compute, now_s)
-        self._controllers["end_to_end"].observe(end_to_end, now_s)
+        self._controllers["compute"].observe(answers.compute_samples(), now_s)
+        self._controllers["end_to_end"].observe(answers.end_to_end_samples(), now_s)
         self._apply()
 
     def note_work(self, work: Work) -> None:
         """Count what an engine did."""
         self._metrics.count_work(work)
-        self.audits.record(work.audits, work.audits_skipped)
+        self.audits.record(
+            work.audits, work.audits_skipped + work.audits_cancelled, work.audits_lost
+        )
+        self.promise.note_audits([each.log_probs for each in work.audits], work.audits_lost)
         for exit, scores, parameter in work.scores:
             self.quality.drift.add(exit, scores, parameter)
+
+    def note_lost_audits(self, count: int) -> None:
+        """Count samples that an engine was auditing when it died."""
+        self.audits.record([], 0, count)
+        self.promise.note_audits([], count)
 
     def note_cancelled(self, count: int) -> None:
         """Count requests whose clients left before an engine had them."""
         self._metrics.count_cancelled(count)
-
-
-class FreshScheduler(NamedTuple):
-    """A scheduler that was read again, as engines and as control need it."""
-
-    scheduler: Scheduler
-    calibrated: CalibratedPolicy
-
-
-def _samples(answers: Answers) -> tuple[list[Sample], list[Sample]]:
-    """Return the samples that count for a budget of compute and of end-to-end latency."""
-    counted = answers.counts_for_budget
-    exits, compute_ms = answers.exits[counted].tolist(), answers.compute_ms[counted].tolist()
-    total_ms, queue_ms = answers.total_ms[counted].tolist(), answers.queue_ms[counted].tolist()
-    compute = [Sample(exit, ms, 0.0) for exit, ms in zip(exits, compute_ms, strict=True)]
-    end_to_end = [
-        Sample(exit, total, max(total - own, 0.0), queue)
-        for exit, own, total, queue in zip(exits, compute_ms, total_ms, queue_ms, strict=True)
-    ]
-    return compute, end_to_end
-
-
-def _controllers(
-    scheduler: CalibratedPolicy, budget_ms: float | None, window: int
-) -> dict[Measure, BudgetController]:
-    """Make one controller per measure: both follow all samples, so that either can take over."""
-    config = ControllerConfig(window=window)
-    return {
-        "compute": BudgetController(scheduler.frontier, budget_ms, config),
-        "end_to_end": BudgetController(scheduler.frontier, budget_ms, config),
-    }

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from models.bundle import Precision
 from models.stage_costs import StageCosts
+from scheduler.control.controller import Sample
 from scheduler.frontier import ROUNDING
 
 Floats = NDArray[np.float64]
@@ -55,6 +56,21 @@ class Answers(NamedTuple):
     decode_ms: Floats
     counts_for_budget: NDArray[np.bool_]
 
+    def compute_samples(self) -> list[Sample]:
+        """Return the samples that count for a budget of compute time."""
+        counted = self.counts_for_budget
+        exits, compute_ms = self.exits[counted].tolist(), self.compute_ms[counted].tolist()
+        return [Sample(exit, ms, 0.0) for exit, ms in zip(exits, compute_ms, strict=True)]
+
+    def end_to_end_samples(self) -> list[Sample]:
+        """Return the samples that count for a budget of end-to-end latency."""
+        counted = self.counts_for_budget
+        columns = (self.exits, self.compute_ms, self.total_ms, self.queue_ms)
+        rows = zip(*[column[counted].tolist() for column in columns], strict=True)
+        return [
+            Sample(exit, total, max(total - own, 0.0), queue) for exit, own, total, queue in rows
+        ]
+
 
 class ExitScores(NamedTuple):
     """The scores (A,) of a batch at an exit, and the policy parameter it ran under."""
@@ -91,7 +107,9 @@ class Work(NamedTuple):
         elapsed_ms: What each batch took, head and policy included, (B,).
         scores: Scores of the batches that say something about the active policy.
         audits: Audits that have ended.
-        audits_skipped: Samples that were drawn for an audit and are not audited.
+        audits_skipped: Samples that were drawn for an audit and not accepted.
+        audits_cancelled: Accepted ones that got no answer, since their client left.
+        audits_lost: Accepted ones whose audit failed.
         cancelled: Requests that were dropped because their client left.
         queue_depths: Requests that wait for each stage now, int64 (K,).
         oldest_wait_s: Longest time that a request has waited for its stage.
@@ -105,11 +123,18 @@ class Work(NamedTuple):
     scores: list[ExitScores]
     audits: list[AuditOutcome]
     audits_skipped: int
+    audits_cancelled: int
+    audits_lost: int
     cancelled: int
     queue_depths: NDArray[np.int64]
     oldest_wait_s: float
     fault: str | None
     stalled: bool
+
+    @property
+    def audits_settled(self) -> int:
+        """Number of accepted samples that this report tells the end of."""
+        return len(self.audits) + self.audits_cancelled + self.audits_lost
 
 
 class EntryTerms(NamedTuple):

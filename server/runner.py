@@ -17,7 +17,7 @@ from server.engine.engine import Engine
 from server.engine.request import InferenceRequest
 from server.engine.warmup import measure_costs, measure_overhead_ms, try_policy
 from server.errors import ServeError
-from server.loading import open_served, read_scheduler
+from server.loading import open_served, read_schedulers
 from server.quality.auditor import Auditor
 from server.reports import ExitScores, Floats, RunnerFacts, Work
 from server.settings import Settings
@@ -71,19 +71,23 @@ class ModelRunner:
         if facts is not None:
             settings = settings.model_copy(update={"precision": facts.precision})
         variant, backend = open_served(bundle, settings, self._example)
-        policy, _, combiner = read_scheduler(variant)
+        first, *others = read_schedulers(variant, settings.policy).values()
         if facts is None:
-            costs = measure_costs(backend, policy, self._example, settings.max_batch, combiner)
+            costs = measure_costs(
+                backend, first.policy, self._example, settings.max_batch, first.combiner
+            )
             workers = settings.workers_on(backend.device)
             facts = RunnerFacts(variant.precision, backend.device, costs, workers)
         else:
-            try_policy(backend, policy, self._example, combiner)
+            try_policy(backend, first.policy, self._example, first.combiner)
+        for other in others:
+            try_policy(backend, other.policy, self._example, other.combiner)
         self.facts = facts
         self._observer = WorkObserver()
         self.engine = Engine(
             backend,
-            policy,
-            policy.never_exit_parameter,
+            first.policy,
+            first.policy.never_exit_parameter,
             workers=facts.workers,
             max_batch=settings.max_batch or facts.costs.worthwhile_rows(),
             on_done=self._finished,
@@ -92,9 +96,9 @@ class ModelRunner:
             costs=facts.costs,
             clock=clock,
             on_put=lambda: self._on_put(),
-            combiner=combiner,
+            combiner=first.combiner,
         )
-        self.auditor = Auditor(lambda: self.engine.idle())
+        self.auditor = Auditor()
         self._policies = {0: self.engine.active_policy}
         self._probe: InferenceRequest | None = None
         self._broken: str | None = None
@@ -184,7 +188,6 @@ class ModelRunner:
 
     def activate(self, scheduler: Scheduler, policy_version: int, parameter: float) -> None:
         """Switch requests that enter from now on to another policy."""
-        self.auditor.restart()
         active = ActivePolicy(scheduler.policy, parameter, scheduler.combiner)
         self._policies[policy_version] = active
         while len(self._policies) > REMEMBERED_POLICIES:
@@ -206,15 +209,14 @@ class ModelRunner:
     def take_work(self) -> Work:
         """Return what was done since the last call, and how things stand; probe after a failure."""
         self._probe_if_failed()
-        audits, skipped = self.auditor.take_outcomes()
+        audits = self.auditor.take()
         stages, rows, elapsed_ms = self._observer.take_steps()
         return Work(
             stages,
             rows,
             elapsed_ms,
             self._observer.take_scores(),
-            audits,
-            skipped,
+            *audits,
             self._observer.take_cancelled(),
             np.array(self.engine.queue_depths),
             self.engine.oldest_wait_s(),
@@ -255,7 +257,7 @@ class ModelRunner:
         """Hand over what has ended, but the probe; a worker calls."""
         for request in requests:
             if request.audit is not None and isinstance(request.result, ServeError):
-                self.auditor.give_up(request.audit)
+                self.auditor.lose(request.audit)
         self._on_done([request for request in requests if request is not self._probe])
 
 

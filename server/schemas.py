@@ -10,6 +10,7 @@ from server.spelling import did_you_mean
 LEAST_BUDGET_MS = 1e-6  # a nanosecond, which no clock here resolves
 Budget = Annotated[float, Field(ge=LEAST_BUDGET_MS, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Items = Annotated[list[str], Field(min_length=1, max_length=4096, fail_fast=True)]
 
 
@@ -148,7 +149,7 @@ class Predictions(BaseModel):
 
 
 class BudgetChange(_KnownFields):
-    """A change of the budget: either field or both."""
+    """A change of the budget or the promise: any of the fields."""
 
     model_config = ConfigDict(strict=True)
 
@@ -157,13 +158,33 @@ class BudgetChange(_KnownFields):
         None, description="latency that the budget applies to"
     )
 
+    max_disagreement: Share | None = Field(
+        None,
+        description="without a budget, largest share of samples that get another answer than from "
+        "the whole network; 0: every sample runs to the last exit",
+    )
+
     @model_validator(mode="after")
     def _something(self) -> "BudgetChange":
         if not self.model_fields_set:
-            raise ValueError("give budget_ms, measure or both; the change is empty")
+            raise ValueError("give budget_ms, measure or max_disagreement; the change is empty")
         if "measure" in self.model_fields_set and self.measure is None:
             raise ValueError("measure is null; give compute or end_to_end")
+        if "max_disagreement" in self.model_fields_set and self.max_disagreement is None:
+            raise ValueError("max_disagreement is null; give a share such as 0.01, or 0")
         return self
+
+
+class ReloadRequest(_KnownFields):
+    """Body of a reload; it may be left out."""
+
+    model_config = ConfigDict(strict=True)
+
+    policy: str | None = Field(
+        None,
+        description="scheduler of the bundle to serve; default: the one that --policy or an "
+        "earlier reload named, else the one that the bundle names",
+    )
 
 
 class FeedbackGiven(_KnownFields):
@@ -189,6 +210,16 @@ class ModelQuery(_KnownFields):
     model: str | None = Field(None, description="name of a loaded model")
 
 
+class Certified(BaseModel):
+    """A certificate; `cost_ms` is the expected cost in this host's present milliseconds."""
+
+    epsilon: float
+    confidence: float
+    rows: int
+    bound: float
+    cost_ms: float
+
+
 class BudgetState(BaseModel):
     """Budget of one model and how it is kept; docs/http.md describes the fields."""
 
@@ -205,6 +236,10 @@ class BudgetState(BaseModel):
     ceiling_ms: float
     feasible: bool
     reason: str | None
+    promise: Literal["budget", "disagreement", "none"]
+    summary: str
+    max_disagreement: float
+    certified: Certified | None
     min_agreement: float | None
     agreement: float | None
     yields: Literal["budget", "agreement"] | None
@@ -255,6 +290,7 @@ class AuditState(BaseModel):
     share: float
     samples: int
     skipped: int
+    lost: int
     agreement: float | None
     agreement_ci95: tuple[float, float] | None
     exits: list[AuditExit]

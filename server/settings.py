@@ -59,11 +59,28 @@ class Settings(BaseSettings):
         None,
         description="cost table of the replay backend; default: the bundle's profile",
     )
+    policy: str | None = Field(
+        None,
+        description="which of a bundle's fitted schedulers serves; default: the one that the "
+        "bundle names",
+    )
     budget_ms: float | None = Field(
-        None, ge=1e-6, description="mean latency per sample; default: the bundle's own"
+        None,
+        ge=1e-6,
+        description="mean latency per sample; default: none, and --max-disagreement holds",
     )
     measure: Literal["compute", "end_to_end"] = Field(
         "compute", description="latency that the budget applies to"
+    )
+    max_disagreement: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="without a budget, largest share of the samples that get another answer than "
+        "from the whole network; 0: every sample runs to the last exit",
+    )
+    confidence: float = Field(
+        0.95, gt=0, lt=1, description="probability with which --max-disagreement is kept"
     )
     min_agreement: float | None = Field(
         None,
@@ -81,7 +98,7 @@ class Settings(BaseSettings):
         ge=0,
         le=1,
         description="share of the requests that continue to the last exit after their response "
-        "is sent, while no other request waits, to measure how far the exits agree",
+        "is sent, after all other requests, to measure how far the exits agree",
     )
     host: str = Field(
         "127.0.0.1", description="address to listen on; :: takes IPv4 and IPv6, an empty one too"

@@ -181,6 +181,27 @@ def fitting_quickly() -> Callable[[], AbstractContextManager[None]]:
     return quickly
 
 
+@pytest.fixture(scope="session")
+def several_fits(
+    shipped_bundle: Path,
+    made_once: Callable[[str, Make], Path],
+    fitting_quickly: Callable[[], AbstractContextManager[None]],
+) -> Path:
+    """The shipped bundle with two further fits in single precision; it starts with `stopping`."""
+
+    def make(folder: Path) -> None:
+        from models.bundle import load_bundle, rewrite_entry
+        from server.pipeline.refit import refit
+
+        shutil.copytree(shipped_bundle, folder)
+        with fitting_quickly():
+            refit(folder, policy="stopping", precision="float32", label_free=True)
+            refit(folder, policy="maxprob", precision="float32")
+        rewrite_entry(load_bundle(folder).variant("float32"), policy="stopping")
+
+    return made_once("bundles/several-fits", make)
+
+
 @pytest.fixture(scope="module")
 def quick_fits(fitting_quickly: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
     with fitting_quickly():

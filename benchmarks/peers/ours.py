@@ -156,6 +156,7 @@ def _settle(
     under the load shows whether a budget is enough: the controller leaves a margin unspent that
     follows the noise, and the cost of these inputs is known only from running them.
     """
+    put_budget(url, None)  # GET /frontier is about the policy in force, which a promise may change
     for _ in range(SETTLE_TIMES):
         send(pace.settle_calls)
         points = ask(f"{url}/frontier")

@@ -88,7 +88,7 @@ class BudgetController:
 
     Args:
         frontier: The policy's frontier at this host's costs.
-        budget_ms: The budget, or None for no budget: every sample runs to the end.
+        budget_ms: The budget, or None for no budget: every sample runs to the end, or by `hold`.
         config: Window, period and margins.
 
     Attributes:
@@ -110,6 +110,7 @@ class BudgetController:
         self._period_ms: list[float] = []  # latencies of the current period
         self._last_update_s: float | None = None
         self._floor: FrontierPoint | None = None
+        self._held: FrontierPoint | None = None  # without a budget
         self._aim()
 
     @property
@@ -163,7 +164,7 @@ class BudgetController:
 
     @property
     def yields(self) -> bool:
-        """Whether the floor overrides the budget, which calls for a cheaper point."""
+        """Whether the floor overrides the point that budget or promise call for, a cheaper one."""
         floor = self._floor
         return floor is not None and floor.expected_cost_ms > self._unconstrained.expected_cost_ms
 
@@ -208,6 +209,11 @@ class BudgetController:
         self.budget_ms = budget_ms
         self._aim()
 
+    def hold(self, parameter: float | None) -> None:
+        """Without a budget use the point of `parameter`; None: every sample runs to the end."""
+        self._held = None if parameter is None else self.frontier.at_parameter(parameter)
+        self._aim()
+
     def set_floor(self, parameter: float | None) -> None:
         """Use no point of the frontier cheaper than that of `parameter`; None: use any."""
         self._floor = None if parameter is None else self.frontier.at_parameter(parameter)
@@ -216,11 +222,11 @@ class BudgetController:
     def set_frontier(self, frontier: Frontier) -> None:
         """Switch to another policy's frontier at this host's costs; the window stays.
 
-        The floor was a parameter of the previous policy and is lifted.
+        The floor and the point to hold were parameters of the previous policy and are lifted.
         """
         self.frontier = frontier
         self._costs_ms = frontier.costs_ms.tolist()
-        self._floor, self.present.exit_bias_ms = None, 0.0
+        self._floor, self._held, self.present.exit_bias_ms = None, None, 0.0
         self._aim()
 
     def expire(self, now_s: float) -> bool:
@@ -312,7 +318,9 @@ class BudgetController:
         if self.budget_ms is None:
             self._effective_ms: float | None = None
             self._target_ms: float | None = None
-            self._unconstrained = self._active = self.frontier[-1]
+            self._unconstrained = self._active = self._held or self.frontier[-1]
+            if self._floor is not None and self.yields:
+                self._active = self._floor
             return
         budget_point = self._point_for(self.budget_ms)
         self._exits_variance = self.present.slowdown**2 * self.frontier.variance(budget_point)

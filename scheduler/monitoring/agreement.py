@@ -6,14 +6,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from scheduler.anytime import RiskAlarm
 from scheduler.frontier import Frontier
 from scheduler.policy import ExitPolicy, ExitScores, replay
 
 WINDOW = 1000
 MAX_POINTS = 64  # points of the frontier that stand for all
-MIN_EARLY = 30  # rows; fewer never violate a floor
+CONFIDENCE = 0.95  # of the test that a floor is missed
 Z_95 = 1.959963984540054  # two-sided
-Z_ONE_SIDED_99 = 2.326348
 
 
 class Interval(NamedTuple):
@@ -68,6 +68,9 @@ class AgreementCurve:
         policy: The policy to replay.
         frontier: Its points; if there are many, 64 spread over the cost stand for all.
         window: Number of latest rows that count.
+
+    Attributes:
+        added: Number of all rows that were added.
     """
 
     def __init__(self, policy: ExitPolicy, frontier: Frontier, window: int = WINDOW) -> None:
@@ -78,28 +81,39 @@ class AgreementCurve:
         self._outcomes = np.zeros((window, points), np.int8)
         self._early = np.zeros(points, np.int64)
         self._alike = np.zeros(points, np.int64)
-        self._added = 0
+        self.added = 0
 
     @property
     def rows(self) -> int:
         """Number of audited rows that count."""
-        return min(self._added, len(self._outcomes))
+        return min(self.added, len(self._outcomes))
 
     def add(self, log_probs: NDArray[np.floating]) -> None:
         """Add rows with the log-probabilities of every exit, (K, n, C) or (K, n, P, C)."""
         if not log_probs.shape[1]:
             return
         for outcomes in self._replay(log_probs):
-            place = self._added % len(self._outcomes)
+            place = self.added % len(self._outcomes)
             self._count(self._outcomes[place], -1)
             self._outcomes[place] = outcomes
             self._count(outcomes, 1)
-            self._added += 1
+            self.added += 1
 
     def at(self, parameter: float) -> AgreementCount:
         """Return the agreement at the point nearest to a parameter."""
         point = self.frontier.nearest(parameter)
         return AgreementCount(int(self._alike[point]), int(self._early[point]))
+
+    def latest(self, count: int, parameter: float) -> list[bool]:
+        """Return whether the latest rows agree, oldest first, at the point nearest to a parameter.
+
+        Args:
+            count: Number of rows; at most the window.
+            parameter: Rows that would not leave early there are left out.
+        """
+        places = np.arange(self.added - min(count, self.rows), self.added) % len(self._outcomes)
+        outcomes = self._outcomes[places, self.frontier.nearest(parameter)]
+        return [outcome > 1 for outcome in outcomes.tolist() if outcome > 0]
 
     def cheapest(self, minimum: float, parameter: float) -> float:
         """Return the parameter of the cheapest point with enough agreement, from `parameter` on.
@@ -136,10 +150,10 @@ class AgreementCurve:
 class AgreementFloor:
     """The floor under the parameter that keeps the agreement at or above a minimum.
 
-    The floor is set once the agreement at the budget's own parameter is too low with confidence:
-    the upper end of the one-sided 99 % interval is below the minimum. It is then the cheapest point
-    with enough agreement, and it stays until the budget's own point has enough. Neither a few rows
-    nor an agreement close to the minimum make it flicker.
+    The floor is set once the rows since it was last lifted show with confidence that the agreement
+    at the budget's own parameter is too low (`RiskAlarm`, which holds at every look: at an
+    agreement of exactly the minimum it is ever set with a probability of at most 5 %). It is then
+    the cheapest point with enough agreement, and it stays until the budget's own point has enough.
 
     Args:
         minimum: The least agreement, above 0 and at most 1.
@@ -151,6 +165,9 @@ class AgreementFloor:
     def __init__(self, minimum: float) -> None:
         self.minimum = minimum
         self.held: float | None = None
+        self._alarm = RiskAlarm(1 - minimum, CONFIDENCE)
+        self._seen = 0  # rows of the curve
+        self._wished: float | None = None  # what the budget called for before these rows came
 
     def judge(self, curve: AgreementCurve, unconstrained: float) -> float | None:
         """Set or lift the floor.
@@ -163,13 +180,17 @@ class AgreementFloor:
             The parameter of the floor, no cheaper than `unconstrained`; None if that one has enough
             agreement.
         """
-        count = curve.at(unconstrained)
+        wished = unconstrained if self._wished is None else self._wished
+        alike = curve.latest(curve.added - self._seen, wished)
+        self._seen, self._wished = curve.added, unconstrained
         if self.held is None:
-            upper = wilson(count.alike, count.early, Z_ONE_SIDED_99).high
-            too_low = count.early >= MIN_EARLY and upper < self.minimum
-        else:
-            too_low = count.share < self.minimum
-        self.held = curve.cheapest(self.minimum, unconstrained) if too_low else None
+            for each in alike:
+                self._alarm.add(float(not each))
+        if self.held is not None or self._alarm.fired:
+            too_low = curve.at(unconstrained).share < self.minimum
+            self.held = curve.cheapest(self.minimum, unconstrained) if too_low else None
+            if self.held is None:
+                self._alarm = RiskAlarm(1 - self.minimum, CONFIDENCE)
         return self.held
 
 

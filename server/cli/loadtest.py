@@ -251,7 +251,10 @@ def _report(
     models: list[str],
     states: Sequence[State],
 ) -> dict[str, Any]:
-    shown = ("model", "budget_ms", "measure", "rolling_latency_ms", "feasible")
+    shown = (
+        "model", "budget_ms", "measure", "rolling_latency_ms", "feasible", "promise", "summary",
+        "reason",
+    )  # fmt: skip
     percentiles = result.percentiles(50, 90, 99) or ()
     samples, puts = log.samples, result.beside[0]
     answered, judged = samples.exit >= 0, samples.correct >= 0
@@ -306,6 +309,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
         *(_phase_line(phase, report["measure"]) for phase in each_phase),
         *(f"a budget was not set: {sentence}" for sentence in report["budgets_not_set"]),
         *(_budget_line(each) for each in report["budgets"]),
+        *(line for each in report["budgets"] for line in _promise_lines(each)),
     ]
 
 
@@ -347,11 +351,16 @@ def _phase_line(phase: dict[str, Any], measure: str) -> str:
 def _budget_line(state: dict[str, Any]) -> str:
     budget_ms, rolling_ms = state["budget_ms"], state["rolling_latency_ms"]
     rolling = "no latency" if rolling_ms is None else f"{rolling_ms:.3f} ms"
-    if budget_ms is None:
-        return f"{state['model']}: no budget, {rolling} in the rolling mean of {state['measure']}"
-    error = "" if rolling_ms is None else f" ({100 * (rolling_ms / budget_ms - 1):+.1f} %)"
-    kept = "" if state["feasible"] else ", which cannot be kept"
-    return (
-        f"{state['model']}: budget {budget_ms:g} ms{kept}, {rolling} in the rolling mean of "
-        f"{state['measure']}{error}"
-    )
+    budget, error = "no budget", ""
+    if budget_ms is not None:
+        budget = f"budget {budget_ms:g} ms" + (
+            "" if state["feasible"] else ", which cannot be kept"
+        )
+        error = "" if rolling_ms is None else f" ({100 * (rolling_ms / budget_ms - 1):+.1f} %)"
+    return f"{state['model']}: {budget}, {rolling} in the rolling mean of {state['measure']}{error}"
+
+
+def _promise_lines(state: dict[str, Any]) -> list[str]:
+    """The promise of a server, and why it is not kept if it is not; older servers have none."""
+    promised = state.get("summary"), state.get("reason")
+    return [f"{state['model']}: {sentence}" for sentence in promised if sentence]

@@ -22,9 +22,10 @@ from server.cli.options import add_backend, backend_settings
 from server.cli.progress import Progress
 from server.engine.engine import Engine
 from server.engine.request import InferenceRequest, Prediction
-from server.engine.warmup import budget_on_host_ms, measure_costs
+from server.engine.warmup import measure_costs
 from server.hot_route import optional_fields, prediction_fields
-from server.loading import open_served, read_scheduler
+from server.loading import calibrate_to_host, open_served, read_schedulers
+from server.promise import PromiseKeeper
 from server.settings import Settings
 
 EXAMPLE = """eenet predict my-bundle photo.jpg folder-of-images --budget-ms 1.5 --top-k 3
@@ -47,7 +48,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget-ms",
         type=float,
-        help="mean-latency budget on this machine (default: the bundle's own)",
+        help="mean-latency budget on this machine (default: none; at most 1 %% of the samples get "
+        "another answer than from the whole network)",
     )
     parser.add_argument(
         "--parameter", type=float, help="parameter of the policy, in place of a budget"
@@ -204,7 +206,8 @@ class OfflineModel:
     Args:
         bundle: A verified bundle.
         settings: Backend, device and precision.
-        budget_ms: Mean latency on this machine; None: the bundle's default budget.
+        budget_ms: Mean latency on this machine; None: the settings' promise about answers, by the
+            certification rows, as a server that starts.
         parameter: Parameter of the policy in place of a budget, or None.
         trace: Whether predictions have the output of every exit.
         clock: Seconds, monotonic.
@@ -227,30 +230,30 @@ class OfflineModel:
         self._preprocess: Any = bundle.preprocessor(**settings.image_bounds)
         example = self._preprocess.example
         variant, backend = open_served(bundle, settings, example)
-        policy, built_on, combiner = read_scheduler(variant)
-        costs = measure_costs(backend, policy, example, settings.max_batch, combiner)
-        frontier = built_on.with_costs(costs.costs_ms)
-        if budget_ms is None:
-            budget_ms = budget_on_host_ms(variant.entry.default_budget_ms, built_on, frontier)
+        fitted = read_schedulers(variant, settings.policy)
+        first = next(iter(fitted.values()))
+        costs = measure_costs(backend, first.policy, example, settings.max_batch, first.combiner)
+        schedulers = calibrate_to_host(variant, fitted, costs)
+        scheduler = schedulers.chosen
         if parameter is None and budget_ms is None:
-            parameter = policy.never_exit_parameter
+            keeper = PromiseKeeper(schedulers, settings.max_disagreement, settings.confidence)
+            scheduler, parameter = keeper.scheduler(None), keeper.parameter(None)
         elif parameter is None and budget_ms is not None:
             # The server's choice for a request with a budget of its own.
-            parameter = BudgetController(frontier, None, ControllerConfig()).parameter_for(
-                budget_ms
-            )
-        assert parameter is not None, "one of the two branches above has set it"
-        self.parameter = parameter
+            controller = BudgetController(scheduler.frontier, None, ControllerConfig())
+            parameter = controller.parameter_for(budget_ms)
+        policy = scheduler.policy
+        self.parameter = policy.never_exit_parameter if parameter is None else parameter
         self.engine = Engine(
             backend,
             policy,
-            parameter,
+            self.parameter,
             workers=settings.workers_on(backend.device),
             max_batch=settings.max_batch or costs.worthwhile_rows(),
             on_done=self._deliver,
             costs=costs,
             clock=clock,
-            combiner=combiner,
+            combiner=scheduler.combiner,
         )
         self._decode_pool = ThreadPoolExecutor(settings.decode_workers)
 

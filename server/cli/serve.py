@@ -63,8 +63,10 @@ def run(args: argparse.Namespace) -> None:
     log_to_stderr(settings.log_level)
     logging.getLogger("eenet").info("settings %s", settings.model_dump_json())
     for folder in settings.bundle:
-        # Report a bundle that is damaged or lacks the precision before anything is started.
-        load_bundle(folder).variant(settings.named_precision)
+        # Report a bundle that is damaged or lacks precision or policy before anything is started.
+        variant = load_bundle(folder).variant(settings.named_precision)
+        if settings.policy is not None:
+            variant.scheduler(settings.policy)
     plan = make_plan(settings, usable_cores(), device_names(settings))
     check_descriptors(plan.front_ends + (plan.engines or plan.runs))
     if plan.front_ends:

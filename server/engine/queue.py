@@ -13,6 +13,7 @@ from server.engine.request import AUDIT, InferenceRequest, Shape
 Key = tuple[int, Shape, bool, ActivePolicy | None]  # stage, shape, run to end, policy
 DEADLINE_HORIZON_PASSES = 1.5  # full batches through the whole network
 SPARE_QUEUES = 16
+AUDIT_PATIENCE_S, AUDIT_EVERY = 1.0, 16  # an audit's wait, and batches from one to the next
 
 
 class StageQueue:
@@ -77,8 +78,11 @@ class StageQueues:
 
     Requests of a better priority go before all others. Among those of one priority, the batch goes
     next that `choose_batch` picks; free places of a batch go to requests of lower priority that
-    may share it. Audits are below the last priority; they have no policy, so they share no batch
-    with users' requests.
+    may share it.
+
+    Audits are below the last priority; they have no policy, so they share no batch with users'
+    requests. So that all of them end, also where users' requests always wait, one that has waited
+    for a second goes before them, at most once in 16 batches.
 
     Requests whose deadline is near go before the others of their priority: first those that have no
     answer yet, then by deadline. While any request has waited beyond the overtaking limit, every
@@ -93,6 +97,7 @@ class StageQueues:
         self._levels: list[dict[Key, StageQueue]] = [{} for _ in range(AUDIT + 1)]
         self._spare: list[StageQueue] = []  # empty ones: most queues hold one request at a time
         self._went_by_deadline = [False] * (AUDIT + 1)  # whether the batch before did
+        self._since_audit = 0  # batches
 
     def __bool__(self) -> bool:
         return any(self._levels)
@@ -108,6 +113,9 @@ class StageQueues:
     def take(self, limit: int, now_s: float) -> list[InferenceRequest]:
         """Remove and return the next batch of at most `limit` requests; one must be waiting."""
         index = next(at for at, level in enumerate(self._levels) if level)
+        if self._audit_is_due(now_s):
+            index = AUDIT
+        self._since_audit = 0 if index == AUDIT else self._since_audit + 1
         key = self._deadline_batch(index, now_s)
         self._went_by_deadline[index] = by_deadline = key is not None
         if key is None:
@@ -153,6 +161,14 @@ class StageQueues:
         """Return when the request that waits longest became ready, audits left out."""
         heads = [q.first.ready_s for level in self._levels[:AUDIT] for q in level.values()]
         return min(heads, default=None)
+
+    def _audit_is_due(self, now_s: float) -> bool:
+        """Whether an audit has waited for so long that it goes before users' requests."""
+        audits = self._levels[AUDIT]
+        if not audits or self._since_audit < AUDIT_EVERY:
+            return False
+        oldest_s = min([waiting.first.ready_s for waiting in audits.values()])
+        return now_s - oldest_s > AUDIT_PATIENCE_S
 
     def _drop_if_empty(self, level: dict[Key, StageQueue], key: Key) -> None:
         if not level[key]:

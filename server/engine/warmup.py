@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from models.backend import HeadOutput, OutOfMemory, Part, StageBackend, State
 from models.stage_costs import StageCosts
 from scheduler.combiner import OWN_OUTPUTS, Combiner
-from scheduler.frontier import Frontier
 from scheduler.policy import ExitPolicy
 from server.engine.engine import Engine
 from server.engine.request import InferenceRequest, Prediction
@@ -21,7 +20,6 @@ WARM_UP_S, MEASURE_S, BATCH_S = 0.15, 0.5, 0.1  # of batches of one row, and of 
 WARM_UP_ROUNDS, COST_ROUNDS = (3, 20), (20, 100)  # at least and at most
 BATCH_ROUNDS = (4, 30)
 OVERHEAD_ROUNDS = 50
-SAME_SPEED = 0.25  # hosts whose costs differ by no more than this share count as equal
 
 
 def measure_costs(
@@ -173,27 +171,3 @@ def _batches_ms(
     if len(elapsed) < rounds:
         raise ValueError("the network failed on the warm-up input; the log has the trace")
     return np.diff(np.array(elapsed), axis=1, prepend=0.0)
-
-
-def budget_on_host_ms(default_ms: float | None, built_on: Frontier, here: Frontier) -> float | None:
-    """Return the bundle's default budget on this host; None if the bundle has none.
-
-    The bundle states it in milliseconds of the machine that built it. On a much faster or slower
-    host the same milliseconds would mean another trade-off, so the same point of the frontier is
-    kept instead.
-    """
-    if default_ms is None:
-        return None
-    ratio = float(here.costs_ms[-1] / built_on.costs_ms[-1])
-    if abs(ratio - 1) <= SAME_SPEED:
-        return default_ms
-    point = here.at_parameter(built_on.at_cost(default_ms).parameter)
-    moved_ms = round(point.expected_cost_ms, 3)
-    log.info(
-        "this host takes %.2f times as long to the last exit: the default budget of %g ms becomes "
-        "%g ms, which makes the same trade-off",
-        ratio,
-        default_ms,
-        moved_ms,
-    )
-    return moved_ms

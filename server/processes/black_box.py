@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_THREADS, MOST_ROWS = 257, 1024  # of an engine, and of a batch
-BYTES = MOST_THREADS * (1 + MOST_ROWS) * 8
+MOST_MODELS = 4096
+ROWS = MOST_THREADS * (1 + MOST_ROWS)
+BYTES = (ROWS + MOST_MODELS) * 8
 FRONT_BIT = 48
 
 
@@ -40,7 +42,9 @@ class BlackBox:
     """The requests that each thread of an engine is executing, in memory shared with control.
 
     A request is known by its front-end and its number there. What a thread wrote stays until it
-    writes again, so a request that has been answered may still be listed.
+    writes again, so a request that has been answered may still be listed. It also counts the
+    samples that were drawn for the audit of each model: those that the engine never told the end of
+    died with it.
 
     Args:
         descriptor: From `create`.
@@ -48,7 +52,9 @@ class BlackBox:
 
     def __init__(self, descriptor: int) -> None:
         self._memory = mmap.mmap(descriptor, BYTES)
-        self._rows = np.frombuffer(self._memory, np.int64).reshape(MOST_THREADS, 1 + MOST_ROWS)
+        cells = np.frombuffer(self._memory, np.int64)
+        self._rows = cells[:ROWS].reshape(MOST_THREADS, 1 + MOST_ROWS)
+        self._drawn = cells[ROWS:]
         self._slots: dict[int, int] = {}
         self._lock = threading.Lock()  # guards the slots
 
@@ -66,9 +72,19 @@ class BlackBox:
         mine = listed[listed >> FRONT_BIT == front] & ((1 << FRONT_BIT) - 1)
         return set(mine.tolist())
 
+    def count_draw(self, model: int) -> None:
+        """Count a sample of a model, by its index, that was drawn; one thread at a time."""
+        self._drawn[model] += 1
+
+    def take_drawn(self, model: int) -> int:
+        """Return how many samples of a model the engine drew, and count from 0 again."""
+        drawn, self._drawn[model] = int(self._drawn[model]), 0
+        return drawn
+
     def clear(self) -> None:
         """Forget everything, before another engine writes here."""
         self._rows[:, 0] = 0
+        self._drawn[:] = 0
 
     def _slot(self) -> int:
         thread = threading.get_ident()

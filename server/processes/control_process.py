@@ -253,6 +253,7 @@ class ControlProcess:
         if message.kind == "work":
             model = message.fields["model"]
             engine.work[model] = work = unpack_work(message)
+            engine.audits_settled[model] += work.audits_settled
             if self.control.models:
                 list(self.control.models.values())[model].note_work(work)
         elif message.kind == "reply":
@@ -300,6 +301,8 @@ class ControlProcess:
         """Tell the front-ends which of their requests may have killed the engine."""
         engine.lose()
         engine.work.clear()
+        for index, model in enumerate(self.control.models.values()):
+            model.note_lost_audits(engine.take_lost_audits(index))
         for front in self._fronts:
             executing = sorted(engine.black_box.read(front.index))
             front.send(Message("died", {"index": engine.index, "executing": executing}))

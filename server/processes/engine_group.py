@@ -12,7 +12,7 @@ NO_ENGINE = "no engine is ready"
 
 
 class EngineGroup:
-    """One model on all engines; `server.model.Engines`.
+    """One model on all engines; `server.engines.Engines`.
 
     Args:
         model: Its index.

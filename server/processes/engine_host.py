@@ -1,6 +1,7 @@
 """The engine process: runs the networks for all front-ends, and reports to control."""
 
 import asyncio
+import functools
 import logging
 import socket
 import time
@@ -103,7 +104,8 @@ class EngineHost:
         self._loop = asyncio.get_running_loop()
         self._on_loop = [each for each in self._runners if each.engine.workers == 0]
         self._control = Channel(self._control_socket, self._loop, self._obey, self._ended.set)
-        for runner in self._runners:
+        for model, runner in enumerate(self._runners):
+            runner.auditor.on_accept = functools.partial(self._black_box.count_draw, model)
             runner.start(self._finished, self._note_start, self._run_batches_soon)
         spare_the_collector()
         facts = [facts_fields(runner.facts) for runner in self._runners]
@@ -237,7 +239,7 @@ class EngineHost:
 def has_work(work: Work) -> bool:
     """Whether a report says more than that nothing happens."""
     waits = work.oldest_wait_s > 0 or bool(work.queue_depths.any())
-    counted = len(work.stages) or work.audits or work.audits_skipped or work.cancelled
+    counted = len(work.stages) or work.audits_settled or work.audits_skipped or work.cancelled
     return bool(counted) or waits or work.fault is not None
 
 

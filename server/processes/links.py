@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +49,7 @@ class EngineProcess(Process):
     Attributes:
         black_box: What it executes; the memory is kept over restarts.
         work: Its last report on each model.
+        audits_settled: Samples of each model that it drew for the audit and told the end of.
         given_up: Whether it is not started any more.
     """
 
@@ -56,7 +58,12 @@ class EngineProcess(Process):
         self.descriptor = create()
         self.black_box = BlackBox(self.descriptor)
         self.work: dict[int, Work] = {}
+        self.audits_settled = Counter[int]()
         self.given_up = False
+
+    def take_lost_audits(self, model: int) -> int:
+        """Return how many samples of a model it drew for the audit and died with."""
+        return self.black_box.take_drawn(model) - self.audits_settled.pop(model, 0)
 
 
 class FrontProcess(Process):

@@ -220,6 +220,8 @@ def pack_work(model: int, work: Work) -> Message:
             (each.key, each.policy_version, each.exit, each.parameter) for each in work.audits
         ],
         "audits_skipped": work.audits_skipped,
+        "audits_cancelled": work.audits_cancelled,
+        "audits_lost": work.audits_lost,
         "cancelled": work.cancelled,
         "oldest_wait_s": work.oldest_wait_s,
         "fault": work.fault,
@@ -256,6 +258,8 @@ def unpack_work(message: Message) -> Work:
             )
         ],
         fields["audits_skipped"],
+        fields["audits_cancelled"],
+        fields["audits_lost"],
         fields["cancelled"],
         queue_depths,
         fields["oldest_wait_s"],

@@ -60,8 +60,11 @@ class AgreementGuard:
         return agreed.share if agreed.early else None
 
     def violated_objective(self, controller: BudgetController) -> Objective | None:
-        """The objective that is given up for the other at present, or None."""
-        if self._floor is None or self._floor.held is None:
+        """The objective that is given up for the other at present, or None.
+
+        Without a budget a floor may still be held, but there is nothing to give up for it.
+        """
+        if self._floor is None or self._floor.held is None or controller.budget_ms is None:
             return None
         if self.target.prefer == "budget":
             return "agreement"

@@ -5,6 +5,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from scheduler.combiner import Combiner
 from server.engine.request import AuditResult, AuditTrace
@@ -12,7 +13,7 @@ from server.metrics import AuditMetrics
 from server.quality.audit_log import AuditLog
 from server.reports import AuditOutcome
 
-MOST_IN_FLIGHT = 8
+MOST_IN_FLIGHT = 32  # each keeps its network's state in memory
 
 
 class AuditSampler:
@@ -41,20 +42,40 @@ class AuditSampler:
         return int(math.log(1 - self._rng.random()) / math.log(1 - self.share))
 
 
+class AuditReport(NamedTuple):
+    """What became of samples that were drawn since the last report.
+
+    Attributes:
+        outcomes: Audits that have ended.
+        skipped: Samples that were not accepted, since too many were in flight.
+        cancelled: Accepted samples that got no answer, since their client left.
+        lost: Accepted samples whose audit failed; nobody knows what it would have shown.
+    """
+
+    outcomes: list[AuditOutcome]
+    skipped: int
+    cancelled: int
+    lost: int
+
+
 class Auditor:
     """Follows the audits of one engine; any thread may call.
 
-    Args:
-        idle: Returns whether no user's request waits in the engine.
+    Every sample that is accepted is finished, on a busy engine too. Whether one is accepted depends
+    on how many are in flight when it arrives, never on the sample or on the exit that it takes: the
+    audited ones represent all.
+
+    Attributes:
+        on_accept: Called for every accepted sample, before it can be lost.
     """
 
-    def __init__(self, idle: Callable[[], bool]) -> None:
-        self._idle = idle
+    def __init__(self) -> None:
+        self.on_accept: Callable[[], None] = lambda: None
         self._lock = threading.Lock()  # guards all that follows
         self._in_flight: dict[AuditTrace, int] = {}  # with the policy that each entered under
         self._ended: deque[AuditResult] = deque()
         self._outcomes: list[AuditOutcome] = []
-        self._skipped = 0
+        self._skipped = self._cancelled = self._lost = 0
 
     @property
     def in_flight(self) -> int:
@@ -62,18 +83,26 @@ class Auditor:
         return len(self._in_flight)
 
     def accept(self, trace: AuditTrace, policy_version: int) -> bool:
-        """Accept a sample that was drawn, if the engine has time for it."""
+        """Accept a sample that was drawn, unless too many are in flight."""
         with self._lock:
             if len(self._in_flight) >= MOST_IN_FLIGHT:
                 self._collect()
-            if len(self._in_flight) >= MOST_IN_FLIGHT or not self._idle():
+            if len(self._in_flight) >= MOST_IN_FLIGHT:
                 self._skipped += 1
                 return False
             self._in_flight[trace] = policy_version
+            self.on_accept()
             return True
 
     def give_up(self, trace: AuditTrace) -> None:
-        """Give up a sample that got no prediction or was lost."""
+        """Give up a sample whose client has left before it got a prediction."""
+        with self._lock:
+            self._collect()
+            if self._in_flight.pop(trace, None) is not None:
+                self._cancelled += 1
+
+    def lose(self, trace: AuditTrace) -> None:
+        """Count a sample that failed."""
         with self._lock:
             self._drop(trace)
 
@@ -81,29 +110,22 @@ class Auditor:
         """Take the result of an audit."""
         self._ended.append(audited)
 
-    def restart(self) -> None:
-        """Give up what is in flight: it says nothing about another policy."""
-        with self._lock:
-            self._collect()
-            for trace in list(self._in_flight):
-                self._drop(trace)
-
     @property
     def has_news(self) -> bool:
-        """Whether `take_outcomes` would return any; any thread may ask."""
-        return bool(self._ended or self._outcomes or self._skipped)
+        """Whether `take` would return any; any thread may ask."""
+        return bool(self._ended or self._outcomes or self._skipped or self._cancelled or self._lost)
 
-    def take_outcomes(self) -> tuple[list[AuditOutcome], int]:
-        """Return what has ended since the last call, and how many samples were skipped."""
+    def take(self) -> AuditReport:
+        """Return what has become of samples since the last call."""
         with self._lock:
             self._collect()
-            taken = self._outcomes, self._skipped
-            self._outcomes, self._skipped = [], 0
+            taken = AuditReport(self._outcomes, self._skipped, self._cancelled, self._lost)
+            self._outcomes, self._skipped, self._cancelled, self._lost = [], 0, 0, 0
         return taken
 
     def _drop(self, trace: AuditTrace) -> None:
         if self._in_flight.pop(trace, None) is not None:
-            self._skipped += 1
+            self._lost += 1
 
     def _collect(self) -> None:
         while self._ended:
@@ -132,12 +154,12 @@ class AuditJournal:
         self.log = log
         self._combiner = combiner
         self.share = share
-        self.skipped = 0
+        self.skipped = self.lost = 0
         self._metrics = metrics
         self._policy_version = 0
 
-    def record(self, outcomes: Iterable[AuditOutcome], skipped: int) -> None:
-        """Log outcomes; those of an earlier policy say nothing about this one and are skipped."""
+    def record(self, outcomes: Iterable[AuditOutcome], skipped: int, lost: int) -> None:
+        """Log outcomes; those of an earlier policy left at other exits and are skipped."""
         for outcome in outcomes:
             if outcome.policy_version == self._policy_version:
                 self._log(outcome)
@@ -145,7 +167,9 @@ class AuditJournal:
             else:
                 skipped += 1
         self.skipped += skipped
+        self.lost += lost
         self._metrics.skipped.inc(skipped)
+        self._metrics.lost.inc(lost)
 
     def _log(self, outcome: AuditOutcome) -> None:
         """Combine the outputs once, for all that reads the log."""

@@ -66,10 +66,11 @@ def audit_state(model: ModelControl) -> AuditState:
     drift, tallies = model.quality.drift.psi(), model.feedback.tallies
     return AuditState(
         model=model.name,
-        policy=model.policy.kind,
+        policy=model.scheduler.shown_name,
         share=audits.share,
         samples=len(log.rows),
         skipped=audits.skipped,
+        lost=audits.lost,
         agreement=log.early.ratio,
         agreement_ci95=_interval(*log.early),
         exits=[

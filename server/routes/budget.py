@@ -12,6 +12,7 @@ from server.schemas import (
     BudgetChange,
     Budgets,
     BudgetState,
+    Certified,
     FrontierEntry,
     ModelQuery,
     shown_threshold,
@@ -41,7 +42,7 @@ async def get_budget(request: Request, query: Named) -> Budgets:
     },
 )
 async def put_budget(request: Request, query: Named) -> Budgets:
-    """Change the budget of all models or of one; it applies from every sample's next exit on."""
+    """Change budget or promise of all models or one; they apply from each sample's next exit on."""
     control = control_of(request)
     meant = select_models(control.models, query.model)
     change = parse_json(BudgetChange, await request.body())
@@ -67,7 +68,7 @@ def budget_state(model: ModelControl) -> BudgetState:
     point = control.frontier.at_parameter(control.parameter)
     return BudgetState(
         model=model.name,
-        policy=model.policy.kind,
+        policy=model.scheduler.shown_name,
         budget_ms=control.budget_ms,
         measure=model.measure,
         effective_budget_ms=control.effective_budget_ms,
@@ -79,6 +80,10 @@ def budget_state(model: ModelControl) -> BudgetState:
         ceiling_ms=control.ceiling_ms,
         feasible=control.feasible,
         reason=_reason(model),
+        promise=model.promise.kind(control.budget_ms),
+        summary=model.summary,
+        max_disagreement=model.promise.max_disagreement,
+        certified=_certified(model),
         min_agreement=model.quality.target.minimum,
         agreement=model.quality.agreement(control.parameter),
         yields=model.quality.violated_objective(control),
@@ -102,6 +107,21 @@ def frontier_entries(model: ModelControl) -> list[FrontierEntry]:
         )
         for point in (frontier[index] for index in range(len(frontier)))
     ]
+
+
+def _certified(model: ModelControl) -> Certified | None:
+    """The certificate in force; None if there is none."""
+    control = model.controller
+    certificate = model.promise.certified(control.budget_ms)
+    if certificate is None:
+        return None
+    return Certified(
+        epsilon=certificate.epsilon,
+        confidence=certificate.confidence,
+        rows=certificate.rows,
+        bound=certificate.bound,
+        cost_ms=control.present_ms(certificate.expected_cost_ms),
+    )
 
 
 def _thresholds(model: ModelControl) -> list[float | None]:
@@ -128,7 +148,7 @@ def _reason(model: ModelControl) -> str | None:
             f"{control.budget_ms:g} ms: fewer early predictions agree with the last exit"
         )
     if control.feasible:
-        return None
+        return model.promise.shortfall(control.budget_ms)
     cost = "present cost of exit 0" if control.is_current else "cost of exit 0 at the start"
     return (
         f"the budget of {control.budget_ms:g} ms is below {control.floor_ms:.3g} ms, the {cost}; "

@@ -24,7 +24,7 @@ GOOD = (
     {"budget_ms": 1.5},
     {"budget_ms": 1e-6},
     {"budget_ms": 1e6},
-    {"budget_ms": None},
+    {"budget_ms": None, "max_disagreement": 0},
     {"measure": "end_to_end", "budget_ms": 3.0},
     {"measure": "compute"},
 )

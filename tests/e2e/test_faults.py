@@ -138,7 +138,7 @@ def whole(start: StartServer, bundle: Path, *options: str, **entry: object) -> I
     """A server of two front-ends and two engines that runs everything to the end."""
     flags = ("--bundle", str(bundle), "--front-ends", "2", "--engines", "2", *ONE_BY_ONE, *options)
     with start(*flags, **entry) as server:
-        server.client.put("/budget", json={"budget_ms": None})
+        server.client.put("/budget", json={"budget_ms": None, "max_disagreement": 0})
         yield server
 
 

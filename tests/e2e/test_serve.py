@@ -97,7 +97,7 @@ def test_it_is_ready_soon(server: Server) -> None:
 def test_accuracy_without_a_budget_is_that_of_the_graphs(
     server: Server, images: Images, shipped_bundle: Path
 ) -> None:
-    server.client.put("/budget", json={"budget_ms": None})
+    server.client.put("/budget", json={"budget_ms": None, "max_disagreement": 0})
     got = send(server.client, images)
     assert got.exits == [2] * 300
     offline = offline_classes(server, images, shipped_bundle)[-1]
@@ -143,7 +143,7 @@ def test_answers_under_a_budget_are_those_of_the_graphs(
 
 
 def test_requests_of_every_kind_share_a_connection(server: Server, images: Images) -> None:
-    server.client.put("/budget", json={"budget_ms": None})
+    server.client.put("/budget", json={"budget_ms": None, "max_disagreement": 0})
     encoded = base64.b64encode(images.files[0]).decode()
     expected = server.client.post("/predict", content=images.files[0], headers=JPEG).json()
     requests = [

@@ -83,7 +83,7 @@ class Client(NamedTuple):
 
 
 def serving(folder: Path, **settings: Any) -> Iterator[Client]:
-    given = {"precision": "float32", "audit_share": 1.0, **settings}
+    given = {"precision": "float32", "audit_share": 1.0, "max_disagreement": 0, **settings}
     app = create_app(Settings(bundle=(folder,), **given))
     with TestClient(app) as client:
         yield Client(client, app.state.service)
@@ -117,7 +117,7 @@ def test_the_shape_is_that_of_the_contract_before_any_sample(auditing: Client) -
     exits = shown.pop("exits")
     assert shown == {
         "model": "cifar10-resnet56", "policy": "stopping", "share": 1.0, "samples": 0,
-        "skipped": 0, **nothing,
+        "skipped": 0, "lost": 0, **nothing,
     }  # fmt: skip
     assert [each["exit"] for each in exits] == [0, 1, 2]
     for each in exits:
@@ -204,7 +204,7 @@ def test_audits_count_in_nobodys_window_or_latency(auditing: Client, images: Ima
 def test_without_a_budget_rows_that_ran_to_the_end_show_all_exits_too(
     auditing: Client, shipped_bundle: Path, images: Images
 ) -> None:
-    auditing.http.put("/budget", json={"budget_ms": None})
+    auditing.http.put("/budget", json={"budget_ms": None, "max_disagreement": 0})
     for file in images.files[:10]:
         assert auditing.ask(file)["exit"] == 2
         auditing.settled()
@@ -227,15 +227,11 @@ def test_no_sample_with_a_deadline_is_chosen_but_one_with_its_own_budget_is(
     assert own != auditing.runner.engine.parameter
 
 
-def test_without_slack_samples_are_skipped_and_answered_all_the_same(
-    auditing: Client, images: Images
-) -> None:
+def test_a_busy_engine_audits_every_sample_all_the_same(auditing: Client, images: Images) -> None:
     auditing.runner.engine.idle = lambda: False  # type: ignore[method-assign]
     for file in images.files[:5]:
         auditing.ask(file)
-    assert (auditing.audit()["samples"], auditing.audit()["skipped"]) == (0, 5)
-    auditing.http.get("/metrics")
-    assert auditing.metric("eenet_audit_skipped_total") == 5
+    assert (auditing.audit()["samples"], auditing.audit()["skipped"]) == (5, 0)
 
 
 def test_rows_are_kept_under_the_ids_that_answers_carry(auditing: Client, images: Images) -> None:
@@ -275,7 +271,9 @@ def test_what_fails_gives_its_place_back(auditing: Client, images: Images) -> No
         assert auditing.http.post("/predict", content=file, headers=JPEG).status_code == 500
     auditing.runner.engine.backend.run_stage = run_stage  # type: ignore[method-assign]
     assert auditing.runner.auditor.in_flight == 0
-    assert auditing.audit()["skipped"] == 20
+    assert (auditing.audit()["skipped"], auditing.audit()["lost"]) == (0, 20)
+    auditing.http.get("/metrics")
+    assert auditing.metric("eenet_audit_lost_total") == 20
 
 
 def test_clients_that_leave_give_their_places_back(auditing: Client, images: Images) -> None:
@@ -321,7 +319,8 @@ def test_the_server_ends_while_audits_are_on_their_way(
         kept = client
     assert not kept.runner.engine.alive
     assert kept.runner.auditor.in_flight == 0
-    assert len(kept.model.audits.log.rows) + kept.model.audits.skipped == 20
+    audits = kept.model.audits
+    assert len(audits.log.rows) + audits.skipped + audits.lost == 20
 
 
 def test_masks_are_audited_pixel_by_pixel(mask_bundle: Path) -> None:

@@ -34,7 +34,7 @@ Refitted = Callable[[str], Path]
 
 
 def serving(folder: Path) -> Iterator[TestClient]:
-    settings = Settings(bundle=(folder,), precision="float32", window=100)
+    settings = Settings(bundle=(folder,), precision="float32", window=100, max_disagreement=0)
     with TestClient(create_app(settings)) as client:
         yield client
 
@@ -257,7 +257,11 @@ def test_rows_of_one_batch_obey_their_own_budget_and_deadline(
 ) -> None:
     # Lists of several requests meet in batches of up to 16 on one slow worker.
     settings = Settings(
-        bundle=(refitted("maxprob"),), precision="float32", max_batch=16, engine_workers=1
+        bundle=(refitted("maxprob"),),
+        precision="float32",
+        max_batch=16,
+        engine_workers=1,
+        max_disagreement=0,
     )
     many = [base64.b64encode(file).decode() for file in images.files[:16]]
     with TestClient(create_app(settings)) as client:

@@ -44,7 +44,6 @@ from server.precision import (
 )
 from server.settings import Settings
 from tests.server.two_precisions import (
-    BUDGETS_MS,
     POLICIES,
     SIDE,
     save_made_up_scheduler,
@@ -358,21 +357,19 @@ def info_lines(client: TestClient) -> list[str]:
         ("float32", "int8", "int8", "entropy"),
     ],
 )
-def test_the_chosen_precision_serves_with_its_own_scheduler_and_budget(
+def test_the_chosen_precision_serves_with_its_own_scheduler_and_no_budget(
     folder: Path,
     take: Take,
     png: bytes,
-    monkeypatch: pytest.MonkeyPatch,
     fast: Precision,
     setting: Literal["auto", "float32", "int8"],
     served: Precision,
     policy: str,
 ) -> None:
     take(fast)
-    monkeypatch.setattr("server.model.budget_on_host_ms", lambda default_ms, *moved: default_ms)
     with TestClient(create_app(Settings(bundle=(folder,), precision=setting))) as client:
         (state,) = client.get("/budget").json()["models"]
-        assert (state["policy"], state["budget_ms"]) == (policy, BUDGETS_MS[served])
+        assert (state["policy"], state["budget_ms"]) == (policy, None)
         (info,) = info_lines(client)
         assert f'policy="{policy}",precision="{served}"' in info
         answer = client.post("/predict", content=png, headers={"content-type": "image/png"})

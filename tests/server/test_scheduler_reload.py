@@ -36,7 +36,7 @@ def folder(shipped_bundle: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def reloading(folder: Path) -> Iterator[TestClient]:
-    settings = Settings(bundle=(folder,), precision="float32", window=100)
+    settings = Settings(bundle=(folder,), precision="float32", window=100, max_disagreement=0)
     with TestClient(create_app(settings)) as client:
         yield client
 
@@ -175,7 +175,7 @@ def test_of_several_models_none_changes_when_one_bundle_is_bad(
     folder: Path, refitted: Refitted, shipped_text_bundle: Path, tmp_path: Path
 ) -> None:
     text = Path(shutil.copytree(shipped_text_bundle, tmp_path / "text"))
-    settings = Settings(bundle=(folder, text), precision="float32")
+    settings = Settings(bundle=(folder, text), precision="float32", max_disagreement=0)
     with TestClient(create_app(settings)) as client:
         put_scheduler(refitted("maxprob"), folder)
         damage(text)
@@ -202,6 +202,57 @@ def test_a_sentence_keeps_the_names_of_files_alone(text: str, shown: str) -> Non
 def test_an_unknown_model_or_field_changes_nothing(reloading: TestClient) -> None:
     assert reloading.post("/scheduler/reload?model=nope").status_code == 404
     assert reloading.post("/scheduler/reload?modle=nope").status_code == 422
+
+
+@pytest.fixture
+def choosing(several_fits: Path) -> Iterator[TestClient]:
+    settings = Settings(bundle=(several_fits,), precision="float32", max_disagreement=0)
+    with TestClient(create_app(settings)) as client:
+        yield client
+
+
+def test_a_body_chooses_one_of_the_fitted_schedulers(choosing: TestClient) -> None:
+    assert state(choosing)["policy"] == "stopping"
+    for policy in ("maxprob", "stopping-label-free", "stopping", "maxprob"):
+        answer = choosing.post("/scheduler/reload", json={"policy": policy})
+        assert answer.json()["models"][0]["policy"] == state(choosing)["policy"] == policy
+        assert f'policy="{policy}"' in choosing.get("/metrics").text
+    for nothing in (b"", b"{}", b'{"policy": null}'):  # stays with what was named
+        assert choosing.post("/scheduler/reload", content=nothing).status_code == 200
+        assert state(choosing)["policy"] == "maxprob"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "named"),
+    [
+        (b'{"policy": "nope"}', 422, "only stopping"),
+        (b'{"policy": "nope"}', 422, "maxprob"),
+        (b'{"policy": 3}', 422, "policy"),
+        (b'{"polcy": "maxprob"}', 422, "polcy"),
+        (b"[]", 422, ""),
+        (b"{", 400, ""),
+    ],
+)
+def test_a_bad_body_changes_nothing(
+    choosing: TestClient, body: bytes, status: int, named: str
+) -> None:
+    before = state(choosing)
+    answer = choosing.post("/scheduler/reload", content=body)
+    assert answer.status_code == status and named in answer.json()["detail"]
+    assert state(choosing) == before
+
+
+def test_a_setting_chooses_at_the_start_and_an_unknown_one_is_an_error(several_fits: Path) -> None:
+    for policy in ("maxprob", "stopping-label-free"):
+        settings = Settings(bundle=(several_fits,), precision="float32", policy=policy)
+        with TestClient(create_app(settings)) as client:
+            assert state(client)["policy"] == policy
+    settings = Settings(bundle=(several_fits,), precision="float32", policy="patience")
+    with (
+        pytest.raises(ValueError, match="no scheduler 'patience' for float32, only stopping"),
+        TestClient(create_app(settings)),
+    ):
+        pass
 
 
 @pytest.mark.slow

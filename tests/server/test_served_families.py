@@ -65,7 +65,7 @@ def test_what_was_trained_is_what_answers(
 
     file = next((image_folder / "test/bee").iterdir()).read_bytes()
     with TestClient(create_app(Settings(bundle=(bundle,)))) as client:
-        client.put("/budget", json={"budget_ms": None})
+        client.put("/budget", json={"budget_ms": None, "max_disagreement": 0})
         headers = {"content-type": "image/png"}
         answer = client.post("/predict?trace=true", content=file, headers=headers).json()
     (inputs,) = load_bundle(bundle).preprocessor(10**6)(file).state

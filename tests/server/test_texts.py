@@ -29,6 +29,7 @@ JPEG = {"content-type": "image/jpeg"}
 TEXT = "the film was very good"
 MAX_TOKENS = 40
 LONG = "good film " * 60
+WHOLE = {"budget_ms": None, "max_disagreement": 0}
 TO_THE_END, AT_ONCE = {"budget_ms": 1e6}, {"budget_ms": 1e-3}
 
 
@@ -372,7 +373,7 @@ def test_each_model_has_a_budget_of_its_own(both: TestClient) -> None:
 def test_a_budget_moves_the_answers_of_its_own_model_alone(
     both: TestClient, images: Images
 ) -> None:
-    both.put("/budget?model=cifar10-resnet56", json={"budget_ms": None})
+    both.put("/budget", json=WHOLE)
     both.put("/budget?model=reviews", json={"budget_ms": 1e-4})
     before = both.get("/budget?model=cifar10-resnet56").json()["models"][0]["samples"]
     assert {ask(both)["exit"] for _ in range(5)} == {0}
@@ -385,7 +386,7 @@ def test_a_budget_moves_the_answers_of_its_own_model_alone(
     }
     after = both.get("/budget?model=cifar10-resnet56").json()["models"][0]["samples"]
     assert after == before + 1
-    both.put("/budget", json={"budget_ms": None})
+    both.put("/budget", json=WHOLE)
     assert ask(both)["exit"] == 1
 
 

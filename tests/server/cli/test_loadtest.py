@@ -23,6 +23,9 @@ STATE = {
     "measure": "compute",
     "rolling_latency_ms": 1.9,
     "feasible": True,
+    "promise": "budget",
+    "summary": None,
+    "reason": None,
 }
 LATENCY = {"total": 0.9, "queue": 0.1, "decode": 0.2, "compute": 0.5}
 
@@ -170,6 +173,8 @@ def test_what_is_printed_says_what_became_of_the_budget(
         ({"feasible": False}, "budget 2 ms, which cannot be kept, 1.900 ms"),
         ({"budget_ms": None}, "no budget, 1.900 ms"),
         ({"rolling_latency_ms": None}, "budget 2 ms, no latency in the rolling mean"),
+        ({"summary": "at most 1 % of the samples"}, "at most 1 % of the samples"),
+        ({"reason": "the promise is withdrawn"}, "the promise is withdrawn"),
     ):
         server.budgets = (200, {"models": [{**STATE, **change}]})
         loadtest(server.url, "--images", archive, "--seconds", 0.05)

@@ -12,10 +12,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from models.bundle import load_bundle
+from scheduler.policy import exits_taken, replay
 from server.app import create_app
 from server.cli.main import main
 from server.cli.predict import OfflineModel
 from server.settings import Settings
+from tests.bundles import recorded_of
 
 if TYPE_CHECKING:
     from tests.conftest import Images, Texts
@@ -104,14 +106,18 @@ def test_a_budget_moves_the_exits_and_none_runs_to_the_end(
     assert np.mean([line["exit"] for line in late]) > 0
 
 
-def test_without_a_budget_the_bundles_default_is_kept(
-    shipped_bundle: Path, image_files: Path
-) -> None:
+def test_without_a_budget_the_answers_are_promised_as_by_the_server(shipped_bundle: Path) -> None:
     bundle = load_bundle(shipped_bundle)
-    settings = Settings(bundle=(shipped_bundle,))
-    default = OfflineModel(bundle, settings).parameter
-    never_exit = OfflineModel(bundle, settings, budget_ms=1e9).parameter
-    assert default != never_exit
+    rows = recorded_of(shipped_bundle, "float32").certification
+    assert rows is not None
+    for share in (0.0, 0.01):
+        settings = Settings(bundle=(shipped_bundle,), precision="float32", max_disagreement=share)
+        model = OfflineModel(bundle, settings)
+        policy = model.engine.policy
+        exits = exits_taken(policy, replay(policy, rows.log_probs), model.parameter)
+        answers = rows.log_probs.argmax(-1)
+        differ = np.mean(answers[exits, range(len(exits))] != answers[-1])
+        assert (set(exits) == {2}) == (share == 0) and differ <= share
 
 
 def test_texts_come_from_files_and_from_standard_input(

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -12,8 +14,13 @@ from hypothesis.stateful import (
 
 from models.stage_costs import StageCosts
 from scheduler.batching import BatchPriority
-from server.engine.queue import DEADLINE_HORIZON_PASSES, StageQueues
-from server.engine.request import PRIORITIES, InferenceRequest, Shape
+from server.engine.queue import (
+    AUDIT_EVERY,
+    AUDIT_PATIENCE_S,
+    DEADLINE_HORIZON_PASSES,
+    StageQueues,
+)
+from server.engine.request import AUDIT, PRIORITIES, InferenceRequest, Shape
 
 STAGES = 3
 SHAPES: tuple[Shape, ...] = (((8,),), ((16,),))
@@ -313,3 +320,22 @@ def test_no_row_starves_for_those_with_deadlines(stage: int, costs: StageCosts) 
 def test_deadlines_of_a_worse_priority_overtake_none_of_a_better() -> None:
     better, worse = row(0), row(0, priority=2, deadline_s=0.001)
     assert filled(worse, better, costs=CPU, max_batch=1).take(1, 0.0) == [better]
+
+
+def test_audits_wait_for_users_but_not_for_ever() -> None:
+    lists = filled(row(priority=AUDIT, ready_s=0.0))
+    order = []
+    for turn in range(60):
+        lists.push(row(ready_s=turn / 10))
+        (taken,) = lists.take(1, now_s=turn / 10)
+        order.append(taken.priority)
+        if taken.priority == AUDIT:
+            lists.push(row(priority=AUDIT, ready_s=turn / 10))
+    turns = [turn for turn, priority in enumerate(order) if priority == AUDIT]
+    assert turns[0] > AUDIT_PATIENCE_S * 10 and len(turns) == 3
+    assert all(later - first > AUDIT_EVERY for first, later in itertools.pairwise(turns))
+
+
+def test_where_no_user_waits_audits_go_at_once() -> None:
+    lists = filled(*[row(priority=AUDIT) for _ in range(3)])
+    assert [lists.take(1, now_s=0.0)[0].priority for _ in range(3)] == [AUDIT] * 3

@@ -9,11 +9,10 @@ import pytest
 import server.engine.warmup
 from models.backend import HeadOutput, OutOfMemory, State, gather_arrays
 from scheduler.baselines import ConfidencePolicy
-from scheduler.frontier import Frontier
 from scheduler.policy import ExitPolicy
 from scheduler.stopping import NUM_FEATURES, StoppingPolicy
 from scheduler.thresholds import ThresholdTable
-from server.engine.warmup import budget_on_host_ms, measure_costs, measure_overhead_ms
+from server.engine.warmup import measure_costs, measure_overhead_ms
 
 EXAMPLE = (np.zeros((1, 3), np.float32),)
 
@@ -85,17 +84,6 @@ def stopping() -> StoppingPolicy:
     )
 
 
-def frontier(costs: list[float], *, falling: bool = False) -> Frontier:
-    """A parameter that rises with the cost, as a budget does, or falls, as a price does."""
-    shares = np.linspace(0, 1, 11)
-    return Frontier(
-        parameters=1 - shares if falling else 1 + shares,
-        exit_rates=np.stack([1 - shares, shares], 1),
-        expected_accuracy=0.8 + 0.1 * shares,
-        costs_ms=np.array(costs),
-    )
-
-
 @pytest.mark.parametrize("policy", [thresholds(), stopping()], ids=["thresholds", "stopping"])
 def test_every_stage_and_head_is_warmed_and_measured(policy: ExitPolicy) -> None:
     backend = FakeBackend()
@@ -160,22 +148,6 @@ def test_sizes_that_memory_does_not_hold_are_no_part_of_the_costs(
 def test_a_network_that_fails_stops_the_start(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.CRITICAL), pytest.raises(ValueError, match="warm-up input"):
         measure_costs(FakeBackend(fails=True), thresholds(), EXAMPLE)
-
-
-@pytest.mark.parametrize("speed", [0.8, 1.0, 1.2])
-def test_the_default_budget_stays_as_written_on_a_like_host(speed: float) -> None:
-    here = frontier([1.0 * speed, 2.0 * speed])
-    assert budget_on_host_ms(1.55, frontier([1.0, 2.0]), here) == 1.55
-
-
-@pytest.mark.parametrize("falling", [False, True])
-@pytest.mark.parametrize("speed", [0.4, 3.0])
-def test_the_default_budget_keeps_its_point_of_the_frontier_on_another(
-    speed: float, falling: bool
-) -> None:
-    built_on = frontier([1.0, 2.0], falling=falling)
-    here = frontier([1.0 * speed, 2.0 * speed], falling=falling)
-    assert budget_on_host_ms(1.55, built_on, here) == pytest.approx(1.5 * speed)
 
 
 def test_the_engines_own_time_is_measured_without_the_networks() -> None:

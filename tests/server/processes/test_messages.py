@@ -163,9 +163,10 @@ def test_answers_work_terms_and_facts_survive() -> None:
 
     scores = [ExitScores(0, real, 0.5), ExitScores(1, real[:1], np.inf)]
     audits = [AuditOutcome(-5, 2, 1, 0.25, np.zeros((2, 3), np.float32))]
-    work = Work(whole, whole, real, scores, audits, 4, 5, whole, 0.125, "a fault", True)
+    work = Work(whole, whole, real, scores, audits, 4, 6, 7, 5, whole, 0.125, "a fault", True)
     read = unpack_work(sent(pack_work(0, work)))
-    assert read[5:7] == (4, 5) and read[8:] == (0.125, "a fault", True)
+    assert read[5:9] == (4, 6, 7, 5) and read[10:] == (0.125, "a fault", True)
+    assert read.audits_settled == 14
     assert [each[::2] for each in read.scores] == [(0, 0.5), (1, np.inf)]
     assert read.audits[0][:4] == (-5, 2, 1, 0.25)
     np.testing.assert_array_equal(read.audits[0].log_probs, audits[0].log_probs)

@@ -23,7 +23,7 @@ def test_texts_alone(shipped_text_bundle: Path, texts: Texts) -> None:
     answers = []
     for layout in (ALONE, TOGETHER):
         with running_server("--bundle", str(shipped_text_bundle), *layout) as server:
-            server.client.put("/budget", json={"budget_ms": None})
+            server.client.put("/budget", json={"budget_ms": None, "max_disagreement": 0})
             many = {"texts": texts.texts[:40]}
             told = server.client.post("/predict", json=many).json()["predictions"]
             answers.append([each["class_id"] for each in told])
@@ -38,7 +38,7 @@ def test_masks(mask_bundle: Path) -> None:
     answers = []
     for layout in (ALONE, TOGETHER):
         with running_server("--bundle", str(mask_bundle), *layout) as server:
-            server.client.put("/budget", json={"budget_ms": None})
+            server.client.put("/budget", json={"budget_ms": None, "max_disagreement": 0})
             answers.append(
                 [
                     server.client.post(
@@ -55,7 +55,7 @@ def test_traces_are_alike(shipped_text_bundle: Path, texts: Texts) -> None:
     traces = []
     for layout in (ALONE, TOGETHER):
         with running_server("--bundle", str(shipped_text_bundle), *layout) as server:
-            server.client.put("/budget", json={"budget_ms": None})
+            server.client.put("/budget", json={"budget_ms": None, "max_disagreement": 0})
             told = server.client.post("/predict", json={"text": texts.texts[0], "trace": True})
             traces.append(told.json()["trace"])
     for one, several in zip(*traces, strict=True):

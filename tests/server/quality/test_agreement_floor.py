@@ -17,7 +17,7 @@ from models.stage_costs import StageCosts
 from profiling.calibration import load_recorded
 from scheduler.control.controller import BudgetController, ControllerConfig
 from server.app import create_app
-from server.loading import CalibratedPolicy, calibrate_to_host, read_scheduler
+from server.loading import CalibratedPolicy, calibrate_to_host, read_schedulers
 from server.quality.agreement_floor import AgreementGuard, AgreementTarget, Objective
 from server.quality.audit_log import AuditLog
 from server.settings import Settings
@@ -48,7 +48,8 @@ class Scene(NamedTuple):
 @pytest.fixture(scope="module")
 def host(shipped_bundle: Path) -> CalibratedPolicy:
     variant = load_bundle(shipped_bundle).variant("float32")
-    return calibrate_to_host(variant, read_scheduler(variant), StageCosts.of_exits(COSTS))
+    fitted = read_schedulers(variant, None)
+    return calibrate_to_host(variant, fitted, StageCosts.of_exits(COSTS)).chosen
 
 
 @pytest.fixture(scope="module")

@@ -67,15 +67,8 @@ def test_the_same_seed_draws_the_same() -> None:
     assert gaps(1) == gaps(1) != gaps(2)
 
 
-def test_without_slack_samples_are_skipped_and_counted() -> None:
-    auditor = Auditor(lambda: False)
-    assert not auditor.accept(AuditTrace(KEY), 0)
-    assert auditor.in_flight == 0
-    assert auditor.take_outcomes() == ([], 1)
-
-
 def test_no_more_are_in_flight_than_the_bound() -> None:
-    auditor = Auditor(lambda: True)
+    auditor = Auditor()
     traces = [accepted(auditor) for _ in range(MOST_IN_FLIGHT)]
     assert not auditor.accept(AuditTrace(KEY), 0)
     auditor.note(left(traces[0]))
@@ -84,25 +77,41 @@ def test_no_more_are_in_flight_than_the_bound() -> None:
 
 
 def test_what_is_given_up_has_no_outcome() -> None:
-    auditor = Auditor(lambda: True)
+    auditor = Auditor()
     trace = accepted(auditor)
     auditor.give_up(trace)
     auditor.give_up(trace)
     auditor.note(left(trace))
-    assert auditor.take_outcomes() == ([], 1)
+    assert auditor.take() == ([], 0, 1, 0)
+
+
+def test_what_fails_is_lost_wherever_it_does() -> None:
+    auditor = Auditor()
+    auditor.lose(accepted(auditor))
+    auditor.note(AuditResult(accepted(auditor), None))
+    assert auditor.take() == ([], 0, 0, 2)
+    assert not auditor.has_news
+
+
+def test_an_audit_that_has_ended_is_not_given_up_any_more() -> None:
+    auditor = Auditor()
+    trace = accepted(auditor)
+    auditor.note(left(trace))
+    auditor.give_up(trace)
+    assert len(auditor.take().outcomes) == 1
 
 
 def test_an_outcome_names_the_policy_that_its_sample_entered_under() -> None:
-    auditor = Auditor(lambda: True)
+    auditor = Auditor()
     auditor.note(left(accepted(auditor, version=3), exit=1))
-    ((ended,), skipped) = auditor.take_outcomes()
-    assert (ended.key, ended.policy_version, ended.exit, skipped) == (KEY, 3, 1, 0)
+    ((ended,), *others) = auditor.take()
+    assert (ended.key, ended.policy_version, ended.exit, others) == (KEY, 3, 1, [0, 0, 0])
 
 
 def test_a_sample_is_logged_under_its_request_and_exit() -> None:
     registry = CollectorRegistry()
     journal = journal_of(registry)
-    journal.record([outcome(exit=1)], skipped=2)
+    journal.record([outcome(exit=1)], skipped=2, lost=3)
     assert [(row.request_key, row.exit) for row in journal.log.rows] == [(KEY, 1)]
     samples = [
         registry.get_sample_value("eenet_audit_samples_total", {"model": "pets", "exit": exit})
@@ -111,14 +120,16 @@ def test_a_sample_is_logged_under_its_request_and_exit() -> None:
     assert samples == [0, 1]
     assert journal.skipped == 2
     assert registry.get_sample_value("eenet_audit_skipped_total", {"model": "pets"}) == 2
+    assert journal.lost == 3
+    assert registry.get_sample_value("eenet_audit_lost_total", {"model": "pets"}) == 3
 
 
 def test_outcomes_of_another_policy_are_skipped() -> None:
     journal = journal_of()
-    journal.record([outcome()], skipped=0)
+    journal.record([outcome()], skipped=0, lost=0)
     journal.restart(1, OWN_OUTPUTS)
     assert not journal.log.rows
-    journal.record([outcome(version=0), outcome(version=1)], skipped=0)
+    journal.record([outcome(version=0), outcome(version=1)], skipped=0, lost=0)
     assert (len(journal.log.rows), journal.skipped) == (1, 1)
 
 
@@ -133,29 +144,32 @@ def test_the_gauge_is_nan_before_any_and_then_the_agreement() -> None:
         )
 
     assert np.isnan(shown())
-    journal.record([outcome()], skipped=0)
+    journal.record([outcome()], skipped=0, lost=0)
     assert shown() == 0
     last = {"model": "pets", "exit": "1"}
     assert registry.get_sample_value("eenet_audit_agreement_ratio", last) is None
 
 
 class Audits(RuleBasedStateMachine):
-    """Every sample drawn is in flight, ended or skipped, and only one of these."""
+    """Every sample drawn is in flight, ended, skipped, cancelled or lost, and only one of these."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.slack = True
-        self.auditor = Auditor(lambda: self.slack)
-        self.drawn = self.ended = self.skipped = 0
+        self.auditor = Auditor()
+        self.auditor.on_accept = self.accept
+        self.drawn = self.accepted = self.settled = self.skipped = 0
         self.traces: list[AuditTrace] = []
 
-    @rule(slack=st.booleans())
-    def come(self, slack: bool) -> None:
-        self.slack = slack
-        self.drawn += 1
-        trace = AuditTrace(KEY)
-        if self.auditor.accept(trace, 0):
-            self.traces.append(trace)
+    def accept(self) -> None:
+        self.accepted += 1
+
+    @rule(count=st.integers(1, 8))
+    def come(self, count: int) -> None:
+        for _ in range(count):
+            self.drawn += 1
+            trace = AuditTrace(KEY)
+            if self.auditor.accept(trace, 0):
+                self.traces.append(trace)
 
     @precondition(lambda self: self.traces)
     @rule(data=st.data(), lost=st.booleans())
@@ -165,21 +179,18 @@ class Audits(RuleBasedStateMachine):
         self.auditor.note(AuditResult(trace, None if lost else SAID))
 
     @precondition(lambda self: self.traces)
-    @rule(data=st.data())
-    def leave(self, data: st.DataObject) -> None:
-        self.auditor.give_up(data.draw(st.sampled_from(self.traces)))
-
-    @rule()
-    def swap(self) -> None:
-        self.auditor.restart()
-        assert not self.auditor.in_flight
+    @rule(data=st.data(), fails=st.booleans())
+    def leave(self, data: st.DataObject, fails: bool) -> None:
+        trace = data.draw(st.sampled_from(self.traces))
+        (self.auditor.lose if fails else self.auditor.give_up)(trace)
 
     @invariant()
     def nothing_is_lost(self) -> None:
-        ended, skipped = self.auditor.take_outcomes()
-        self.ended += len(ended)
+        ended, skipped, cancelled, lost = self.auditor.take()
+        self.settled += len(ended) + cancelled + lost
         self.skipped += skipped
-        assert self.drawn == self.auditor.in_flight + self.ended + self.skipped
+        assert self.drawn == self.accepted + self.skipped
+        assert self.accepted == self.auditor.in_flight + self.settled
         assert self.auditor.in_flight <= MOST_IN_FLIGHT
 
 
