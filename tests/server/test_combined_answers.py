@@ -165,7 +165,7 @@ def test_served_answers_are_those_of_a_replay(client: TestClient, bundle: Path) 
     combined = scheduler.combiner.combine_all(log_probs)
     compared = list[int]()
     for budget_ms in (None, BUDGET, 1e-3):
-        client.put("/budget", json={"budget_ms": budget_ms})
+        client.put("/budget", json={"budget_ms": budget_ms, "max_disagreement": 0})
         for row, file in enumerate(files):
             before = client.get("/budget").json()["models"][0]["parameter"]
             answer = client.post(

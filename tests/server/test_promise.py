@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -245,7 +245,7 @@ class FakeEngines:
         self.parameter = math.nan
         self.scheduler: Scheduler | None = None
 
-    def set_parameter(self, parameter: float) -> None:
+    def set_parameter(self, parameter: float, queued: Sequence[float] = ()) -> None:
         self.parameter = parameter
 
     def set_max_batch(self, rows: int) -> None:

@@ -181,7 +181,8 @@ def skewed(make_problem: Callable[..., Made], rows: int, seed: int) -> Predictio
 
 def spent_on(scheduler: Scheduler, rows: Predictions, budget: float, weights: Array) -> float:
     parameter = scheduler.frontier.at_cost(budget).parameter
-    exits = exits_taken(scheduler.policy, replay(scheduler.policy, rows.log_probs), parameter)
+    log_probs = scheduler.combiner.combine_all(rows.log_probs)
+    exits = exits_taken(scheduler.policy, replay(scheduler.policy, log_probs), parameter)
     return float(np.average(scheduler.frontier.costs_ms[exits], weights=weights))
 
 
