@@ -12,17 +12,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server import __version__
 from server.control import Control
 from server.errors import ServeError
+from server.intake import Intake
 from server.lifespan import lifespan
 from server.metrics import Metrics
 from server.middleware import RequestMiddleware
 from server.problems import answer_http_error, answer_known_error, answer_validation_error
 from server.routes import audit, budget, feedback, health, predict, scheduler
-from server.settings import Settings
+from server.settings import Settings, limits_of
 
 DESCRIPTION: Final[dict[str, Any]] = {
     "title": "EENet Serve",
     "version": __version__,
     "summary": "Multi-exit networks under a latency budget",
+    "redirect_slashes": False,  # to where the client's Host header says
 }
 
 
@@ -35,6 +37,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = _App(**DESCRIPTION, lifespan=lifespan)
     app.state.settings = settings
     app.state.metrics = Metrics(CollectorRegistry(), __version__)
+    app.state.intake = Intake(limits_of(settings), app.state.metrics)
     _add_routes(app)
     around = {"metrics": app.state.metrics, "max_body_bytes": settings.max_body_mib * 2**20}
     app.add_middleware(RequestMiddleware, **around)

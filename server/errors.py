@@ -10,15 +10,19 @@ class ServeError(Exception):
     Args:
         detail: Names the thing, its value and the remedy.
         headers: Further response headers.
+
+    Attributes:
+        reason: What metrics call the refusal, where `code` is not exact enough.
     """
 
     status: ClassVar[HTTPStatus]
     code: ClassVar[str]
+    reason: str | None = None
 
     def __init__(self, detail: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(detail)
         self.detail = detail
-        self.headers = headers or {}
+        self.headers = dict(headers or {})
 
 
 class MalformedRequest(ServeError):
@@ -43,6 +47,12 @@ class MethodNotAllowed(ServeError):
     """No route takes the method."""
 
     status, code = HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed"
+
+
+class RequestTimeout(ServeError):
+    """The client took too long to send its request."""
+
+    status, code = HTTPStatus.REQUEST_TIMEOUT, "timeout"
 
 
 class UrlTooLong(ServeError):
@@ -75,10 +85,28 @@ class InvalidContent(ServeError):
     status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_content"
 
 
+class TooComplex(ServeError):
+    """The body has more parts, or nests deeper, than any honest request."""
+
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "too_complex"
+
+
 class QueueFull(ServeError):
     """Too many samples are in flight."""
 
     status, code = HTTPStatus.TOO_MANY_REQUESTS, "queue_full"
+
+
+class BytesFull(ServeError):
+    """Too many bytes of bodies are in flight."""
+
+    status, code = HTTPStatus.TOO_MANY_REQUESTS, "bytes_full"
+
+
+class TooManyConnections(ServeError):
+    """Too many connections are open."""
+
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "connections"
 
 
 class NotReady(ServeError):

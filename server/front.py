@@ -83,7 +83,7 @@ class Front:
         self.settings = settings
         self.decode_pool = DecodePool(settings.decode_workers)
         self.decode_helper = DecodeHelper(settings.decode_timeout_s)
-        self.admission = Admission(settings.max_queue, inflight, clock)
+        self.admission = Admission(settings.max_queue, inflight, clock, settings.max_queue_s)
         rng = random.Random(seed)
         self.models = {
             name: FrontModel(

@@ -21,7 +21,11 @@ LATENCY_BUCKETS: Final = tuple(
 )  # 0.1 ms to 10 s, six a decade
 BATCH_BUCKETS: Final = tuple(float(2**i) for i in range(11))
 PROMISES: Final = ("budget", "agreement")
-REJECTIONS: Final = ("queue_full", "not_ready", "body_too_large")
+REJECTIONS: Final = (
+    "queue_full", "not_ready", "body_too_large", "bytes_full", "head_too_large", "url_too_long",
+    "malformed", "method_not_allowed", "too_complex", "first_byte_timeout", "head_timeout",
+    "body_timeout", "stalled", "answer_not_taken", "idle", "connections", "descriptors",
+)  # fmt: skip
 
 
 class Metrics:

@@ -50,6 +50,8 @@ class RequestMiddleware:
             await self.app(scope, receive, _without_known_traces(send))
             return
         received_s = self.clock()
+        if scope["method"] == "HEAD":  # as GET; the server sends no body all the same
+            scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
         wanted = headers.get("x-request-id", "")
         request_id = wanted if REQUEST_ID.fullmatch(wanted) else os.urandom(16).hex()

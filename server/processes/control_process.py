@@ -175,14 +175,14 @@ class ControlProcess:
 
     def _add_front(self, front: FrontProcess) -> None:
         hear = functools.partial(self._hear_front, front)
-        share = max(self._settings.max_queue // len(self._fronts), 1)
 
         def make_setup() -> tuple[dict[str, Any], list[int]]:
             server = self._settings.model_dump(mode="json")
             theirs = self._open_channel(front, hear)
             self._brief_front(front)
             listening = [os.dup(each.fileno()) for each in front.listening]
-            return {"server": server, "max_queue": share}, [theirs, *listening]
+            shared = {"server": server, "front_ends": len(self._fronts)}
+            return shared, [theirs, *listening]
 
         self._supervisor.add(
             FRONT_END,

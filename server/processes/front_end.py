@@ -18,6 +18,7 @@ from server.errors import NotReady
 from server.front import Front
 from server.hot_route import HotRoute
 from server.http_protocol import http_config
+from server.intake import Intake
 from server.lifespan import (
     HEARTBEAT_S,
     QUIET_BEAT_S,
@@ -33,7 +34,7 @@ from server.processes.proxy import pack_request, unpack_response
 from server.processes.remote_engines import RemoteClient, RemoteEngines
 from server.processes.wire import BEAT, Message
 from server.processes.zygote import ChildSetup
-from server.settings import Settings
+from server.settings import Settings, limits_of, share_of
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,12 @@ class FrontEnd:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.state = State(
-            {"front": front, "metrics": counts, "hot": HotRoute(front, counts, clock)}
+            {
+                "front": front,
+                "metrics": counts,
+                "hot": HotRoute(front, counts, clock),
+                "intake": Intake(limits_of(settings), counts),
+            }
         )
         self._front, self._counts, self._clock = front, counts, clock
         self._control_socket = control
@@ -242,11 +248,11 @@ def run_front_end(setup: ChildSetup) -> None:
     """Serve HTTP; the role of a child process.
 
     Its descriptors are the connection to control and the listening sockets. Its settings hold the
-    server's, and the share of the samples in flight that it may admit.
+    server's, and the number of front-ends, which share what may be in flight.
     """
     control, *listening = (socket.socket(fileno=each) for each in setup.fds)
     settings = Settings.model_validate(setup.settings["server"])
-    settings = settings.model_copy(update={"max_queue": setup.settings["max_queue"]})
+    settings = share_of(settings, setup.settings["front_ends"])
     counts = FrontCounts()
     front = Front(
         load_bundles(settings.bundle),
