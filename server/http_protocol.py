@@ -262,7 +262,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.flow.pause_reading()
         self.flow.held = True  # type: ignore[attr-defined]
         if self._intake.held_bytes > self._intake.limits.max_held:
-            error = self._intake.bytes_full()
+            error = self._intake.bytes_full(self._intake.limits.max_held)
             self._intake.note_refusal(error)
             self.transport.abort()
         elif not self._whole:
@@ -420,7 +420,7 @@ class HttpProtocol(HttpToolsProtocol):
             most = limits.max_held if length <= SMALL_BODY_BYTES else self._intake.most_large
             if self._intake.held_bytes + length > most:
                 if not self._intake.find_room(length, most):
-                    return self._intake.bytes_full()
+                    return self._intake.bytes_full(most)
         if self._hot is not None and self._is_prediction():
             return self._hot.refusal
         return None
@@ -494,7 +494,7 @@ class HttpProtocol(HttpToolsProtocol):
         intake.held_bytes += size
         most = intake.most_large if self._held > SMALL_BODY_BYTES else intake.limits.max_held
         if intake.held_bytes > most and not intake.find_room(0, most):
-            raise intake.bytes_full()
+            raise intake.bytes_full(most)
 
     def _release(self) -> None:
         self._intake.held_bytes -= self._held

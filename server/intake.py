@@ -180,13 +180,16 @@ class Intake:
                 return True
         return False
 
-    def bytes_full(self) -> ServeError:
-        """The refusal of a body for which there is no room."""
-        held, most = self.held_bytes / 2**20, self.limits.max_held / 2**20
+    def bytes_full(self, most: int) -> ServeError:
+        """The refusal of a body for which there is no room.
+
+        Args:
+            most: What may be held by bodies of its size and all smaller ones.
+        """
         wait_s = self.retry_after_s()
         return BytesFull(
-            f"{held:.0f} MiB of request bodies are in flight, and the limit is {most:.0f} MiB; try "
-            f"again in {wait_s} s",
+            f"{self.held_bytes / 2**20:.0f} MiB of request bodies are in flight, and the limit for "
+            f"one of this size is {most / 2**20:.0f} MiB; try again in {wait_s} s",
             {"Retry-After": str(wait_s)},
         )
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from server.errors import InvalidContent, MalformedRequest, ServeError
+from server.errors import InvalidContent, MalformedRequest, ServeError, TooComplex
 from server.json_body import read_flat_object
 from server.spelling import did_you_mean
 
@@ -91,7 +91,8 @@ def problem_response(
 async def answer_known_error(request: Request, error: Exception) -> Response:
     """Answer a known error with its own status and sentence."""
     assert isinstance(error, ServeError), "registered for this class alone"
-    if request.url.path == "/predict" and error.code in ("queue_full", "not_ready"):
+    is_prediction = request.url.path == "/predict" and error.code in ("queue_full", "not_ready")
+    if is_prediction or isinstance(error, TooComplex):
         request.app.state.metrics.count_rejected(error.code)
     return problem_response(
         error.status, error.code, error.detail, request.state.request_id, error.headers
