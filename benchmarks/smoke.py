@@ -40,6 +40,7 @@ BENCHMARKS = (  # the longest first, so that both cores stay busy
     "request_path",
     "processes",
     "gpu",
+    "overload_http",
     "engine_process",
     "transport",
     "decoding",

@@ -82,6 +82,7 @@ class Front:
     ) -> None:
         self.settings = settings
         self.decode_pool = DecodePool(settings.decode_workers)
+        self.parse_pool = DecodePool(1)  # of large bodies: hostile ones hold up no image
         self.decode_helper = DecodeHelper(settings.decode_timeout_s)
         self.admission = Admission(settings.max_queue, inflight, clock, settings.max_queue_s)
         rng = random.Random(seed)
@@ -102,6 +103,7 @@ class Front:
         """End the threads, and the process that decodes slow images; blocks."""
         self.decode_helper.shutdown()
         self.decode_pool.shutdown()
+        self.parse_pool.shutdown()
 
     def select_model(self, name: str | None, reads: Modality) -> FrontModel:
         """Return the model a request asks for.

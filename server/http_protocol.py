@@ -30,10 +30,12 @@ from server.intake import SMALL_BODY_BYTES, Intake
 from server.problems import PROBLEM_TYPE, problem
 
 CHUNK_BYTES = 32  # of framing that every chunk may have for nothing
-LINGER_S, LINGER_BYTES = 1.0, 2**20
+LINGER_S, LINGER_BYTES = 2.0, 2**20
 WRITE_BYTES = 16 * 1024  # of answers that a client has not taken, before it gets no more
 SLICE_BYTES, SMALL_SLICE_BYTES = 64 * 1024, 4 * 1024  # of a chunked body, in one turn of the loop
 MANY_CHUNKS = 64  # in one slice: each costs more than the bytes of a large one
+TURN_BYTES = 64 * 1024  # of a connection, in one turn of the loop
+DISCARD_S = 0.005  # between two reads of what nobody wants
 HEAD_END = b"\r\n\r\n"
 
 
@@ -171,6 +173,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """The server ends: answer what is in, then close."""
+        if self._refusal is not None:
+            self.transport.abort()
+            return
         if self._hot_body is not None:  # the app knows how to tell a client that time is over
             self._hand_to_app()
         super().shutdown()
@@ -187,6 +192,10 @@ class HttpProtocol(HttpToolsProtocol):
             self._put_off(waiting[at:] + data, 0)
         else:
             self._read(data, 0)
+            if len(data) >= TURN_BYTES and not self.flow.read_paused:
+                # The event loop would go on to read from this connection, some 8 MiB at a time.
+                self.flow.pause_reading()
+                self.loop.call_soon(self._go_on)
 
     def pause_writing(self) -> None:
         """The client takes no more of an answer for now."""
@@ -636,6 +645,13 @@ class HttpProtocol(HttpToolsProtocol):
         self._discardable -= size
         if self._discardable < 0:
             self.transport.abort()
+        elif size >= TURN_BYTES:  # it costs as much as a body that is wanted
+            self.flow.pause_reading()
+            self.loop.call_later(DISCARD_S, self._discard_more)
+
+    def _discard_more(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def _answer(self, refusal: ServeError, *, keep_alive: bool) -> bytes:
         request_id = ""

@@ -142,7 +142,9 @@ class Intake:
         return len(self._refused) <= MOST_LINGERING
 
     def look_at(self, due_s: float) -> None:
-        """Look at the connections at a time, which is before the next one that was planned."""
+        """Look at the connections at a time, if not before."""
+        if due_s >= self.next_look_s:
+            return
         if self._timer is not None:
             self._timer.cancel()
         loop = asyncio.get_running_loop()
@@ -158,8 +160,7 @@ class Intake:
             if connection.due_s <= now_s:
                 connection.time_out()
             due_s = min(due_s, connection.due_s)
-        if due_s < self.next_look_s:
-            self.look_at(due_s)
+        self.look_at(due_s)
 
     def find_room(self, size: int, most: int) -> bool:
         """Whether so many more bytes may be held; bodies that have stalled give way.

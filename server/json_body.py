@@ -62,11 +62,7 @@ class _Reader:
         while self._goes_on(count, b"}"):
             if self._next() != b'"':
                 self._refuse("a name in double quotes")
-            name = self._text()
-            if name not in self._known:
-                shown = name[: LONGEST_NAME + 1]
-                hint = did_you_mean(shown, self._known)
-                raise InvalidContent(f"unknown field {shown!r:.80}{hint}")
+            name = self._name()
             self._skip(b":")
             fields[name] = self._value(name)
             count += 1
@@ -75,6 +71,22 @@ class _Reader:
         if self._next():
             self._refuse("the end of the body")
         return fields
+
+    def _name(self) -> str:
+        """Read the name of a field.
+
+        A long one is refused by its begin: no field is called so.
+        """
+        start = self._at + 1
+        if self._body.find(b'"', start, start + LONGEST_NAME + 1) < 0:
+            name = self._body[start : start + LONGEST_NAME].decode("utf-8", "replace")
+            raise InvalidContent(f"unknown field {name!r:.80}")
+        name = self._text()
+        if name not in self._known:
+            shown = name[: LONGEST_NAME + 1]
+            hint = did_you_mean(shown, self._known)
+            raise InvalidContent(f"unknown field {shown!r:.80}{hint}")
+        return name
 
     def _value(self, name: str) -> Any:
         if self._next() != b"[":

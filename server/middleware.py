@@ -1,6 +1,7 @@
 """Around every request: its id, time of arrival and body limit, and clients that leave."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 
 SMALL_BODY_BYTES = 64 * 1024  # for routes that take no images
 ALIASES = {"/health": "/readyz", "/healthz": "/readyz", "/ping": "/readyz"}
+# Routes that take milliseconds: many at once would keep predictions and probes from the loop.
+ONE_AT_A_TIME = frozenset({"/metrics", "/budget", "/frontier", "/audit", "/openapi.json"})
 PATIENCE_S = 0.1
 
 
@@ -43,6 +46,7 @@ class RequestMiddleware:
         self.metrics = metrics
         self.max_body_bytes = max_body_bytes
         self.clock = clock
+        self._turn = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -79,7 +83,8 @@ class RequestMiddleware:
             limit = self.max_body_bytes if scope["path"] == "/predict" else SMALL_BODY_BYTES
             if int(headers.get("content-length", 0)) > limit:
                 raise self._too_large(limit)
-            async with watch:
+            one = scope["method"] == "GET" and scope["path"] in ONE_AT_A_TIME
+            async with watch, self._turn if one else contextlib.nullcontext():
                 await self.app(scope, self._bounded(watch.receive, limit), send_with_headers)
         except ServeError as error:
             await problem_response(error.status, error.code, error.detail, request_id)(

@@ -17,7 +17,7 @@ from server.lifespan import DrainingServer
 from server.loading import device_names
 from server.processes.main import START_FAILED, serve_in_processes
 from server.processes.plan import make_plan
-from server.settings import ENV_PREFIX, Settings, load_settings
+from server.settings import ENV_PREFIX, Settings, load_settings, share_of
 
 EXAMPLE = "eenet serve --budget-ms 1.2 --window 500"
 
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
         # Report a bundle that is damaged or lacks the precision before anything is started.
         load_bundle(folder).variant(settings.named_precision)
     plan = make_plan(settings, usable_cores(), device_names(settings))
+    share_of(settings, max(plan.front_ends, 1))  # report one that is too small
     if plan.front_ends:
         serve_in_processes(settings, plan)
     else:

@@ -76,7 +76,7 @@ async def _answer_json(request: Request) -> Response:
         parsed = parse_json(PredictBody, body)
     else:
         loop = asyncio.get_running_loop()
-        parsed = await loop.run_in_executor(front.decode_pool, parse_json, PredictBody, body)
+        parsed = await loop.run_in_executor(front.parse_pool, parse_json, PredictBody, body)
     modality: Modality = "image" if parsed.text is None and parsed.texts is None else "text"
     items, is_list = parsed.items
     limit = min(front.settings.max_items, front.settings.max_queue)
@@ -99,7 +99,7 @@ async def _answer_form(request: Request) -> Response:
         form = parse_form(*given)
     else:
         loop = asyncio.get_running_loop()
-        form = await loop.run_in_executor(front.decode_pool, parse_form, *given)
+        form = await loop.run_in_executor(front.parse_pool, parse_form, *given)
     try:
         parts = form.multi_items()
         fields = {name: value for name, value in parts if not isinstance(value, UploadFile)}
