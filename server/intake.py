@@ -18,11 +18,13 @@ log = logging.getLogger(__name__)
 
 SMALL_BODY_BYTES = 256 * 1024  # bodies of that size find room where larger ones find none
 SPARE_DESCRIPTORS = 64  # for models, pipes and the decode helper
-STALE_S = 1.0  # without a byte or a request: gives way to others when there is no room
+STALE_S = 1.0  # without a byte: a body gives way to others when there is no room
+IDLE_S = 0.25  # without a request: a connection gives way to a new one
 GAP_S = 0.02  # between two looks at the clocks of all connections
 LOG_EVERY_S = 1.0  # for each reason
 RATE_S = 10.0  # over which the drain rate is taken
 MOST_WAIT_S = 60
+DEFAULTS = Limits()
 MOST_LINGERING = 64  # refused connections that get their answer; others are cut off
 
 
@@ -52,12 +54,14 @@ class Connection(Protocol):
     Attributes:
         due_s: When it has to be looked at, by the loop's clock.
         heard_s: When its last byte came.
-        receiving_bytes: Bytes of a body that is not whole.
     """
 
     due_s: float
     heard_s: float
-    receiving_bytes: int
+
+    @property
+    def receiving_bytes(self) -> int:
+        """Bytes of a body that is not whole."""
 
     def time_out(self) -> None:
         """Act on `due_s`, which has passed."""
@@ -80,13 +84,14 @@ class Intake:
     Attributes:
         held_bytes: Of bodies that are coming in or unanswered, and of requests that wait.
         drained_bytes: Of bodies that were answered, ever.
-        idle: Connections between two requests, the one that has waited longest first.
+        idle: Connections before their first request or between two; the one that has waited longest
+            is the first.
         next_look_s: When the connections are next looked at, by the loop's clock.
     """
 
     def __init__(
         self,
-        limits: Limits = Limits(),
+        limits: Limits = DEFAULTS,
         counts: RefusalCounts | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -125,6 +130,7 @@ class Intake:
             )
         if full is None or self._evict_idle():
             self._connections.add(connection)
+            self.idle[connection] = None
             return None
         full.headers["Retry-After"] = "1"
         self._refused.add(connection)
@@ -232,7 +238,7 @@ class Intake:
     def _evict_idle(self) -> bool:
         """Close the connection that has been idle longest, if any has been for a while."""
         oldest = next(iter(self.idle), None)
-        if oldest is None or oldest.heard_s > asyncio.get_running_loop().time() - STALE_S:
+        if oldest is None or oldest.heard_s > asyncio.get_running_loop().time() - IDLE_S:
             return False
         self.note("idle", "an idle connection is closed for a new one; see --max-connections")
         self.leave(oldest)

@@ -8,7 +8,7 @@ interpreter locked, so that the event loop goes on meanwhile.
 
 import re
 from collections.abc import Collection
-from json.decoder import scanstring
+from json import decoder
 from typing import Any, NoReturn
 
 from server.errors import InvalidContent, MalformedRequest, TooComplex
@@ -29,8 +29,8 @@ WORDS = {b"true": True, b"false": False, b"null": None}
 def read_flat_object(body: bytes, known: Collection[str]) -> dict[str, Any]:
     """Read an object of plain values and lists of plain values.
 
-    Half a character (`\\ud83d` alone, or its three bytes) becomes a lone surrogate. So it
-    spoils no more than its own text, which the model's preprocessing refuses.
+    Half a character (one surrogate without the other, escaped or not) becomes a lone surrogate. So
+    it spoils no more than its own text, which the model's preprocessing refuses.
 
     Args:
         body: JSON in UTF-8.
@@ -164,7 +164,9 @@ class _Reader:
 
     def _unescaped(self, start: int, end: int) -> str:
         try:
-            return scanstring(f'{_decoded(self._body[start:end])}"', 0, False)[0]
+            raw = f'{_decoded(self._body[start:end])}"'
+            text: str = decoder.scanstring(raw, 0, False)[0]  # type: ignore[attr-defined]
+            return text
         except ValueError:  # the escape is none of JSON's
             self._at = start
             self._refuse("an escape")

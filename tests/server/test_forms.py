@@ -152,9 +152,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("body", "status", "code"), HOSTILE.values(), ids=HOSTILE.keys())
-def test_hostile_forms_are_refused(
-    client: TestClient, body: bytes, status: int, code: str
-) -> None:
+def test_hostile_forms_are_refused(client: TestClient, body: bytes, status: int, code: str) -> None:
     detail = problem(client, FORM, body)
     assert (detail["status"], detail["code"]) == (status, code)
 
@@ -181,7 +179,10 @@ def test_every_form_is_read_as_it_was_written(parts: list[tuple[str, bytes, bool
     body = b"preamble\r\n"
     for name, value, is_file in parts:
         file = b'; filename="a b.jpg"\r\nContent-Type: image/jpeg' if is_file else b""
-        head = b'Content-Disposition: form-data; name="n%s"%s' % (name.encode().hex().encode(), file)
+        head = b'Content-Disposition: form-data; name="n%s"%s' % (
+            name.encode().hex().encode(),
+            file,
+        )
         body += b"--B0-\r\n%s\r\n\r\n%s\r\n" % (head, value if is_file else value.hex().encode())
     form = parse_form("multipart/form-data; boundary=B0-", body + b"--B0---\r\nepilogue", 9)
     read = []
