@@ -44,6 +44,7 @@ BENCHMARKS = (  # the longest first, so that both cores stay busy
     "alarms",
     "processes",
     "gpu",
+    "overload_http",
     "engine_process",
     "transport",
     "decoding",

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from prometheus_client import Gauge
 
-from server.errors import NotReady, QueueFull
+from server.errors import NotReady, QueueFull, ServeError
 
 RATE_MEMORY_S = 10.0
+FEW_SAMPLES = 32  # always find a place: at low load the rate that is seen is the clients'
 
 
 class Admission:
@@ -16,14 +17,19 @@ class Admission:
 
     Args:
         max_samples: Most samples in flight.
+        max_wait_s: Longest time that a sample should wait for those in flight.
         inflight: Gauge of the count.
         clock: Seconds, monotonic.
     """
 
     def __init__(
-        self, max_samples: int, inflight: Gauge, clock: Callable[[], float] = time.perf_counter
+        self,
+        max_samples: int,
+        inflight: Gauge,
+        clock: Callable[[], float] = time.perf_counter,
+        max_wait_s: float = math.inf,
     ) -> None:
-        self.max_samples = max_samples
+        self.max_samples, self.max_wait_s = max_samples, max_wait_s
         self.samples = 0
         self.not_ready: str | None = None
         self._inflight = inflight
@@ -38,21 +44,31 @@ class Admission:
 
         Raises:
             NotReady: While the server drains or is broken.
-            QueueFull: If they would exceed the bound; Retry-After estimates when the queue will
-                have drained.
+            QueueFull: If they would exceed a bound; Retry-After estimates when the queue will have
+                drained.
         """
-        if self.not_ready is not None:
-            raise NotReady(self.not_ready, {"Retry-After": "1"})
-        if self.samples + samples > self.max_samples:
-            wait_s = self.retry_after_s()
-            raise QueueFull(
-                f"{self.samples} samples are in flight, and the limit is {self.max_samples}; try "
-                f"again in {wait_s} s",
-                {"Retry-After": str(wait_s)},
-            )
-        self._pass_time()
+        if (refusal := self.refusal(samples)) is not None:
+            raise refusal
         self.samples += samples
         self._inflight.set(self.samples)
+
+    def refusal(self, samples: int) -> ServeError | None:
+        """Return why samples would not be admitted now; None if they would."""
+        if self.not_ready is not None:
+            return NotReady(self.not_ready, {"Retry-After": "1"})
+        self._pass_time()
+        if self.samples + samples > self.max_samples:
+            return self._queue_full(f"the limit is {self.max_samples}")
+        if self.samples >= FEW_SAMPLES and self._drain_s() > self.max_wait_s:
+            return self._queue_full(f"they take longer than {self.max_wait_s:g} s")
+        return None
+
+    def _queue_full(self, limit: str) -> QueueFull:
+        wait_s = self.retry_after_s()
+        return QueueFull(
+            f"{self.samples} samples are in flight, and {limit}; try again in {wait_s} s",
+            {"Retry-After": str(wait_s)},
+        )
 
     def release(self, samples: int) -> None:
         """Count samples as answered, whatever the answer."""
@@ -64,9 +80,11 @@ class Admission:
     def retry_after_s(self) -> int:
         """Return the seconds until the queue has drained at the recent rate, 1 to 60."""
         self._pass_time()
-        if not self._answered:
-            return 1
-        return min(max(math.ceil(self.samples * self._busy_s / self._answered), 1), 60)
+        return min(max(math.ceil(self._drain_s()), 1), 60)
+
+    def _drain_s(self) -> float:
+        """Seconds until the samples in flight are answered at the recent rate; 0 if unknown."""
+        return self.samples * self._busy_s / self._answered if self._answered else 0.0
 
     def _pass_time(self) -> None:
         now = self._clock()

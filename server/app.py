@@ -18,6 +18,7 @@ from server import __version__
 from server.control import Control
 from server.errors import ServeError
 from server.gate import Gate, Group, KeyFiles, admin_gate, main_gate, without_root
+from server.intake import Intake
 from server.keys import KeySet
 from server.lifespan import lifespan
 from server.listener import AdminListener
@@ -25,13 +26,14 @@ from server.metrics import Metrics
 from server.middleware import SMALL_BODY_BYTES, RequestMiddleware
 from server.problems import answer_http_error, answer_known_error, answer_validation_error
 from server.routes import audit, budget, feedback, health, predict, scheduler
-from server.settings import Settings
+from server.settings import Settings, limits_of
 
 ADMIN_COLLECT_S = 0.02  # overloaded processes take longer, and report within 0.25 s anyway
 DESCRIPTION: Final[dict[str, Any]] = {
     "title": "EENet Serve",
     "version": __version__,
     "summary": "Multi-exit networks under a latency budget",
+    "redirect_slashes": False,  # to where the client's Host header says
 }
 
 
@@ -65,6 +67,7 @@ def create_app(settings: Settings, admin_sockets: Sequence[socket.socket] = ()) 
     app = _App(**DESCRIPTION, lifespan=live)
     app.state.settings, app.state.gate, app.state.collect_s = settings, gates[0], None
     app.state.metrics = Metrics(CollectorRegistry(), __version__)
+    app.state.intake = Intake(limits_of(settings), app.state.metrics)
     _add_routes(app)
     around = {
         "metrics": app.state.metrics,

@@ -12,9 +12,9 @@ class ServeError(Exception):
         headers: Further response headers.
 
     Attributes:
-        status: The answer's.
+            status: The answer's.
         code: For scripts.
-        reason: The label under which the refusal is counted; None if it is not.
+        reason: What metrics call the refusal; None: its code, where refusals are counted at all.
     """
 
     status: ClassVar[HTTPStatus]
@@ -24,7 +24,7 @@ class ServeError(Exception):
     def __init__(self, detail: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(detail)
         self.detail = detail
-        self.headers = headers or {}
+        self.headers = dict(headers or {})
 
 
 class MalformedRequest(ServeError):
@@ -71,6 +71,12 @@ class MethodNotAllowed(ServeError):
     status, code = HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed"
 
 
+class RequestTimeout(ServeError):
+    """The client took too long to send its request."""
+
+    status, code = HTTPStatus.REQUEST_TIMEOUT, "timeout"
+
+
 class UrlTooLong(ServeError):
     """The URL passes the limit."""
 
@@ -105,6 +111,13 @@ class InvalidContent(ServeError):
         self.reason = reason
 
 
+class TooComplex(ServeError):
+    """The body has more parts, or nests deeper, than any honest request."""
+
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "too_complex"
+    reason = "too_complex"
+
+
 class QueueFull(ServeError):
     """Too many samples are in flight."""
 
@@ -116,6 +129,18 @@ class DecodeQueueFull(QueueFull):
     """Too many images that are slow to decode wait."""
 
     reason = "decode_queue_full"
+
+
+class BytesFull(ServeError):
+    """Too many bytes of bodies are in flight."""
+
+    status, code = HTTPStatus.TOO_MANY_REQUESTS, "bytes_full"
+
+
+class TooManyConnections(ServeError):
+    """Too many connections are open."""
+
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "connections"
 
 
 class NotReady(ServeError):

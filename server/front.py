@@ -12,6 +12,7 @@ from models.bundle import Bundle
 from models.preprocess import ImagePreprocessor
 from server.admission import Admission
 from server.choice import get_model
+from server.decode_pool import DecodePool
 from server.decoders import Decoders, make_decoders
 from server.dispatch import Dispatcher
 from server.errors import InvalidContent, UnknownModel
@@ -80,7 +81,8 @@ class Front:
         self.decoders = make_decoders(
             settings.decode_workers, settings.decode_timeout_s, settings.max_decoding_pixels
         )
-        self.admission = Admission(settings.max_queue, inflight, clock)
+        self.parse_pool = DecodePool(1)  # of large bodies: hostile ones hold up no image
+        self.admission = Admission(settings.max_queue, inflight, clock, settings.max_queue_s)
         rng = random.Random(seed)
         self.models = {
             name: FrontModel(
@@ -97,6 +99,7 @@ class Front:
     def stop(self) -> None:
         """End the threads, and the process that decodes slow images; blocks."""
         self.decoders.shutdown()
+        self.parse_pool.shutdown()
 
     def select_model(self, name: str | None, reads: Modality) -> FrontModel:
         """Return the model a request asks for.

@@ -131,6 +131,11 @@ class HotRoute:
         self._prefix = os.urandom(8).hex()  # of the ids; drawing each from the kernel costs 5 us
         self._numbers = itertools.count()
 
+    @property
+    def refusal(self) -> ServeError | None:
+        """Why no sample is admitted now; None if one is."""
+        return self._front.admission.refusal(1)
+
     @staticmethod
     def takes(headers: Headers) -> bool:
         """Whether a POST to this path with these headers may be answered here."""

@@ -1,26 +1,42 @@
-"""A connection's HTTP/1.1: heads of bounded size, and never another protocol.
+"""A connection's HTTP/1.1: one request at a time, bounded in bytes and in seconds.
 
-uvicorn leaves both to a proxy in front of it. Without one, a single endless header costs memory
-without limit and time in its square, and a request that offers another protocol loses its body.
+uvicorn leaves bounds to a proxy in front of it. Without one, a client that sends without end, too
+slowly, or without reading its answers holds memory and connections for as long as it likes, and a
+request that offers another protocol loses its body.
 """
 
 import asyncio
-import os
+import math
+from enum import Enum
 from typing import Any
 
+import pydantic_core
 import uvicorn
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from server.errors import HeadTooLarge, MethodNotAllowed, ServeError, UrlTooLong
-from server.hot_route import PATH, HotAnswer, HotRoute
-from server.problems import problem_response
+from server.errors import (
+    BodyTooLarge,
+    HeadTooLarge,
+    MalformedRequest,
+    MethodNotAllowed,
+    RequestTimeout,
+    ServeError,
+    UrlTooLong,
+)
+from server.hot_route import PATH, REQUEST_ID, HotAnswer, HotRoute
+from server.intake import SMALL_BODY_BYTES, Intake
+from server.problems import PROBLEM_TYPE, problem
 
-MAX_HEAD_BYTES = 32 * 1024  # of all that is not a body: head, chunk sizes and extensions, trailers
-MAX_FIELDS = 100
 CHUNK_BYTES = 32  # of framing that every chunk may have for nothing
-LINGER_S, LINGER_BYTES = 1.0, 2**20
-INVALID = "Invalid HTTP request received."
+LINGER_S, LINGER_BYTES = 2.0, 2**20
+WRITE_BYTES = 16 * 1024  # of answers that a client has not taken, before it gets no more
+SLICE_BYTES, SMALL_SLICE_BYTES = 64 * 1024, 4 * 1024  # of a chunked body, in one turn of the loop
+MANY_CHUNKS = 64  # in one slice: each costs more than the bytes of a large one
+TURN_BYTES = 64 * 1024  # of a connection, in one turn of the loop
+DISCARD_S = 0.005  # between two reads of what nobody wants
+HEAD_END = b"\r\n\r\n"
 
 
 def http_config(app: Any, drain_s: int, **address: Any) -> uvicorn.Config:
@@ -43,34 +59,87 @@ def http_config(app: Any, drain_s: int, **address: Any) -> uvicorn.Config:
     )
 
 
-class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with bounds on the head, deaf to offers of another protocol.
+class Phase(Enum):
+    """What a connection waits for."""
 
-    The bounds: the parser hands out a URL or a header only once it is whole and keeps what it has
-    of it meanwhile. So this counts what comes in and takes off what comes out as body. What is left
+    FIRST_BYTE = "the first byte"
+    HEAD = "the rest of a head"
+    BODY = "the rest of a body"
+    ANSWER = "the server"
+    TAKING = "the client to take an answer"
+    IDLE = "the next request"
+    ENDING = "the client to read why it was refused"
+
+
+class _Refused:
+    """Stands for a request that was refused while its body is still coming in."""
+
+    message_event = asyncio.Event()
+    response_started = response_complete = True
+    disconnected = keep_alive = more_body = False
+
+
+REFUSED: Any = _Refused()
+
+
+class _Flow(FlowControl):
+    """uvicorn's flow control; while bytes of a connection wait, nothing resumes its reading."""
+
+    held = False
+
+    def resume_reading(self) -> None:
+        """Read on, if nothing waits."""
+        if not self.held:
+            super().resume_reading()
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, within the bounds of an `Intake`.
+
+    One request at a time: the bytes behind a request wait, unparsed, until the client has taken its
+    answer. Parts are cut so that none reaches beyond its request: a head and a chunked body end
+    with an empty line, and any other body after its length.
+
+    Bytes: the parser hands out a URL or a header only once it is whole and keeps what it has of it
+    meanwhile. So this counts what comes in and takes off what comes out as body. What is left
     belongs to the head, to chunk lines or to trailers, whether it is whole or not.
 
-    The offers (`Upgrade: h2c`, `websocket`, `TLS/1.0`): httptools takes for granted that they are
+    Offers (`Upgrade: h2c`, `websocket`, `TLS/1.0`): httptools takes for granted that they are
     accepted. It skips the body and stops. The head is then read again without the offer, by a new
     parser, for the old one still holds the length of the body that it skipped.
 
     Args:
         args: uvicorn's.
         kwargs: uvicorn's.
+
+    Attributes:
+        due_s: As in `server.intake.Connection`.
+        heard_s: As there.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        state = getattr(self.config.app, "state", None)
+        self._hot: HotRoute | None = getattr(state, "hot", None)
+        self._intake: Intake = getattr(state, "intake", None) or Intake()
         self.url = b""
+        self.due_s, self.heard_s = math.inf, 0.0
+        self._phase = Phase.ANSWER
         self._in_head = True  # or between two requests
+        self._whole = True  # the latest request; also before the first one
+        self._ended = False  # a request, among the bytes that were parsed last
         self._overhead = 0  # bytes of this request that are not its body
         self._trailers = self._trailer_bytes = 0
-        self._ended = False  # a request, among the bytes that are being parsed
-        self._began_behind = False  # this request, behind another among the same bytes
+        self._body_left: int | None = 0  # bytes; of a chunked body unknown
+        self._chunks, self._slice = 0, SMALL_SLICE_BYTES
+        self._tail = b""  # the last bytes that were parsed, in which an empty line may begin
+        self._unread, self._unread_at = b"", 0  # bytes that wait, from a place on
+        self._held = 0  # bytes of this request that count as held
+        self._untaken = 0  # bytes of answers, when last looked at
         self._offered = False
+        self._is_given_away = False  # the latest request: the app answers it, or it was refused
         self._refusal: ServeError | None = None
-        self._discarded = 0  # bytes since the refusal
-        self._hot: HotRoute | None = None
+        self._discardable = LINGER_BYTES  # after a refusal
         self._hot_answer: HotAnswer | None = None
         self._hot_body: bytearray | None = None  # of a request that waits for its end
 
@@ -79,49 +148,172 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(transport)
-        self._hot = getattr(getattr(self.config.app, "state", None), "hot", None)
+        self.flow = _Flow(transport)
+        transport.set_write_buffer_limits(high=WRITE_BYTES)
+        self.heard_s = self.loop.time()
+        sock = transport.get_extra_info("socket")
+        refusal = self._intake.enter(self, 0 if sock is None else sock.fileno())
+        if refusal is None:
+            self._wait(Phase.FIRST_BYTE, self._intake.limits.first_byte_s)
+            return
+        self._refuse(refusal)
+        if not self._intake.may_linger:
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has left."""
         super().connection_lost(exc)
+        self.due_s = math.inf
+        self._release()
+        self._intake.held_bytes -= len(self._unread)
+        self._unread = b""
+        self._intake.leave(self)
         if self._hot is not None and isinstance(self.cycle, HotAnswer):
             self._hot.abandon(self.cycle)
 
     def shutdown(self) -> None:
         """The server ends: answer what is in, then close."""
+        if self._refusal is not None:
+            self.transport.abort()
+            return
         if self._hot_body is not None:  # the app knows how to tell a client that time is over
             self._hand_to_app()
         super().shutdown()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came in."""
+        self.heard_s = self.loop.time()
         if self._refusal is not None:
             self._discard(len(data))
+        elif self._unread:  # a read that was under way when reading was paused
+            at, waiting = self._unread_at, self._unread
+            self._intake.held_bytes -= len(waiting)
+            self._tail = b"" if self._whole else waiting[max(at - 3, 0) : at]
+            self._put_off(waiting[at:] + data, 0)
+        else:
+            self._read(data, 0)
+            if len(data) >= TURN_BYTES and not self.flow.read_paused:
+                # The event loop would go on to read from this connection, some 8 MiB at a time.
+                self.flow.pause_reading()
+                self.loop.call_soon(self._go_on)
+
+    def pause_writing(self) -> None:
+        """The client takes no more of an answer for now."""
+        super().pause_writing()
+        self._await_taking()
+
+    def resume_writing(self) -> None:
+        """The client has taken most of an answer."""
+        super().resume_writing()
+        if self._phase is not Phase.TAKING or self.transport.is_closing():
             return
-        self._unset_keepalive_if_required()
-        if self._overhead + len(data) <= MAX_HEAD_BYTES:
-            self._take(data)
+        self._wait(Phase.ANSWER)
+        if self._may_begin:
+            self._go_on()
+
+    # One request at a time
+
+    @property
+    def _may_begin(self) -> bool:
+        """Whether no answer is due or waits to be taken."""
+        return (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
+
+    def _read(self, data: bytes, start: int) -> None:
+        """Parse the bytes of one request; those behind it wait."""
+        self._intake.idle.pop(self, None)
+        if self._whole and not self._may_begin:
+            self._put_off(data, start)
             return
-        view, start = memoryview(data), 0
-        while start < len(data) and self._refusal is None and not self.transport.is_closing():
-            end = self._end_of_piece(data, start)
-            if start == end:
+        view = memoryview(data)
+        while start < len(data):
+            end = self._end_of_part(data, start)
+            if end == start:
                 self._refuse(self._too_large())
-            else:
-                self._take(view[start:end])
-                start = end
+                return
+            self._take(data if end - start == len(data) else view[start:end])
+            start = end
+            if self._refusal is not None or self.transport.is_closing():
+                return
+            if start < len(data) and (self._ended or self._body_left is None):
+                self._put_off(data, start)  # others have their turn
+                self.loop.call_soon(self._go_on)
+                return
+        if not self._whole:
+            self._tail = (self._tail + data[-3:])[-3:]
+        self._settle()
 
-    def _end_of_piece(self, data: bytes, start: int) -> int:
-        """Where to stop and count: in a body of known length not before its end.
+    def _settle(self) -> None:
+        """Start the clock of what the connection waits for now."""
+        limits = self._intake.limits
+        if not self._whole and not self._in_head:
+            if self._phase is not Phase.BODY:
+                self._wait(Phase.BODY, limits.body_s)
+        elif not self._whole or self._overhead:
+            if self._phase is not Phase.HEAD:
+                self._wait(Phase.HEAD, limits.head_s)
+        elif self._may_begin:
+            self._wait(Phase.IDLE, limits.keep_alive_s)
+            self._intake.idle[self] = None
+        elif self._phase is not Phase.TAKING:
+            self._wait(Phase.ANSWER)
 
-        A head is taken alone, so that the body behind it, too, is taken in one piece.
-        """
+    def _wait(self, phase: Phase, limit_s: float = math.inf) -> None:
+        self._phase = phase
+        self.due_s = self.loop.time() + limit_s
+        if self.due_s < self._intake.next_look_s:
+            self._intake.look_at(self.due_s)
+
+    def _put_off(self, data: bytes, start: int) -> None:
+        """Keep bytes for later, and read no more meanwhile."""
+        self._intake.idle.pop(self, None)
+        self._unread, self._unread_at = data, start
+        self._intake.held_bytes += len(data)
+        self.flow.pause_reading()
+        self.flow.held = True  # type: ignore[attr-defined]
+        if self._intake.held_bytes > self._intake.limits.max_held:
+            error = self._intake.bytes_full(self._intake.limits.max_held)
+            self._intake.note_refusal(error)
+            self.transport.abort()
+        elif not self._whole:
+            self._settle()
+        elif self._phase is not Phase.TAKING:
+            self._wait(Phase.ANSWER)
+
+    def _go_on(self) -> None:
+        """Parse what waits, if its turn has come; else read on."""
+        if self._refusal is not None or self.transport.is_closing():
+            return
+        if self._unread:
+            if self._whole and not self._may_begin:
+                return
+            data, start = self._unread, self._unread_at
+            self._unread = b""
+            self._intake.held_bytes -= len(data)
+            self._read(data, start)
+            if self._unread or self._refusal is not None or self.transport.is_closing():
+                return
+        else:
+            self._settle()
+        self.flow.held = False  # type: ignore[attr-defined]
+        if self._whole or len(getattr(self.cycle, "body", b"")) <= HIGH_WATER_LIMIT:
+            self.flow.resume_reading()
+
+    def _end_of_part(self, data: bytes, start: int) -> int:
+        """Where to stop: at the end of a head or of a body, and not beyond a bound."""
         if self._in_head:
-            limit = start + MAX_HEAD_BYTES - self._overhead
-            end = data.find(b"\r\n\r\n", start, limit)
-            return end + 4 if end >= 0 else limit
-        has_length = any(name == b"content-length" for name, _ in self.headers)
-        return len(data) if has_length else start + MAX_HEAD_BYTES
+            limit = start + self._intake.limits.max_head - self._overhead
+        elif self._body_left is not None:
+            return min(len(data), start + self._body_left)
+        else:
+            few = self._chunks <= MANY_CHUNKS
+            self._slice, self._chunks = SLICE_BYTES if few else SMALL_SLICE_BYTES, 0
+            limit = start + self._slice
+        if start == 0 and self._tail:
+            place = (self._tail + data[:3]).find(HEAD_END)
+            if place >= 0:
+                return min(place + 4 - len(self._tail), limit)
+        place = data.find(HEAD_END, max(start - 3, 0), limit)
+        return min(place + 4 if place >= 0 else len(data), limit)
 
     def _take(self, data: bytes | memoryview) -> None:
         self._ended = False
@@ -129,13 +321,15 @@ class HttpProtocol(HttpToolsProtocol):
         try:
             self._parse(data)
         except HttpParserError as error:
-            if isinstance(error.__context__, ServeError):
-                self._refuse(error.__context__)
-            else:
-                self.logger.warning(INVALID)
-                self.send_400_response(INVALID)
+            known = error.__context__
+            if not isinstance(known, ServeError):
+                known = MalformedRequest(
+                    f"the request is not HTTP/1.1 ({error}); check its request line, headers, "
+                    f"length and chunks"
+                )
+            self._refuse(known)
             return
-        if self._overhead > MAX_HEAD_BYTES:
+        if self._overhead > self._intake.limits.max_head:
             self._refuse(self._too_large())
         elif self._overhead < 0:  # what many small chunks left over is no credit for a long line
             self._overhead = 0
@@ -156,7 +350,7 @@ class HttpProtocol(HttpToolsProtocol):
         # The parser accepts no line end within a value, so each is one line again.
         lines += [b"%s: %s" % field for field in self.headers if field[0] != b"upgrade"]
         self._offered = False
-        self._ended = self._began_behind  # the head that begins again began where it did before
+        self._whole = True  # until the head begins again
         self.parser = HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
@@ -165,19 +359,31 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._began_behind = self._ended
+        if not self._whole or not self._may_begin:
+            raise MalformedRequest("a request begins where none can; end each with an empty line")
+        self._whole = self._is_given_away = False
         super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the URL came."""
+        super().on_url(url)
+        if len(self.url) > self._intake.limits.max_url:
+            raise UrlTooLong(
+                f"the URL is too long: {self._intake.limits.max_url} bytes are the most; send data "
+                f"in the body"
+            )
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header or, behind a chunked body, a trailer is whole."""
+        limits = self._intake.limits
         if not self._in_head:
             # Nobody reads trailers, and uvicorn would add them to the headers of the request.
             self._trailers += 1
             self._trailer_bytes += len(name) + len(value)
-            if self._trailers > MAX_FIELDS or self._trailer_bytes > MAX_HEAD_BYTES:
+            if self._trailers > limits.max_fields or self._trailer_bytes > limits.max_head:
                 raise self._too_large()
             return
-        if len(self.headers) == MAX_FIELDS:
+        if len(self.headers) == limits.max_fields:
             raise self._too_large()
         super().on_header(name, value)
 
@@ -191,15 +397,46 @@ class HttpProtocol(HttpToolsProtocol):
                 )
             self._offered = True
             return
-        if self._began_behind:  # at an unknown place among the bytes, so none were counted there
-            sizes = [len(name) + len(value) + 4 for name, value in self.headers]
-            if len(self.url) + sum(sizes) > MAX_HEAD_BYTES:
-                raise self._too_large()
         self._in_head = False
-        if self._is_hot():
+        self._body_left = self._announced()
+        refusal = self._refusal_by_head()
+        if refusal is not None:
+            self._turn_away(refusal)
+        elif self._is_hot():
             self._hot_body = bytearray()
         else:
+            self._is_given_away = True
             super().on_headers_complete()
+
+    def _announced(self) -> int | None:
+        """Bytes of the body; None if it is chunked. The parser has refused all other lengths."""
+        length: int | None = 0
+        for name, value in self.headers:
+            if name == b"content-length":
+                length = int(value)
+            elif name == b"transfer-encoding":
+                length = None
+        return length
+
+    def _refusal_by_head(self) -> ServeError | None:
+        """Why the request is refused before its body is read, if it is."""
+        length, limits = self._body_left, self._intake.limits
+        if length is not None and length > limits.max_body:
+            return BodyTooLarge(
+                f"the body is larger than the limit of {limits.max_body} bytes; send less at once"
+            )
+        if length:
+            most = limits.max_held if length <= SMALL_BODY_BYTES else self._intake.most_large
+            if self._intake.held_bytes + length > most:
+                if not self._intake.find_room(length, most):
+                    return self._intake.bytes_full(most)
+        if self._hot is not None and self._is_prediction():
+            return self._hot.refusal
+        return None
+
+    def _is_prediction(self) -> bool:
+        path = self.url.partition(b"?")[0]
+        return path == PATH.encode() and self.parser.get_method() == b"POST"
 
     def _is_hot(self) -> bool:
         """Whether the request that begins may be answered without the app."""
@@ -207,8 +444,6 @@ class HttpProtocol(HttpToolsProtocol):
             self._hot is not None
             and self.url == PATH.encode()
             and self.parser.get_method() == b"POST"
-            and not self._began_behind
-            and (self.cycle is None or self.cycle.response_complete)
             and self._hot.takes(self.headers)
         )
 
@@ -231,6 +466,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _hand_to_app(self) -> None:
         """Let the app answer a request whose body was kept so far."""
         body, self._hot_body = self._hot_body, None
+        self._is_given_away = True
         super().on_headers_complete()
         if body:
             super().on_body(bytes(body))
@@ -245,21 +481,41 @@ class HttpProtocol(HttpToolsProtocol):
     def on_chunk_header(self) -> None:
         """A chunk begins."""
         self._overhead -= CHUNK_BYTES
+        self._chunks += 1
 
     def on_body(self, body: bytes) -> None:
         """A part of the body came."""
-        self._overhead -= len(body)
+        size = len(body)
+        self._overhead -= size
+        if self._body_left is not None:
+            self._body_left -= size
         if self._hot_body is not None:
             self._hot_body += body
+        elif self.cycle.response_complete:
+            return
         else:
             super().on_body(body)
+        self._hold(size)
+
+    def _hold(self, size: int) -> None:
+        intake = self._intake
+        self._held += size
+        intake.held_bytes += size
+        most = intake.most_large if self._held > SMALL_BODY_BYTES else intake.limits.max_held
+        if intake.held_bytes > most and not intake.find_room(0, most):
+            raise intake.bytes_full(most)
+
+    def _release(self) -> None:
+        self._intake.held_bytes -= self._held
+        self._held = 0
 
     def on_message_complete(self) -> None:
         """The request is whole; what follows belongs to the next."""
         if self._offered:  # it is not: the parser skipped the body
             return
-        self._in_head = self._ended = True
-        self._overhead = self._trailers = self._trailer_bytes = 0
+        self._in_head = self._ended = self._whole = True
+        self._overhead = self._trailers = self._trailer_bytes = self._chunks = 0
+        self._body_left, self._tail = 0, b""
         if self._hot_body is not None:
             if self._answer_hot(bytes(self._hot_body)):
                 self._hot_body = None
@@ -268,42 +524,109 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """An answer is out: the next request's turn, or the refusal's."""
-        was_last = not self.pipeline
-        super().on_response_complete()
-        if was_last and self._refusal is not None:
-            self._send_refusal(self._refusal)
+        """An answer is out: the next request's turn, once the client has taken it."""
+        self.server_state.total_requests += 1
+        self._intake.drained_bytes += self._held
+        self._release()
+        if self.transport.is_closing() or self.flow.write_paused:
+            self._await_taking()
+        elif self._unread:
+            self.loop.call_soon(self._go_on)
+        else:
+            self._settle()
+            self.flow.resume_reading()
+
+    # Clocks
+
+    @property
+    def receiving_bytes(self) -> int:
+        """Bytes of a body that is not whole."""
+        return self._held if self._phase is Phase.BODY else 0
+
+    def _await_taking(self) -> None:
+        self._untaken = self.transport.get_write_buffer_size()
+        self._wait(Phase.TAKING, self._intake.limits.keep_alive_s)
+
+    def time_out(self) -> None:
+        """Act on `due_s`, which has passed."""
+        limits, phase = self._intake.limits, self._phase
+        if phase is Phase.FIRST_BYTE:
+            self._refuse_late("no request came", limits.first_byte_s, "first_byte_timeout")
+        elif phase is Phase.HEAD:
+            self._refuse_late("the head is not whole", limits.head_s, "head_timeout")
+        elif phase is Phase.BODY:
+            self._refuse_late("the body is not whole", limits.body_s, "body_timeout")
+        elif phase is Phase.TAKING and self._untaken > self.transport.get_write_buffer_size() > 0:
+            self._await_taking()
+        else:
+            self.give_way()
+
+    def give_way(self) -> None:
+        """Close, as others need the room or the client has been idle for too long."""
+        if self._phase is Phase.BODY:
+            error = RequestTimeout("the body has stopped coming, and others need the room")
+            error.reason = "stalled"
+            self._refuse(error)
+            return
+        if self.transport.get_write_buffer_size():
+            if self._phase is not Phase.ENDING:
+                self._intake.note("answer_not_taken", "a client took nothing of its answer")
+            self.transport.abort()
+        else:
+            self.transport.close()
+        self._wait(Phase.ENDING, LINGER_S)
+
+    def _refuse_late(self, what: str, limit_s: float, reason: str) -> None:
+        error = RequestTimeout(f"{what} after {limit_s:g} s; send it at once")
+        error.reason = reason
+        self._refuse(error)
 
     # Refusing
 
     def _too_large(self) -> ServeError:
-        if self._in_head and len(self.url) > MAX_HEAD_BYTES // 2:
-            return UrlTooLong(
-                f"the URL is too long: URL and headers may have {MAX_HEAD_BYTES} bytes; send data "
-                f"in the body"
-            )
+        limits = self._intake.limits
         return HeadTooLarge(
-            f"the headers are too large: {MAX_FIELDS} fields and {MAX_HEAD_BYTES} bytes are the "
-            f"most, chunk extensions and trailers included; send fewer"
+            f"the headers are too large: {limits.max_fields} fields and {limits.max_head} bytes "
+            f"are the most, chunk extensions and trailers included; send fewer"
         )
 
+    def _turn_away(self, error: ServeError) -> None:
+        """Refuse a request by its head; a small body that follows is skipped.
+
+        A client that waits for leave to send its body sends none now, and the next request would
+        be taken for it. So that one is closed, as is one with a large body.
+        """
+        length = self._body_left
+        stays = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        if not stays or self.expect_100_continue or length is None or length > LINGER_BYTES:
+            if length is not None and length <= self._intake.limits.max_body:
+                self._discardable += length
+            raise error
+        self._count(error)
+        self.cycle, self._is_given_away = REFUSED, True
+        self.transport.write(self._answer(error, keep_alive=True))
+
+    def _count(self, error: ServeError) -> None:
+        self._intake.note_refusal(error)
+        path = "" if self._whole else self.url.partition(b"?")[0].decode("latin-1")
+        self._intake.counts.observe_request(path, error.status)
+
     def _refuse(self, refusal: ServeError) -> None:
-        """Answer no more than what came before; once that is out, refuse and close."""
-        self.logger.warning("Refused a request: %s", refusal.detail)
-        self._refusal = refusal
-        busy = self.cycle is not None and not self.cycle.response_complete
-        if not self._in_head:  # the latest request is the one to refuse, in the midst of its body
-            if self.pipeline and self.pipeline[0][0] is self.cycle:
-                self.pipeline.popleft()  # it waits for its turn; an earlier one is being answered
-            elif self.cycle.response_started:
+        """Answer no more, and close."""
+        self._refusal, self._hot_body = refusal, None
+        if self._whole or not self._is_given_away:
+            self._count(refusal)
+            self._send_refusal(refusal)
+        else:
+            self._intake.note_refusal(refusal)
+            if self.cycle.response_started:
                 self.transport.close()  # it has its answer, there can be no second
-                return
             else:
-                busy = False
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
-        if not busy:
-            self._send_refusal(refusal)
+                self._send_refusal(refusal)
+        self._release()
+        self._wait(Phase.ENDING, LINGER_S)
 
     def _send_refusal(self, refusal: ServeError) -> None:
         """Send it, then take what is still on its way for a while.
@@ -312,28 +635,43 @@ class HttpProtocol(HttpToolsProtocol):
         """
         if self.transport.is_closing():
             return
-        self._unset_keepalive_if_required()
-        self.transport.write(self._answer(refusal))
+        self.transport.write(self._answer(refusal, keep_alive=False))
         if self.transport.can_write_eof():
             self.transport.write_eof()
+        self.flow.held = False  # type: ignore[attr-defined]
         self.flow.resume_reading()
-        self.loop.call_later(LINGER_S, self.transport.close)
 
     def _discard(self, size: int) -> None:
-        self._discarded += size
-        if self._discarded > LINGER_BYTES:
+        self._discardable -= size
+        if self._discardable < 0:
             self.transport.abort()
+        elif size >= TURN_BYTES:  # it costs as much as a body that is wanted
+            self.flow.pause_reading()
+            self.loop.call_later(DISCARD_S, self._discard_more)
 
-    def _answer(self, refusal: ServeError) -> bytes:
-        request_id = os.urandom(16).hex()
-        answer = problem_response(
-            refusal.status, refusal.code, refusal.detail, request_id, refusal.headers
+    def _discard_more(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+
+    def _answer(self, refusal: ServeError, *, keep_alive: bool) -> bytes:
+        request_id = ""
+        for name, value in () if self._whole else self.headers:
+            if name == b"x-request-id":
+                request_id = value.decode("latin-1")
+        if not REQUEST_ID.fullmatch(request_id):
+            request_id = self._intake.make_id()
+        body = pydantic_core.to_json(
+            problem(refusal.status, refusal.code, refusal.detail, request_id)
         )
-        fields = [
-            *self.server_state.default_headers,
-            *answer.raw_headers,
-            (b"x-request-id", request_id.encode()),
-            (b"connection", b"close"),
-        ]
-        lines = b"".join([b"%s: %s\r\n" % field for field in fields])
-        return STATUS_LINE[refusal.status] + lines + b"\r\n" + bytes(answer.body)
+        fields = {
+            **refusal.headers,
+            "content-type": PROBLEM_TYPE,
+            "content-length": len(body),
+            "x-request-id": request_id,
+            "server-timing": f"total;dur={(self.loop.time() - self.heard_s) * 1e3:.3f}",
+        }
+        if not keep_alive:
+            fields["connection"] = "close"
+        default = b"".join([b"%s: %s\r\n" % field for field in self.server_state.default_headers])
+        lines = "".join([f"{name.lower()}: {value}\r\n" for name, value in fields.items()])
+        return b"".join([STATUS_LINE[refusal.status], default, lines.encode(), b"\r\n", body])

@@ -85,6 +85,8 @@ class SingleProcess:
             self.metrics.loop_lag.set(max(self.clock() - due, 0.0))
             await self._collect()
             self.control.refresh()
+            # Nothing would answer what is let in now.
+            self.front.admission.not_ready = self.control.unhealthy_reason
 
     async def stop(self) -> None:
         """Reject new requests, answer those in flight, then end all threads.

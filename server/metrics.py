@@ -24,9 +24,11 @@ BATCH_BUCKETS: Final = tuple(float(2**i) for i in range(11))
 OBJECTIVES: Final = ("budget", "agreement")
 PROMISES: Final = ("budget", "disagreement", "none")
 REJECTIONS: Final = (
-    "queue_full", "not_ready", "body_too_large", "unauthorized", "forbidden", "image_pixels",
-    "image_pixels_per_byte", "image_scans", "image_parts", "decode_timeout", "decode_crash",
-    "decode_queue_full",
+    "queue_full", "not_ready", "body_too_large", "bytes_full", "head_too_large", "url_too_long",
+    "malformed", "method_not_allowed", "too_complex", "first_byte_timeout", "head_timeout",
+    "body_timeout", "stalled", "answer_not_taken", "idle", "connections", "descriptors",
+    "unauthorized", "forbidden", "image_pixels", "image_pixels_per_byte", "image_scans",
+    "image_parts", "decode_timeout", "decode_crash", "decode_queue_full",
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Around every request: id, time of arrival, gate and body limit, and clients that leave."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 SMALL_BODY_BYTES = 64 * 1024  # for routes that take no images
 ALIASES = {"/health": "/readyz", "/healthz": "/readyz", "/ping": "/readyz"}
+# Routes that take milliseconds: many at once would keep predictions and probes from the loop.
+ONE_AT_A_TIME = frozenset({"/metrics", "/budget", "/frontier", "/audit", "/openapi.json"})
 PATIENCE_S = 0.1
 
 
@@ -48,6 +51,7 @@ class RequestMiddleware:
         self.max_body_bytes = max_body_bytes
         self.clock = clock
         self.gate = gate or Gate()
+        self._turn = Turn()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -55,6 +59,8 @@ class RequestMiddleware:
             await self.app(scope, receive, _without_known_traces(send))
             return
         received_s = self.clock()
+        if scope["method"] == "HEAD":  # as GET; the server sends no body all the same
+            scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
         wanted = headers.get("x-request-id", "")
         request_id = wanted if REQUEST_ID.fullmatch(wanted) else os.urandom(16).hex()
@@ -89,7 +95,8 @@ class RequestMiddleware:
             limit = self.max_body_bytes if scope["path"] == "/predict" else SMALL_BODY_BYTES
             if int(headers.get("content-length", 0)) > limit:
                 raise self._too_large(limit)
-            async with watch:
+            one = scope["method"] == "GET" and scope["path"] in ONE_AT_A_TIME
+            async with watch, self._turn if one else contextlib.nullcontext():
                 await self.app(scope, self._bounded(watch.receive, limit), send_with_headers)
         except ServeError as error:
             if error.reason is not None:
@@ -139,6 +146,25 @@ class RequestMiddleware:
         return BodyTooLarge(
             f"the body is larger than the limit of {limit} bytes; send less at once"
         )
+
+
+class Turn:
+    """Lets one request in at a time, and none for as long again as it took, twice over.
+
+    So such requests get a third of the event loop at most, however many there are.
+    """
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._begun_s = 0.0
+
+    async def __aenter__(self) -> None:
+        await self._lock.acquire()
+        self._begun_s = asyncio.get_running_loop().time()
+
+    async def __aexit__(self, *error: object) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(2 * (loop.time() - self._begun_s), self._lock.release)
 
 
 class ClientWatch:

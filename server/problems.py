@@ -11,29 +11,46 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from server.errors import InvalidContent, MalformedRequest, ServeError
+from server.errors import InvalidContent, MalformedRequest, ServeError, TooComplex
+from server.json_body import read_flat_object
 from server.spelling import did_you_mean
 
 PROBLEM_TYPE = "application/problem+json"
 HTTP_CODES = {400: "malformed", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+TREE_BYTES = 16 * 1024  # up to which all values of a body may become objects at once
 
 Body = TypeVar("Body", bound=BaseModel)
 
 
 def parse_json(model: type[Body], body: bytes) -> Body:
-    """Read a body.
+    """Read a body: a flat object.
 
     Raises:
         MalformedRequest: If it is not JSON.
         InvalidContent: If a field is unknown, missing or has a bad value.
+        TooComplex: If it holds more than any honest body.
     """
+    try:
+        if len(body) > TREE_BYTES:
+            return model.model_validate(read_flat_object(body, model.model_fields))
+        return _parse_small(model, body)
+    except ValidationError as error:
+        raise InvalidContent(format_validation_error(error)) from error
+
+
+def _parse_small(model: type[Body], body: bytes) -> Body:
+    """Read a body by pydantic alone, or else as a large one: half a character may be in it."""
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        detail = format_validation_error(error)
-        if error.errors()[0]["type"] == "json_invalid":
+        if error.errors()[0]["type"] != "json_invalid":
+            raise
+        try:
+            fields = read_flat_object(body, model.model_fields)
+        except MalformedRequest:
+            detail = format_validation_error(error)
             raise MalformedRequest(f"the body is not JSON: {detail}") from error
-        raise InvalidContent(detail) from error
+        return model.model_validate(fields)
 
 
 def format_validation_error(error: ValidationError | RequestValidationError) -> str:
@@ -74,7 +91,8 @@ def problem_response(
 async def answer_known_error(request: Request, error: Exception) -> Response:
     """Answer a known error with its own status and sentence."""
     assert isinstance(error, ServeError), "registered for this class alone"
-    if request.url.path == "/predict" and error.reason is not None:
+    is_prediction = request.url.path == "/predict"
+    if error.reason is not None and (is_prediction or isinstance(error, TooComplex)):
         request.app.state.metrics.count_rejected(error.reason)
     return problem_response(
         error.status, error.code, error.detail, request.state.request_id, error.headers

@@ -3,15 +3,30 @@
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic_core import PydanticCustomError
 
+from server.json_body import MOST_ITEMS
 from server.spelling import did_you_mean
 
 LEAST_BUDGET_MS = 1e-6  # a nanosecond, which no clock here resolves
 Budget = Annotated[float, Field(ge=LEAST_BUDGET_MS, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Items = Annotated[list[str], Field(min_length=1, max_length=4096, fail_fast=True)]
+
+
+def _text(given: object) -> str:
+    """A text, also one that is no valid Unicode: a list's other items have nothing to do with it.
+
+    Of pydantic's own `str` it would spoil the whole body.
+    """
+    if isinstance(given, str):
+        return given
+    raise PydanticCustomError("string_type", "Input should be a valid string")
+
+
+Text = Annotated[str, PlainValidator(_text, json_schema_input_type=str)]
+Items = Annotated[list[Text], Field(min_length=1, max_length=MOST_ITEMS, fail_fast=True)]
 
 
 class _KnownFields(BaseModel):
@@ -50,9 +65,9 @@ class PredictBody(Options):
 
     model_config = ConfigDict(strict=True)
 
-    image: str | None = None
+    image: Text | None = None
     images: Items | None = None
-    text: str | None = None
+    text: Text | None = None
     texts: Items | None = None
 
     @model_validator(mode="after")

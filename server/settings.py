@@ -1,5 +1,6 @@
 """Settings of the server: flags, then environment, then TOML file, then defaults."""
 
+import math
 import os
 import re
 import tomllib
@@ -12,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from models.bundle import Precision
 from server.cores import usable_cores
+from server.limits import SMALL_SHARE, Limits
 from server.spelling import did_you_mean
 
 ENV_PREFIX = "EENET_"
@@ -193,7 +195,45 @@ class Settings(BaseSettings):
         description="largest batch; default: chosen by a measurement at start, 1 on most CPUs",
     )
     max_queue: int = Field(512, ge=1, description="most samples in flight; others get status 429")
+    max_queue_s: float = Field(
+        1,
+        gt=0,
+        le=3600,
+        description="longest time that a sample should wait for those before it; others get "
+        "status 429",
+    )
     max_body_mib: int = Field(32, ge=1, le=1024, description="largest request body")
+    max_held_mib: int | None = Field(
+        None,
+        ge=1,
+        description="most request bodies in flight, together; others get status 429; default: four "
+        "of the largest for each front-end",
+    )
+    max_head_kib: int = Field(
+        32, ge=1, le=1024, description="largest request head; others get status 431"
+    )
+    max_fields: int = Field(
+        100, ge=8, le=10_000, description="most header fields; others get status 431"
+    )
+    max_url_kib: int = Field(16, ge=1, le=1024, description="longest URL; others get status 414")
+    max_parts: int = Field(16, ge=1, le=1000, description="most parts of a form")
+    max_connections: int = Field(
+        1024, ge=1, description="most open connections; others get status 503"
+    )
+    first_byte_s: float = Field(
+        20, gt=0, le=3600, description="longest time until a connection's first byte"
+    )
+    head_s: float = Field(
+        10, gt=0, le=3600, description="longest time for a request head to arrive"
+    )
+    body_s: float = Field(20, gt=0, le=3600, description="longest time for a body to arrive")
+    keep_alive_s: float = Field(
+        75,
+        gt=0,
+        le=3600,
+        description="longest time between two requests of a connection, and without taking any of "
+        "an answer",
+    )
     max_pixels: int = Field(50_000_000, ge=1, le=89_000_000, description="most pixels of an image")
     max_pixels_per_byte: int = Field(
         1000,
@@ -278,6 +318,14 @@ class Settings(BaseSettings):
                 )
         return value
 
+    def _check_bounds(self) -> "Settings":
+        if self.max_url_kib > self.max_head_kib:
+            raise ValueError(
+                f"--max-url-kib {self.max_url_kib} is more than --max-head-kib "
+                f"{self.max_head_kib}, which includes the URL; give at most that"
+            )
+        return self
+
     @field_validator("bundle", mode="before")
     @classmethod
     def _split_paths(cls, value: object) -> object:
@@ -330,6 +378,61 @@ class Settings(BaseSettings):
         if len(self.devices) > 1:
             raise ValueError(f"one process runs one device, not {self.device!r}; name one of them")
         return self.device
+
+
+def share_of(settings: Settings, front_ends: int) -> Settings:
+    """Return the settings of one of several front-ends; what they may hold is divided.
+
+    Args:
+        settings: The server's.
+        front_ends: How many there are.
+
+    Raises:
+        ValueError: If a share of `max_held_mib` is too small for the largest body.
+    """
+    shares = {
+        "max_queue": max(settings.max_queue // front_ends, 1),
+        "max_connections": max(settings.max_connections // front_ends, 1),
+        "max_decoding_pixels": max(settings.max_decoding_pixels // front_ends, 1),
+    }
+    if settings.max_held_mib is not None:
+        shares["max_held_mib"] = settings.max_held_mib // front_ends
+    share = settings.model_copy(update=shares)
+    limits_of(share, front_ends)
+    return share
+
+
+def limits_of(settings: Settings, front_ends: int = 1) -> Limits:
+    """Return the bounds of a process that speaks HTTP.
+
+    Args:
+        settings: Its share.
+        front_ends: How many processes share.
+
+    Raises:
+        ValueError: If `max_held_mib` is too small for the largest body.
+    """
+    held_mib = settings.max_held_mib
+    if held_mib is None:
+        held_mib = 4 * settings.max_body_mib
+    elif held_mib * (1 - SMALL_SHARE) < settings.max_body_mib:
+        least = math.ceil(settings.max_body_mib / (1 - SMALL_SHARE)) * front_ends
+        raise ValueError(
+            f"--max-held-mib has no room for one body of --max-body-mib {settings.max_body_mib}; "
+            f"give at least {least}, for {front_ends} processes that speak HTTP"
+        )
+    return Limits(
+        max_head=settings.max_head_kib * 1024,
+        max_fields=settings.max_fields,
+        max_url=settings.max_url_kib * 1024,
+        max_body=settings.max_body_mib * 2**20,
+        max_held=held_mib * 2**20,
+        max_connections=settings.max_connections,
+        first_byte_s=settings.first_byte_s,
+        head_s=settings.head_s,
+        body_s=settings.body_s,
+        keep_alive_s=settings.keep_alive_s,
+    )
 
 
 def load_settings(

@@ -18,7 +18,7 @@ from server.listening import check_addresses, open_listeners, warn_if_open
 from server.loading import device_names
 from server.processes.main import START_FAILED, serve_in_processes
 from server.processes.plan import make_plan
-from server.settings import ENV_PREFIX, Settings, load_settings
+from server.settings import ENV_PREFIX, Settings, load_settings, share_of
 from server.tls import check_tls, tls_options
 
 DESCRIPTORS, DESCRIPTORS_PER_PROCESS = 48, 8  # that a start takes, some of them for a moment
@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> None:
             variant.scheduler(settings.policy)
     plan = make_plan(settings, usable_cores(), device_names(settings))
     check_descriptors(plan.front_ends + (plan.engines or plan.runs))
+    share_of(settings, max(plan.front_ends, 1))  # report one that is too small
     if plan.front_ends:
         serve_in_processes(settings, plan)
     else:

@@ -191,11 +191,6 @@ class ControlProcess:
 
     def _add_front(self, front: FrontProcess) -> None:
         hear = functools.partial(self._hear_front, front)
-        settings, fronts = self._settings, len(self._fronts)
-        shares = {
-            name: max(getattr(settings, name) // fronts, 1)
-            for name in ("max_queue", "max_decoding_pixels")
-        }
 
         def make_setup() -> tuple[dict[str, Any], list[int]]:
             server = self._settings.model_dump(mode="json")
@@ -204,7 +199,8 @@ class ControlProcess:
             theirs = self._open_channel(front, hear)
             self._brief_front(front)
             listening = [os.dup(each.fileno()) for each in front.listening]
-            return {"server": server, "shares": shares}, [theirs, *listening]
+            shared = {"server": server, "front_ends": len(self._fronts)}
+            return shared, [theirs, *listening]
 
         self._supervisor.add(
             FRONT_END,

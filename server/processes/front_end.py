@@ -17,6 +17,7 @@ from server.front import Front
 from server.gate import main_gate, without_root
 from server.hot_route import HotRoute
 from server.http_protocol import http_config
+from server.intake import Intake
 from server.lifespan import (
     HEARTBEAT_S,
     QUIET_BEAT_S,
@@ -33,7 +34,7 @@ from server.processes.proxy import pack_request, unpack_response
 from server.processes.remote_engines import RemoteClient, RemoteEngines
 from server.processes.wire import BEAT, Message
 from server.processes.zygote import ChildSetup
-from server.settings import Settings
+from server.settings import Settings, limits_of, share_of
 from server.tls import tls_options
 
 log = logging.getLogger(__name__)
@@ -69,8 +70,14 @@ class FrontEnd:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._gate = main_gate(settings)
-        hot = HotRoute(front, counts, clock, self._gate)
-        self.state = State({"front": front, "metrics": counts, "hot": hot})
+        self.state = State(
+            {
+                "front": front,
+                "metrics": counts,
+                "hot": HotRoute(front, counts, clock, self._gate),
+                "intake": Intake(limits_of(settings), counts),
+            }
+        )
         self._front, self._counts, self._clock = front, counts, clock
         self._control_socket = control
         self._replies: dict[int, asyncio.Future[Message]] = {}
@@ -228,11 +235,11 @@ def run_front_end(setup: ChildSetup) -> None:
     """Serve HTTP; the role of a child process.
 
     Its descriptors are the connection to control and the listening sockets. Its settings hold the
-    server's, and its shares of the bounds on samples and pixels in flight.
+    server's, and the number of front-ends, which share what may be in flight.
     """
     control, *listening = (socket.socket(fileno=each) for each in setup.fds)
     settings = Settings.model_validate(setup.settings["server"])
-    settings = settings.model_copy(update=setup.settings["shares"])
+    settings = share_of(settings, setup.settings["front_ends"])
     counts = FrontCounts()
     front = Front(
         load_bundles(settings.bundle),

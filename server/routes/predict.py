@@ -12,7 +12,7 @@ from starlette.datastructures import UploadFile
 from server.dispatch import SMALL_PAYLOAD, Payload
 from server.engine.request import InferenceRequest
 from server.errors import InvalidContent, ServeError, UnsupportedMedia
-from server.forms import read_form
+from server.forms import parse_form
 from server.front import FrontModel, Modality, front_of
 from server.hot_route import DEFAULTS, optional_fields, prediction_fields
 from server.problems import format_validation_error, parse_json, problem
@@ -87,7 +87,7 @@ async def _answer_json(request: Request) -> Response:
         parsed = parse_json(PredictBody, body)
     else:
         loop = asyncio.get_running_loop()
-        parsed = await loop.run_in_executor(front.decoders.quick, parse_json, PredictBody, body)
+        parsed = await loop.run_in_executor(front.parse_pool, parse_json, PredictBody, body)
     modality: Modality = "image" if parsed.text is None and parsed.texts is None else "text"
     items, is_list = parsed.items
     limit = min(front.settings.max_items, front.settings.max_queue)
@@ -104,8 +104,13 @@ async def _answer_json(request: Request) -> Response:
 
 
 async def _answer_form(request: Request) -> Response:
-    max_bytes = front_of(request).settings.max_body_mib * 2**20  # of a text part too
-    form = await read_form(request, max_bytes)
+    body, front = await request.body(), front_of(request)
+    given = request.headers["content-type"], body, front.settings.max_parts
+    if len(body) <= SMALL_PAYLOAD:
+        form = parse_form(*given)
+    else:
+        loop = asyncio.get_running_loop()
+        form = await loop.run_in_executor(front.parse_pool, parse_form, *given)
     try:
         parts = form.multi_items()
         fields = {name: value for name, value in parts if not isinstance(value, UploadFile)}

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import Gauge
 
-from server.admission import Admission
+from server.admission import FEW_SAMPLES, Admission
 from server.errors import NotReady, QueueFull
 
 
@@ -51,3 +51,36 @@ def test_the_bound_is_never_passed_and_everything_is_given_back(sizes: list[int]
         except QueueFull:
             gate.release(inside.pop()) if inside else None
         assert gate.samples == sum(inside) <= 64
+
+
+def test_a_sample_that_would_wait_too_long_is_refused() -> None:
+    now = [0.0]
+    gate = Admission(1000, Gauge("inflight", "", registry=None), lambda: now[0], max_wait_s=1.0)
+    for _ in range(2000):  # 20 s at 100 samples per second
+        gate.admit(1)
+        now[0] += 0.01
+        gate.release(1)
+    waiting = 0
+    while gate.refusal(1) is None:
+        gate.admit(1)
+        waiting += 1
+    assert 90 <= waiting <= 110, "what takes about a second"
+    with pytest.raises(QueueFull, match="longer than 1 s") as refused:
+        gate.admit(1)
+    assert refused.value.headers["Retry-After"] == "2"
+    for _ in range(waiting):
+        gate.release(1)
+    gate.admit(500)  # nothing is before them
+
+
+def test_few_samples_always_find_a_place() -> None:
+    now = [0.0]
+    gate = Admission(1000, Gauge("inflight", "", registry=None), lambda: now[0], max_wait_s=0.1)
+    for _ in range(10):  # one a second, as slow clients send them
+        gate.admit(1)
+        now[0] += 1.0
+        gate.release(1)
+    for _ in range(FEW_SAMPLES):
+        gate.admit(1)
+    with pytest.raises(QueueFull):
+        gate.admit(1)

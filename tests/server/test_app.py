@@ -228,3 +228,20 @@ def test_an_answer_whose_handler_was_cancelled_is_not_booked(
         assert client.portal.call(leave) == 0
         assert client.post("/predict", content=images.files[0], headers=JPEG).status_code == 200
         assert 'eenet_predictions_total{exit="' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/metrics", "/budget", "/docs"])
+def test_head_is_answered_as_get(client: TestClient, path: str) -> None:
+    head, get = client.head(path), client.get(path)
+    assert head.status_code == get.status_code == 200
+    assert head.headers["content-type"] == get.headers["content-type"]
+    assert client.head("/predict").status_code == 405
+
+
+@pytest.mark.parametrize("path", ["/predict/", "/budget/", "/livez/"])
+def test_nobody_is_sent_to_where_the_host_header_says(client: TestClient, path: str) -> None:
+    for answer in (
+        client.post(path, headers={"host": "elsewhere.example"}, follow_redirects=False),
+        client.get(path, headers={"host": "elsewhere.example"}, follow_redirects=False),
+    ):
+        assert answer.status_code == 404 and "location" not in answer.headers

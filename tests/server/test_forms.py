@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from server.errors import UnsupportedMedia
-from server.forms import require_utf_8
+from server.forms import parse_form, require_utf_8
 
 if TYPE_CHECKING:
     from tests.conftest import Images
@@ -23,7 +25,7 @@ REFUSED = [
     "charset=latin-1",
     "charset=rot13",
     "charset=",
-    "charset=" + "a" * 30_000,
+    "charset=" + "a" * 900,
     "Charset = punycode",
     'charset="punycode"',
     'charset="pun\\ycode"',
@@ -130,3 +132,65 @@ def test_no_charset_is_utf_8() -> None:
 def test_a_form_without_a_boundary_is_400(client: TestClient) -> None:
     detail = problem(client, "multipart/form-data", b"--B\r\nnothing")
     assert (detail["status"], detail["code"]) == (400, "malformed")
+
+
+HEADER = b"x: y\r\n"
+HOSTILE = {
+    "parts": (part('name="x"', b"") * 100_000 + b"--B--\r\n", 422, "too_complex"),
+    "headers": (b"--B\r\n" + HEADER * 300_000 + b"\r\nx\r\n--B--", 422, "too_complex"),
+    "few headers": (b"--B\r\n" + HEADER * 17 + b"\r\nx\r\n--B--", 422, "too_complex"),
+    "a long header": (part('name="' + "x" * 5000 + '"', b"a") + b"--B--", 422, "too_complex"),
+    "boundaries": (b"--B\r\n" * 300_000, 422, "too_complex"),
+    "line ends": (b"--B" + b"\r" * 10**6, 400, "malformed"),
+    "no end": (part('name="text"', b"\r\n--A" * 10**5), 400, "malformed"),
+    "no begin": (b"\r\n--" * 10**6, 400, "malformed"),
+    "no name": (part("x=y", b"a") + b"--B--", 400, "malformed"),
+    "no colon": (b"--B\r\nname\r\n\r\na\r\n--B--", 400, "malformed"),
+    "nothing": (b"", 400, "malformed"),
+    "another charset": (part('name="text"', b"\xff\xfe") + b"--B--", 400, "malformed"),
+}
+
+
+@pytest.mark.parametrize(("body", "status", "code"), HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_forms_are_refused(client: TestClient, body: bytes, status: int, code: str) -> None:
+    detail = problem(client, FORM, body)
+    assert (detail["status"], detail["code"]) == (status, code)
+
+
+def test_what_is_too_complex_is_counted(client: TestClient) -> None:
+    def count() -> str:
+        lines = client.get("/metrics").text.splitlines()
+        return next(line for line in lines if 'reason="too_complex"' in line)
+
+    before = count()
+    problem(client, FORM, HOSTILE["parts"][0])
+    assert count() != before
+
+
+@pytest.mark.parametrize("type_", [f"{FORM}; charset={'a' * 30_000}", FORM + ';"' * 15_000])
+def test_a_content_type_is_bounded(client: TestClient, looked_up: list[str], type_: str) -> None:
+    detail = problem(client, type_, part('name="text"', b"a") + b"--B--")
+    assert detail["status"] == 415 and "1000 are the most" in detail["detail"]
+    assert looked_up == []
+
+
+@given(st.lists(st.tuples(st.text(max_size=9), st.binary(max_size=60), st.booleans()), max_size=9))
+def test_every_form_is_read_as_it_was_written(parts: list[tuple[str, bytes, bool]]) -> None:
+    body = b"preamble\r\n"
+    for name, value, is_file in parts:
+        file = b'; filename="a b.jpg"\r\nContent-Type: image/jpeg' if is_file else b""
+        head = b'Content-Disposition: form-data; name="n%s"%s' % (
+            name.encode().hex().encode(),
+            file,
+        )
+        body += b"--B0-\r\n%s\r\n\r\n%s\r\n" % (head, value if is_file else value.hex().encode())
+    form = parse_form("multipart/form-data; boundary=B0-", body + b"--B0---\r\nepilogue", 9)
+    read = []
+    for name, value in form.multi_items():
+        content = value if isinstance(value, str) else value.file.read()
+        read.append((name, content, not isinstance(value, str)))
+    assert read == [
+        ("n" + name.encode().hex(), value if is_file else value.hex(), is_file)
+        for name, value, is_file in parts
+        if b"\r\n--B0-" not in value
+    ]

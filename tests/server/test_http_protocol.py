@@ -12,9 +12,11 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from server.http_protocol import LINGER_BYTES, MAX_FIELDS, MAX_HEAD_BYTES, HttpProtocol
+from server.http_protocol import LINGER_BYTES, HttpProtocol
+from server.limits import Limits
 
 KIB = 1024
+MAX_FIELDS, MAX_HEAD_BYTES = Limits.max_fields, Limits.max_head
 GET = b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /predict HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -54,6 +56,12 @@ class FakeTransport:
 
     def get_extra_info(self, name: str) -> None:
         return None
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0
 
 
 class Seen(NamedTuple):
@@ -342,7 +350,7 @@ def test_an_offer_of_http_1_0_is_ignored() -> None:
 def test_an_offer_with_two_lengths_is_malformed() -> None:
     both = b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"
     got = talk(POST + offer("h2c") + both + b"0\r\n\r\n" + GET)
-    assert got.statuses == [400] and not got.seen and got.transport.closed
+    assert got.statuses == [400] and not got.seen and got.transport.ended
 
 
 @pytest.mark.parametrize("target", [b"example.com:443", b"/predict"])

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
 from server.metrics import Metrics
-from server.middleware import ClientWatch, RequestMiddleware
+from server.middleware import ClientWatch, RequestMiddleware, Turn
 
 PATIENCE_S = 0.01
 LONG_S = 5.0
@@ -234,3 +234,25 @@ def test_a_request_whose_client_has_left_is_counted_once() -> None:
         if sample.name == "eenet_requests_total"
     }
     assert counted == {"499": 1}
+
+
+def test_a_turn_is_for_one_and_rests_afterwards() -> None:
+    async def run() -> None:
+        turn, inside, most, ended_s = Turn(), 0, 0, list[float]()
+        loop = asyncio.get_running_loop()
+
+        async def work() -> None:
+            nonlocal inside, most
+            async with turn:
+                begun_s, inside = loop.time(), inside + 1
+                most = max(most, inside)
+                if ended_s:
+                    assert begun_s - ended_s[-1] > 0.015, "the loop was left to others"
+                await asyncio.sleep(0.01)
+                inside -= 1
+                ended_s.append(loop.time())
+
+        await asyncio.gather(*[work() for _ in range(3)])
+        assert most == 1 and len(ended_s) == 3
+
+    asyncio.run(run())

@@ -4,10 +4,11 @@ import pytest
 
 import server.settings
 from server.cores import Cores
+from server.limits import Limits
 from server.listener import ADMIN_STOP_S
 from server.processes.control_process import STOP_S
 from server.processes.supervisor import UNKILLABLE_S
-from server.settings import Settings, load_settings
+from server.settings import Settings, limits_of, load_settings, share_of
 
 
 def test_flags_win_over_environment_over_file_over_defaults(
@@ -211,3 +212,26 @@ def test_one_process_has_a_worker_per_usable_core(
 ) -> None:
     monkeypatch.setattr(server.settings, "usable_cores", lambda: Cores(6, "6 cores"))
     assert load_settings(flags, None, {}).workers_on(device) == workers
+
+
+def test_the_defaults_of_all_bounds_are_those_of_the_settings() -> None:
+    assert limits_of(Settings()) == Limits()
+
+
+def test_front_ends_share_what_may_be_in_flight() -> None:
+    whole = Settings(max_queue=100, max_connections=1000, max_held_mib=400)
+    share = share_of(whole, 4)
+    assert (share.max_queue, share.max_connections) == (25, 250)
+    assert limits_of(share).max_held == 100 * 2**20
+    assert limits_of(share_of(Settings(max_body_mib=8), 4)).max_held == 32 * 2**20
+
+
+def test_a_share_that_holds_no_body_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"--max-held-mib .* give at least 172, for 4 processes"):
+        share_of(Settings(max_held_mib=171), 4)
+    share_of(Settings(max_held_mib=172), 4)
+
+
+def test_a_url_is_no_longer_than_a_head() -> None:
+    with pytest.raises(ValueError, match="--max-url-kib 64"):
+        Settings(max_url_kib=64)

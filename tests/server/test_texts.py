@@ -312,7 +312,8 @@ def test_a_deadline_that_cannot_be_met_is_504(both: TestClient) -> None:
         (b'{"texts": "a"}', 422),
         (b'{"texts": ["a", 5]}', 422),
         (b'{"text": "a", "top_k": "3"}', 422),
-        (b'{"text": "\\ud800"}', 400),
+        (b'{"text": "\\ud800"}', 422),
+        (b'{"text": "\xed\xa0\x80"}', 422),
         (b'{"text": "\xff"}', 400),
     ],
 )
