@@ -30,6 +30,7 @@ from server.intake import SMALL_BODY_BYTES, Intake
 from server.problems import PROBLEM_TYPE, problem
 
 CHUNK_BYTES = 32  # of framing that every chunk may have for nothing
+GRACE_S = 0.1  # for a request that was sent before the server began to end
 LINGER_S, LINGER_BYTES = 2.0, 2**20
 WRITE_BYTES = 16 * 1024  # of answers that a client has not taken, before it gets no more
 SLICE_BYTES, SMALL_SLICE_BYTES = 64 * 1024, 4 * 1024  # of a chunked body, in one turn of the loop
@@ -136,6 +137,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._unread, self._unread_at = b"", 0  # bytes that wait, from a place on
         self._held = 0  # bytes of this request that count as held
         self._untaken = 0  # bytes of answers, when last looked at
+        self._ends = False  # with the next answer, or soon if no request comes
         self._offered = False
         self._is_given_away = False  # the latest request: the app answers it, or it was refused
         self._refusal: ServeError | None = None
@@ -174,11 +176,15 @@ class HttpProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """The server ends: answer what is in, then close."""
         if self._refusal is not None:
-            self.transport.abort()
+            self._wait(Phase.ENDING, GRACE_S)
             return
         if self._hot_body is not None:  # the app knows how to tell a client that time is over
             self._hand_to_app()
-        super().shutdown()
+        if self.cycle is None or self.cycle.response_complete:
+            self._ends = True  # once a request that may be on its way has been answered
+            self._wait(self._phase, GRACE_S)
+        else:
+            super().shutdown()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came in."""
@@ -251,6 +257,8 @@ class HttpProtocol(HttpToolsProtocol):
         elif not self._whole or self._overhead:
             if self._phase is not Phase.HEAD:
                 self._wait(Phase.HEAD, limits.head_s)
+        elif self._may_begin and self._ends:
+            self.transport.close()
         elif self._may_begin:
             self._wait(Phase.IDLE, limits.keep_alive_s)
             self._intake.idle[self] = None
@@ -405,8 +413,7 @@ class HttpProtocol(HttpToolsProtocol):
         elif self._is_hot():
             self._hot_body = bytearray()
         else:
-            self._is_given_away = True
-            super().on_headers_complete()
+            self._give_to_app()
 
     def _announced(self) -> int | None:
         """Bytes of the body; None if it is chunked. The parser has refused all other lengths."""
@@ -454,7 +461,9 @@ class HttpProtocol(HttpToolsProtocol):
             self._hot_answer = HotAnswer(self, self.server_state.default_headers)
         answer = self._hot_answer
         answer.start(
-            keep_alive=self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+            keep_alive=self.parser.get_http_version() != "1.0"
+            and self.parser.should_keep_alive()
+            and not self._ends
         )
         before, self.cycle = self.cycle, answer  # type: ignore[assignment]
         if self._hot.begin(answer, self.headers, body):
@@ -466,10 +475,14 @@ class HttpProtocol(HttpToolsProtocol):
     def _hand_to_app(self) -> None:
         """Let the app answer a request whose body was kept so far."""
         body, self._hot_body = self._hot_body, None
-        self._is_given_away = True
-        super().on_headers_complete()
+        self._give_to_app()
         if body:
             super().on_body(bytes(body))
+
+    def _give_to_app(self) -> None:
+        self._is_given_away = True
+        super().on_headers_complete()
+        self.cycle.keep_alive &= not self._ends
 
     def write_answer(self, answer: HotAnswer, data: bytes) -> None:
         """Write the whole response, and go on to the next request."""
@@ -550,7 +563,10 @@ class HttpProtocol(HttpToolsProtocol):
     def time_out(self) -> None:
         """Act on `due_s`, which has passed."""
         limits, phase = self._intake.limits, self._phase
-        if phase is Phase.FIRST_BYTE:
+        if self._ends and (self.cycle is None or self.cycle.response_complete):
+            self.transport.close()
+            self._wait(Phase.ENDING, LINGER_S)
+        elif phase is Phase.FIRST_BYTE:
             self._refuse_late("no request came", limits.first_byte_s, "first_byte_timeout")
         elif phase is Phase.HEAD:
             self._refuse_late("the head is not whole", limits.head_s, "head_timeout")

@@ -361,3 +361,39 @@ def test_there_is_no_tunnel(target: bytes, size: int) -> None:
     assert got.statuses == [405] and not got.seen and got.transport.ended
     assert got.problem["code"] == "method_not_allowed"
     assert b"\r\nallow: GET, POST, PUT\r\n" in got.transport.written
+
+
+# ---- the end of the server ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [b"", GET], ids=["new", "idle"])
+def test_a_request_that_is_on_its_way_when_the_server_ends_is_answered(before: bytes) -> None:
+    async def run() -> None:
+        transport = FakeTransport()
+        protocol = protocol_of(recorder([]), transport)
+        if before:
+            protocol.data_received(before)
+            await settle()
+        protocol.shutdown()
+        assert not transport.closed
+        protocol.data_received(GET)
+        await settle()
+        assert statuses(transport)[-1] == 200 and transport.closed
+        assert transport.written.count(b"connection: close") == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("before", [b"", GET, b"GET / HT"], ids=["new", "idle", "half a head"])
+def test_a_connection_on_which_nothing_comes_ends_with_the_server(before: bytes) -> None:
+    async def run() -> None:
+        transport = FakeTransport()
+        protocol = protocol_of(recorder([]), transport)
+        protocol.data_received(before) if before else None
+        await settle()
+        protocol.shutdown()
+        while not transport.closed:
+            await asyncio.sleep(0.01)
+        assert statuses(transport) == ([200] if before == GET else [])
+
+    asyncio.run(run())
