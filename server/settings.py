@@ -318,6 +318,7 @@ class Settings(BaseSettings):
                 )
         return value
 
+    @model_validator(mode="after")
     def _check_bounds(self) -> "Settings":
         if self.max_url_kib > self.max_head_kib:
             raise ValueError(

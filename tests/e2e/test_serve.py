@@ -20,6 +20,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models.bundle import load_bundle
+from scheduler.fitted import load_scheduler
 from tests.bundles import offline_log_probs
 from tests.e2e.conftest import served_precision
 
@@ -107,7 +108,9 @@ def test_accuracy_without_a_budget_is_that_of_the_graphs(
 def offline_classes(server: Server, images: Images, bundle: Path) -> NDArray[np.intp]:
     """The answers of every exit to all images, (K, 300), without the server."""
     variant = load_bundle(bundle).variant(served_precision(server.client, "cifar10-resnet56"))
-    classes: NDArray[np.intp] = offline_log_probs(variant, images.files).argmax(-1)
+    combiner = load_scheduler(variant.scheduler()).combiner
+    combined = combiner.combine_all(offline_log_probs(variant, images.files))
+    classes: NDArray[np.intp] = combined.argmax(-1)
     return classes
 
 

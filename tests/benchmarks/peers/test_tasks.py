@@ -97,7 +97,8 @@ def test_at_the_last_exit_the_accuracy_is_that_of_the_recorded_predictions(
 ) -> None:
     task, replay = image
     variant = task.bundle.variant("float32")
-    test = load_recorded(variant.predictions).test
-    never = load_scheduler(variant.scheduler()).policy.never_exit_parameter
+    scheduler = load_scheduler(variant.scheduler())
+    test = load_recorded(variant.predictions).test.combined(scheduler.combiner)
+    never = scheduler.policy.never_exit_parameter
     assert replay.accuracy(never) == pytest.approx(test.correct[:, -1].mean())
     assert replay.exit_rates(never).tolist() == [0] * (task.bundle.manifest.num_exits - 1) + [1]
