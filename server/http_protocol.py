@@ -303,7 +303,8 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             self._settle()
         self.flow.held = False  # type: ignore[attr-defined]
-        if self._whole or len(getattr(self.cycle, "body", b"")) <= HIGH_WATER_LIMIT:
+        skips = self._may_begin  # what is left of a body that is answered
+        if self._whole or skips or len(getattr(self.cycle, "body", b"")) <= HIGH_WATER_LIMIT:
             self.flow.resume_reading()
 
     def _end_of_part(self, data: bytes, start: int) -> int:

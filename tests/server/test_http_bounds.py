@@ -418,6 +418,15 @@ def test_a_route_that_answers_early_keeps_its_connection_in_step() -> None:
 # ---- connections --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("length", [70_000, 900_000, 3_000_000])
+def test_what_is_left_of_a_body_that_was_answered_early_is_skipped(length: int) -> None:
+    with running() as server, server.connect() as connection:
+        for _ in range(3):
+            connection.sendall(post(length, b"/early"))
+            connection.sendall(bytes(length))
+            assert statuses(read_answers(connection, 1)) == [200]
+
+
 def test_connections_are_bounded_and_the_next_one_finds_its_place() -> None:
     with running(max_connections=5) as server:
         some = [server.connect() for _ in range(5)]
