@@ -175,7 +175,7 @@ def test_a_fit_to_few_rows_does_no_harm(rows: int, seed: int, kind: str) -> None
     combiner, _ = fit_combiner(*problem(rows, seed, kind=kind), seed=seed)
     fresh, labels = problem(10_000, seed + 10_001, kind=kind)
     combined = combiner.combine_all(fresh)
-    assert (log_loss(combined, labels) < log_loss(fresh, labels) + 0.01).all()
+    assert (log_loss(combined, labels) < log_loss(fresh, labels) + 0.05).all()
     right, before = ((each.argmax(-1) == labels).mean(1) for each in (combined, fresh))
     assert (right > before - 0.005).all()
 
