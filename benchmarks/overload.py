@@ -29,7 +29,7 @@ WORKERS, MAX_BATCH = 2, 8
 SECONDS, EXCEEDING = 60.0, (0.05, 0.1, 0.2)
 SLOS_MS = {"image": (10.0, 20.0, 50.0, 100.0), "text": (50.0, 100.0, 200.0, 500.0)}
 SEEDS = {"image": 1, "text": 3}  # a minute of texts is few requests
-RIVAL, OURS, PROPOSED = "SlackFit", "budget SLO/8", "queue-aware"
+RIVAL, OURS = "SlackFit", ("budget SLO/8", "budget SLO/4", "budget SLO/2")
 POINTS, FACTOR = 0.02, 0.5  # the goal: accuracy gained, or share of misses left
 
 
@@ -55,12 +55,9 @@ LOOKS = {
     "exit 0": Look("#666666", "v", "one fixed exit"),
     "frozen thresholds": Look("#E69F00", "D", "frozen thresholds"),
     RIVAL: Look("#D55E00", "X", "SlackFit"),
-    OURS: Look("#0072B2", "o", "EENet Serve, budgets of SLO/8, /4, /2"),
-    PROPOSED: Look("#009E73", "*", "exits by queue length (proposal)"),
+    OURS[0]: Look("#0072B2", "o", "EENet Serve, budgets of SLO/8, /4, /2"),
 }
-SHOWN = (
-    "whole network", "exit 0", "exit 1", "frozen thresholds", RIVAL, OURS, "budget SLO/2", PROPOSED
-)  # fmt: skip
+SHOWN = ("whole network", "exit 0", "exit 1", "frozen thresholds", RIVAL, *OURS)
 FIXED, BUDGETS = ("exit ", "budget ")
 FAR = 0.1  # points of accuracy behind the best, beyond which a way is named beside the plot
 
@@ -145,7 +142,7 @@ def print_table(name: str, cases: Sequence[Case]) -> None:
 def _cell(case: Case, way: str) -> str:
     result = case.results[way]
     cell = f"{100 * result.attainment:.1f} / {100 * result.accuracy:.1f}"
-    met = way in (OURS, PROPOSED) and is_met(result, case.results[RIVAL])
+    met = way in OURS and is_met(result, case.results[RIVAL])
     return f"**{cell}**" if met else cell
 
 
@@ -182,12 +179,12 @@ def _draw_case(axes: Axes, case: Case) -> None:
         up = [100 * each.accuracy for each in found.values()]
         axes.plot(
             across, up, linestyle=":" if family == BUDGETS else "none", color=look.colour, lw=1,
-            marker=look.marker, markersize=9 if look.marker == "*" else 6, label=look.label,
+            marker=look.marker, markersize=6, label=look.label,
         )  # fmt: skip
         for name, x, y in zip(found, across, up, strict=True):
-            if name == OURS or family == FIXED:
+            if name in OURS or family == FIXED:
                 axes.annotate(
-                    name.removeprefix(BUDGETS), (x, y), (0, 6 if name == OURS else -11),
+                    name.removeprefix(BUDGETS), (x, y), (0, 6 if name in OURS else -11),
                     textcoords="offset points", fontsize=7, color=look.colour, ha="center",
                 )  # fmt: skip
     far = [
@@ -204,7 +201,7 @@ def _draw_case(axes: Axes, case: Case) -> None:
 
 def _document(case: Case) -> dict[str, Any]:
     results = {name: each._asdict() for name, each in case.results.items()}
-    goals = {ours: is_met(case.results[ours], case.results[RIVAL]) for ours in (OURS, PROPOSED)}
+    goals = {ours: is_met(case.results[ours], case.results[RIVAL]) for ours in OURS}
     return case._asdict() | {"results": results, "goal_met": goals}
 
 

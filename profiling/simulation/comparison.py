@@ -19,7 +19,6 @@ from profiling.simulation.overload import (
     BudgetedExits,
     FrozenExits,
     Offered,
-    QueueAwareExits,
     Served,
     serve,
 )
@@ -32,7 +31,6 @@ Array = NDArray[np.float64]
 MAX_QUEUE = 512  # the server's default
 BUCKETS = 3
 BUDGET_SHARES = (8, 4, 2)  # of the SLO: the budget is this part of it
-QUEUE_SHARE = 2
 JITTER, JITTERS = 0.08, 1000  # of the logarithm of a batch's time, and how many until they repeat
 
 
@@ -196,7 +194,6 @@ def _ways(
             (f"budget SLO/{part}", combined, lambda ms=ms: _budgeted(subject, offered, slo_ms, ms))
             for part, ms in zip(BUDGET_SHARES, shares, strict=True)
         ),
-        ("queue-aware", combined, lambda: _queue_aware(subject, offered, slo_ms)),
     ]
 
 
@@ -224,13 +221,7 @@ def _slackfit(subject: Subject, offered: Offered, slo_ms: float, buckets: int) -
 def _budgeted(subject: Subject, offered: Offered, slo_ms: float, budget_ms: float) -> Served:
     controller = BudgetController(subject.table.frontier, budget_ms, ControllerConfig())
     device = subject.device(subject.network.stages)
-    control = BudgetedExits(subject.table, controller)
-    return serve(offered, device, Admission(MAX_QUEUE, slo_ms), control)
-
-
-def _queue_aware(subject: Subject, offered: Offered, slo_ms: float) -> Served:
-    control = QueueAwareExits(subject.table, subject.workers, slo_ms / QUEUE_SHARE)
-    device = subject.device(subject.network.stages)
+    control = BudgetedExits(subject.table, controller, subject.workers)
     return serve(offered, device, Admission(MAX_QUEUE, slo_ms), control)
 
 

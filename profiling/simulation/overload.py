@@ -68,8 +68,8 @@ class Admission(NamedTuple):
 class ExitControl(Protocol):
     """Decides where rows leave, and learns from those that were answered."""
 
-    def leaves(self, in_flight: int) -> Leaves:
-        """Return the decisions in force while so many requests are in flight."""
+    def leaves(self, waiting: int) -> Leaves:
+        """Return the decisions in force while so many requests wait."""
 
     def observe(self, samples: Sequence[Sample], now_ms: float) -> None:
         """Learn from requests that were answered together."""
@@ -81,7 +81,7 @@ class FrozenExits:
     def __init__(self, leaves: Leaves) -> None:
         self._leaves = leaves
 
-    def leaves(self, in_flight: int) -> Leaves:
+    def leaves(self, waiting: int) -> Leaves:
         """Return the decisions."""
         return self._leaves
 
@@ -90,39 +90,27 @@ class FrozenExits:
 
 
 class BudgetedExits:
-    """The server's controller moves the parameter to hold a budget of end-to-end latency."""
+    """The server's controller moves the parameter to hold a budget of end-to-end latency.
 
-    def __init__(self, table: ExitTable, controller: BudgetController) -> None:
-        self._table, self._controller = table, controller
-        self._leaves = table.at(controller.parameter)
+    As in the engine, exits also follow the requests that wait for each worker.
+    """
 
-    def leaves(self, in_flight: int) -> Leaves:
-        """Return the decisions at the controller's parameter."""
-        return self._leaves
+    def __init__(self, table: ExitTable, controller: BudgetController, workers: int) -> None:
+        self._table, self._controller, self._workers = table, controller, workers
+        self._follow()
+
+    def leaves(self, waiting: int) -> Leaves:
+        """Return the decisions at the controller's parameter for so long a queue."""
+        place = min(waiting // self._workers, len(self._parameters) - 1)
+        return self._table.at(self._parameters[place])
 
     def observe(self, samples: Sequence[Sample], now_ms: float) -> None:
         """Report answers to the controller; follow its parameter."""
         if self._controller.observe(samples, now_ms / 1e3):
-            self._leaves = self._table.at(self._controller.parameter)
+            self._follow()
 
-
-class QueueAwareExits:
-    """The parameter follows the requests in flight; no server of ours does this yet.
-
-    It is the one whose mean cost answers all requests in flight within a time:
-    `cost_ms * in_flight / workers <= time_ms`.
-    """
-
-    def __init__(self, table: ExitTable, workers: int, time_ms: float) -> None:
-        self._table, self._work_ms = table, workers * time_ms
-
-    def leaves(self, in_flight: int) -> Leaves:
-        """Return the decisions at the most expensive parameter that fits."""
-        index = self._table.frontier.index_at_cost(self._work_ms / max(in_flight, 1))
-        return self._table.leaves[index]
-
-    def observe(self, samples: Sequence[Sample], now_ms: float) -> None:
-        """Learn nothing."""
+    def _follow(self) -> None:
+        self._parameters = (self._controller.parameter, *self._controller.queued_parameters)
 
 
 def serve(offered: Offered, device: Device, admission: Admission, control: ExitControl) -> Served:
@@ -245,7 +233,10 @@ class _Run:
         """
         took_ms, ready_ms = now_ms - started_ms, self.ready_ms
         self.forecast.record(stage, now_ms, now_ms - min(ready_ms[row] for row in batch))
-        leaves = None if stage == self.last else self.control.leaves(self.in_flight)[stage]
+        leaves = None
+        if stage != self.last:
+            waiting = sum([len(queue) for queue in self.queues])
+            leaves = self.control.leaves(waiting)[stage]
         deadline_ms, oldest_ms = self.admission.deadline_ms, -NEVER
         if deadline_ms is not None and stage == 0:
             oldest_ms = now_ms - deadline_ms

@@ -122,7 +122,7 @@ def test_ways_to_serve_an_overload_are_compared(
     assert [load["exceeding"] for load in shown["loads"]] == pytest.approx([0.1, 0.5])
     light, heavy = shown["loads"]
     assert light["requests"] < heavy["requests"] and light["compression"] == heavy["compression"]
-    assert len(light["results"]) == 2 * 9
+    assert len(light["results"]) == 2 * 8
     whole = [load["results"][0] for load in (light, heavy)]
     assert [each["policy"] for each in whole] == ["whole network"] * 2
     assert whole[0]["attainment"] > whole[1]["attainment"]
@@ -138,7 +138,7 @@ def test_an_overload_is_printed_as_a_table(
     lines = capsys.readouterr().out.splitlines()
     assert "10.0% of the seconds exceed 100.0/s" in lines[0]
     assert lines[1].split()[:2] == ["SLO", "ms"]
-    assert lines[2].startswith("whole network") and lines[-1].startswith("queue-aware")
+    assert lines[2].startswith("whole network") and lines[-1].startswith("budget SLO/2")
 
 
 @pytest.mark.parametrize(
