@@ -100,7 +100,8 @@ class Settings(BaseSettings):
         ge=0,
         le=1,
         description="share of the requests that continue to the last exit after their response "
-        "is sent, after all other requests, to measure how far the exits agree",
+        "is sent, after all other requests, to measure how far the exits agree; 0: none, so that "
+        "nothing watches a promise but drift, and nothing renews it",
     )
     host: str = Field(
         "127.0.0.1", description="address to listen on; :: takes IPv4 and IPv6, an empty one too"
