@@ -223,29 +223,31 @@ class Dispatcher:
             counts_for_budget=parameter is None,
         )
         if deadline_s is None:
-            if terms.renews and parameter is None:
-                self._draw_to_renew(request)
-            elif self._audit_gap is not None:
-                self._draw(request)
+            draws_all = terms.renews and parameter is None
+            if self._draw_to_renew(request) if draws_all else self._draw():
+                request.audit = AuditTrace(key_of(request_id, owner), at_once=draws_all)
         return request
 
-    def _draw(self, request: InferenceRequest) -> None:
-        """Audit a share of the requests."""
+    def _draw(self) -> bool:
+        """Draw a share of the requests; return whether this one is drawn."""
+        if self._audit_gap is None:
+            return False
         if self._audit_gap:
             self._audit_gap -= 1
-            return
+            return False
         self._audit_gap = self._sampler.draw_gap()
-        request.audit = AuditTrace(key_of(request.request_id, request.owner))
+        return True
 
-    def _draw_to_renew(self, request: InferenceRequest) -> None:
-        """Audit every request, unless too many are on their way.
+    def _draw_to_renew(self, request: InferenceRequest) -> bool:
+        """Draw every request, unless too many are on their way.
 
         This is decided here, in the order of arrival: an engine sees those first that are decoded
         quickly, and with a limit there these would be audited more often.
         """
-        if len(self._renewing) < MOST_IN_FLIGHT:
-            self._renewing.add(request)
-            request.audit = AuditTrace(key_of(request.request_id, request.owner), at_once=True)
+        if len(self._renewing) >= MOST_IN_FLIGHT:
+            return False
+        self._renewing.add(request)
+        return True
 
     def _decode_small(self, request: InferenceRequest, payload: Payload, may_block: bool) -> bool:
         """Decode a small payload and submit it; return whether it was small.

@@ -221,13 +221,13 @@ def share_shown(client: TestClient) -> float:
 def test_a_withdrawn_promise_is_renewed_by_some_hundred_requests(
     several_fits: Path, monkeypatch: pytest.MonkeyPatch, images: Images, by_drift: bool
 ) -> None:
-    with serving(several_fits, audit_share=0.01, max_disagreement=0.05) as client:
-        model = model_of(client)
+    with serving(several_fits, audit_share=0.01, max_disagreement=0.1) as client:
+        model, lost = model_of(client), 0 if by_drift else 10
         assert share_shown(client) == 0.01
         if by_drift:
             monkeypatch.setattr(model.quality.drift, "psi", lambda: [0.3, None])
         else:
-            model.note_lost_audits(20)
+            model.note_lost_audits(lost)
         client.get("/metrics")
         shown, sent = state(client), 0
         assert "is audited until these samples certify a point" in shown["reason"]
@@ -238,7 +238,8 @@ def test_a_withdrawn_promise_is_renewed_by_some_hundred_requests(
             client.get("/metrics")
             shown = state(client)
             assert shown["certified"] is not None or set(exits) == {2}
-        assert 100 <= sent <= 800 and sent - 40 < shown["certified"]["rows"] <= sent
+        rows = shown["certified"]["rows"]  # since the withdrawal, lost ones included
+        assert 40 <= sent <= 800 and sent - 40 < rows <= sent + lost
         assert share_shown(client) == 0.01
         assert 0 in exits_of(client, images)
         audited = client.get("/audit").json()["models"][0]["samples"]
