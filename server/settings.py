@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from models.bundle import Precision
+from server.client_key import VARIABLE
 from server.cores import usable_cores
 from server.limits import SMALL_SHARE, Limits
 from server.spelling import did_you_mean
@@ -452,6 +453,8 @@ def load_settings(
     """
     known = Settings.model_fields.keys()
     for name in environ:
+        if name == VARIABLE:  # it is for the commands that ask a server
+            continue
         if name.startswith(ENV_PREFIX) and name.removeprefix(ENV_PREFIX).lower() not in known:
             variables = [f"{ENV_PREFIX}{each.upper()}" for each in known]
             hint = did_you_mean(name, variables) or SEE_HELP

@@ -105,4 +105,4 @@ def test_fronts_draw_every_request_until_a_promise_is_certified(
             sent = len(load.answers)
         assert sent < 1500 and set(load.statuses) == {200}
         (audit,) = server.client.get("/audit").json()["models"]
-        assert 59 <= audit["samples"] <= sent
+        assert 59 <= audit["samples"] <= len(load.answers)
