@@ -19,7 +19,7 @@ from server.decoders import QUICK_MS, Decoders
 from server.engine.client import EngineClient
 from server.engine.request import AuditTrace, InferenceRequest, Prediction
 from server.errors import INTERNAL_DETAIL, InferenceFailed, InvalidContent, ServeError
-from server.quality.auditor import AuditSampler
+from server.quality.auditor import MOST_IN_FLIGHT, AuditSampler
 from server.quality.feedback import NOBODY, key_of
 from server.reports import Answers, EntryTerms
 from server.schemas import Options
@@ -66,6 +66,7 @@ class Dispatcher:
         self._decoders = decoders
         self._sampler = sampler
         self._audit_gap = sampler.draw_gap()  # requests that pass before the next audit
+        self._renewing: set[InferenceRequest] = set()  # drawn to renew the promise, not answered
         self._clock = clock
         self._answered: list[InferenceRequest] = []
         self.terms: EntryTerms | None = None
@@ -162,17 +163,16 @@ class Dispatcher:
             if not self._decode_small(request, payload, may_block):
                 self._decoders.quick.submit(self._decode_and_submit, request, payload)
         except ServeError as error:
-            request.result = error
-            request.on_done()
+            self._fail_now(request, error)
         except Exception:  # A bug in our code: answer the request.
             log.exception("request %s: decoding failed", request_id)
-            request.result = InferenceFailed(INTERNAL_DETAIL)
-            request.on_done()
+            self._fail_now(request, InferenceFailed(INTERNAL_DETAIL))
         return request
 
     def cancel(self, request: InferenceRequest) -> None:
         """Drop a request that nobody waits for any more."""
         request.on_done = None
+        self._renewing.discard(request)
         self.client.cancel([request])
 
     async def draw_mask(self, request: InferenceRequest) -> bytes | None:
@@ -222,13 +222,32 @@ class Dispatcher:
             received_s=received_s,
             counts_for_budget=parameter is None,
         )
-        if deadline_s is None and self._audit_gap is not None:
-            if self._audit_gap:
-                self._audit_gap -= 1
-            else:
-                self._audit_gap = self._sampler.draw_gap()
-                request.audit = AuditTrace(key_of(request_id, owner))
+        if deadline_s is None:
+            draws_all = terms.renews and parameter is None
+            if self._draw_to_renew(request) if draws_all else self._draw():
+                request.audit = AuditTrace(key_of(request_id, owner), at_once=draws_all)
         return request
+
+    def _draw(self) -> bool:
+        """Draw a share of the requests; return whether this one is drawn."""
+        if self._audit_gap is None:
+            return False
+        if self._audit_gap:
+            self._audit_gap -= 1
+            return False
+        self._audit_gap = self._sampler.draw_gap()
+        return True
+
+    def _draw_to_renew(self, request: InferenceRequest) -> bool:
+        """Draw every request, unless too many are on their way.
+
+        This is decided here, in the order of arrival: an engine sees those first that are decoded
+        quickly, and with a limit there these would be audited more often.
+        """
+        if len(self._renewing) >= MOST_IN_FLIGHT:
+            return False
+        self._renewing.add(request)
+        return True
 
     def _decode_small(self, request: InferenceRequest, payload: Payload, may_block: bool) -> bool:
         """Decode a small payload and submit it; return whether it was small.
@@ -291,9 +310,13 @@ class Dispatcher:
         return None
 
     def _fail(self, request: InferenceRequest, error: ServeError) -> None:
+        self.loop.call_soon_threadsafe(self._fail_now, request, error)
+
+    def _fail_now(self, request: InferenceRequest, error: ServeError) -> None:
         request.result = error
-        if (on_done := request.on_done) is not None:  # its client may have left
-            self.loop.call_soon_threadsafe(on_done)
+        self._renewing.discard(request)
+        if request.on_done is not None:  # its client may have left
+            request.on_done()
 
     def _decode(
         self,
@@ -328,6 +351,7 @@ class Dispatcher:
                 if request.deadline_s is not None and now_s >= request.deadline_s:
                     request.result = request.result._replace(late=True)
                 self._answered.append(request)
+            self._renewing.discard(request)
             if request.on_done is not None:
                 request.on_done()
         if len(self._answered) >= REPORT_REQUESTS:

@@ -75,7 +75,12 @@ class ModelControl:
         costs_ms = facts.costs.costs_ms.round(3).tolist()
         log.info("%s costs %s ms until each exit on this host", self.name, costs_ms)
         self._max_batch = settings.max_batch or facts.costs.worthwhile_rows()
-        self.promise = PromiseKeeper(schedulers, settings.max_disagreement, settings.confidence)
+        self.promise = PromiseKeeper(
+            schedulers,
+            settings.max_disagreement,
+            settings.confidence,
+            audits=settings.audit_share > 0,
+        )
         self.scheduler = schedulers.chosen  # as engines do when they start
         self._policy_version = 0
         self.audits = AuditJournal(
@@ -218,6 +223,7 @@ class ModelControl:
                 frontier.expected_costs_ms,
                 present.slowdown,
                 present.overhead_ms,
+                self.promise.renews(controller.budget_ms),
             )
         )
 

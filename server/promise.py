@@ -25,12 +25,19 @@ class PromiseKeeper:
         schedulers: Those of the model.
         max_disagreement: The promised share of samples, at least 0 and below 1; 0: no promise.
         confidence: Of the certificate.
+        audits: Whether samples are audited, which alone can renew the certificate.
     """
 
     def __init__(
-        self, schedulers: ServedSchedulers, max_disagreement: float, confidence: float
+        self,
+        schedulers: ServedSchedulers,
+        max_disagreement: float,
+        confidence: float,
+        *,
+        audits: bool,
     ) -> None:
         self.max_disagreement, self.confidence = max_disagreement, confidence
+        self._audits = audits
         self._audited: list[NDArray[np.float32]] = []  # rows to take, (K, C) or (K, P, C) each
         self._lost = 0
         self.use(schedulers)
@@ -75,11 +82,25 @@ class PromiseKeeper:
         in_force = self.kind(budget_ms) == "disagreement" and certificate.certified
         return certificate if in_force else None
 
+    def renews(self, budget_ms: float | None) -> bool:
+        """Whether nothing is certified for the promise in force, and audited samples can do so.
+
+        Then every sample runs to the last exit, so that an audit costs its exit heads at most.
+        """
+        in_force = self.kind(budget_ms) == "disagreement"
+        return in_force and self._audits and self._certificate.parameter is None
+
     def shortfall(self, budget_ms: float | None) -> str | None:
         """Return why the promise lets nothing leave early; None if it does, or is not in force."""
         if self.kind(budget_ms) != "disagreement" or self._certificate.shortfall is None:
             return None
-        return f"{self._certificate.shortfall}; every sample runs to the last exit"
+        remedy = "is audited until these samples certify a point"
+        if not self._audits:
+            remedy = (
+                "with --audit-share 0 none is audited to certify a point; restart with a larger "
+                "one, or POST /scheduler/reload to certify by the bundle's rows again"
+            )
+        return f"{self._certificate.shortfall}; every sample runs to the last exit and {remedy}"
 
     def note_audits(self, rows: Sequence[NDArray[np.float32]], lost: int) -> None:
         """Keep the own outputs of heads for audited rows, and count lost rows, for `review`."""

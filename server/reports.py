@@ -146,6 +146,8 @@ class EntryTerms(NamedTuple):
         costs_ms: Expected cost of each point, rising, (G,).
         slowdown: Present compute time over cost.
         overhead_ms: Present latency that is not compute time.
+        renews: Whether the samples without a budget of their own all run to the last exit until
+            audits of them renew the promise.
     """
 
     policy_version: int
@@ -153,6 +155,7 @@ class EntryTerms(NamedTuple):
     costs_ms: Floats
     slowdown: float
     overhead_ms: float
+    renews: bool
 
     def parameter_for(self, budget_ms: float) -> float:
         """Return the parameter for a request with its own budget."""

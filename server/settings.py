@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from models.bundle import Precision
+from server.client_key import VARIABLE
 from server.cores import usable_cores
 from server.limits import SMALL_SHARE, Limits
 from server.spelling import did_you_mean
@@ -100,7 +101,8 @@ class Settings(BaseSettings):
         ge=0,
         le=1,
         description="share of the requests that continue to the last exit after their response "
-        "is sent, after all other requests, to measure how far the exits agree",
+        "is sent, after all other requests, to measure how far the exits agree; 0: none, so that "
+        "nothing watches a promise but drift, and nothing renews it",
     )
     host: str = Field(
         "127.0.0.1", description="address to listen on; :: takes IPv4 and IPv6, an empty one too"
@@ -452,6 +454,8 @@ def load_settings(
     """
     known = Settings.model_fields.keys()
     for name in environ:
+        if name == VARIABLE:  # it is for the commands that ask a server
+            continue
         if name.startswith(ENV_PREFIX) and name.removeprefix(ENV_PREFIX).lower() not in known:
             variables = [f"{ENV_PREFIX}{each.upper()}" for each in known]
             hint = did_you_mean(name, variables) or SEE_HELP

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from models.bundle import SCHEDULER_FILES, Precision, Variant, load_bundle, rewrite_manifest
 from models.runtime.onnx_backend import OnnxBackend
-from profiling.calibration import Recorded, load_recorded
+from profiling.calibration import Recorded, load_recorded, save_recorded
 from scheduler.fitted import Scheduler, load_scheduler
 from tests.backends import answers
 
@@ -38,6 +38,16 @@ def scheduler_of(folder: Path) -> Scheduler:
 def recorded_of(folder: Path, precision: Precision | None = None) -> Recorded:
     """The predictions of a precision; by default the first."""
     return load_recorded(load_bundle(folder).variant(precision).predictions)
+
+
+def without_certification(source: Path, folder: Path) -> Path:
+    """Copy a bundle, but for the certification rows of its single precision."""
+    shutil.copytree(source, folder)
+    bundle = load_bundle(folder)
+    recorded = recorded_of(folder, "float32")._replace(certification=None)
+    save_recorded(recorded, bundle.variant("float32").predictions)
+    rewrite_manifest(bundle)
+    return folder
 
 
 def offline_log_probs(variant: Variant, inputs: Sequence[Any]) -> NDArray[np.float32]:

@@ -55,6 +55,7 @@ class ConnectionConfig(NamedTuple):
         keep_bodies: Whether to keep the response bodies.
         ramp_s: Time over which a closed loop opens its connections. Where the processes of a
             server share a socket, one of them may accept all that arrive at once.
+        headers: Sent with every call.
         clock: Returns seconds; every time in a result is measured with it.
     """
 
@@ -62,6 +63,7 @@ class ConnectionConfig(NamedTuple):
     timeout_s: float = 30.0
     keep_bodies: bool = False
     ramp_s: float = 0.0
+    headers: tuple[tuple[str, str], ...] = ()
     clock: Clock = time.perf_counter
 
 

@@ -34,15 +34,19 @@ class Call(NamedTuple):
     method: str = "POST"
     headers: tuple[tuple[str, str], ...] = ()
 
-    def encode(self, target: Target) -> bytes:
+    def encode(self, target: Target, headers: Sequence[tuple[str, str]] = ()) -> bytes:
         """Encode the request as bytes.
+
+        Args:
+            target: The server.
+            headers: Further ones.
 
         Raises:
             ValueError: If the path or a header contains a blank or a line end.
         """
         kind = () if self.content_type is None else (("Content-Type", self.content_type),)
         length = ("Content-Length", str(len(self.body)))
-        fields = (("Host", target.authority), *kind, length, *self.headers)
+        fields = (("Host", target.authority), *kind, length, *self.headers, *headers)
         first = f"{self.method} {target.prefix}{self.path} HTTP/1.1"
         lines = [first, *(f"{name}: {value}" for name, value in fields)]
         if first.count(" ") != 2 or any("\r" in line or "\n" in line for line in lines):
@@ -237,7 +241,10 @@ def _run(
         _check_rising(each.at_s)
     target = Target.of(url)
     aside = config._replace(connections=1, keep_bodies=True)
-    payloads = [[call.encode(target) for call in some] for some in (calls, *(b[0] for b in beside))]
+    payloads = [
+        [call.encode(target, config.headers) for call in some]
+        for some in (calls, *(b[0] for b in beside))
+    ]
 
     async def run() -> LoadResult:
         main, *others = pools = [

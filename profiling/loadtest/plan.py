@@ -134,8 +134,14 @@ def read_plan(args: argparse.Namespace, inputs: Inputs) -> LoadPlan:
     )
 
 
-def send(url: str, plan: LoadPlan) -> LoadResult:
-    """Execute a plan; the side calls are the changes of the budget, then the polls."""
+def send(url: str, plan: LoadPlan, headers: tuple[tuple[str, str], ...] = ()) -> LoadResult:
+    """Execute a plan; the side calls are the changes of the budget, then the polls.
+
+    Args:
+        url: The server's.
+        plan: What to send.
+        headers: To send with every call.
+    """
     path = budget_path(plan.model)
     puts = [
         Call(
@@ -145,7 +151,7 @@ def send(url: str, plan: LoadPlan) -> LoadResult:
     ]
     poll = Call(path, method="GET", headers=NEW_CONNECTION)
     beside = [SideCalls(puts, plan.budgets.times()), SideCalls([poll], plan.polls_s)]
-    config = ConnectionConfig(plan.connections, keep_bodies=True)
+    config = ConnectionConfig(plan.connections, keep_bodies=True, headers=headers)
     if plan.replay is not None or plan.rates is not None:
         arrivals_s = _arrivals(plan)
         return open_loop(url, plan.calls, arrivals_s, config, pick=plan.pick, beside=beside)

@@ -95,13 +95,13 @@ class LiveCertificate:
         if self.withdrawn is not None:
             return (
                 f"the promise is withdrawn: {self.withdrawn}; {self.audited} samples were audited "
-                f"since, and further ones renew it"
+                f"since"
             )
         rows = 0 if self._recorded is None else self._recorded.shape[1]
         try:
             check_rows(self._promise, max(rows, self.audited), exact=True)
         except ValueError as error:
-            return f"nothing is certified yet: {error}; audited samples add to them"
+            return f"nothing is certified yet: {error}"
         return (
             f"no point of the frontier is certified by {rows} certification rows and "
             f"{self.audited} audited samples"

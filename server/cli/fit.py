@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,11 @@ from server.cli.options import (
     require_training_extra,
 )
 from server.cli.progress import StepLog
+from server.client_key import add_key_file, read_key
 
 if TYPE_CHECKING:
     from models.bundle import Variant
-    from server.pipeline.live import LabelledRows, LiveServer
+    from server.pipeline.live import LabelledRows, LiveServer, Reloaded
 
 EXAMPLE = "eenet fit my-bundle --policy eenet --costs 2.3,4.1,4.9"
 
@@ -33,16 +35,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--policy",
         choices=POLICIES,
         help=f"exit policy; {describe_policies()} (default: {DEFAULT_POLICY}; with --from-live "
-        f"the one that a server starts with)",
+        f"the one that is served)",
     )
     add_precision(parser, "all; with --from-live the one that is served")
     parser.add_argument(
         "--labels",
         choices=("calibration", "none"),
-        default="calibration",
         help="what to fit to; none: the last exit's answers in place of labels, kept beside the "
         "policy that is fitted to labels, which stays the one a server starts with (default: "
-        "%(default)s)",
+        "calibration; with --from-live and no --policy as the fit that is served)",
     )
     add_prior(parser)
     add_costs(parser, "the bundle's own profile")
@@ -61,6 +62,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", help="with --from-live: the model's name there (default: the bundle's)"
     )
+    add_key_file(parser, "one of administration; with --from-live")
     add_seed(parser)
     add_json(parser, "the results")
 
@@ -74,10 +76,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from server.pipeline.refit import refit
 
     bundle, server, rows = load_bundle(args.folder), None, None
+    label_free = args.labels == "none"
     precisions = bundle.precisions if args.precision is None else (args.precision,)
     policy = args.policy or DEFAULT_POLICY
     if args.from_live is not None:
-        server = LiveServer(args.from_live, args.model or bundle.manifest.name)
+        key = read_key(args.key_file, os.environ)
+        server = LiveServer(args.from_live, args.model or bundle.manifest.name, key)
         rows = server.rows(bundle.manifest)
         if args.precision not in (None, rows.precision):
             raise ValueError(
@@ -85,16 +89,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 f"--precision out"
             )
         precisions = (rows.precision,)
-        served = bundle.variant(rows.precision).entry.policy
-        policy = args.policy or served.removesuffix(LABEL_FREE)
+        if args.policy is None:
+            served = server.policy()
+            policy = served.removesuffix(LABEL_FREE)
+            label_free = label_free or (args.labels is None and served.endswith(LABEL_FREE))
+            if policy not in POLICIES:
+                raise ValueError(f"{server.url} serves {served}; name a policy with --policy")
     elif args.model is not None:
         raise ValueError("--model names a model of a server; give --from-live URL too")
+    elif args.key_file is not None:
+        raise ValueError("--key-file holds a key of a server; give --from-live URL too")
     elif args.costs is not None and len(precisions) > 1:
         raise ValueError(
             f"--costs are those of one precision, and {args.folder} holds "
             f"{', '.join(precisions)}; name one with --precision"
         )
-    name = policy + (LABEL_FREE if args.labels == "none" else "")
+    name = policy + (LABEL_FREE if label_free else "")
     log_step, result = StepLog(), dict[str, Any]()
     for precision in precisions:
         log_step(f"fitting {name} for {precision}")
@@ -105,7 +115,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             costs_ms=args.costs,
             weights=args.weights,
             live=rows,
-            label_free=args.labels == "none",
+            label_free=label_free,
             prior=args.prior,
             seed=args.seed,
         )
@@ -120,7 +130,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 f"fitted for the class shares of --prior {args.prior}; the table shows the test "
                 f"rows in their own shares"
             )
-        if args.labels == "none":
+        if label_free:
             print(
                 "fitted to the last exit's answers: the accuracy that its frontier expects is the "
                 "agreement with them; the table shows true accuracy on the test rows"
@@ -129,12 +139,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         evaluations = [row._asdict() for row in refitted.evaluations]
         result[precision] = {"evaluations": evaluations}
         if server is not None and refitted.live is not None:
-            result[precision]["live"] = _reload_server(server, refitted.variant, refitted.live)
+            named = None if args.policy is None or label_free else policy
+            reloaded = server.reload(named)
+            result[precision]["live"] = _describe_live(
+                server, reloaded, name, refitted.variant, refitted.live
+            )
     return {"bundle": str(args.folder), **result[precisions[0]], "precisions": result}
 
 
-def _reload_server(server: LiveServer, variant: Variant, live: LabelledRows) -> dict[str, Any]:
-    """Let a server use the scheduler that was fitted to its samples; print whether it does."""
+def _describe_live(
+    server: LiveServer, reloaded: Reloaded, name: str, variant: Variant, live: LabelledRows
+) -> dict[str, Any]:
+    """Print what a scheduler was fitted to, and whether the server has it."""
     from models.bundle import SCHEDULER_FILES
 
     rows = len(live.predictions.labels)
@@ -142,11 +158,18 @@ def _reload_server(server: LiveServer, variant: Variant, live: LabelledRows) -> 
         f"fitted to {rows} live rows, {live.with_feedback} with feedback; other labels drawn from "
         f"the last exit at temperature {live.temperature:.3g}"
     )
-    running = server.reload()
-    fitted = variant.bundle.listed(variant.scheduler() / SCHEDULER_FILES[1])
-    swapped = fitted is not None and running == fitted.sha256
-    if swapped:
+    ours = None
+    if reloaded.policy in variant.entry.schedulers:
+        ours = variant.bundle.listed(variant.scheduler(reloaded.policy) / SCHEDULER_FILES[1])
+    swapped = ours is not None and reloaded.sha256 == ours.sha256
+    if swapped and reloaded.policy == name:
         print(f"{server.url} now uses it")
+    elif swapped:
+        print(
+            f"{server.url} has reloaded this folder, and its budget or promise calls for "
+            f"{reloaded.policy}; POST {server.url}/scheduler/reload and PUT {server.url}/budget "
+            f"choose {name}"
+        )
     else:
         print(
             f"{server.url} serves {server.model} from another folder, which has another scheduler; "

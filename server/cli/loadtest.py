@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from profiling.loadtest.plan import (
 )
 from server.cli.options import add_json, add_seed, numbers
 from server.cli.progress import time_passes
+from server.client_key import add_key_file, advice, key_headers, read_key
+
+Headers = tuple[tuple[str, str], ...]
 
 ASK_TIMEOUT_S = 10.0
 CAPACITY_S = 5.0
@@ -52,6 +56,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="OUT.npz",
         help="write every request, every change of the budget and every read of it",
     )
+    add_key_file(parser, "one of both groups")
     add_seed(parser)
     add_json(parser, "the results")
 
@@ -156,18 +161,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     columns = Columns(args.text_column, args.label_column)
     inputs = read_inputs(args.images, args.texts, columns)
     plan = read_plan(args, inputs)
-    before = ask_budgets(args.url, args.model)  # fails at once where there is no server
+    headers = key_headers(read_key(args.key_file, os.environ))
+    before = ask_budgets(args.url, args.model, headers)  # fails at once where there is no server
     if args.exceeding is not None:
-        capacity = args.capacity or measure_capacity(args.url, plan)
+        capacity = args.capacity or measure_capacity(args.url, plan, headers)
         plan = plan.overloading(args.exceeding, capacity)
     with time_passes("loading", plan.seconds):
-        result = send(args.url, plan)
+        result = send(args.url, plan, headers)
+    check_answered(result)
     log, models = read_log(
         result, plan.inputs, plan.variants, inputs.labels, before, plan.budgets.values
     )
     if args.log is not None:
         save_log(log, args.log)
-    states = [each for each in ask_budgets(args.url, args.model) if each.get("model") in models]
+    after = ask_budgets(args.url, args.model, headers)
+    states = [each for each in after if each.get("model") in models]
     report = _report(args, plan, result, log, models, states)
     print("\n".join(_lines(report)))
     return report
@@ -202,7 +210,23 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--log is {args.log}, whose folder does not exist; make it first")
 
 
-def measure_capacity(url: str, plan: LoadPlan) -> float:
+def check_answered(result: LoadResult) -> None:
+    """Check that a load had an answer.
+
+    Raises:
+        ValueError: If it had none.
+    """
+    if not result.ok.any():
+        first = describe_outcome(result, 0)
+        raise ValueError(f"no request was answered; the first: {first}{_advice(result)}")
+
+
+def _advice(result: LoadResult) -> str:
+    outcome = result.outcome[0]
+    return advice(int(outcome)) if outcome.isdigit() else ""
+
+
+def measure_capacity(url: str, plan: LoadPlan, headers: Headers = ()) -> float:
     """Return the requests per second that are answered if all run to the last exit.
 
     Raises:
@@ -211,29 +235,28 @@ def measure_capacity(url: str, plan: LoadPlan) -> float:
     query = {"budget_ms": UNLIMITED_MS} | ({} if plan.model is None else {"model": plan.model})
     path = f"/predict?{urlencode(query)}"
     calls = [call._replace(path=path) for call in plan.calls[: plan.num_inputs]]
-    config = ConnectionConfig(CLOSED_CONNECTIONS, keep_bodies=True)
+    config = ConnectionConfig(CLOSED_CONNECTIONS, keep_bodies=True, headers=headers)
     with time_passes("measuring the capacity", CAPACITY_S + WARM_UP_S):
         result = closed_loop(url, calls, config, seconds=CAPACITY_S, warm_up_s=WARM_UP_S)
-    if not result.ok.any():
-        raise ValueError(f"no request was answered; the first: {describe_outcome(result, 0)}")
+    check_answered(result)
     return result.rate
 
 
-def ask_budgets(url: str, model: str | None) -> list[State]:
+def ask_budgets(url: str, model: str | None, headers: Headers = ()) -> list[State]:
     """Read the budget of one model or of all.
 
     Raises:
         ValueError: If the server does not answer, or does not know the model.
     """
     path = budget_path(model)
-    config = ConnectionConfig(1, timeout_s=ASK_TIMEOUT_S, keep_bodies=True)
+    config = ConnectionConfig(1, timeout_s=ASK_TIMEOUT_S, keep_bodies=True, headers=headers)
     asked = closed_loop(url, [Call(path, method="GET")], config, count=1)
     if asked.bodies is None or not asked.outcome[0].isdigit():
         raise ValueError(
             f"{url} does not answer ({asked.outcome[0]}); start a server there with eenet serve"
         )
     if asked.outcome[0] != OK:
-        raise ValueError(f"{url} answers {path} with {describe_outcome(asked, 0)}")
+        raise ValueError(f"{url} answers {path} with {describe_outcome(asked, 0)}{_advice(asked)}")
     try:
         models: list[State] = json.loads(asked.bodies[0])["models"]
     except (ValueError, KeyError, TypeError) as error:

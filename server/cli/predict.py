@@ -236,7 +236,9 @@ class OfflineModel:
         schedulers = calibrate_to_host(variant, fitted, costs)
         scheduler = schedulers.chosen
         if parameter is None and budget_ms is None:
-            keeper = PromiseKeeper(schedulers, settings.max_disagreement, settings.confidence)
+            keeper = PromiseKeeper(
+                schedulers, settings.max_disagreement, settings.confidence, audits=False
+            )
             scheduler, parameter = keeper.scheduler(None), keeper.parameter(None)
         elif parameter is None and budget_ms is not None:
             # The server's choice for a request with a budget of its own.

@@ -73,6 +73,8 @@ class AuditTrace:
 
     Attributes:
         key: The caller's own; the engine never reads it.
+        at_once: Whether the heads run with the request's stages, so that the audit ends as soon as
+            the request has reached the last exit.
         exit_outputs: One entry per exit passed: its log-probabilities of the row, (C,) or (P, C);
             or, where the exit head was skipped, the row after that stage, for the head to run on
             later.
@@ -82,6 +84,7 @@ class AuditTrace:
     """
 
     key: int
+    at_once: bool = False
     exit_outputs: list[LogProbs | Part] = field(default_factory=list)
     resume_from: Part | None = None
     exit: int | None = None

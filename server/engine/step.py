@@ -98,6 +98,8 @@ class StageExecutor:
         exit = request.stage
         if exit == self._last or request.traced or request.deadline_s is not None:
             return True
+        if request.audit is not None and request.audit.at_once:
+            return True
         if request.run_to_end:
             return snapshot.combiner.needs(exit)
         if request.parameter is not None:

@@ -15,6 +15,7 @@ from models.bundle import Manifest, Precision
 from profiling.calibration import Predictions
 from scheduler.confidence import SMALLEST_LOG
 from scheduler.monitoring.temperature import draw_labels, fit_temperature
+from server.client_key import advice, key_headers
 
 MIN_ROWS = 500
 TIMEOUT_S = 60.0
@@ -35,24 +36,33 @@ class LiveRows(NamedTuple):
     precision: Precision
 
 
+class Reloaded(NamedTuple):
+    """The scheduler that a server uses after a reload: its name, and hash of its scheduler.npz."""
+
+    policy: str
+    sha256: str
+
+
 class LiveServer:
     """One model of a running server.
 
     Args:
         url: Root of the server, such as http://localhost:8000.
         model: Name of the model there.
+        key: Key of administration; None: the server needs none.
 
     Raises:
         ValueError: If the URL is not an HTTP one.
     """
 
-    def __init__(self, url: str, model: str) -> None:
+    def __init__(self, url: str, model: str, key: str | None = None) -> None:
         if urlsplit(url).scheme not in ("http", "https"):
             raise ValueError(
                 f"--from-live {url!r} is not the URL of a server; give one such as http://localhost:8000"
             )
         self.url = url.rstrip("/")
         self.model = model
+        self._headers = dict(key_headers(key))
 
     def rows(self, manifest: Manifest) -> LiveRows:
         """Fetch the model's audited samples.
@@ -76,25 +86,37 @@ class LiveServer:
         self._check(rows, manifest)
         return rows
 
-    def reload(self) -> str:
-        """Let the server reload its scheduler.
-
-        Returns:
-            The SHA-256 of the scheduler.npz that it runs then.
+    def policy(self) -> str:
+        """Return the name of the scheduler that the server uses.
 
         Raises:
             ValueError: If the server does not answer, or refuses.
         """
-        content = self._ask("POST", "/scheduler/reload")
+        (policy,) = self._read("/audit", self._ask("GET", "/audit"), "policy")
+        return policy
+
+    def reload(self, policy: str | None) -> Reloaded:
+        """Let the server reload its schedulers.
+
+        Args:
+            policy: The one that it shall use under a budget; None: the same as before.
+
+        Raises:
+            ValueError: If the server does not answer, or refuses.
+        """
+        path, asked = "/scheduler/reload", None if policy is None else {"policy": policy}
+        return Reloaded(*self._read(path, self._ask("POST", path, asked), "policy", "sha256"))
+
+    def _read(self, path: str, content: bytes, *fields: str) -> list[str]:
+        """Read fields of the one model that an answer is about."""
         try:
-            (reloaded,) = json.loads(content)["models"]
-            sha256: str = reloaded["sha256"]
+            (model,) = json.loads(content)["models"]
+            return [str(model[field]) for field in fields]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{self.url}/scheduler/reload does not name its scheduler; check that it is a "
-                f"server of `eenet serve`"
+                f"{self.url}{path} does not name its scheduler; check that it is a server of "
+                f"`eenet serve`"
             ) from error
-        return sha256
 
     def _check(self, rows: LiveRows, manifest: Manifest) -> None:
         exits, classes = manifest.num_exits, len(manifest.classes)
@@ -112,16 +134,21 @@ class LiveServer:
         if rows.labels.min() < UNLABELLED or rows.labels.max() >= classes:
             raise ValueError(f"{self.url} has labels of {self.model} outside its {classes} classes")
 
-    def _ask(self, method: str, path: str) -> bytes:
+    def _ask(self, method: str, path: str, fields: dict[str, str] | None = None) -> bytes:
         url = f"{self.url}{path}?{urlencode({'model': self.model})}"
         try:
-            request = urllib.request.Request(url, method=method)
+            body = None if fields is None else json.dumps(fields).encode()
+            kind = {} if body is None else {"Content-Type": "application/json"}
+            headers = self._headers | kind
+            request = urllib.request.Request(url, body, headers, method=method)
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
                 content: bytes = answer.read()
         except urllib.error.HTTPError as error:
             with error:
                 reason = _detail(error.read()) or error.reason
-            raise ValueError(f"{method} {url} was answered {error.code}: {reason}") from error
+            raise ValueError(
+                f"{method} {url} was answered {error.code}: {reason}{advice(error.code)}"
+            ) from error
         except (OSError, HTTPException) as error:  # the latter also for a bad port
             raise ValueError(
                 f"{method} {url} failed: {error}; check that the server is running"

@@ -26,7 +26,8 @@ KNOWN_ERRORS = {
     and issubclass(each, ServeError) and each is not ServeError
 }  # fmt: skip
 NO_AUDIT = 0
-TRACED, AUDITED = 1, 2  # bits of a request's flags
+TRACED, AUDITED, AT_ONCE = 1, 2, 4  # bits of a request's flags
+TERMS = "policy_version", "slowdown", "overhead_ms", "renews"  # all but the frontier
 
 
 class Sender(Protocol):
@@ -69,8 +70,10 @@ def pack_requests(
     whole = np.empty((len(requests), 5), np.int64)
     real = np.empty((len(requests), 2), np.float64)
     for place, (number, request) in enumerate(zip(numbers, requests, strict=True)):
-        key = NO_AUDIT if request.audit is None else request.audit.key
-        flags = TRACED * request.traced + AUDITED * (request.audit is not None)
+        key, flags = NO_AUDIT, TRACED * request.traced
+        if request.audit is not None:
+            key = request.audit.key
+            flags += AUDITED + AT_ONCE * request.audit.at_once
         whole[place] = number, request.policy_version, request.priority, flags, key
         real[place] = (
             math.nan if request.parameter is None else request.parameter,
@@ -112,7 +115,7 @@ def unpack_requests(
                 priority,
                 traced=bool(flags & TRACED),
                 policy_version=version,
-                audit=AuditTrace(key) if flags & AUDITED else None,
+                audit=AuditTrace(key, bool(flags & AT_ONCE)) if flags & AUDITED else None,
                 place=place,
                 number=number,
                 front=front,
@@ -270,7 +273,7 @@ def unpack_work(message: Message) -> Work:
 
 def pack_terms(model: int, terms: EntryTerms) -> Message:
     """Pack the terms under which requests enter."""
-    numbers = {name: getattr(terms, name) for name in ("policy_version", "slowdown", "overhead_ms")}
+    numbers = {name: getattr(terms, name) for name in TERMS}
     return Message("terms", {"model": model, **numbers}, (terms.parameters, terms.costs_ms))
 
 
@@ -281,14 +284,12 @@ def unpack_terms(message: Message, before: EntryTerms | None) -> EntryTerms:
         message: The message; without arrays if the frontier is still that of the terms before.
         before: The terms before, if there are any.
     """
-    version, slowdown, overhead_ms = (
-        message.fields[name] for name in ("policy_version", "slowdown", "overhead_ms")
-    )
+    numbers = {name: message.fields[name] for name in TERMS}
     if not message.arrays:
         assert before is not None, "the first terms have a frontier"
-        return before._replace(slowdown=slowdown, overhead_ms=overhead_ms)
+        return before._replace(**numbers)
     parameters, costs_ms = (array.copy() for array in message.arrays)
-    return EntryTerms(version, parameters, costs_ms, slowdown, overhead_ms)
+    return EntryTerms(parameters=parameters, costs_ms=costs_ms, **numbers)
 
 
 def pack_keys(keys: Mapping[Group, KeySet]) -> Message:

@@ -63,7 +63,8 @@ class Auditor:
 
     Every sample that is accepted is finished, on a busy engine too. Whether one is accepted depends
     on how many are in flight when it arrives, never on the sample or on the exit that it takes: the
-    audited ones represent all.
+    audited ones represent all. Those that end at once are accepted in any case: they keep no state
+    of the network, and fronts limit their number.
 
     Attributes:
         on_accept: Called for every accepted sample, before it can be lost.
@@ -73,6 +74,7 @@ class Auditor:
         self.on_accept: Callable[[], None] = lambda: None
         self._lock = threading.Lock()  # guards all that follows
         self._in_flight: dict[AuditTrace, int] = {}  # with the policy that each entered under
+        self._shadows = 0  # those in flight that keep a state
         self._ended: deque[AuditResult] = deque()
         self._outcomes: list[AuditOutcome] = []
         self._skipped = self._cancelled = self._lost = 0
@@ -85,11 +87,13 @@ class Auditor:
     def accept(self, trace: AuditTrace, policy_version: int) -> bool:
         """Accept a sample that was drawn, unless too many are in flight."""
         with self._lock:
-            if len(self._in_flight) >= MOST_IN_FLIGHT:
-                self._collect()
-            if len(self._in_flight) >= MOST_IN_FLIGHT:
-                self._skipped += 1
-                return False
+            if not trace.at_once:
+                if self._shadows >= MOST_IN_FLIGHT:
+                    self._collect()
+                if self._shadows >= MOST_IN_FLIGHT:
+                    self._skipped += 1
+                    return False
+                self._shadows += 1
             self._in_flight[trace] = policy_version
             self.on_accept()
             return True
@@ -98,7 +102,7 @@ class Auditor:
         """Give up a sample whose client has left before it got a prediction."""
         with self._lock:
             self._collect()
-            if self._in_flight.pop(trace, None) is not None:
+            if self._pop(trace) is not None:
                 self._cancelled += 1
 
     def lose(self, trace: AuditTrace) -> None:
@@ -124,15 +128,20 @@ class Auditor:
         return taken
 
     def _drop(self, trace: AuditTrace) -> None:
-        if self._in_flight.pop(trace, None) is not None:
+        if self._pop(trace) is not None:
             self._lost += 1
+
+    def _pop(self, trace: AuditTrace) -> int | None:
+        version = self._in_flight.pop(trace, None)
+        self._shadows -= version is not None and not trace.at_once
+        return version
 
     def _collect(self) -> None:
         while self._ended:
             trace, log_probs = self._ended.popleft()
             if log_probs is None or trace.exit is None:
                 self._drop(trace)
-            elif (version := self._in_flight.pop(trace, None)) is not None:
+            elif (version := self._pop(trace)) is not None:
                 self._outcomes.append(
                     AuditOutcome(trace.key, version, trace.exit, trace.parameter, log_probs)
                 )

@@ -67,7 +67,7 @@ def audit_state(model: ModelControl) -> AuditState:
     return AuditState(
         model=model.name,
         policy=model.scheduler.shown_name,
-        share=audits.share,
+        share=1.0 if model.promise.renews(model.controller.budget_ms) else audits.share,
         samples=len(log.rows),
         skipped=audits.skipped,
         lost=audits.lost,

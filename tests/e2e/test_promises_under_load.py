@@ -7,11 +7,12 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
+from tests.bundles import without_certification
 from tests.e2e.test_faults import Load, until
 
 if TYPE_CHECKING:
@@ -83,3 +84,25 @@ def test_audits_that_die_with_an_engine_are_counted_as_lost(
         server.client.put("/budget", json={"budget_ms": None})
         shown = server.client.get("/budget").json()["models"][0]
         assert shown["certified"] is None and "withdrawn" in shown["reason"]
+
+
+def test_fronts_draw_every_request_until_a_promise_is_certified(
+    start_processes: StartServer, several_fits: Path, images: Images, tmp_path: Path
+) -> None:
+    folder = without_certification(several_fits, tmp_path / "bundle")
+    layout = ("--front-ends", "2", "--engines", "2", "--engine-workers", "1")
+    promise = ("--max-disagreement", "0.05", "--audit-share", "0.001")
+    bundle = ("--bundle", str(folder), "--precision", "float32")
+    with start_processes(*bundle, *layout, *promise) as server:
+
+        def certified() -> dict[str, Any] | None:
+            shown = server.client.get("/budget").json()["models"][0]["certified"]
+            return dict(shown) if shown else None
+
+        assert certified() is None
+        with Load(server, images) as load:
+            until(lambda: certified() is not None)
+            sent = len(load.answers)
+        assert sent < 1500 and set(load.statuses) == {200}
+        (audit,) = server.client.get("/audit").json()["models"]
+        assert 59 <= audit["samples"] <= len(load.answers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +20,8 @@ from hypothesis.stateful import (
 from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
 
-from models.bundle import load_bundle, rewrite_manifest
+from models.bundle import load_bundle
 from models.stage_costs import StageCosts
-from profiling.calibration import save_recorded
 from scheduler.fitted import Scheduler
 from scheduler.policy import exits_taken, replay
 from server.app import create_app
@@ -32,7 +30,7 @@ from server.model import ModelControl
 from server.quality.feedback import PredictionLog
 from server.reports import Answers, EntryTerms, RunnerFacts
 from server.settings import Settings
-from tests.bundles import recorded_of
+from tests.bundles import recorded_of, without_certification
 
 if TYPE_CHECKING:
     from tests.conftest import Images
@@ -64,10 +62,10 @@ def put(client: TestClient, **change: object) -> dict[str, Any]:
     return shown
 
 
-def exits_of(client: TestClient, images: Images, **options: object) -> list[int]:
+def exits_of(client: TestClient, images: Images, start: int = 0, **options: object) -> list[int]:
+    files = images.files[start % len(images.files) :][:40]
     answers = [
-        client.post("/predict", content=file, headers=JPEG, params=options)
-        for file in images.files[:40]
+        client.post("/predict", content=file, headers=JPEG, params=options) for file in files
     ]
     return [answer.json()["exit"] for answer in answers]
 
@@ -172,11 +170,7 @@ def test_a_bad_share_is_422_and_changes_nothing(client: TestClient, value: str) 
 def test_without_certification_rows_everything_runs_to_the_end_and_it_says_why(
     shipped_bundle: Path, tmp_path: Path, images: Images, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = Path(shutil.copytree(shipped_bundle, tmp_path / "bundle"))
-    bundle = load_bundle(folder)
-    recorded = recorded_of(folder, "float32")._replace(certification=None)
-    save_recorded(recorded, bundle.variant("float32").predictions)
-    rewrite_manifest(bundle)
+    folder = without_certification(shipped_bundle, tmp_path / "bundle")
     with serving(folder) as client:
         shown = state(client)
         assert shown["promise"] == "disagreement" and shown["certified"] is None
@@ -216,6 +210,63 @@ def test_audited_samples_withdraw_the_promise_and_renew_it(
         shown = state(client)
         assert 2000 <= shown["certified"]["rows"] < 2012  # those since the alarm
         assert shown["reason"] is None and 0 in exits_of(client, images)
+
+
+def share_shown(client: TestClient) -> float:
+    share: float = client.get("/audit").json()["models"][0]["share"]
+    return share
+
+
+@pytest.mark.parametrize("by_drift", [True, False])
+def test_a_withdrawn_promise_is_renewed_by_some_hundred_requests(
+    several_fits: Path, monkeypatch: pytest.MonkeyPatch, images: Images, by_drift: bool
+) -> None:
+    with serving(several_fits, audit_share=0.01, max_disagreement=0.1) as client:
+        model, lost = model_of(client), 0 if by_drift else 10
+        assert share_shown(client) == 0.01
+        if by_drift:
+            monkeypatch.setattr(model.quality.drift, "psi", lambda: [0.3, None])
+        else:
+            model.note_lost_audits(lost)
+        client.get("/metrics")
+        shown, sent = state(client), 0
+        assert "is audited until these samples certify a point" in shown["reason"]
+        assert share_shown(client) == 1
+        while shown["certified"] is None and sent < 800:
+            exits = exits_of(client, images, start=sent)
+            sent += len(exits)
+            client.get("/metrics")
+            shown = state(client)
+            assert shown["certified"] is not None or set(exits) == {2}
+        rows = shown["certified"]["rows"]  # since the withdrawal, lost ones included
+        assert 40 <= sent <= 800 and sent - 40 < rows <= sent + lost
+        assert share_shown(client) == 0.01
+        assert 0 in exits_of(client, images)
+        audited = client.get("/audit").json()["models"][0]["samples"]
+        assert sent - 40 < audited <= sent + 5, "audits are few again"
+
+
+@pytest.mark.parametrize("audit_share", [0, 0.01])
+def test_a_request_with_a_budget_of_its_own_renews_nothing(
+    several_fits: Path, images: Images, audit_share: float
+) -> None:
+    with serving(several_fits, audit_share=audit_share) as client:
+        model_of(client).note_lost_audits(20)
+        client.get("/metrics")
+        exits_of(client, images, budget_ms=1e-3)
+        assert client.get("/audit").json()["models"][0]["samples"] <= 4
+
+
+def test_without_audits_nothing_renews_the_promise_and_it_says_so(
+    several_fits: Path, monkeypatch: pytest.MonkeyPatch, images: Images
+) -> None:
+    with serving(several_fits, audit_share=0) as client:
+        monkeypatch.setattr(model_of(client).quality.drift, "psi", lambda: [0.3, None])
+        client.get("/metrics")
+        assert "with --audit-share 0 none is audited" in state(client)["reason"]
+        assert set(exits_of(client, images)) == {2}
+        audit = client.get("/audit").json()["models"][0]
+        assert (audit["share"], audit["samples"]) == (0, 0)
 
 
 def test_audits_that_died_with_their_engine_count_against_the_promise(several_fits: Path) -> None:
@@ -321,7 +372,13 @@ class Promises(RuleBasedStateMachine):
         if self.engines.scheduler is not None:
             assert self.engines.scheduler is model.scheduler.scheduler
         budget_ms = model.controller.budget_ms
-        if model.promise.is_withdrawn(budget_ms) or model.promise.kind(budget_ms) == "none":
+        kept = model.promise.kind(budget_ms) == "disagreement"
+        assert self.terms[-1].renews == (kept and model.promise.certified(budget_ms) is None)
+        if (
+            self.terms[-1].renews
+            or model.promise.is_withdrawn(budget_ms)
+            or model.promise.kind(budget_ms) == "none"
+        ):
             replayed = replay(model.policy, self.rows[:, :50])
             assert set(exits_taken(model.policy, replayed, parameter)) == {2}
 

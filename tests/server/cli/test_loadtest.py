@@ -35,10 +35,12 @@ class Server(http.server.ThreadingHTTPServer):
 
     Attributes:
         asked: Path and content type of every prediction.
-        fails: Whether predictions are answered 429.
-        refuses: Every how many predictions one is answered 429; None: none.
+        fails: Whether predictions are answered with `failure`.
+        failure: A refusal, 429 at first: its status and body.
+        refuses: Every how many predictions one is refused; None: none.
         budgets: The answer to GET /budget: its status and body.
         put: Path and body of every PUT; one of 666 ms is refused.
+        keys: The methods and keys of all requests.
     """
 
     request_queue_size = 64
@@ -47,8 +49,10 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[tuple[str, str]] = []
         self.fails = False
+        self.failure: tuple[int, dict[str, str]] = (429, {"error": "the queue is full"})
         self.refuses: int | None = None
         self.put: list[tuple[str, Any]] = []
+        self.keys: set[tuple[str, str | None]] = set()
         self.budgets: tuple[int, Any] = (200, {"models": [STATE, {**STATE, "model": "other"}]})
 
     @property
@@ -77,7 +81,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.asked.append((self.path, self.headers["Content-Type"]))
         refuses = self.server.refuses
         if self.server.fails or (refuses and len(self.server.asked) % refuses == 0):
-            self.reply(429, {"error": "the queue is full"})
+            self.reply(*self.server.failure)
             return
         is_text = self.headers["Content-Type"] == "application/json"
         number = len(json.loads(body)["text"]) if is_text else body[0]
@@ -86,6 +90,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.reply(200, {**answer, "label": label, "latency_ms": LATENCY})
 
     def reply(self, status: int, content: Any) -> None:
+        self.server.keys.add((self.command, self.headers["Authorization"]))
         body = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
@@ -386,3 +391,40 @@ def test_a_server_that_does_not_answer_as_ours_is_one_sentence(
     server.budgets, server.fails = (200, {"models": []}), True
     with pytest.raises(ValueError, match="429: the queue is full"):
         loadtest(server.url, "--images", archive, "--seconds", 0.05)
+
+
+def test_a_key_goes_along_with_every_request(
+    server: Server,
+    archive: Path,
+    report: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    report("--images", archive)
+    assert server.keys == {("GET", None), ("POST", None)}
+    server.keys.clear()
+    (tmp_path / "key").write_text("abc123\n")
+    options = ("--images", archive, "--budgets", "0:2.0", "--key-file", tmp_path / "key")
+    report(*options)
+    assert server.keys == {(method, "Bearer abc123") for method in ("GET", "POST", "PUT")}
+    server.keys.clear()
+    monkeypatch.setenv("EENET_KEY", "def456")
+    report("--images", archive)
+    assert server.keys == {(method, "Bearer def456") for method in ("GET", "POST")}
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"), [(401, "; give a key that the server knows"), (403, "; give a key of")]
+)
+def test_a_key_that_does_not_open_says_what_to_do(
+    server: Server, archive: Path, status: int, remedy: str
+) -> None:
+    refused = (status, {"error": "no"})
+    server.fails, server.failure = True, refused
+    with pytest.raises(
+        ValueError, match=f"no request was answered; the first: {status}: no{remedy}"
+    ):
+        loadtest(server.url, "--images", archive, "--seconds", 0.05)
+    server.budgets = refused
+    with pytest.raises(ValueError, match=f"answers /budget with {status}: no{remedy}"):
+        loadtest(server.url, "--images", archive)

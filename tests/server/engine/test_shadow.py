@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -132,6 +133,31 @@ def test_exits_that_no_user_needs_are_asked_only_after_the_answer() -> None:
     assert [0.95, 0.6, 0.7] == shares(told[0])
     assert (told[0].trace.exit, told[0].trace.parameter) == (2, 2.0)
     assert [len(names) for _, names in backend.stages()] == [3, 3, 3], "its stages run once"
+
+
+def test_an_audit_at_once_runs_the_heads_on_the_way_and_every_stage_once() -> None:
+    told: list[Any] = []
+    backend = Backend()
+    engine = engine_of(backend, told.extend, told.append, parameter=2.0, max_batch=4)
+    engine.submit([row(0.95, 0.6, 0.7, trail=AuditTrace(0, at_once=True)), row(0.5, 0.5, 0.5)])
+    run_to_the_end(engine, told, 3)
+    assert [each[:2] for each in backend.ran] == [
+        (kind, exit) for exit in range(3) for kind in ("stage", "head")
+    ]
+    answered, other, audited = told
+    assert answered.result.exit == other.result.exit == 2
+    assert (audited.trace.exit, audited.trace.parameter) == (2, 2.0)
+    assert [0.95, 0.6, 0.7] == shares(audited)
+
+
+def test_an_audit_at_once_whose_row_leaves_early_goes_on_as_others_do() -> None:
+    told: list[Any] = []
+    backend = Backend()
+    engine = engine_of(backend, on_audit=told.append)  # the promise was renewed meanwhile
+    engine.submit([row(0.95, 0.6, 0.7, trail=AuditTrace(0, at_once=True))])
+    run_to_the_end(engine, told, 1)
+    assert told[0].trace.exit == 0 and [0.95, 0.6, 0.7] == shares(told[0])
+    assert [stage for stage, _ in backend.stages()] == [0, 1, 2]
 
 
 def test_a_row_that_has_come_past_a_left_out_exit_is_asked_there_too() -> None:
@@ -275,10 +301,11 @@ def test_once_it_is_over_rows_are_lost_wherever_they_are() -> None:
 
 
 CONFIDENCE = st.sampled_from([0.6, 0.85, 0.95])
+AuditAtOnce = functools.partial(AuditTrace, at_once=True)
 SAMPLES = st.tuples(
     st.tuples(CONFIDENCE, CONFIDENCE, CONFIDENCE),
     st.sampled_from([None, None, 0, 1, 2]),  # the stage that fails on it
-    st.booleans(),  # audited
+    st.sampled_from([None, AuditTrace, AuditAtOnce]),
 )
 STEPS = st.one_of(
     st.tuples(st.just("submit"), st.lists(SAMPLES, min_size=1, max_size=6)),
@@ -308,10 +335,10 @@ def test_every_audited_row_that_was_answered_is_told_once_whatever_happens(
     for kind, what in steps:
         if kind == "submit":
             new = []
-            for confidences, poisoned, audited in what:
+            for confidences, poisoned, audit in what:
                 shown = [POISON if k == poisoned else sure for k, sure in enumerate(confidences)]
                 key = len(rows) + len(new)
-                new.append(row(*shown, request_id=key, trail=AuditTrace(key) if audited else None))
+                new.append(row(*shown, request_id=key, trail=audit and audit(key)))
             rows += new
             given_to += what
             engine.submit(new)

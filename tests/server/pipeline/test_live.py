@@ -35,6 +35,9 @@ class Fake:
     def __init__(self) -> None:
         self.rows: dict[str, NDArray[Any]] = {}
         self.asked: list[tuple[str, str, dict[str, list[str]]]] = []
+        self.bodies: list[Any] = []
+        self.keys: set[str | None] = set()
+        self.policy = "maxprob"
         self.runs: Callable[[], str] = lambda: "0" * 64
         self.refusal: tuple[int, dict[str, str]] | None = None
 
@@ -47,7 +50,7 @@ class Fake:
             file = io.BytesIO()
             np.savez(file, allow_pickle=False, **self.rows)  # type: ignore[arg-type]
             return 200, file.getvalue()
-        told = {"model": "pets", "policy": "stopping", "sha256": self.runs()}
+        told = {"model": "pets", "policy": self.policy, "sha256": self.runs()}
         return 200, json.dumps({"models": [told]}).encode()
 
 
@@ -55,6 +58,10 @@ class Fake:
 def serving(fake: Fake) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def _serve(self) -> None:
+            if body := self.rfile.read(int(self.headers.get("Content-Length", 0))):
+                fake.bodies.append(json.loads(body))
+                fake.policy = fake.bodies[-1]["policy"]
+            fake.keys.add(self.headers.get("Authorization"))
             status, content = fake.answer(self.command, self.path)
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
@@ -114,7 +121,7 @@ def fake(bundle: Path, make_probs: MakeProbs) -> Fake:
         "precision": np.array("float32"),
     }
     fake.runs = lambda: hashlib.sha256(
-        (variant_of(bundle).scheduler() / FILES[1]).read_bytes()
+        (variant_of(bundle).scheduler(fake.policy) / FILES[1]).read_bytes()
     ).hexdigest()
     return fake
 
@@ -141,7 +148,13 @@ def test_the_live_rows_become_the_calibration_set(bundle: Path, fake: Fake, url:
     assert np.array_equal(after.test.labels, before.test.labels)
     assert scheduler_of(bundle).policy.kind == "maxprob"  # the bundle's own
     asked = {"model": ["pets"]}
-    assert fake.asked == [("GET", "/audit/rows", asked), ("POST", "/scheduler/reload", asked)]
+    assert fake.asked == [
+        ("GET", "/audit/rows", asked),
+        ("GET", "/audit", asked),
+        ("POST", "/scheduler/reload", asked),
+    ]
+    assert not fake.bodies, "the server goes on under the policy that it has"
+    assert fake.keys == {None}
 
 
 def test_the_model_there_and_the_policy_may_be_named(bundle: Path, fake: Fake, url: str) -> None:
@@ -149,6 +162,83 @@ def test_the_model_there_and_the_policy_may_be_named(bundle: Path, fake: Fake, u
     assert main(["fit", str(bundle), "--from-live", url, *named]) == 0
     assert [query for *_, query in fake.asked] == [{"model": ["pets two"]}] * 2
     assert scheduler_of(bundle).policy.kind == "entropy"
+    assert fake.bodies == [{"policy": "entropy"}]
+
+
+def test_what_is_served_is_fitted_whatever_the_bundle_starts_with(
+    bundle: Path, fake: Fake, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", str(bundle), "--policy", "stopping"]) == 0
+    fake.policy = "maxprob"
+    assert main(["fit", str(bundle), "--from-live", url]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{url} now uses it"
+    assert scheduler_of(bundle).policy.kind == "maxprob"
+    assert "stopping" in variant_of(bundle).entry.schedulers
+
+
+def test_a_server_that_keeps_a_promise_gets_a_label_free_fit(
+    bundle: Path, fake: Fake, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", str(bundle), "--labels", "none", "--policy", "stopping"]) == 0
+    fake.policy = "stopping-label-free"
+    before = contents(variant_of(bundle).scheduler("maxprob"))
+    assert main(["fit", str(bundle), "--from-live", url]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{url} now uses it"
+    after = variant_of(bundle)
+    assert after.entry.policy == "maxprob" and contents(after.scheduler("maxprob")) == before
+    assert load_scheduler(after.scheduler("stopping-label-free")).frontier.reference == "last_exit"
+    assert not fake.bodies
+
+
+def test_a_fit_that_budget_or_promise_does_not_call_for_is_named(
+    bundle: Path, fake: Fake, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", str(bundle), "--from-live", url, "--labels", "none"]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert "calls for maxprob;" in said and said.endswith("choose maxprob-label-free")
+
+
+def test_a_policy_that_cannot_be_fitted_is_told(
+    bundle: Path, fake: Fake, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.policy, fake.runs = "oracle", lambda: "0" * 64
+    assert "serves oracle; name a policy" in complaint(bundle, capsys, "--from-live", url)
+
+
+KEY = "0123456789abcdef"
+
+
+def test_a_key_goes_along_from_a_file_or_the_environment(
+    bundle: Path, fake: Fake, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    monkeypatch.setenv("EENET_KEY", "another")
+    named = ["--key-file", str(tmp_path / "key")]
+    assert main(["fit", str(bundle), "--from-live", url, *named]) == 0
+    assert fake.keys == {f"Bearer {KEY}"}
+    fake.keys.clear()
+    assert main(["fit", str(bundle), "--from-live", url]) == 0
+    assert fake.keys == {"Bearer another"}
+
+
+@pytest.mark.parametrize(("status", "remedy"), [(401, "--key-file FILE"), (403, "the other group")])
+def test_a_key_that_does_not_open_says_what_to_do(
+    bundle: Path,
+    fake: Fake,
+    url: str,
+    capsys: pytest.CaptureFixture[str],
+    status: int,
+    remedy: str,
+) -> None:
+    fake.refusal = (status, {"detail": "no"})
+    said = complaint(bundle, capsys, "--from-live", url)
+    assert f"answered {status}: no; " in said and remedy in said
+
+
+def test_a_key_without_a_server_is_told(
+    bundle: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert "--from-live" in complaint(bundle, capsys, "--key-file", str(tmp_path / "key"))
 
 
 def test_it_says_what_it_was_fitted_to_and_that_the_server_goes_on(
@@ -237,7 +327,9 @@ def test_the_precision_that_is_served_is_fitted_and_no_other(
     before = load_bundle(bundle).variant("float32")
     fake.rows["precision"] = np.array("int8")
     served = load_bundle(bundle).variant("int8")
-    fake.runs = lambda: hashlib.sha256((served.scheduler() / FILES[1]).read_bytes()).hexdigest()
+    fake.runs = lambda: hashlib.sha256(
+        (served.scheduler("maxprob") / FILES[1]).read_bytes()
+    ).hexdigest()
     kept = contents(before.folder)
     capsys.readouterr()
     assert main(["fit", str(bundle), "--from-live", url, "--json"]) == 0
@@ -323,7 +415,7 @@ def test_a_model_without_a_server_is_told(bundle: Path, capsys: pytest.CaptureFi
 def test_a_reload_that_fails_says_so(bundle: Path, fake: Fake, url: str) -> None:
     fake.refusal = (422, {"detail": "scheduler.npz is damaged"})
     with pytest.raises(ValueError, match=r"422: scheduler\.npz is damaged"):
-        LiveServer(url, "pets").reload()
+        LiveServer(url, "pets").reload(None)
 
 
 def test_drawn_labels_are_the_last_exits_answer_as_often_as_it_is_right(

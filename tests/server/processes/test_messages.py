@@ -67,7 +67,7 @@ def test_requests_keep_what_the_engine_reads(
             priority=priority,
             traced=traced,
             policy_version=place,
-            audit=AuditTrace(-(2**63) + place) if traced else None,
+            audit=AuditTrace(-(2**63) + place, at_once=priority > 1) if traced else None,
         )
         for place, (parameter, deadline_s, priority, traced) in enumerate(wanted)
     ]
@@ -79,7 +79,10 @@ def test_requests_keep_what_the_engine_reads(
     for mine, theirs in zip(read, requests, strict=True):
         for name in ("parameter", "deadline_s", "priority", "traced", "policy_version"):
             assert getattr(mine, name) == getattr(theirs, name)
-        assert (mine.audit and mine.audit.key) == (theirs.audit and theirs.audit.key)
+        assert (mine.audit is None) == (theirs.audit is None)
+        if mine.audit is not None and theirs.audit is not None:
+            assert mine.audit.key == theirs.audit.key
+            assert mine.audit.at_once == theirs.audit.at_once
         for here, there in zip(row_of(mine), theirs.state, strict=True):
             np.testing.assert_array_equal(here, there)
     black_box = BlackBox(create())
@@ -172,11 +175,13 @@ def test_answers_work_terms_and_facts_survive() -> None:
     np.testing.assert_array_equal(read.audits[0].log_probs, audits[0].log_probs)
     np.testing.assert_array_equal(read.scores[0].scores, real)
 
-    terms = EntryTerms(3, np.array([1.0, 2.0]), np.array([5.0, 6.0]), 1.5, 0.25)
+    terms = EntryTerms(3, np.array([1.0, 2.0]), np.array([5.0, 6.0]), 1.5, 0.25, False)
     first = unpack_terms(sent(pack_terms(0, terms)), None)
     assert first.parameter_for(99.0) == 2.0 and first.policy_version == 3
     later = pack_terms(0, terms._replace(slowdown=2.5))._replace(arrays=())
     assert unpack_terms(sent(later), first).slowdown == 2.5
+    renewing = pack_terms(0, terms._replace(renews=True))._replace(arrays=())
+    assert unpack_terms(sent(renewing), first).renews and not first.renews
 
     facts = RunnerFacts("int8", "cpu", StageCosts((1, 4), np.array([[1.0, 2.0], [3.0, 4.0]])), 2)
     same = facts_of(facts_fields(facts))
@@ -190,7 +195,7 @@ def test_terms_give_the_parameter_that_control_would_give(
 ) -> None:
     scheduler = scheduler_of(shipped_bundle)
     frontier = scheduler.frontier
-    terms = EntryTerms(0, frontier.parameters, frontier.expected_costs_ms, 1.5, 0.25)
+    terms = EntryTerms(0, frontier.parameters, frontier.expected_costs_ms, 1.5, 0.25, False)
     expected = frontier.at_cost((budget_ms - 0.25) / 1.5).parameter
     assert terms.parameter_for(budget_ms) == expected
 

@@ -76,6 +76,22 @@ def test_no_more_are_in_flight_than_the_bound() -> None:
     assert auditor.in_flight == MOST_IN_FLIGHT
 
 
+def test_those_that_end_at_once_are_all_accepted_and_take_no_place() -> None:
+    auditor = Auditor()
+    at_once = [AuditTrace(KEY, at_once=True) for _ in range(2 * MOST_IN_FLIGHT)]
+    assert all(auditor.accept(trace, 0) for trace in at_once)
+    traces = [accepted(auditor) for _ in range(MOST_IN_FLIGHT)]
+    assert not auditor.accept(AuditTrace(KEY), 0)
+    for trace in at_once[1:]:
+        auditor.note(left(trace))
+    auditor.give_up(at_once[0])
+    assert not auditor.accept(AuditTrace(KEY), 0)
+    auditor.lose(traces[0])
+    auditor.lose(traces[0])
+    accepted(auditor)
+    assert not auditor.accept(AuditTrace(KEY), 0)
+
+
 def test_what_is_given_up_has_no_outcome() -> None:
     auditor = Auditor()
     trace = accepted(auditor)
