@@ -19,7 +19,9 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 # Machines are shared: how long one example takes says nothing.
-hypothesis.settings.register_profile("tests", deadline=None)
+# CI tries as many examples as hypothesis does by itself.
+EXAMPLES = 100 if "CI" in os.environ else 40
+hypothesis.settings.register_profile("tests", deadline=None, max_examples=EXAMPLES)
 hypothesis.settings.load_profile("tests")
 
 # torch keeps a million objects alive, which a collection visits one by one. An export makes so many

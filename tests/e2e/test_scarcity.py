@@ -37,7 +37,7 @@ def last_words(bundle: Path, *flags: str, limit: Callable[[], None]) -> tuple[in
     return ended.returncode, ended.stderr.splitlines()
 
 
-@pytest.mark.parametrize("front_ends", ["0", "1"])
+@pytest.mark.parametrize("front_ends", [pytest.param("0", marks=pytest.mark.slow), "1"])
 @pytest.mark.parametrize(
     ("kind", "most", "sentence"),
     [

@@ -9,7 +9,7 @@ from scheduler.anytime import RiskAlarm, anytime_upper_bounds
 from scheduler.bounds import binomial_upper_bound
 from scheduler.monitoring.agreement import wilson
 
-STREAMS, ROWS = 200, 5000
+STREAMS, ROWS = 100, 5000
 WILSON_99, WINDOW, MIN_EARLY = 2.326348, 1000, 30
 
 

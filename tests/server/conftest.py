@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
+import server.engine.warmup
 import server.pipeline.builder
 import server.pipeline.variants
 from models.bundle import PREDICTIONS, PROFILE, SCHEDULER_FILES, write_manifest
@@ -38,6 +39,17 @@ TINY_BERT = {
 }
 QUICKLY = ("--epochs", "1", "--batch-size", "8")
 TINY_FCN = {"stem_width": 4, "widths": [4, 6], "dilations": [[], [1]]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_warm_ups() -> Iterator[None]:
+    """Every app that starts measures its costs in few rounds; `test_warmup.py` has all of them."""
+    few = {"WARM_UP_ROUNDS": (1, 2), "COST_ROUNDS": (4, 10), "BATCH_ROUNDS": (2, 4)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, rounds in few.items():
+            patch.setattr(server.engine.warmup, name, rounds)
+        patch.setattr(server.engine.warmup, "OVERHEAD_ROUNDS", 10)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -191,7 +191,7 @@ def spent_on(scheduler: Scheduler, rows: Predictions, budget: float, weights: Ar
 def test_every_policy_keeps_budgets_under_the_prior_it_is_fitted_for(
     kind: str, make_problem: Callable[..., Made]
 ) -> None:
-    rows, costs = skewed(make_problem, 3000, 0), np.array([1.0, 1.1, 1.3])
+    rows, costs = skewed(make_problem, 1500, 0), np.array([1.0, 1.1, 1.3])
     weights = Prior.uniform(tuple("abcde")).row_weights(rows.labels)
     observed, uniform = (fit_scheduler(kind, *rows, costs, each) for each in (None, weights))
     budgets = np.linspace(1.05, 1.25, 5).tolist()

@@ -17,6 +17,11 @@ from server.engine.warmup import measure_costs, measure_overhead_ms
 EXAMPLE = (np.zeros((1, 3), np.float32),)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_warm_ups() -> None:
+    """Here as many rounds are measured as by a server."""
+
+
 class FakeBackend:
     """Two exits that count their calls and take their time; fails where told to.
 
