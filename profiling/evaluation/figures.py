@@ -1,6 +1,7 @@
 """Plots of policies on recorded predictions."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -24,7 +25,9 @@ COLOURS = {name: kind.colour for name, kind in POLICIES.items()} | {
 DASHES: dict[str, Any] = dict(
     zip(
         POLICIES,
-        ("-", (0, (5, 1.5)), "-", (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (6, 2, 1, 2)), (0, (2, 2))),
+        cycle(
+            ("-", (0, (5, 1.5)), "-", (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (6, 2, 1, 2)), (0, (2, 2)))
+        ),
         strict=False,
     )
 )
