@@ -22,15 +22,8 @@ COLOURS = {name: kind.colour for name, kind in POLICIES.items()} | {
     PER_BUDGET: POLICIES["eenet"].colour,
     ORACLE: "#6b7280",
 }
-DASHES: dict[str, Any] = dict(
-    zip(
-        POLICIES,
-        cycle(
-            ("-", (0, (5, 1.5)), "-", (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (6, 2, 1, 2)), (0, (2, 2)))
-        ),
-        strict=False,
-    )
-)
+_DASHES = ("-", (0, (5, 1.5)), "-", (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (6, 2, 1, 2)), (0, (2, 2)))
+DASHES: dict[str, Any] = dict(zip(POLICIES, cycle(_DASHES), strict=False))
 """Line styles, so that lines differ without colours too."""
 
 MAIN_WIDTH, WIDTH = 2.0, 1.2

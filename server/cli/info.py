@@ -143,7 +143,7 @@ def _table(info: dict[str, Any]) -> Iterator[str]:
         budget = _budget_line(variant["default_budget_ms"], variant["at_default_budget"])
         yield f"{precision:10} {_schedulers(variant)}; {budget}"
     yield from _expected_by_scheduler(info["precisions"])
-    yield "precision   exit   cost ms   test accuracy %      MiB   exit rate at the suggested budget"
+    yield "precision   exit   cost ms   test accuracy %      MiB   exit rate at that budget"
     for precision, variant in info["precisions"].items():
         rates = (variant["at_default_budget"] or {}).get("exit_rates")
         for each in variant["exits"]:

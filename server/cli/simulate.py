@@ -201,8 +201,8 @@ def bundle_exits(
     Args:
         folder: The bundle.
         costs: Costs of its stages on the simulated device.
-        budget_ms: Mean cost of a sample alone on that device; None: the bundle's suggested budget on
-            the machine it was fitted for.
+        budget_ms: Mean cost of a sample alone on that device; None: the bundle's suggested budget
+            on the machine it was fitted for.
         precision: Which of the bundle's networks; None: the first of its manifest.
 
     Raises:
