@@ -202,4 +202,4 @@ def _budget_line(default_ms: float | None, point: dict[str, Any] | None) -> str:
         expected = f"agreement with the last exit {100 * point['expected_agreement']:.2f} %"
     else:
         expected = f"accuracy {100 * point['expected_accuracy']:.2f} %"
-    return f"suggested budget {default_ms:g} ms: expected {expected}"
+    return f"suggested budget {default_ms:g} ms: {expected}"
