@@ -111,7 +111,7 @@ class VariantEntry(_Strict):
         schedulers: Folders of the schedulers fitted to these predictions, by policy. The name of
             one that is fitted to the last exit's answers in place of labels ends in `-label-free`.
         policy: The policy that a server starts with, one of `schedulers`.
-        default_budget_ms: Budget in ms if the operator sets none; None: no budget.
+        default_budget_ms: Suggested budget in ms, information only; None: no suggestion.
         row_independent: Whether a row's output is the same alone and in any batch. If not, a
             backend runs one row at a time.
         measured: Accuracy and latency of these graphs.

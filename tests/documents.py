@@ -29,7 +29,8 @@ def examples(page: str) -> list[Example]:
     return [
         Example(
             commands,
-            json.loads(shown.replace(", ...]", "]")) if language == "json" else None,
+            # Not strict: a page may break a long sentence into lines.
+            json.loads(shown.replace(", ...]", "]"), strict=False) if language == "json" else None,
             shown if language == "text" else None,
         )
         for commands, language, shown in EXAMPLE.findall(text)

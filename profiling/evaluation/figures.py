@@ -1,6 +1,7 @@
 """Plots of policies on recorded predictions."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -21,13 +22,8 @@ COLOURS = {name: kind.colour for name, kind in POLICIES.items()} | {
     PER_BUDGET: POLICIES["eenet"].colour,
     ORACLE: "#6b7280",
 }
-DASHES: dict[str, Any] = dict(
-    zip(
-        POLICIES,
-        ("-", (0, (5, 1.5)), "-", (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (6, 2, 1, 2)), (0, (2, 2))),
-        strict=False,
-    )
-)
+_DASHES = ("-", (0, (5, 1.5)), "-", (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (6, 2, 1, 2)), (0, (2, 2)))
+DASHES: dict[str, Any] = dict(zip(POLICIES, cycle(_DASHES), strict=False))
 """Line styles, so that lines differ without colours too."""
 
 MAIN_WIDTH, WIDTH = 2.0, 1.2

@@ -61,7 +61,7 @@ class Subject:
     Attributes:
         network: Costs of its stages and heads.
         table: Decisions of its policy about the test rows.
-        default_parameter: The policy's at the bundle's default budget.
+        default_parameter: The policy's at the bundle's suggested budget.
         correct: How right each test row is at each exit that combines the heads so far, (M, K).
         correct_alone: The same of each exit that runs its own head alone, (M, K).
         calibration_accuracy: Accuracy of each head alone on calibration rows, (K,).

@@ -154,7 +154,7 @@ def _print(built: BuildResult) -> None:
         entry = manifest.precisions[precision]
         others = ", ".join(name for name in entry.schedulers if name != entry.policy)
         beside = f"; beside it {others}" if others else ""
-        print(f"{precision}: {entry.policy}, default budget {entry.default_budget_ms} ms{beside}")
+        print(f"{precision}: {entry.policy}, suggested budget {entry.default_budget_ms} ms{beside}")
         print_evaluations(evaluations)
 
 

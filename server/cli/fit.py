@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         entry = refitted.variant.entry
         print(
             f"{args.folder}: {name} for {precision}, {len(refitted.scheduler.frontier)} points "
-            f"of the frontier; a server starts with {entry.policy}, default budget "
+            f"of the frontier; a server starts with {entry.policy}, suggested budget "
             f"{entry.default_budget_ms} ms"
         )
         if args.prior != "observed":

@@ -67,7 +67,7 @@ def _variant(variant: Variant) -> dict[str, Any]:
         name: load_scheduler(variant.scheduler(name)).frontier for name in entry.schedulers
     }
     frontier, budget_ms = frontiers[entry.policy], entry.default_budget_ms
-    # The default budget was chosen at these costs.
+    # The suggested budget was chosen at these costs.
     costs_ms, accuracy = frontier.costs_ms.tolist(), _test_accuracy(variant.predictions).tolist()
     return {
         "exits": [
@@ -143,7 +143,7 @@ def _table(info: dict[str, Any]) -> Iterator[str]:
         budget = _budget_line(variant["default_budget_ms"], variant["at_default_budget"])
         yield f"{precision:10} {_schedulers(variant)}; {budget}"
     yield from _expected_by_scheduler(info["precisions"])
-    yield "precision   exit   cost ms   test accuracy %      MiB   exit rate at the default budget"
+    yield "precision   exit   cost ms   test accuracy %      MiB   exit rate at that budget"
     for precision, variant in info["precisions"].items():
         rates = (variant["at_default_budget"] or {}).get("exit_rates")
         for each in variant["exits"]:
@@ -155,10 +155,10 @@ def _table(info: dict[str, Any]) -> Iterator[str]:
 
 
 def _expected_by_scheduler(precisions: Mapping[str, Any]) -> Iterator[str]:
-    """A table of all schedulers at the default budget."""
+    """A table of all schedulers at the suggested budget."""
     names = [name for variant in precisions.values() for name in variant["expected"]]
     width = max(map(len, ["scheduler", *names]))
-    yield f"precision   {'scheduler':{width}}   cost ms   answers expected at the default budget"
+    yield f"precision   {'scheduler':{width}}   cost ms   answers expected at the suggested budget"
     for precision, variant in precisions.items():
         for name, expected in variant["expected"].items():
             rates = " ".join(f"{rate:.2f}" for rate in expected["exit_rates"])
@@ -197,9 +197,9 @@ def _input_line(settings: dict[str, Any]) -> str:
 
 def _budget_line(default_ms: float | None, point: dict[str, Any] | None) -> str:
     if default_ms is None or point is None:
-        return "none: every input runs to the last exit"
+        return "no budget is suggested"
     if "expected_agreement" in point:
         expected = f"agreement with the last exit {100 * point['expected_agreement']:.2f} %"
     else:
         expected = f"accuracy {100 * point['expected_accuracy']:.2f} %"
-    return f"{default_ms:g} ms by default: expected {expected}"
+    return f"suggested budget {default_ms:g} ms: {expected}"

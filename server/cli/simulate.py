@@ -39,7 +39,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--budget-ms",
         type=float,
         help="budget of the bundle's scheduler, which decides on its test predictions (default: "
-        "the trade-off of the bundle's default budget)",
+        "the trade-off of the bundle's suggested budget)",
     )
     exits.add_argument(
         "--exit-rates", type=numbers, metavar="P,P,...", help="share of samples at each exit"
@@ -201,8 +201,8 @@ def bundle_exits(
     Args:
         folder: The bundle.
         costs: Costs of its stages on the simulated device.
-        budget_ms: Mean cost of a sample alone on that device; None: the bundle's default budget on
-            the machine it was fitted for.
+        budget_ms: Mean cost of a sample alone on that device; None: the bundle's suggested budget
+            on the machine it was fitted for.
         precision: Which of the bundle's networks; None: the first of its manifest.
 
     Raises:

@@ -40,7 +40,7 @@ from server.pipeline.schedulers import FitKind, fit_kind
 
 SCALE_ROWS, CHOICE_ROWS = 300, 500  # clean training rows that fix and that choose int8 scales
 KNOWN_ROWS = 8
-ACCURACY_GIVEN_UP = 0.005  # in accuracy, by the default budget
+ACCURACY_GIVEN_UP = 0.005  # in accuracy, by the suggested budget
 MANY_VALUES = 10_000_000  # log-probabilities from which on a fit of eenet takes minutes
 
 

@@ -70,7 +70,7 @@ def test_people_get_a_table(capsys: pytest.CaptureFixture[str], shipped_bundle: 
     assert [line.split()[0] for line in budgets] == list(bundle.precisions)
     for line, name in zip(budgets, bundle.precisions, strict=True):
         entry = bundle.variant(name).entry
-        assert entry.policy in line and f"{entry.default_budget_ms:g} ms by default" in line
+        assert entry.policy in line and f"suggested budget {entry.default_budget_ms:g} ms" in line
 
 
 @pytest.mark.usefixtures("quick_fits")
@@ -87,7 +87,7 @@ def test_all_schedulers_are_named(
 
 
 @pytest.mark.usefixtures("quick_fits")
-def test_every_scheduler_says_what_it_expects_at_the_default_budget(
+def test_every_scheduler_says_what_it_expects_at_the_suggested_budget(
     capsys: pytest.CaptureFixture[str], shipped_bundle: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(shipped_bundle, tmp_path / "bundle"))

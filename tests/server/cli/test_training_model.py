@@ -1,4 +1,4 @@
-"""The README's commands for an own model, with a tiny backbone and few texts."""
+"""The commands of docs/training.md for an own model, with a tiny backbone and few texts."""
 
 import re
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def test_an_own_model_becomes_a_bundle(
     }
     monkeypatch.chdir(tmp_path)
     for start in SECTION:
-        (example,) = (each for each in examples("README.md") if start in each.commands)
+        (example,) = (each for each in examples("docs/training.md") if start in each.commands)
         ((_, *words),) = split_commands(example.commands)
         more = {
             "attach": ["--epochs", "3", "--batch-size", "8"],
