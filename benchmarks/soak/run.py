@@ -89,6 +89,7 @@ def main() -> int:
     bundles = ("--bundle", str(IMAGE_BUNDLE), "--bundle", str(TEXT_BUNDLE))
     faults, figures = [], {}
     with serving(*bundles, *PROCESSES) as server:
+        put_budget(server.url, None)  # a promise may be kept by a scheduler that answers otherwise
         closed_loop(server.url, alternating_calls(), ConnectionConfig(CONNECTIONS), count=warm_up)
         for number, (name, share) in enumerate(SHARES.items()):
             calls = texts_of_all_lengths() if name == "lengths" else alternating_calls()
