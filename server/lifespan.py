@@ -20,6 +20,7 @@ from models.bundle import Bundle, load_bundle
 from server.control import DRAINING, Control
 from server.front import Front
 from server.hot_route import HotRoute
+from server.listener import LAST_CALL_S
 from server.metrics import Metrics
 from server.model import ModelControl
 from server.process_metrics import ProcessCollector, ProcessName
@@ -175,7 +176,7 @@ class DrainingServer(uvicorn.Server):
             return
         app.state.control.draining = app.state.gate.closing = True
         wait_s = self._deregister_s if sig == signal.SIGTERM else 0.0
-        self._close_at_s = self._clock() + wait_s
+        self._close_at_s = self._clock() + max(wait_s, LAST_CALL_S)
         if wait_s:
             log.info("draining: requests are taken for another %g s", wait_s)
 

@@ -249,7 +249,7 @@ class Settings(BaseSettings):
         200_000_000,
         ge=1,
         description="most pixels of all images that are being decoded, on the whole server; "
-        "further ones wait",
+        "further ones wait, but each front-end may always decode one",
     )
     max_items: int = Field(256, ge=1, description="most items of one list request")
     decode_workers: int = Field(2, ge=1, le=64, description="threads that decode images")

@@ -18,6 +18,12 @@ NEW_FILE = re.compile(r"(?m)^```python\n# (\S+\.py)$")
 MODULE = re.compile(r"python -m (benchmarks[\w.]*)")
 PACKAGES = ("models", "profiling", "scheduler", "server")
 DEFINED_IN = re.compile(rf"`(\w+)(?:\.(\w+))?`\s+\(((?:{'|'.join(PACKAGES)})/[\w/]+\.py)\)")
+FAILURES = ROOT / "docs" / "operations.md"
+# What differs from one log line to the next: numbers, names of processes, reasons of refusals.
+VARIABLE = re.compile(
+    r"[\d.]+ ?|[():\[\]]|engine |front-end |SIGKILL|, start|refused, \w+|the zygote | after "
+)
+UVICORN_SAYS = "Cancel %s running task(s), timeout graceful shutdown exceeded"
 METHOD = re.compile(r"`([A-Z][a-z]\w+)\.(\w+)`")
 
 
@@ -67,6 +73,17 @@ def test_lines_outside_of_tables_are_short(page: Path) -> None:
     assert [line for line in lines if len(line) > LINE and not line.startswith("|")] == []
 
 
+def test_log_lines_that_are_quoted_stand_in_the_code() -> None:
+    said = [text for package in PACKAGES for path in (ROOT / package).rglob("*.py")
+            for text in texts_in(path)]  # fmt: skip
+    rows = re.findall(r"(?m)^\| .+ \| (.+) \| .+ \| .+ \|$", FAILURES.read_text())
+    lines = [line for row in rows for line in re.findall(r"`([^`-][^`]+ [^`]+)`", row)]
+    assert len(lines) > 20
+    for line in lines:
+        words = max(VARIABLE.split(line), key=len).strip()
+        assert any(words in text for text in [*said, UVICORN_SAYS]), line
+
+
 def test_a_missing_anchor_would_be_found(tmp_path: Path) -> None:
     text = tmp_path / "page.md"
     text.write_text("# GET and PUT /budget\n\n```\n# a comment\n```\n## `stopping`\n")
@@ -86,6 +103,14 @@ def names_in(path: Path) -> set[str]:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             names.add(node.name)
     return names
+
+
+def texts_in(path: Path) -> list[str]:
+    """The texts of a module, and the constant parts of those that are put together."""
+    nodes = ast.walk(ast.parse(path.read_text("utf-8")))
+    return [
+        node.value for node in nodes if isinstance(node, ast.Constant) and type(node.value) is str
+    ]
 
 
 def anchors_of(page: Path) -> set[str]:

@@ -25,7 +25,7 @@ from server.lifespan import (
     spare_the_collector,
     until_next_s,
 )
-from server.listener import Listener
+from server.listener import LAST_CALL_S, Listener
 from server.middleware import RequestMiddleware
 from server.processes.channel import Channel
 from server.processes.front_counts import FrontCounts
@@ -117,8 +117,9 @@ class FrontEnd:
             await self._ask_control(scope, receive, send)
 
     def drain(self) -> None:
-        """Take no more connections, answer what is in, then end."""
-        self.server.end()
+        """Answer what has come and what comes within a moment, then end."""
+        self._close_connections()
+        asyncio.get_running_loop().call_later(LAST_CALL_S, self.server.end)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +18,7 @@ from tests.conformance.conftest import MODES, OWN, SHORT, URL
 from tests.conformance.image_checks import real_images
 from tests.conformance.load_checks import TO_THE_END, figures_of, metric, under_load, until
 from tests.conformance.target import JPEG, ask, post, target_of
-from tests.e2e.conftest import CLI, running_server
+from tests.e2e.conftest import running_server
 
 pytestmark = [
     pytest.mark.e2e,
@@ -39,16 +36,14 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_with_requests_in_flight(
-    mode: tuple[str, ...], number: signal.Signals, tmp_path: Path
-) -> None:
+def test_sigterm_with_requests_in_flight(mode: tuple[str, ...], tmp_path: Path) -> None:
     """Each of 200 requests in flight is answered, and the server ends in 10 s."""
     costs = write_costs(StageCosts((1,), np.full((3, 1), 10.0)), tmp_path)
     slow = ("--backend", "replay", "--replay-costs", str(costs), "--bundle", str(IMAGE_BUNDLE))
+    patient = ("--max-queue-s", "60")
     file = real_images()[0]
     with (
-        running_server(*slow, *mode, *SHORT) as server,
+        running_server(*slow, *patient, *mode, *SHORT) as server,
         ThreadPoolExecutor(IN_FLIGHT) as pool,
     ):
         url = str(server.client.base_url)
@@ -61,17 +56,15 @@ def test_a_signal_with_requests_in_flight(
             )
         )
         in_flight = sum(not answer.done() for answer in answers)
-        server.process.send_signal(number)
+        server.process.send_signal(signal.SIGTERM)
         seen = Counter(answer.result(60) for answer in answers)
         status = server.process.wait(10)
     print(f"\nsent {IN_FLIGHT}, {in_flight} in flight at the signal, status {status}; {dict(seen)}")
-    assert in_flight > IN_FLIGHT / 4 and set(seen) <= {"200", "429", "503"}
-    assert status == 0 if number == signal.SIGTERM else status in (0, 130)
+    assert in_flight > IN_FLIGHT / 4 and set(seen) == {"200"}
+    assert status == 0
 
 
-def test_a_bundle_that_is_corrupted_while_it_is_served(
-    mode: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_a_bundle_that_changes_while_it_is_served(mode: tuple[str, ...], tmp_path: Path) -> None:
     """Reload refuses damaged and foreign files, and every answer stays right meanwhile."""
     folder = tmp_path / "bundle"
     shutil.copytree(IMAGE_BUNDLE, folder)
@@ -92,20 +85,9 @@ def test_a_bundle_that_is_corrupted_while_it_is_served(
             shutil.copytree(IMAGE_BUNDLE, folder)
             assert reload().status == "200"
             load.wait_for(20)
-        print(f"\n{figures_of(load, {})}")
-
-
-def test_a_bundle_that_is_replaced_by_another(mode: tuple[str, ...], tmp_path: Path) -> None:
-    """A folder that holds another network is refused at reload; the old one goes on."""
-    folder = tmp_path / "bundle"
-    shutil.copytree(IMAGE_BUNDLE, folder)
-    with running_server("--bundle", str(folder), *mode, *SHORT) as server:
-        target = target_of(str(server.client.base_url), server.process.pid)
-        with under_load(target) as load:
-            load.wait_for(20)
             shutil.rmtree(folder)
-            shutil.copytree(SHIPPED_BUNDLES[1], folder)
-            assert ask(target, "POST", "/scheduler/reload").status == "422"
+            shutil.copytree(SHIPPED_BUNDLES[1], folder)  # of another network
+            assert reload().status == "422"
             load.wait_for(20)
         print(f"\n{figures_of(load, {})}")
 
@@ -121,15 +103,3 @@ def test_a_full_disk(mode: tuple[str, ...]) -> None:
                     connection.sendall(b"nonsense\r\n\r\n")  # a warning each
             load.wait_for(20)
         print(f"\n{figures_of(load, {})}")
-
-
-def test_a_bundle_is_verified_before_it_is_served(mode: tuple[str, ...], tmp_path: Path) -> None:
-    """A server does not start with a damaged bundle; it says which file, and ends with status 2."""
-    folder = tmp_path / "bundle"
-    shutil.copytree(IMAGE_BUNDLE, folder)
-    damaged = sorted(folder.rglob("*.onnx"))[0]
-    damaged.write_bytes(damaged.read_bytes()[:-1])
-    command = [sys.executable, *CLI, "serve", "--port", "0", "--bundle", str(folder), *mode]
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("EENET_")}
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
-    assert done.returncode != 0 and "is damaged" in done.stderr and damaged.name in done.stderr

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import os
 import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,7 +72,7 @@ def test_what_is_in_flight_is_answered_and_the_status_is_0(
 ) -> None:
     deregister = FOR_EVER if number == signal.SIGINT else ()
     with (
-        start_server("--bundle", str(shipped_bundle), *deregister) as server,
+        start_server("--bundle", str(shipped_bundle), "--max-queue-s", "60", *deregister) as server,
         ThreadPoolExecutor(4) as pool,
     ):
         encoded = [base64.b64encode(file).decode() for file in images.files[:100]]
@@ -85,6 +86,34 @@ def test_what_is_in_flight_is_answered_and_the_status_is_0(
             answer = each.result()
             assert answer.status_code == 200
             assert all("label" in item for item in answer.json()["predictions"])
+        assert server.process.wait(20) == 0
+
+
+def test_what_has_come_and_was_not_read_before_the_signal_is_answered(
+    start_server: StartServer, shipped_bundle: Path, images: Images
+) -> None:
+    port, file = free_port(), images.files[0]
+    flags = ("--bundle", str(shipped_bundle), "--admin-port", str(port))
+    head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\n"
+    request = f"{head}Content-Length: {len(file)}\r\n\r\n".encode() + file
+    with start_server(*flags) as server, ExitStack() as stack:
+        base, pids = server.client.base_url, server.pids
+        reads = pids.get("eenet-front-e-0", server.process.pid)
+        os.kill(reads, signal.SIGSTOP)
+        clients = [
+            stack.enter_context(socket.create_connection((base.host, base.port or 0), timeout=20))
+            for _ in range(20)
+        ]
+        for client in clients:
+            client.sendall(request)
+        server.process.send_signal(signal.SIGTERM)
+        if reads != server.process.pid:
+            while httpx.get(f"http://127.0.0.1:{port}/readyz").status_code != 503:
+                pass
+        os.kill(reads, signal.SIGCONT)
+        for client in clients:
+            answer = client.recv(4096)
+            assert answer.startswith(b"HTTP/1.1 200") and b"connection: close" in answer.lower()
         assert server.process.wait(20) == 0
 
 

@@ -348,7 +348,7 @@ def test_a_policy_fitted_without_labels_says_what_its_accuracy_is(
     told = capsys.readouterr()
     shown = json.loads(told.out)["precisions"]["float32"]["at_default_budget"]
     assert set(shown) == {"expected_agreement", "expected_cost_ms", "exit_rates"}
-    assert re.search(r"expected agreement with the last exit \d", told.err)
+    assert re.search(r"\d % as the last exit", told.err)
 
 
 def test_a_fit_without_labels_reads_none(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
