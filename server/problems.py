@@ -1,5 +1,6 @@
 """HTTP answers to errors, and validation errors as one sentence."""
 
+import json
 import re
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -47,10 +48,21 @@ def _parse_small(model: type[Body], body: bytes) -> Body:
             raise
         try:
             fields = read_flat_object(body, model.model_fields)
-        except MalformedRequest:
+        except (MalformedRequest, InvalidContent) as refusal:
+            if isinstance(refusal, InvalidContent) and _is_json(body):
+                raise
             detail = format_validation_error(error)
             raise MalformedRequest(f"the body is not JSON: {detail}") from error
         return model.model_validate(fields)
+
+
+def _is_json(body: bytes) -> bool:
+    """Whether a small body is JSON, with or without half characters."""
+    try:
+        json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def format_validation_error(error: ValidationError | RequestValidationError) -> str:

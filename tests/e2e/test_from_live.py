@@ -61,7 +61,7 @@ def test_it_goes_on_with_what_was_fitted_to_its_own_samples(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     bundle = Path(shutil.copytree(shipped_bundle, tmp_path / "bundle"))
-    flags = ("--precision", variant_of(bundle).precision, "--audit-share", "1")
+    flags = ("--precision", variant_of(bundle).precision, "--audit-share", "1", "--budget-ms", "50")
     with start_server("--bundle", str(bundle), *flags) as server:
         client = server.client
 

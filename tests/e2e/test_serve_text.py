@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from models.bundle import load_bundle
+from scheduler.fitted import load_scheduler
 from tests.bundles import offline_log_probs
 from tests.e2e.conftest import served_precision
 
@@ -54,10 +55,12 @@ def test_answers_to_real_texts_are_those_of_the_graphs(
     variant = load_bundle(shipped_text_bundle).variant(
         served_precision(server.client, "ag-news-minilm")
     )
-    expected = np.exp(offline_log_probs(variant, texts.texts))  # (K, N, C)
+    combiner = load_scheduler(variant.scheduler()).combiner
+    expected = np.exp(combiner.combine_all(offline_log_probs(variant, texts.texts)))  # (K, N, C)
     classes = variant.bundle.manifest.classes
     for budget_ms in (None, 6.0):
-        server.client.put("/budget?model=ag-news-minilm", json={"budget_ms": budget_ms})
+        change = {"budget_ms": budget_ms, "max_disagreement": 0}
+        server.client.put("/budget?model=ag-news-minilm", json=change)
         answers = []
         for start in range(0, len(texts.texts), 50):
             body = {"texts": texts.texts[start : start + 50]}

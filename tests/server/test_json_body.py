@@ -113,3 +113,15 @@ def test_small_and_large_bodies_get_the_same_sentence(pad: Callable[[bytes], byt
         parse_json(PredictBody, pad(b'{"txt": "a"}'))
     with pytest.raises(InvalidContent, match="top_k"):
         parse_json(PredictBody, pad(b'{"text": "a", "top_k": "3"}'))
+
+
+@pytest.mark.parametrize("body", [b"[", b'["a"', b'{"unknown": 1', b"[" * 9000, b'{"text": [['])
+def test_a_body_that_is_not_json_is_malformed_whatever_else_is_wrong(body: bytes) -> None:
+    with pytest.raises(MalformedRequest, match="is not JSON"):
+        parse_json(PredictBody, body)
+
+
+@pytest.mark.parametrize("body", [b"[]", b'["\\ud800"]', b'{"unknown": "\\ud800"}'])
+def test_json_of_another_shape_is_not_malformed(body: bytes) -> None:
+    with pytest.raises(InvalidContent):
+        parse_json(PredictBody, body)
