@@ -20,7 +20,6 @@ from models.bundle import Bundle, load_bundle
 from server.control import DRAINING, Control
 from server.front import Front
 from server.hot_route import HotRoute
-from server.listener import LAST_CALL_S
 from server.metrics import Metrics
 from server.model import ModelControl
 from server.process_metrics import ProcessCollector, ProcessName
@@ -30,6 +29,9 @@ from server.shortage import shortage_of
 
 log = logging.getLogger(__name__)
 
+# From the signal until the listeners close. What clients sent by then has been accepted and read: a
+# request that waits in the kernel is reset with the listener, or closed with a silent connection.
+LAST_CALL_S = 0.3
 HEARTBEAT_S = 0.25
 QUIET_BEAT_S = 0.5  # where there is nothing to report: each wake-up of an idle core costs a ms
 YOUNG_OBJECTS = 20_000  # a request makes some dozens, nearly none of them in cycles

@@ -13,9 +13,6 @@ from server.settings import Settings
 from server.tls import tls_options
 
 TICK_S = 0.5  # well below the second that the Date header counts in
-# From the signal until the listeners close. What clients sent by then has been accepted and read: a
-# request that waits in the kernel is reset with the listener, or closed with a silent connection.
-LAST_CALL_S = 0.3
 ADMIN_DRAIN_S, ADMIN_STOP_S = 1, 0.3  # uvicorn's, in whole seconds, and what `stop` waits
 
 

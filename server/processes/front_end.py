@@ -20,12 +20,13 @@ from server.http_protocol import http_config
 from server.intake import Intake
 from server.lifespan import (
     HEARTBEAT_S,
+    LAST_CALL_S,
     QUIET_BEAT_S,
     load_bundles,
     spare_the_collector,
     until_next_s,
 )
-from server.listener import LAST_CALL_S, Listener
+from server.listener import Listener
 from server.middleware import RequestMiddleware
 from server.processes.channel import Channel
 from server.processes.front_counts import FrontCounts
