@@ -28,7 +28,7 @@ class Limits:
     max_url: int = 16 * 1024
     max_body: int = 32 * 2**20
     max_held: int = 128 * 2**20
-    max_connections: int = 1024
+    max_connections: int = 2048
     first_byte_s: float = 20.0
     head_s: float = 10.0
     body_s: float = 20.0

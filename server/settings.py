@@ -220,7 +220,7 @@ class Settings(BaseSettings):
     max_url_kib: int = Field(16, ge=1, le=1024, description="longest URL; others get status 414")
     max_parts: int = Field(16, ge=1, le=1000, description="most parts of a form")
     max_connections: int = Field(
-        1024, ge=1, description="most open connections; others get status 503"
+        2048, ge=1, description="most open connections; others get status 503"
     )
     first_byte_s: float = Field(
         20, gt=0, le=3600, description="longest time until a connection's first byte"
