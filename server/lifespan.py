@@ -190,7 +190,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def end_at_once() -> NoReturn:
-    """End the process, whatever it is doing."""
+    """End the process at once, without finishing its work."""
     log.warning("a second signal: the server ends at once")
     os._exit(1)
 

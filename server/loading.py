@@ -233,10 +233,12 @@ def calibrate_to_host(
         ValueError: If the variant's predictions cannot be read.
     """
     own_outputs, labels = _calibration(variant)
-    calibrated = []
+    calibrated, warned = [], list[list[int]]()
     for name, scheduler in schedulers.items():
         policy, built_on = scheduler.policy, scheduler.frontier
-        if moved := built_on.drifted_stages(costs.costs_ms):
+        moved = built_on.drifted_stages(costs.costs_ms)
+        if moved and moved not in warned:  # most often all were fitted to the same costs
+            warned.append(moved)
             log.warning(
                 "%s: stages %s take a share of the time that differs by more than a fifth from the "
                 "machine that fitted the scheduler; run `eenet fit` with this host's --costs",

@@ -44,8 +44,9 @@ def fit_powers(logs: Array, labels: Labels, row_weights: Array | None = None) ->
     powers, (loss, log_probs) = alone, loss_of(alone)
     for _ in range(NEWTON_STEPS):
         probs = np.exp(log_probs)
-        weighted = logs * (counts[:, None] * probs)
-        means = (logs * probs).sum(2)
+        weighted = logs * probs
+        means = weighted.sum(2)
+        weighted *= counts[:, None]
         gradient = (means - of_label) @ counts + POWER_PENALTY * (powers - alone)
         # A product of two matrices: einsum takes ten times as long for a thousand classes.
         products = weighted.reshape(len(logs), -1) @ logs.reshape(len(logs), -1).T

@@ -164,7 +164,7 @@ def large_json(target: Target) -> Figures:
 
 
 def too_large_a_body(target: Target) -> Figures:
-    """A body beyond the limit is a 413, whether its length is told or not."""
+    """A body beyond the limit is a 413, whether or not its length is announced."""
     told = head("POST", target.path, 10**9, JPEG)
     chunked = head("POST", target.path, None, JPEG, "Transfer-Encoding: chunked\r\n")
     chunk = b"%x\r\n" % MIB + bytes(MIB) + b"\r\n"

@@ -1,4 +1,4 @@
-"""The suite itself: a server that falls is told from one that holds."""
+"""The suite itself tells a server that fails from one that holds."""
 
 from __future__ import annotations
 
