@@ -40,15 +40,13 @@ class PromiseKeeper:
         self._audits = audits
         self._audited: list[NDArray[np.float32]] = []  # rows to take, (K, C) or (K, P, C) each
         self._lost = 0
-        self.use(schedulers)
+        self.schedulers = schedulers
+        self._certificate = self._certify(None)
 
     def use(self, schedulers: ServedSchedulers) -> None:
-        """Serve other schedulers, and certify them anew."""
+        """Serve other schedulers, and certify them: after a withdrawal by audited rows alone."""
         self.schedulers = schedulers
-        keeper = schedulers.keeper
-        self._certificate = LiveCertificate(
-            keeper.policy, keeper.frontier, certification_rows(keeper), self._promise
-        )
+        self._certificate = self._certify(self._certificate)
 
     def set_max_disagreement(self, share: float) -> None:
         """Promise another share."""
@@ -97,8 +95,7 @@ class PromiseKeeper:
         remedy = "is audited until these samples certify a point"
         if not self._audits:
             remedy = (
-                "with --audit-share 0 none is audited to certify a point; restart with a larger "
-                "one, or POST /scheduler/reload to certify by the bundle's rows again"
+                "with --audit-share 0 none is audited to certify a point; restart with a larger one"
             )
         return f"{self._certificate.shortfall}; every sample runs to the last exit and {remedy}"
 
@@ -134,6 +131,11 @@ class PromiseKeeper:
             f"at most {100 * self.max_disagreement:g} % of the samples get another answer than "
             f"from the whole network, at {100 * self.confidence:g} % confidence; {expected}"
         )
+
+    def _certify(self, before: LiveCertificate | None) -> LiveCertificate:
+        keeper = self.schedulers.keeper
+        rows = certification_rows(keeper)
+        return LiveCertificate(keeper.policy, keeper.frontier, rows, self._promise, before)
 
     @property
     def _promise(self) -> Promise | None:

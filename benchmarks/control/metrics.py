@@ -24,6 +24,8 @@ class Rolling(NamedTuple):
         budget_ms: Mean of these budgets themselves.
         floor_ms: Mean latency of leaving at exit 0.
         samples: Number of samples in the window.
+        first_exit: Share of them that left at exit 0.
+        first_exit_ms: Their latency, as a mean over the window: below `mean_ms`.
     """
 
     mean_ms: Array
@@ -31,6 +33,8 @@ class Rolling(NamedTuple):
     budget_ms: Array
     floor_ms: Array
     samples: NDArray[np.intp]
+    first_exit: Array
+    first_exit_ms: Array
 
     @property
     def over(self) -> Array:
@@ -61,6 +65,8 @@ class ControlMetrics(NamedTuple):
         lost: Accuracy lost against a fixed parameter that spends the same on the same samples, by
             phase, on average; None if that is unknown.
         infeasible: Share of the samples at which no parameter could have kept the budget.
+        first_exit: Share of the samples that left at exit 0, in the windows above the budget.
+        first_exit_ms: Mean latency of these samples, which no parameter could have made shorter.
     """
 
     settle: int | None
@@ -72,6 +78,8 @@ class ControlMetrics(NamedTuple):
     accuracy: float | None
     lost: float | None
     infeasible: float
+    first_exit: float | None
+    first_exit_ms: float | None
 
 
 def rolling_of(log: ControlLog, window: int) -> Rolling:
@@ -91,6 +99,8 @@ def rolling_of(log: ControlLog, window: int) -> Rolling:
         mean(log.budget_ms),
         mean(log.floor_ms),
         ends - begins,
+        mean((log.exit == 0).astype(np.float64)),
+        mean(np.where(log.exit == 0, log.latency_ms, 0.0)),
     )
 
 
@@ -114,7 +124,18 @@ def measure_control(log: ControlLog) -> ControlMetrics:
         float(labelled.mean()) if (labelled >= 0).all() else None,
         _lost(log),
         float(1 - rolling.feasible[after_start].mean()),
+        *_first_exits(rolling, after_start & (rolling.over > 0)),
     )
+
+
+def _first_exits(
+    rolling: Rolling, among: NDArray[np.bool_]
+) -> tuple[float, float] | tuple[None, None]:
+    """Return the share that left at exit 0 and their mean latency, in these windows."""
+    share = _mean(rolling.first_exit, among)
+    if not share:
+        return None, None
+    return share, float(rolling.first_exit_ms[among].mean()) / share
 
 
 def _lost(log: ControlLog) -> float | None:

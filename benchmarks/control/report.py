@@ -64,6 +64,7 @@ def main() -> int:
         all_figures |= figures
         print("\n".join(tables(figures)), flush=True)
         if args.images is not None:
+            args.images.mkdir(parents=True, exist_ok=True)
             write_image(logs, args.images / f"control-{path.stem}.svg")
     print("\n".join(summary(all_figures)))
     missed = [key for key, each in all_figures.items() if misses(key, each)]
@@ -109,8 +110,23 @@ def tables(figures: dict[Key, ControlMetrics]) -> list[str]:
     heads = list(dict.fromkeys((key.subject, key.policy, key.law) for key in figures))
     for head in heads:
         lines += ["", " ".join(f"**{part}**" for part in head), "", HEAD, "|---" * 10 + "|"]
-        lines += [row(key, each) for key, each in figures.items() if key[:3] == head]
+        here = {key: each for key, each in figures.items() if key[:3] == head}
+        lines += [row(key, each) for key, each in here.items()]
+        above = {key: each for key, each in here.items() if "*" in shown(key, each, "above")}
+        lines += above_table(above)
     return lines
+
+
+def above_table(figures: dict[Key, ControlMetrics]) -> list[str]:
+    """How many samples left at exit 0 while the mean was above the budget, and their latency."""
+    rows = [
+        f"| {key.scenario} | {each.budget_ms:.2f} | {100 * each.first_exit:.0f} "
+        f"| {each.first_exit_ms:.2f} |"
+        for key, each in figures.items()
+        if each.first_exit is not None
+    ]
+    head = ["", "| above the budget | budget | at exit 0, % | their latency |", "|---" * 4 + "|"]
+    return head + rows if rows else []
 
 
 def summary(figures: dict[Key, ControlMetrics]) -> list[str]:

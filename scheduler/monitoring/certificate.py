@@ -1,6 +1,7 @@
 """A certificate that audited rows watch, withdraw and renew while a policy is being served."""
 
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,11 +46,15 @@ class LiveCertificate:
         frontier: Its points; if there are many, 32 spread over the cost are tested.
         log_probs: Certification rows, (K, N, C) or (K, N, P, C); None: there are none.
         promise: What to certify, a disagreement; None: nothing.
+        before: The certificate of the scheduler that this one replaces. What was found out about
+            the inputs holds for every scheduler: if it was withdrawn once, the certification rows
+            are not believed here either.
 
     Attributes:
         points: The points that are tested.
         certificate: The cheapest certified point.
         withdrawn: Why the certificate was withdrawn; None if it was not, or has been renewed.
+        is_doubted: Whether it was ever withdrawn, so that certification rows are not believed.
         audited: Rows audited since the start or the last withdrawal.
     """
 
@@ -59,12 +64,14 @@ class LiveCertificate:
         frontier: Frontier,
         log_probs: NDArray[np.floating] | None,
         promise: Promise | None,
+        before: Self | None = None,
     ) -> None:
         self.points = frontier.spread(MAX_POINTS)
-        self.withdrawn: str | None = None
+        self.withdrawn = None if before is None else before.withdrawn
+        self.is_doubted = before is not None and before.is_doubted
         self._policy = policy
         self._recorded: Losses | None = None  # of the certification rows, as long as believed
-        if log_probs is not None and log_probs.shape[1]:
+        if log_probs is not None and log_probs.shape[1] and not self.is_doubted:
             self._recorded = losses_along(policy, self.points, log_probs)
         self._is_calm = True  # whether drift that is much would be news
         self._forget_audits()
@@ -146,7 +153,7 @@ class LiveCertificate:
             self._certify()
 
     def _withdraw(self, reason: str) -> None:
-        self.withdrawn = reason
+        self.withdrawn, self.is_doubted = reason, True
         self._recorded = self._recorded_bounds = None
         self._forget_audits()
         self._certify()

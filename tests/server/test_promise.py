@@ -277,12 +277,15 @@ def test_audits_that_died_with_their_engine_count_against_the_promise(several_fi
         assert client.get("/audit").json()["models"][0]["lost"] == 10
 
 
-def test_drift_withdraws_the_promise(
+def test_drift_withdraws_the_promise_and_no_reload_brings_it_back(
     several_fits: Path, monkeypatch: pytest.MonkeyPatch, images: Images
 ) -> None:
     with serving(several_fits) as client:
         monkeypatch.setattr(model_of(client).quality.drift, "psi", lambda: [0.3, None])
         client.get("/metrics")
+        assert "drifted" in state(client)["reason"]
+        assert set(exits_of(client, images)) == {2}
+        assert client.post("/scheduler/reload").status_code == 200
         assert "drifted" in state(client)["reason"]
         assert set(exits_of(client, images)) == {2}
 

@@ -1,5 +1,7 @@
 """A certificate that audited rows watch, withdraw and renew."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,10 +18,12 @@ ONE_PERCENT = Promise("disagreement", 0.01)
 
 
 def certificate_of(
-    rows: Array | None = None, promise: Promise | None = ONE_PERCENT
+    rows: Array | None = None,
+    promise: Promise | None = ONE_PERCENT,
+    before: LiveCertificate | None = None,
 ) -> LiveCertificate:
     policy, frontier = toy()
-    return LiveCertificate(policy, frontier, rows, promise)
+    return LiveCertificate(policy, frontier, rows, promise, before)
 
 
 def kept(rows: int, seed: int) -> Array:
@@ -114,6 +118,25 @@ def test_drift_withdraws_once_until_scores_were_calm_again() -> None:
     assert certificate.withdrawn is not None and certificate.audited == 0
 
 
+def test_another_scheduler_does_not_bring_a_withdrawn_promise_back() -> None:
+    policy, frontier = toy()
+
+    def replaced(before: LiveCertificate) -> LiveCertificate:
+        return LiveCertificate(policy, frontier, kept(3000, 1), ONE_PERCENT, before)
+
+    certificate = replaced(certificate_of(kept(3000, 0)))
+    assert certificate.certificate.certified and not certificate.is_doubted
+    certificate.add_lost(5)
+    certificate = replaced(certificate)
+    assert certificate.withdrawn is not None and not leaves_early(certificate, kept(100, 9))
+    for seed in range(100):
+        certificate.add(kept(50, seed))
+    assert certificate.withdrawn is None and certificate.certificate.rows == 5000
+    certificate = replaced(certificate)  # the rows of the bundle are still not those of the inputs
+    assert certificate.withdrawn is None and certificate.parameter is None
+    assert "nothing is certified yet" in str(certificate.shortfall)
+
+
 def test_another_promise_is_certified_from_the_same_rows() -> None:
     certificate = certificate_of(broken(3000, 0), Promise("disagreement", 0.3))
     loose = certificate.certificate
@@ -158,6 +181,7 @@ steps = st.lists(
         st.tuples(st.just("broken"), st.integers(0, 60)),
         st.tuples(st.just("lost"), st.integers(0, 5)),
         st.tuples(st.just("drift"), st.floats(0, 1)),
+        st.tuples(st.just("reload"), st.none()),
         st.tuples(st.just("promise"), st.floats(0, 0.99)),
     ),
     max_size=25,
@@ -167,7 +191,7 @@ steps = st.lists(
 @settings(max_examples=60)
 @given(steps, st.integers(0, 3000))
 def test_no_stream_lets_anything_leave_early_under_a_withdrawn_certificate(
-    steps: list[tuple[str, float]], rows: int
+    steps: list[tuple[str, Any]], rows: int
 ) -> None:
     certificate, seen = certificate_of(kept(rows, 0)), kept(200, 77)
     for seed, (kind, value) in enumerate(steps):
@@ -177,6 +201,10 @@ def test_no_stream_lets_anything_leave_early_under_a_withdrawn_certificate(
             certificate.add_lost(int(value))
         elif kind == "drift":
             certificate.note_drift([value, None])
+        elif kind == "reload":
+            was_withdrawn = certificate.withdrawn
+            certificate = certificate_of(kept(rows, 0), ONE_PERCENT, certificate)
+            assert certificate.withdrawn == was_withdrawn
         else:
             share = value if value > 1e-6 else None
             certificate.set_promise(None if share is None else Promise("disagreement", share))
