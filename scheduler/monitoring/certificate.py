@@ -67,8 +67,8 @@ class LiveCertificate:
         before: Self | None = None,
     ) -> None:
         self.points = frontier.spread(MAX_POINTS)
-        self.withdrawn = None if before is None else before.withdrawn
-        self.is_doubted = before is not None and before.is_doubted
+        self.withdrawn: str | None = None if before is None else before.withdrawn
+        self.is_doubted: bool = before is not None and before.is_doubted
         self._policy = policy
         self._recorded: Losses | None = None  # of the certification rows, as long as believed
         if log_probs is not None and log_probs.shape[1] and not self.is_doubted:
