@@ -78,11 +78,13 @@ def test_budgets_come_back_as_they_were_set(server: Server) -> None:
 def test_many_tasks_share_a_client(server: Server, images: Images) -> None:
     async def predict() -> list[Prediction]:
         async with AsyncClient(str(server.client.base_url)) as client:
-            return await asyncio.gather(*[client.predict(image=file) for file in images.files])
+            return await asyncio.gather(*[client.predict(image=file) for file in files])
 
-    found = asyncio.run(predict())
-    right = sum(each.class_id == label for each, label in zip(found, images.labels, strict=True))
-    assert right > 0.8 * len(found)
+    files, labels = images.files[:100], images.labels[:100]
+    right = [
+        got.class_id == label for got, label in zip(asyncio.run(predict()), labels, strict=True)
+    ]
+    assert sum(right) > 80
 
 
 def test_a_key_is_sent(

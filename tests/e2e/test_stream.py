@@ -1,9 +1,10 @@
-"""Streams of a real server in both process modes, on a device that takes 100 ms for each stage."""
+"""Streams of a real server in both process modes, on a device that takes 60 ms for each stage."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 import socket
@@ -24,26 +25,27 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-STAGE_S = 0.1
+STAGE_S = 0.06
 STREAMED = 'eenet_requests_total{route="/predict/stream",status="200"}'
 PREDICTED = 'eenet_predictions_total{exit="2",model="cifar10-resnet56"}'
 EXITS = ["exit 0", "exit 1", "exit 2"]
 Start = Callable[..., AbstractContextManager["Server"]]
 
 
-@pytest.fixture(scope="module")
-def slow_device(shipped_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+def slow_flags(bundle: Path, folder: Path, stage_ms: float) -> tuple[str, ...]:
     """Options of a server whose stages take as long for 128 images as for one."""
-    costs = tmp_path_factory.mktemp("costs") / "costs.json"
-    ms = STAGE_S * 1e3
-    costs.write_text(json.dumps({"batch_sizes": [1, 128], "stages_ms": [[ms, ms]] * 3}))
+    costs = folder / "costs.json"
+    costs.write_text(json.dumps({"batch_sizes": [1, 128], "stages_ms": [[stage_ms] * 2] * 3}))
     replay = ("--backend", "replay", "--replay-costs", str(costs), "--max-queue-s", "60")
-    return ("--bundle", str(shipped_bundle), *replay)
+    return ("--bundle", str(bundle), *replay)
 
 
 @pytest.fixture(scope="module")
-def server(start_server: Start, slow_device: tuple[str, ...]) -> Iterator[Server]:
-    with start_server(*slow_device) as server:
+def server(
+    start_server: Start, shipped_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    flags = slow_flags(shipped_bundle, tmp_path_factory.mktemp("costs"), STAGE_S * 1e3)
+    with start_server(*flags) as server:
         yield server
 
 
@@ -55,6 +57,15 @@ def request_of(file: bytes, version: str = "1.1", query: str = "budget_ms=1e6") 
 def connect(server: Server) -> socket.socket:
     base = server.client.base_url
     return socket.create_connection((base.host, base.port), timeout=20)
+
+
+def read_until(client: socket.socket, mark: bytes) -> bytes:
+    text = b""
+    while mark not in text:
+        part = client.recv(4096)
+        assert part, text
+        text += part
+    return text
 
 
 def names_of(text: str) -> list[str]:
@@ -114,7 +125,7 @@ def test_a_client_that_leaves_in_the_middle_drops_its_sample(
     client, before = server.client, numbers(server.client)
     with connect(server) as leaves:
         leaves.sendall(request_of(images.files[0]))
-        assert b"200 OK" in leaves.recv(4096)
+        read_until(leaves, b"event: exit")
     until(client, lambda: grown(client, before, CANCELLED) == 1)
     assert numbers(client)[INFLIGHT] == 0
     assert grown(client, before, STREAMED) == 1 and grown(client, before, PREDICTED) == 0
@@ -125,8 +136,7 @@ def test_http_1_0_gets_the_events_as_they_come_without_chunks(
 ) -> None:
     with connect(server) as client:
         client.sendall(request_of(images.files[0], "1.0"))
-        first = client.recv(4096)
-        text = first
+        text = first = read_until(client, b"event: exit")
         while part := client.recv(4096):
             text += part
     assert b"prediction" not in first, "it does not wait for the end"
@@ -150,23 +160,37 @@ def test_a_connection_serves_the_next_request_behind_a_stream(
         assert len(sockets) == 1
 
 
-@pytest.mark.parametrize(("drain_s", "last"), [(6, "prediction"), (1, "error")])
-def test_an_open_stream_is_finished_at_shutdown_or_told(
-    start_server: Start, slow_device: tuple[str, ...], images: Images, tmp_path: Path,
-    drain_s: int, last: str,
-) -> None:  # fmt: skip
-    costs = tmp_path / "costs.json"
-    costs.write_text(json.dumps({"batch_sizes": [1], "stages_ms": [[100], [2000], [100]]}))
-    flags = ("--replay-costs", str(costs), "--drain-s", str(drain_s))
-    with start_server(*slow_device, *flags) as server, connect(server) as client:
+def test_an_open_stream_is_finished_at_shutdown(
+    start_server: Start, shipped_bundle: Path, images: Images, tmp_path: Path
+) -> None:
+    with (
+        start_server(*slow_flags(shipped_bundle, tmp_path, 30)) as server,
+        connect(server) as client,
+    ):
         client.sendall(request_of(images.files[0]))
-        text = client.recv(4096)
-        assert b"event: exit" in text
+        text = read_until(client, b"event: exit")
         server.process.send_signal(signal.SIGTERM)
         while part := client.recv(4096):
             text += part
         assert server.process.wait(20) == 0
-    assert names_of(text.decode())[-1] == last
+    assert names_of(text.decode()) == [*EXITS, "prediction"]
+    assert text.endswith(b"0\r\n\r\n")
+
+
+def test_a_stream_that_cannot_be_finished_ends_with_an_error(
+    start_processes: Start, shipped_bundle: Path, images: Images, tmp_path: Path
+) -> None:
+    """The engine stands still behind the first exit."""
+    flags = (*slow_flags(shipped_bundle, tmp_path, 30), "--drain-s", "1", "--front-ends", "1")
+    with start_processes(*flags) as server, connect(server) as client:
+        pid = server.pids["eenet-engine-0"]
+        client.sendall(request_of(images.files[0]))
+        text = read_until(client, b"event: exit")
+        os.kill(pid, signal.SIGSTOP)
+        server.process.send_signal(signal.SIGTERM)
+        while part := client.recv(4096):
+            text += part
+        os.kill(pid, signal.SIGCONT)
+        assert server.process.wait(20) == 0
+    assert names_of(text.decode())[-1] == "error" and b'"status":503' in text
     assert text.endswith(b"0\r\n\r\n"), "the answer has an orderly end"
-    if last == "error":
-        assert b'"status":503' in text
