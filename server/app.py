@@ -24,8 +24,9 @@ from server.lifespan import lifespan
 from server.listener import AdminListener
 from server.metrics import Metrics
 from server.middleware import SMALL_BODY_BYTES, RequestMiddleware
+from server.paths import PREDICT, PREDICT_STREAM, SAMPLE_PATHS
 from server.problems import answer_http_error, answer_known_error, answer_validation_error
-from server.routes import audit, budget, feedback, health, predict, scheduler
+from server.routes import audit, budget, feedback, health, predict, scheduler, stream
 from server.settings import Settings, limits_of
 
 ADMIN_COLLECT_S = 0.02  # overloaded processes take longer, and report within 0.25 s anyway
@@ -129,7 +130,7 @@ def _set_keys(gates: Iterable[Gate], keys: Mapping[Group, KeySet]) -> None:
 
 
 def _add_routes(app: FastAPI) -> None:
-    for routes in (predict, budget, audit, scheduler, feedback, health):
+    for routes in (predict, stream, budget, audit, scheduler, feedback, health):
         app.include_router(routes.router)
     app.add_exception_handler(ServeError, answer_known_error)
     app.add_exception_handler(RequestValidationError, answer_validation_error)
@@ -148,18 +149,22 @@ class _App(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             without_root(scope, self.state.gate.root_path)
-        if scope["type"] == "http" and (scope["path"], scope["method"]) == ("/predict", "POST"):
+            is_prediction = scope["method"] == "POST" and scope["path"] in SAMPLE_PATHS
+        if scope["type"] == "http" and is_prediction:
             scope["app"] = self
             await self.hot(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
 
+ANSWERS: Final = {PREDICT: predict.predict, PREDICT_STREAM: stream.predict_stream}
+
+
 async def answer_prediction(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer POST /predict without FastAPI; an ASGI app."""
+    """Answer a POST to one of `SAMPLE_PATHS` without FastAPI; an ASGI app."""
     request = Request(scope, receive)
     try:
-        response = await predict.predict(request)
+        response = await ANSWERS[scope["path"]](request)
     except ServeError as error:
         response = await answer_known_error(request, error)
     except HTTPException as error:

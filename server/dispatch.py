@@ -17,7 +17,7 @@ from models.preprocess import ImagePreprocessor, InvalidInput, ModelInput, TextP
 from scheduler.combiner import probabilities
 from server.decoders import QUICK_MS, Decoders
 from server.engine.client import EngineClient
-from server.engine.request import AuditTrace, InferenceRequest, Prediction
+from server.engine.request import AuditTrace, ExitTrace, InferenceRequest, Prediction, Shown
 from server.errors import INTERNAL_DETAIL, InferenceFailed, InvalidContent, ServeError
 from server.quality.auditor import MOST_IN_FLIGHT, AuditSampler
 from server.quality.feedback import NOBODY, key_of
@@ -142,6 +142,7 @@ class Dispatcher:
         request_id: str,
         on_done: Callable[[InferenceRequest], None],
         *,
+        on_exit: Callable[[ExitTrace], None] | None = None,
         may_block: bool = True,
         owner: int = NOBODY,
     ) -> InferenceRequest:
@@ -154,11 +155,16 @@ class Dispatcher:
             request_id: As `infer`.
             on_done: Called on the event loop with the request once it has its result, perhaps
                 before this returns; never for one that was cancelled.
+            on_exit: Called on the event loop at every exit, before `on_done`; where the engine has
+                died and another one begins again, for the first exits once more. None: the request
+                is not streamed.
             may_block: As `infer`.
             owner: As `infer`.
         """
         request = self._request(options, received_s, request_id, owner)
         request.on_done = functools.partial(on_done, request)
+        if on_exit is not None:
+            request.on_exit, request.streamed, request.traced = on_exit, True, True
         try:
             if not self._decode_small(request, payload, may_block):
                 self._decoders.quick.submit(self._decode_and_submit, request, payload)
@@ -171,7 +177,7 @@ class Dispatcher:
 
     def cancel(self, request: InferenceRequest) -> None:
         """Drop a request that nobody waits for any more."""
-        request.on_done = None
+        request.on_done = request.on_exit = None
         self._renewing.discard(request)
         self.client.cancel([request])
 
@@ -190,6 +196,10 @@ class Dispatcher:
     def on_done(self, requests: list[InferenceRequest]) -> None:
         """Hand a batch's finished requests to the event loop in one call; workers call this."""
         self.loop.call_soon_threadsafe(self.deliver, requests, self._clock())
+
+    def on_exits(self, shown: Shown) -> None:
+        """Hand what streamed requests passed to the event loop in one call; workers call this."""
+        self.loop.call_soon_threadsafe(deliver_exits, shown)
 
     @property
     def has_answers(self) -> bool:
@@ -356,6 +366,13 @@ class Dispatcher:
                 request.on_done()
         if len(self._answered) >= REPORT_REQUESTS:
             self._on_answers()
+
+
+def deliver_exits(shown: Shown) -> None:
+    """Call back those who watch requests pass an exit; for the event loop's thread."""
+    for request, entry in shown:
+        if request.on_exit is not None:  # its client may have left
+            request.on_exit(entry)
 
 
 def _columns(answered: list[InferenceRequest]) -> Answers:

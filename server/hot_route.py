@@ -344,7 +344,7 @@ def optional_fields(
     assert isinstance(prediction, Prediction), "only answered requests have predictions"
     fields: dict[str, Any] = {}
     if prediction.trace is not None:
-        fields["trace"] = [_trace_entry(entry, classes, num_exits) for entry in prediction.trace]
+        fields["trace"] = [trace_entry(entry, classes, num_exits) for entry in prediction.trace]
     if mask is not None:
         fields["mask"] = base64.b64encode(mask).decode()
     if served.truncated:
@@ -354,7 +354,8 @@ def optional_fields(
     return fields
 
 
-def _trace_entry(entry: ExitTrace, classes: Sequence[str], num_exits: int) -> dict[str, Any]:
+def trace_entry(entry: ExitTrace, classes: Sequence[str], num_exits: int) -> dict[str, Any]:
+    """Return the JSON fields of one exit in a trace."""
     probs = probabilities(entry.log_probs)
     best = int(probs.argmax())
     return {

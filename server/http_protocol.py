@@ -13,8 +13,13 @@ from typing import Any
 import pydantic_core
 import uvicorn
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from server.errors import (
     BodyTooLarge,
@@ -27,6 +32,7 @@ from server.errors import (
 )
 from server.hot_route import PATH, REQUEST_ID, HotAnswer, HotRoute
 from server.intake import SMALL_BODY_BYTES, Intake
+from server.paths import SAMPLE_PATHS
 from server.problems import PROBLEM_TYPE, problem
 
 CHUNK_BYTES = 32  # of framing that every chunk may have for nothing
@@ -38,6 +44,7 @@ MANY_CHUNKS = 64  # in one slice: each costs more than the bytes of a large one
 TURN_BYTES = 64 * 1024  # of a connection, in one turn of the loop
 DISCARD_S = 0.005  # between two reads of what nobody wants
 HEAD_END = b"\r\n\r\n"
+SAMPLE_URLS = frozenset(map(str.encode, SAMPLE_PATHS))
 
 
 def http_config(app: Any, drain_s: int, **address: Any) -> uvicorn.Config:
@@ -92,6 +99,30 @@ class _Flow(FlowControl):
         """Read on, if nothing waits."""
         if not self.held:
             super().resume_reading()
+
+
+class UnframedSend:
+    """Sends an answer to an HTTP/1.0 client, which knows no chunks.
+
+    An answer without a length ends when its connection does.
+
+    Args:
+        cycle: uvicorn's, of the request.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle, self._send, self._is_unframed = cycle, cycle.send, False
+
+    async def __call__(self, message: ASGISendEvent) -> None:
+        """Send a part of the answer."""
+        if message["type"] == "http.response.start":
+            names = [name.lower() for name, _ in message.get("headers", [])]
+            self._is_unframed = b"content-length" not in names
+            if self._is_unframed:
+                self._cycle.chunked_encoding = False
+        elif message["type"] == "http.response.body" and self._is_unframed:
+            self._cycle.expected_content_length = len(message.get("body", b""))
+        await self._send(message)
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -444,7 +475,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _is_prediction(self) -> bool:
         path = self.url.partition(b"?")[0]
-        return path == PATH.encode() and self.parser.get_method() == b"POST"
+        return path in SAMPLE_URLS and self.parser.get_method() == b"POST"
 
     def _is_hot(self) -> bool:
         """Whether the request that begins may be answered without the app."""
@@ -484,6 +515,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_given_away = True
         super().on_headers_complete()
         self.cycle.keep_alive &= not self._ends
+        if self.parser.get_http_version() == "1.0":
+            self.cycle.send = UnframedSend(self.cycle)  # type: ignore[method-assign]
 
     def write_answer(self, answer: HotAnswer, data: bytes) -> None:
         """Write the whole response, and go on to the next request."""

@@ -78,7 +78,7 @@ class SingleProcess:
         for name, runner in self.runners.items():
             dispatcher = self.front.models[name].dispatcher
             dispatcher.start(runner, loop, functools.partial(self.book, name))
-            runner.start(dispatcher.on_done)
+            runner.start(dispatcher.on_done, on_exits=dispatcher.on_exits)
 
     async def run(self) -> None:
         """Heartbeat: book what was done and refresh gauges and windows; ends by cancellation."""

@@ -14,8 +14,8 @@ from server.histogram import HistogramFamily
 from server.reports import Answers, Work
 
 ROUTES: Final = (
-    "/predict", "/budget", "/frontier", "/scheduler/reload", "/audit", "/audit/rows",
-    "/feedback", "/metrics", "/livez", "/readyz", "other",
+    "/predict", "/predict/stream", "/budget", "/frontier", "/scheduler/reload", "/audit",
+    "/audit/rows", "/feedback", "/metrics", "/livez", "/readyz", "other",
 )  # fmt: skip
 LATENCY_BUCKETS: Final = tuple(
     round(1e-4 * 10 ** (i / 6), 7) for i in range(31)

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.errors import INTERNAL_DETAIL, BodyTooLarge, ServeError
 from server.gate import Gate
 from server.hot_route import CLIENT_LEFT, REQUEST_ID, RequestCounts
+from server.paths import SAMPLE_PATHS
 from server.problems import problem_response
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class RequestMiddleware:
                 await Response(None, 204, allowed)(scope, receive, send_with_headers)
                 return
             state["owner"] = self.gate.enter(scope)
-            limit = self.max_body_bytes if scope["path"] == "/predict" else SMALL_BODY_BYTES
+            limit = self.max_body_bytes if scope["path"] in SAMPLE_PATHS else SMALL_BODY_BYTES
             if int(headers.get("content-length", 0)) > limit:
                 raise self._too_large(limit)
             one = scope["method"] == "GET" and scope["path"] in ONE_AT_A_TIME

@@ -14,7 +14,7 @@ from models.preprocess import ImagePreprocessor
 from scheduler.fitted import Scheduler
 from server.engine.active_policy import ActivePolicy
 from server.engine.engine import Engine
-from server.engine.request import InferenceRequest
+from server.engine.request import InferenceRequest, Shown
 from server.engine.warmup import measure_costs, measure_overhead_ms, try_policy
 from server.errors import ServeError
 from server.loading import open_served, read_schedulers
@@ -28,6 +28,7 @@ REMEMBERED_POLICIES = 8
 STALLED_S = 10.0
 OnDone = Callable[[list[InferenceRequest]], None]
 OnStart = Callable[[Sequence[InferenceRequest]], None]
+OnExits = Callable[[Shown], None]
 
 
 class ModelRunner:
@@ -92,6 +93,7 @@ class ModelRunner:
             max_batch=settings.max_batch or facts.costs.worthwhile_rows(),
             on_done=self._finished,
             on_audit=lambda audited: self.auditor.note(audited),
+            on_exits=lambda shown: self._on_exits(shown),
             observer=self._observer,
             costs=facts.costs,
             clock=clock,
@@ -120,6 +122,7 @@ class ModelRunner:
         on_done: OnDone,
         on_start: OnStart = lambda requests: None,
         on_put: Callable[[], None] = lambda: None,
+        on_exits: OnExits = lambda shown: None,
     ) -> None:
         """Start the workers.
 
@@ -128,8 +131,10 @@ class ModelRunner:
             on_start: Called by a worker before it runs a stage for requests.
             on_put: Called whenever requests wait for a stage; without workers, somebody must then
                 call `engine.run_batch`.
+            on_exits: Called by a worker at an exit with the streamed requests of its batch.
         """
         self._on_done, self._observer.on_start, self._on_put = on_done, on_start, on_put
+        self._on_exits = on_exits
         self.engine.start()
 
     def stop(self) -> None:

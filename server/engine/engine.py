@@ -20,6 +20,7 @@ from server.engine.request import (
     AuditResult,
     InferenceRequest,
     Prediction,
+    Shown,
 )
 from server.engine.shadow import ShadowRunner, record_exit
 from server.engine.step import Array, StageExecutor, comparable_scores, trace_exit
@@ -45,6 +46,8 @@ class Engine:
             out.
         on_done: Called by a worker once per batch that finished requests; each has its `result`.
         on_audit: Called by a worker once for every audited request that was answered.
+        on_exits: Called by a worker at an exit with the streamed requests of its batch, before they
+            enter the next stage and before `on_done`.
         observer: Receives counts.
         costs: What batches cost, to predict deadlines before any batch has run.
         clock: Seconds, monotonic.
@@ -68,6 +71,7 @@ class Engine:
         max_batch: int,
         on_done: Callable[[list[InferenceRequest]], None],
         on_audit: Callable[[AuditResult], None] = lambda audit: None,
+        on_exits: Callable[[Shown], None] = lambda shown: None,
         observer: EngineObserver | None = None,
         costs: StageCosts | None = None,
         clock: Callable[[], float] = time.perf_counter,
@@ -80,7 +84,7 @@ class Engine:
         self.failed = False
         self.last_progress_s = clock()
         self.deadlines = Deadlines(backend.num_exits, costs, max_batch)
-        self._on_done = on_done
+        self._on_done, self._on_exits = on_done, on_exits
         self._observer = observer or NullObserver()
         self._executor = StageExecutor(backend)
         self._limit = BatchLimit(backend.num_exits, costs, max_batch)
@@ -212,6 +216,13 @@ class Engine:
             log.exception("%d finished requests could not be handed over", len(finished))
             self.failed = True
 
+    def _show(self, shown: Shown) -> None:
+        """Hand over what streamed requests passed; not of those that were too late for it."""
+        try:
+            self._on_exits([each for each in shown if not isinstance(each[0].result, ServeError)])
+        except Exception:
+            log.exception("%d outputs of an exit could not be handed over", len(shown))
+
     def _fail(self, batch: list[InferenceRequest]) -> list[InferenceRequest]:
         """Fail a whole batch, wherever its requests wait."""
         self.failed = True
@@ -332,7 +343,8 @@ class Engine:
         leave = [requests[0].stage == self.backend.num_exits - 1] * len(requests)
         if decision is not None and not leave[0]:
             leave = decision.leave.tolist()
-        staying = []
+        staying: list[InferenceRequest] = []
+        shown: Shown = []
         for place, request in enumerate(requests):
             if request.cancelled:
                 self._observer.on_cancelled(1)
@@ -340,6 +352,8 @@ class Engine:
             if answer is not None:
                 if request.traced and decision is not None:
                     request.trace.append(trace_exit(request, place, answer, decision))
+                    if request.streamed:
+                        shown.append((request, request.trace[-1]))
                 request.result = self._result(request, place, answer, leave[place])
             if request.result is None:
                 request.place, request.state = place, state
@@ -349,6 +363,8 @@ class Engine:
                 request.state, request.memory = (), NO_HISTORY
         if staying:
             self._move_on(staying, decision, len(requests))
+        if shown:
+            self._show(shown)
         return staying
 
     def _move_on(

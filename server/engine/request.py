@@ -109,12 +109,14 @@ class InferenceRequest:
         deadline_s: When its answer must be out, on the engine's clock; None: no deadline.
         priority: 0 goes first, 3 last; AUDIT after all of them.
         traced: Whether to keep the outputs of each exit.
+        streamed: Whether to hand over the output of each exit at once; such a request is traced.
         policy: Policy snapshot used for this request's lifetime; None: the engine's current one at
             submission.
         policy_version: The caller's number of that policy; the engine never reads it.
         audit: Set if the request was chosen for an audit.
         on_done: Completion callback of the caller, who is handed finished requests a batch at a
             time; the engine never calls it.
+        on_exit: Callback of the caller for the output of each exit; the engine never calls it.
         result: Set before the request is handed over.
         request_id: The caller's name for it; None if nobody will ask for it by name.
         owner: Who may give feedback on it; the engine never reads it.
@@ -144,10 +146,12 @@ class InferenceRequest:
     deadline_s: float | None = None
     priority: int = 1
     traced: bool = False
+    streamed: bool = False
     policy: ActivePolicy | None = None
     policy_version: int = 0
     audit: AuditTrace | None = None
     on_done: Callable[[], None] | None = None
+    on_exit: Callable[[ExitTrace], None] | None = None
     result: Prediction | ServeError | None = None
     request_id: str | None = None
     owner: int = 0
@@ -169,3 +173,7 @@ class InferenceRequest:
     compute_ms: float = 0.0
     queue_ms: float = 0.0
     trace: list[ExitTrace] = field(default_factory=list)
+
+
+Shown = list[tuple[InferenceRequest, ExitTrace]]
+"""Streamed requests of a batch, each with the output of the exit that it has just passed."""

@@ -12,7 +12,7 @@ from typing import Any
 import uvloop
 
 from server.cores import usable_cores
-from server.engine.request import InferenceRequest
+from server.engine.request import ExitTrace, InferenceRequest, Shown
 from server.lifespan import (
     HEARTBEAT_S,
     QUIET_BEAT_S,
@@ -26,6 +26,7 @@ from server.processes.messages import (
     RemoteRequest,
     facts_fields,
     facts_of,
+    pack_exits,
     pack_results,
     pack_work,
     unpack_requests,
@@ -106,7 +107,7 @@ class EngineHost:
         self._control = Channel(self._control_socket, self._loop, self._obey, self._ended.set)
         for model, runner in enumerate(self._runners):
             runner.auditor.on_accept = functools.partial(self._black_box.count_draw, model)
-            runner.start(self._finished, self._note_start, self._run_batches_soon)
+            runner.start(self._finished, self._note_start, self._run_batches_soon, self._show)
         spare_the_collector()
         facts = [facts_fields(runner.facts) for runner in self._runners]
         self._control.send(Message("ready", {"facts": facts}))
@@ -184,6 +185,16 @@ class EngineHost:
         for front, finished in by_front.items():
             for message in pack_results(finished, self._clock(), held):
                 front.channel.send(message)  # type: ignore[union-attr]
+
+    def _show(self, shown: Shown) -> None:
+        """Send what streamed requests show at an exit to their front-ends; a worker calls."""
+        by_front: dict[FrontLink, list[tuple[RemoteRequest, ExitTrace]]] = defaultdict(list)
+        for request, entry in shown:
+            assert isinstance(request, RemoteRequest), "all requests came over a connection"
+            if request.number in request.front.requests:
+                by_front[request.front].append((request, entry))
+        for front, passed in by_front.items():
+            front.channel.send(pack_exits(passed))  # type: ignore[union-attr]
 
     def _note_start(self, requests: Sequence[InferenceRequest]) -> None:
         self._black_box.write([r.mark for r in requests if isinstance(r, RemoteRequest)])

@@ -26,7 +26,7 @@ KNOWN_ERRORS = {
     and issubclass(each, ServeError) and each is not ServeError
 }  # fmt: skip
 NO_AUDIT = 0
-TRACED, AUDITED, AT_ONCE = 1, 2, 4  # bits of a request's flags
+TRACED, AUDITED, AT_ONCE, STREAMED = 1, 2, 4, 8  # bits of a request's flags
 TERMS = "policy_version", "slowdown", "overhead_ms", "renews"  # all but the frontier
 
 
@@ -70,7 +70,7 @@ def pack_requests(
     whole = np.empty((len(requests), 5), np.int64)
     real = np.empty((len(requests), 2), np.float64)
     for place, (number, request) in enumerate(zip(numbers, requests, strict=True)):
-        key, flags = NO_AUDIT, TRACED * request.traced
+        key, flags = NO_AUDIT, TRACED * request.traced + STREAMED * request.streamed
         if request.audit is not None:
             key = request.audit.key
             flags += AUDITED + AT_ONCE * request.audit.at_once
@@ -114,6 +114,7 @@ def unpack_requests(
                 None if math.isnan(deadline_s) else deadline_s,
                 priority,
                 traced=bool(flags & TRACED),
+                streamed=bool(flags & STREAMED),
                 policy_version=version,
                 audit=AuditTrace(key, bool(flags & AT_ONCE)) if flags & AUDITED else None,
                 place=place,
@@ -152,7 +153,7 @@ def pack_results(finished: Sequence[RemoteRequest], sent_s: float, rows: int) ->
         places.append(place)
         whole.append((each.number, exit, late))
         real.append((compute_ms, queue_ms))
-        if trace:
+        if trace and not each.streamed:  # what was streamed is there already
             traces[str(each.number)] = _plain(trace)
     if len({each.log_probs.shape[1:] + each.logits.shape[1:] for each, _ in by_output}) > 1:
         return [message for each in finished for message in pack_results([each], sent_s, rows)]
@@ -183,6 +184,24 @@ def unpack_results(message: Message) -> Iterable[tuple[int, Prediction | ServeEr
             )
     for number, code, detail in message.fields.get("failed", ()):
         yield number, KNOWN_ERRORS[code](detail)
+
+
+def pack_exits(shown: Sequence[tuple[RemoteRequest, ExitTrace]]) -> Message:
+    """Pack the outputs of one exit for streamed requests of one batch."""
+    numbers = np.array([request.number for request, _ in shown], np.int64)
+    entries = [entry for _, entry in shown]
+    real = np.array([(each.score, each.threshold, each.elapsed_ms) for each in entries])
+    log_probs = np.stack([each.log_probs for each in entries])  # (A, C) or (A, P, C)
+    return Message("exits", {"exit": entries[0].exit}, (numbers, real, log_probs))
+
+
+def unpack_exits(message: Message) -> Iterable[tuple[int, ExitTrace]]:
+    """Yield the number of each request and the output of the exit that it has passed."""
+    numbers, real, log_probs = message.arrays
+    for place, (number, numbers_of_exit) in enumerate(
+        zip(numbers.tolist(), real.tolist(), strict=True)
+    ):
+        yield number, ExitTrace(message.fields["exit"], log_probs[place], *numbers_of_exit)
 
 
 def _outputs(parts: Sequence[tuple[HeadOutput, list[int]]]) -> HeadOutput:

@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from server.dispatch import deliver_exits
 from server.engine.deadlines import deadline_error
 from server.engine.request import InferenceRequest, Shape
 from server.errors import INTERNAL_DETAIL, InferenceFailed, NotReady, ServeError
 from server.processes.channel import Channel
-from server.processes.messages import pack_requests, unpack_results
+from server.processes.messages import pack_requests, unpack_exits, unpack_results
 from server.processes.wire import Message
 
 Deliver = Callable[[list[InferenceRequest], float], None]
@@ -165,7 +166,11 @@ class RemoteEngines:
         return min(able, key=lambda link: link.load) if able else None
 
     def _receive(self, link: EngineLink, message: Message) -> None:
-        """Take the results of a batch."""
+        """Take the results of a batch, or what its streamed requests show at an exit."""
+        if message.kind == "exits":
+            passed = [(link.sent[n].request, e) for n, e in unpack_exits(message) if n in link.sent]
+            deliver_exits(passed)
+            return
         finished: dict[RemoteClient, list[InferenceRequest]] = defaultdict(list)
         for number, result in unpack_results(message):
             sent = link.sent.pop(number, None)

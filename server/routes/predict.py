@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import pydantic_core
 from fastapi import APIRouter, Request, Response
@@ -39,37 +39,68 @@ _QUERY = [
 ]
 
 
+PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
+    code: {"model": Problem} for code in (400, 404, 413, 415, 422, 429, 500, 503, 504)
+}
+SAMPLE_REQUEST: Final = {
+    "parameters": _QUERY,
+    "requestBody": {
+        "required": True,
+        "content": {
+            "image/*": _IMAGE_BODY,
+            "application/octet-stream": _IMAGE_BODY,
+            "multipart/form-data": _FORM_BODY,
+            "application/json": {"schema": PredictBody.model_json_schema()},
+        },
+    },
+}
+
+
+class Samples(NamedTuple):
+    """The samples that a request holds.
+
+    Attributes:
+        modality: What they are.
+        payloads: One of each sample.
+        is_list: Whether they came as a list; else there is one.
+        options: The request's.
+    """
+
+    modality: Modality
+    payloads: Sequence[Payload]
+    is_list: bool
+    options: Options
+
+
 @router.post(
     "/predict",
     response_class=Response,
-    responses={
-        200: {"model": Prediction | Predictions},
-        **{code: {"model": Problem} for code in (400, 404, 413, 415, 422, 429, 500, 503, 504)},
-    },
-    openapi_extra={
-        "parameters": _QUERY,
-        "requestBody": {
-            "required": True,
-            "content": {
-                "image/*": _IMAGE_BODY,
-                "application/octet-stream": _IMAGE_BODY,
-                "multipart/form-data": _FORM_BODY,
-                "application/json": {"schema": PredictBody.model_json_schema()},
-            },
-        },
-    },
+    responses={200: {"model": Prediction | Predictions}, **PROBLEMS},
+    openapi_extra=SAMPLE_REQUEST,
 )
 async def predict(request: Request) -> Response:
     """Classify images or texts; each leaves at the first exit that is confident enough."""
+    modality, payloads, is_list, options = await read_samples(request)
+    if is_list:
+        return await _answer_list(request, modality, payloads, options)
+    return await _answer_one(request, modality, payloads[0], options)
+
+
+async def read_samples(request: Request) -> Samples:
+    """Read a request's body by its content type, and its options.
+
+    Raises:
+        ServeError: If the type is not taken, or the body or an option is invalid.
+    """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type.startswith("image/") or media_type == UNNAMED:
         body = await request.body()
         given = request.query_params if request.scope["query_string"] else {}
-        return await _answer_one(request, "image", body, _options(given))
+        return Samples("image", [body], False, _options(given))
     if media_type == "application/json":
-        return await _answer_json(request)
+        return await _read_json(request)
     if media_type == "multipart/form-data":
-        return await _answer_form(request)
+        return await _read_form(request)
     if media_type == URL_ENCODED:
         raise UnsupportedMedia(
             f"content type {URL_ENCODED!r} is not taken; for a file add the header "
@@ -81,7 +112,7 @@ async def predict(request: Request) -> Response:
     )
 
 
-async def _answer_json(request: Request) -> Response:
+async def _read_json(request: Request) -> Samples:
     body, front = await request.body(), front_of(request)
     if len(body) <= SMALL_PAYLOAD:
         parsed = parse_json(PredictBody, body)
@@ -97,13 +128,10 @@ async def _answer_json(request: Request) -> Response:
         name: getattr(parsed, name)
         for name in parsed.model_fields_set & Options.model_fields.keys()
     }
-    options = _options({**request.query_params, **chosen})
-    if is_list:
-        return await _answer_list(request, modality, items, options)
-    return await _answer_one(request, modality, items[0], options)
+    return Samples(modality, items, is_list, _options({**request.query_params, **chosen}))
 
 
-async def _answer_form(request: Request) -> Response:
+async def _read_form(request: Request) -> Samples:
     body, front = await request.body(), front_of(request)
     given = request.headers["content-type"], body, front.settings.max_parts
     if len(body) <= SMALL_PAYLOAD:
@@ -131,8 +159,8 @@ async def _answer_form(request: Request) -> Response:
         fields.pop(name, None)
     options = _options({**request.query_params, **fields})
     if texts:
-        return await _answer_one(request, "text", texts[0], options)
-    return await _answer_one(request, "image", bodies[0], options)
+        return Samples("text", texts, False, options)
+    return Samples("image", bodies, False, options)
 
 
 async def _answer_one(
@@ -147,7 +175,7 @@ async def _answer_one(
         served = await model.dispatcher.infer(
             payload, options, request.state.received_s, request_id, owner=request.state.owner
         )
-        answer = await _to_json(model, served, options)
+        answer = await to_json(model, served, options)
     finally:
         front.admission.release(1)
     request.state.server_timing = {
@@ -176,7 +204,7 @@ async def _answer_list(
                 may_block=may_block,
                 owner=request.state.owner,
             )
-            return await _to_json(model, served, options)
+            return await to_json(model, served, options)
         except ServeError as error:
             if error.reason is not None:
                 request.app.state.metrics.count_rejected(error.reason)
@@ -200,7 +228,7 @@ def _options(given: Mapping[str, Any]) -> Options:
         raise InvalidContent(format_validation_error(error)) from error
 
 
-async def _to_json(model: FrontModel, served: InferenceRequest, options: Options) -> dict[str, Any]:
+async def to_json(model: FrontModel, served: InferenceRequest, options: Options) -> dict[str, Any]:
     """Return the JSON of one answer, with its mask if the model draws one."""
     mask = await model.dispatcher.draw_mask(served) if model.task == "segmentation" else None
     return {

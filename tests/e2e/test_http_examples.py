@@ -35,7 +35,7 @@ def test_an_example_gives_the_response_shown(
 def test_every_route_has_an_example() -> None:
     commands = "\n".join(example.commands for example in examples(PAGE))
     routes = (
-        "/predict", "/budget", "/frontier", "/audit", "/audit/rows", "/feedback",
+        "/predict", "/predict/stream", "/budget", "/frontier", "/audit", "/audit/rows", "/feedback",
         "/scheduler/reload", "/livez", "/readyz", "/metrics",
     )  # fmt: skip
     assert [route for route in routes if f"localhost:8000{route}" not in commands] == []

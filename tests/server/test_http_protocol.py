@@ -151,6 +151,53 @@ def offer(protocol: str, connection: str = "Upgrade") -> bytes:
     return f"Upgrade: {protocol}\r\nConnection: {connection}\r\n".encode()
 
 
+def streaming(*parts: bytes, headers: list[tuple[bytes, bytes]] | None = None) -> App:
+    """An app that answers in parts; without headers, of unknown length."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": headers or []})
+        for part in parts:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    return app
+
+
+def answer_to(request: bytes, app: App) -> tuple[bytes, bytes, FakeTransport]:
+    """Return head and body of the answer, and the connection."""
+
+    async def send() -> FakeTransport:
+        transport = FakeTransport()
+        protocol_of(app, transport).data_received(request)
+        await settle()
+        return transport
+
+    transport = asyncio.run(send())
+    head, _, body = transport.written.partition(b"\r\n\r\n")
+    return head, body, transport
+
+
+@pytest.mark.parametrize("keep", [b"", b"Connection: keep-alive\r\n"])
+def test_http_1_0_gets_no_chunks(keep: bytes) -> None:
+    get = b"GET / HTTP/1.0\r\nHost: x\r\n%s\r\n" % keep
+    head, body, transport = answer_to(get, streaming(b"one", b"two"))
+    assert b"chunked" not in head and b"content-length" not in head
+    assert body == b"onetwo" and transport.closed
+    assert b"connection: close" in head
+
+
+def test_http_1_0_gets_an_answer_of_known_length_as_before() -> None:
+    known = [(b"Content-Length", b"6")]
+    head, body, _ = answer_to(b"GET / HTTP/1.0\r\n\r\n", streaming(b"one", b"two", headers=known))
+    assert b"Content-Length: 6".lower() in head.lower() and body == b"onetwo"
+
+
+def test_http_1_1_gets_chunks() -> None:
+    head, body, transport = answer_to(GET, streaming(b"one", b"two"))
+    assert b"chunked" in head and body == b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"
+    assert not transport.closed
+
+
 # ---- what clients send --------------------------------------------------------------------------
 
 

@@ -20,12 +20,14 @@ from server.processes.messages import (
     facts_fields,
     facts_of,
     pack_answers,
+    pack_exits,
     pack_requests,
     pack_results,
     pack_scheduler,
     pack_terms,
     pack_work,
     unpack_answers,
+    unpack_exits,
     unpack_requests,
     unpack_results,
     unpack_scheduler,
@@ -66,6 +68,7 @@ def test_requests_keep_what_the_engine_reads(
             deadline_s=deadline_s,
             priority=priority,
             traced=traced,
+            streamed=traced and priority > 1,
             policy_version=place,
             audit=AuditTrace(-(2**63) + place, at_once=priority > 1) if traced else None,
         )
@@ -77,7 +80,7 @@ def test_requests_keep_what_the_engine_reads(
     read = unpack_requests(message, FRONT, lambda arrays: arrays)
     assert [each.number for each in read] == numbers
     for mine, theirs in zip(read, requests, strict=True):
-        for name in ("parameter", "deadline_s", "priority", "traced", "policy_version"):
+        for name in ("parameter", "deadline_s", "priority", "traced", "streamed", "policy_version"):
             assert getattr(mine, name) == getattr(theirs, name)
         assert (mine.audit is None) == (theirs.audit is None)
         if mine.audit is not None and theirs.audit is not None:
@@ -96,6 +99,29 @@ def test_inputs_are_turned_into_the_networks_all_at_once() -> None:
     read = unpack_requests(message, FRONT, lambda arrays: (arrays[0].astype(np.float32) / 2,))
     assert [row_of(each)[0].tolist() for each in read] == [[[0.5] * 3], [[1.0] * 3]]
     assert read[0].state is read[1].state
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 3)])
+def test_exits_keep_what_they_show(shape: tuple[int, ...]) -> None:
+    entries = [
+        ExitTrace(1, np.full(shape, -number, np.float32), 0.25 * number, np.inf, 2.5)
+        for number in (7, 9)
+    ]
+    shown = [(RemoteRequest(number=n), e) for n, e in zip((7, 9), entries, strict=True)]
+    read = dict(unpack_exits(sent(pack_exits(shown))))
+    assert list(read) == [7, 9]
+    for mine, theirs in zip(read.values(), entries, strict=True):
+        np.testing.assert_array_equal(mine.log_probs, theirs.log_probs)
+        assert (mine.exit, *mine[2:]) == (theirs.exit, *theirs[2:])
+
+
+def test_results_keep_no_trace_that_was_streamed() -> None:
+    log_probs = np.log(np.array([0.25, 0.75], np.float32))
+    result = prediction(0, log_probs, trace=[ExitTrace(0, log_probs, 0.5, np.inf, 2.0)])
+    finished = [RemoteRequest(number=3, traced=True, streamed=True, result=result)]
+    (message,) = pack_results(finished, 1.0, 0)
+    ((_, read),) = unpack_results(sent(message))
+    assert isinstance(read, Prediction) and read.trace is None
 
 
 def test_results_keep_outputs_errors_and_traces() -> None:

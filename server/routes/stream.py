@@ -1,0 +1,65 @@
+"""POST /predict/stream: one image or text in, an event at each exit out."""
+
+import contextlib
+from collections.abc import AsyncGenerator
+
+from fastapi import APIRouter, Request, Response
+
+from server.engine.request import ExitTrace, InferenceRequest
+from server.errors import InvalidContent
+from server.event_stream import EVENT_STREAM, Event, OnDone, OnExit, start_stream, watch_exits
+from server.front import Front, FrontModel, front_of
+from server.hot_route import trace_entry
+from server.paths import PREDICT_STREAM
+from server.routes.predict import PROBLEMS, SAMPLE_REQUEST, Samples, read_samples, to_json
+
+router = APIRouter(tags=["prediction"])
+
+EXAMPLE = (
+    'event: exit\ndata: {"exit":0,"label":"ship","confidence":0.97,"score":0.95,"threshold":0.71,'
+    '"elapsed_ms":1.9}\n\nevent: prediction\ndata: {"model":"cifar10-resnet56", ...}\n\n'
+)
+
+
+@router.post(
+    PREDICT_STREAM,
+    response_class=Response,
+    responses={
+        200: {
+            "description": "Server-sent events: `exit` at each exit, then `prediction` or `error`",
+            "content": {EVENT_STREAM: {"schema": {"type": "string"}, "example": EXAMPLE}},
+        },
+        **PROBLEMS,
+    },
+    openapi_extra=SAMPLE_REQUEST,
+)
+async def predict_stream(request: Request) -> Response:
+    """Classify one image or text; the output of every exit comes as soon as it is there."""
+    samples = await read_samples(request)
+    if samples.is_list:
+        raise InvalidContent(
+            f"a stream takes one {samples.modality}, not a list; open a stream for each, or send "
+            f"the list to /predict"
+        )
+    front = front_of(request)
+    model = front.select_model(samples.options.model, samples.modality)
+    return await start_stream(request, _events(request, front, model, samples))
+
+
+async def _events(
+    request: Request, front: Front, model: FrontModel, samples: Samples
+) -> AsyncGenerator[Event]:
+    state, options = request.state, samples.options
+    (payload,) = samples.payloads
+
+    def begin(on_done: OnDone, on_exit: OnExit) -> InferenceRequest:
+        given = payload, options, state.received_s, state.request_id, on_done
+        return model.dispatcher.begin(*given, on_exit=on_exit, owner=state.owner)
+
+    watched = watch_exits(front, model, begin, keeps_trace=options.trace)
+    async with contextlib.aclosing(watched) as passed:
+        async for each in passed:
+            if isinstance(each, ExitTrace):
+                yield Event("exit", trace_entry(each, model.classes, model.num_exits))
+            else:
+                yield Event("prediction", await to_json(model, each, options))
