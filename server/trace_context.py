@@ -10,7 +10,8 @@ from typing import Final, NamedTuple
 
 SAMPLED, RANDOM = 1, 2  # bits of the flags
 TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
-NO_VERSION: Final = "ff"
+NO_VERSION: Final = b"ff"
+NO_TRACE, NO_SPAN = b"0" * 32, b"0" * 16
 KEY = r"[a-z][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13}"
 VALUE = r"[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
 MEMBER = re.compile(rf"({KEY})=({VALUE})")
@@ -57,15 +58,15 @@ def read_trace_context(headers: Headers) -> TraceContext | None:
     match = TRACEPARENT.fullmatch(parents[0].strip(b" \t"))
     if match is None:
         return None
-    version, trace_id, span_id, flags, more = [
-        (part or b"").decode("latin-1") for part in match.groups()
-    ]
+    version, trace_id, span_id, flags, more = match.groups()
     # Version 00 ends with the flags; later ones may go on behind another dash.
-    if version == NO_VERSION or (version == "00" and more):
+    if version == NO_VERSION or (version == b"00" and more):
         return None
-    if not (trace_id.strip("0") and span_id.strip("0")):
+    if trace_id == NO_TRACE or span_id == NO_SPAN:
         return None
-    return TraceContext(trace_id, span_id, int(flags, 16) & (SAMPLED | RANDOM), read_state(states))
+    bits = int(flags, 16) & (SAMPLED | RANDOM)
+    state = read_state(states) if states else ""
+    return TraceContext(trace_id.decode(), span_id.decode(), bits, state)
 
 
 def read_state(values: Iterable[bytes]) -> str:
