@@ -105,5 +105,5 @@ audit:
 
 .venv/.dev-%: .venv/bin/python pyproject.toml constraints.txt
 	@echo "installing everything for training and development into .venv: some minutes the first time"
-	$(PIP) -e '.[$*,train,dev]'
+	$(PIP) -e '.[$*,train,dev,otel]'
 	touch $@

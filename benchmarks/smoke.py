@@ -49,6 +49,7 @@ BENCHMARKS = (  # the longest first, so that both cores stay busy
     "transport",
     "decoding",
     "record_drift",
+    "observability",
     "control.report",
 )
 

@@ -26,8 +26,11 @@ from server.metrics import Metrics
 from server.middleware import SMALL_BODY_BYTES, RequestMiddleware
 from server.paths import PREDICT, PREDICT_STREAM, SAMPLE_PATHS
 from server.problems import answer_http_error, answer_known_error, answer_validation_error
+from server.recording import make_recorder, make_sender
+from server.request_recorder import RequestRecorder
 from server.routes import audit, budget, feedback, health, predict, scheduler, stream
 from server.settings import Settings, limits_of
+from server.trace_settings import TraceSettings
 
 ADMIN_COLLECT_S = 0.02  # overloaded processes take longer, and report within 0.25 s anyway
 DESCRIPTION: Final[dict[str, Any]] = {
@@ -38,12 +41,17 @@ DESCRIPTION: Final[dict[str, Any]] = {
 }
 
 
-def create_app(settings: Settings, admin_sockets: Sequence[socket.socket] = ()) -> FastAPI:
+def create_app(
+    settings: Settings,
+    admin_sockets: Sequence[socket.socket] = (),
+    traces: TraceSettings | None = None,
+) -> FastAPI:
     """Build the app of a server in one process; its lifespan loads models and starts threads.
 
     Args:
         settings: The configuration.
         admin_sockets: Those of --admin-port.
+        traces: What the environment says about traces; None: none are recorded.
 
     Raises:
         ValueError: If a file of keys cannot be read.
@@ -59,7 +67,7 @@ def create_app(settings: Settings, admin_sockets: Sequence[socket.socket] = ()) 
         try:
             async with (
                 lifespan(app),
-                admin_listener(app.state.control, settings, gates[1], admin_sockets),
+                admin_listener(app.state.control, settings, gates[1], admin_sockets, recorder),
             ):
                 yield
         finally:
@@ -69,11 +77,18 @@ def create_app(settings: Settings, admin_sockets: Sequence[socket.socket] = ()) 
     app.state.settings, app.state.gate, app.state.collect_s = settings, gates[0], None
     app.state.metrics = Metrics(CollectorRegistry(), __version__)
     app.state.intake = Intake(limits_of(settings), app.state.metrics)
+    app.state.spans = spans = make_sender(traces, app.state.metrics)
+    if traces is None or spans is None:
+        recorder = make_recorder(settings)
+    else:
+        recorder = make_recorder(settings, traces.sampler, spans.send)
+    app.state.recorder = recorder
     _add_routes(app)
     around = {
         "metrics": app.state.metrics,
         "max_body_bytes": settings.max_body_mib * 2**20,
         "gate": app.state.gate,
+        "recorder": recorder,
     }
     app.add_middleware(RequestMiddleware, **around)
     app.hot = RequestMiddleware(answer_prediction, **around)
@@ -96,7 +111,11 @@ def create_control_app(control: Control, collect_s: float | None = None) -> Fast
 
 @contextlib.asynccontextmanager
 async def admin_listener(
-    control: Control, settings: Settings, gate: Gate, sockets: Sequence[socket.socket]
+    control: Control,
+    settings: Settings,
+    gate: Gate,
+    sockets: Sequence[socket.socket],
+    recorder: RequestRecorder,
 ) -> AsyncIterator[None]:
     """Answer on --admin-port meanwhile, if there is one.
 
@@ -105,12 +124,15 @@ async def admin_listener(
         settings: The server's.
         gate: Of this port.
         sockets: Where it listens; none: there is no such port.
+        recorder: Follows its requests.
     """
     if not sockets:
         yield
         return
     control_app = create_control_app(control, ADMIN_COLLECT_S)
-    guarded = RequestMiddleware(control_app, control.metrics, SMALL_BODY_BYTES, gate=gate)
+    guarded = RequestMiddleware(
+        control_app, control.metrics, SMALL_BODY_BYTES, gate=gate, recorder=recorder
+    )
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         without_root(scope, gate.root_path)

@@ -21,8 +21,10 @@ from server.engine.request import AuditTrace, ExitTrace, InferenceRequest, Predi
 from server.errors import INTERNAL_DETAIL, InferenceFailed, InvalidContent, ServeError
 from server.quality.auditor import MOST_IN_FLIGHT, AuditSampler
 from server.quality.feedback import NOBODY, key_of
-from server.reports import Answers, EntryTerms
+from server.reports import Answers, EntryTerms, Exemplar
+from server.request_context import current_request
 from server.schemas import Options
+from server.trace_records import RequestTrace
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +50,10 @@ class Dispatcher:
 
     Attributes:
         terms: The terms under which requests enter; control replaces them.
+        name: The model's; its owner sets it.
     """
 
+    name = ""
     client: EngineClient
     loop: asyncio.AbstractEventLoop
 
@@ -114,6 +118,7 @@ class Dispatcher:
                 network fails.
         """
         future: asyncio.Future[None] = self.loop.create_future()
+        context = current_request.get()
         request = self.begin(
             payload,
             options,
@@ -122,7 +127,10 @@ class Dispatcher:
             lambda request: _resolve(future),
             may_block=may_block,
             owner=owner,
+            trace=None if context is None else context.trace,
         )
+        if context is not None:
+            context.samples.append((self.name, request))
         try:
             await future
             if isinstance(request.result, ServeError):
@@ -145,6 +153,7 @@ class Dispatcher:
         on_exit: Callable[[ExitTrace], None] | None = None,
         may_block: bool = True,
         owner: int = NOBODY,
+        trace: RequestTrace | None = None,
     ) -> InferenceRequest:
         """Begin to answer one sample.
 
@@ -160,8 +169,12 @@ class Dispatcher:
                 is not streamed.
             may_block: As `infer`.
             owner: As `infer`.
+            trace: The HTTP request's place in a trace.
         """
         request = self._request(options, received_s, request_id, owner)
+        if trace is not None:
+            request.trace_id = trace.sampled_id
+            request.timings = [] if trace.recorded else None
         request.on_done = functools.partial(on_done, request)
         if on_exit is not None:
             request.on_exit, request.streamed, request.traced = on_exit, True, True
@@ -171,7 +184,7 @@ class Dispatcher:
         except ServeError as error:
             self._fail_now(request, error)
         except Exception:  # A bug in our code: answer the request.
-            log.exception("request %s: decoding failed", request_id)
+            log.exception("request %s: decoding failed", request_id, extra=_ids(request))
             self._fail_now(request, InferenceFailed(INTERNAL_DETAIL))
         return request
 
@@ -315,7 +328,8 @@ class Dispatcher:
         except ServeError as error:
             self._fail(request, error)
         except Exception:  # A bug in our code: answer the request, keep the thread.
-            log.exception("request %s: decoding failed", request.request_id)
+            name = request.request_id
+            log.exception("request %s: decoding failed", name, extra=_ids(request))
             self._fail(request, InferenceFailed(INTERNAL_DETAIL))
         return None
 
@@ -344,7 +358,8 @@ class Dispatcher:
         if isinstance(model_input, Postponed):
             return model_input
         request.state, request.truncated, request.image_size = model_input
-        request.decode_ms = (self._clock() - started_s) * 1e3
+        request.decoded_s = self._clock()
+        request.decode_ms = (request.decoded_s - started_s) * 1e3
         if request.cancelled:
             self.client.note_cancelled(1)
         else:
@@ -387,7 +402,20 @@ def _columns(answered: list[InferenceRequest]) -> Answers:
         np.array([each.total_ms for each in answered], np.float64),
         np.array([each.decode_ms for each in answered], np.float64),  # None becomes NaN
         np.array([each.counts_for_budget for each in answered], np.bool_),
+        [_exemplar(place, each) for place, each in enumerate(answered) if each.trace_id],
     )
+
+
+def _exemplar(place: int, request: InferenceRequest) -> Exemplar:
+    assert request.trace_id is not None, "requests without a trace are no exemplars"
+    stages = request.timings or ()
+    stages_ms = [(each.stage, (each.ended_s - each.started_s) * 1e3) for each in stages]
+    return Exemplar(place, request.trace_id, stages_ms)
+
+
+def _ids(request: InferenceRequest) -> dict[str, str | None]:
+    """What a log line says of a request."""
+    return {"request_id": request.request_id, "trace_id": request.trace_id}
 
 
 def _class_id(prediction: Prediction) -> np.intp:

@@ -53,6 +53,7 @@ class FrontModel:
         if sends_pixels and isinstance(preprocess, ImagePreprocessor):
             preprocess = preprocess.of_pixels
         self.dispatcher = Dispatcher(preprocess, decoders, sampler, clock)
+        self.dispatcher.name = self.name
 
 
 class Front:

@@ -30,7 +30,10 @@ from server.front import Front, FrontModel, Modality
 from server.gate import Gate, Group
 from server.problems import problem_response
 from server.quality.feedback import NOBODY
+from server.request_context import RequestContext
+from server.request_recorder import RequestRecorder
 from server.schemas import Options, PredictBody, shown_threshold
+from server.trace_records import RequestTrace
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +105,7 @@ class HotAnswer:
         self.model: FrontModel | None = None
         self.request: InferenceRequest | None = None
         self.options = DEFAULTS
+        self.trace: RequestTrace | None = None
 
 
 class HotRoute:
@@ -112,6 +116,7 @@ class HotRoute:
         counts: Counts every response.
         clock: Seconds, monotonic; the front's.
         gate: The main port's; default: one that is open.
+        recorder: Follows requests; default: one that keeps nothing of them.
     """
 
     def __init__(
@@ -120,9 +125,11 @@ class HotRoute:
         counts: RequestCounts,
         clock: Callable[[], float] = time.perf_counter,
         gate: Gate | None = None,
+        recorder: RequestRecorder | None = None,
     ) -> None:
         self._front, self._counts, self._clock = front, counts, clock
         self._gate = gate or Gate()
+        self._recorder = recorder or RequestRecorder()
         able: dict[Modality, list[FrontModel]] = {"image": [], "text": []}
         for model in front.models.values():
             able[model.reads].append(model)
@@ -159,6 +166,7 @@ class HotRoute:
             body: The whole of it.
         """
         wanted, is_json, authorization = "", False, None
+        in_trace = self._recorder.traces
         for name, value in headers:
             if name == b"x-request-id":
                 wanted = value.decode("latin-1")
@@ -166,6 +174,8 @@ class HotRoute:
                 is_json = not value.lower().startswith(b"image/")
             elif name == b"authorization":
                 authorization = value
+            elif name == b"traceparent":
+                in_trace = True
         modality: Modality = "image"
         payload: Payload = body
         if is_json:
@@ -185,6 +195,8 @@ class HotRoute:
         matches = REQUEST_ID.fullmatch(wanted)
         answer.request_id = wanted if matches else f"{self._prefix}{next(self._numbers):016x}"
         answer.keep_alive &= not self._gate.closing
+        if in_trace:
+            answer.trace = self._recorder.start_trace(headers)
         return self._start(answer, modality, payload, authorization)
 
     def abandon(self, answer: HotAnswer) -> None:
@@ -195,6 +207,7 @@ class HotRoute:
         if answer.model is not None and answer.request is not None:
             answer.model.dispatcher.cancel(answer.request)
         self._counts.observe_request(PATH, CLIENT_LEFT)
+        self._record(answer, CLIENT_LEFT)
 
     def close(self) -> None:
         """Refuse the requests that are still open: the time to drain is over."""
@@ -227,6 +240,7 @@ class HotRoute:
             answer.request_id,
             lambda request: self._finish(answer, request),
             owner=owner,
+            trace=answer.trace,
         )
         return True
 
@@ -240,7 +254,7 @@ class HotRoute:
         try:
             head, body = self._response(answer, request)
         except Exception:
-            log.exception("request %s failed", answer.request_id)
+            log.exception("request %s failed", answer.request_id, extra=_ids(answer))
             self._fail(answer, InferenceFailed(INTERNAL_DETAIL))
             return
         self._release(answer)
@@ -261,7 +275,8 @@ class HotRoute:
         head = (
             f"content-type: application/json\r\nx-request-id: {answer.request_id}\r\n"
             f"server-timing: total;dur={times['total']:.3f}, queue;dur={times['queue']:.3f}, "
-            f"decode;dur={times['decode']:.3f}, compute;dur={times['compute']:.3f}\r\n"
+            f"decode;dur={times['decode']:.3f}, compute;dur={times['compute']:.3f}"
+            f"{'' if answer.trace is None else answer.trace.timing}\r\n"
         )
         return head.encode("latin-1"), pydantic_core.to_json(fields)
 
@@ -276,10 +291,13 @@ class HotRoute:
         response: Response = problem_response(
             error.status, error.code, error.detail, answer.request_id, error.headers
         )
+        timing = f"total;dur={(self._clock() - answer.received_s) * 1e3:.3f}"
+        if answer.trace is not None:
+            timing += answer.trace.timing
         fields = [
             *(each for each in response.raw_headers if each[0] != b"content-length"),
             (b"x-request-id", answer.request_id.encode("latin-1")),
-            (b"server-timing", b"total;dur=%.3f" % ((self._clock() - answer.received_s) * 1e3)),
+            (b"server-timing", timing.encode()),
         ]
         head = b"".join([b"%s: %s\r\n" % field for field in fields])
         self._write(answer, error.status, head, bytes(response.body))
@@ -290,14 +308,40 @@ class HotRoute:
 
     def _write(self, answer: HotAnswer, status: HTTPStatus, head: bytes, body: bytes) -> None:
         self._counts.observe_request(PATH, status)
-        if answer.disconnected:
-            return
+        if not answer.disconnected:
+            self._send(answer, status, head, body)
+        self._record(answer, status)
+
+    def _send(self, answer: HotAnswer, status: HTTPStatus, head: bytes, body: bytes) -> None:
         default = b"".join([b"%s: %s\r\n" % field for field in answer.headers])
         close = b"" if answer.keep_alive else b"connection: close\r\n"
         length = b"content-length: %d\r\n" % len(body)
         answer.response_complete = True
         whole = b"".join([STATUS_LINES[status], default, head, length, close, b"\r\n", body])
         answer.connection.write_answer(answer, whole)
+
+    def _record(self, answer: HotAnswer, status: int) -> None:
+        if self._recorder.is_on:
+            self._recorder.end(_context(answer, status))
+
+
+def _context(answer: HotAnswer, status: int) -> RequestContext:
+    """What is kept of an answered request."""
+    samples = []
+    if answer.model is not None and answer.request is not None:
+        samples = [(answer.model.name, answer.request)]
+    return RequestContext(
+        answer.request_id, answer.trace, "POST", PATH, answer.received_s, PATH, status, samples
+    )
+
+
+def _ids(answer: HotAnswer) -> dict[str, str | None]:
+    """What a log line says of a request."""
+    trace = answer.trace
+    return {
+        "request_id": answer.request_id,
+        "trace_id": None if trace is None else trace.trace_id,
+    }
 
 
 def prediction_fields(

@@ -7,6 +7,7 @@ request that offers another protocol loses its body.
 
 import asyncio
 import math
+import time
 from enum import Enum
 from typing import Any
 
@@ -34,6 +35,8 @@ from server.hot_route import PATH, REQUEST_ID, HotAnswer, HotRoute
 from server.intake import SMALL_BODY_BYTES, Intake
 from server.paths import SAMPLE_PATHS
 from server.problems import PROBLEM_TYPE, problem
+from server.request_context import RequestContext
+from server.request_recorder import RequestRecorder
 
 CHUNK_BYTES = 32  # of framing that every chunk may have for nothing
 GRACE_S = 0.1  # for a request that was sent before the server began to end
@@ -154,6 +157,7 @@ class HttpProtocol(HttpToolsProtocol):
         state = getattr(self.config.app, "state", None)
         self._hot: HotRoute | None = getattr(state, "hot", None)
         self._intake: Intake = getattr(state, "intake", None) or Intake()
+        self._recorder: RequestRecorder | None = getattr(state, "recorder", None)
         self.url = b""
         self.due_s, self.heard_s = math.inf, 0.0
         self._phase = Phase.ANSWER
@@ -703,6 +707,17 @@ class HttpProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.flow.resume_reading()
 
+    def _record_refusal(self, refusal: ServeError, request_id: str) -> None:
+        recorder = self._recorder
+        if recorder is None or not recorder.is_on or self._whole:
+            return  # between two requests there is none to record
+        path, method = self.url.partition(b"?")[0].decode("latin-1"), self.parser.get_method()
+        now_s = time.perf_counter()
+        began_s = now_s - (self.loop.time() - self.heard_s)
+        request = RequestContext(request_id, None, method.decode("latin-1"), path, began_s)
+        request.status = refusal.status
+        recorder.end(request)
+
     def _answer(self, refusal: ServeError, *, keep_alive: bool) -> bytes:
         request_id = ""
         for name, value in () if self._whole else self.headers:
@@ -710,6 +725,7 @@ class HttpProtocol(HttpToolsProtocol):
                 request_id = value.decode("latin-1")
         if not REQUEST_ID.fullmatch(request_id):
             request_id = self._intake.make_id()
+        self._record_refusal(refusal, request_id)
         body = pydantic_core.to_json(
             problem(refusal.status, refusal.code, refusal.detail, request_id)
         )

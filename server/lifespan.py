@@ -26,6 +26,7 @@ from server.process_metrics import ProcessCollector, ProcessName
 from server.runner import ModelRunner
 from server.settings import Settings
 from server.shortage import shortage_of
+from server.span_sender import SpanSender
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 LAST_CALL_S = 0.3
 HEARTBEAT_S = 0.25
 QUIET_BEAT_S = 0.5  # where there is nothing to report: each wake-up of an idle core costs a ms
+FLUSH_SPANS_S = 1.0  # for a collector to take the last spans
+PROCESS = ProcessName("server", 0)
 YOUNG_OBJECTS = 20_000  # a request makes some dozens, nearly none of them in cycles
 
 
@@ -55,7 +58,7 @@ class SingleProcess:
         self.metrics = metrics
         self.clock = clock
         bundles = load_bundles(settings.bundle)
-        metrics.registry.register(ProcessCollector(lambda: {ProcessName("server", 0): os.getpid()}))
+        metrics.registry.register(ProcessCollector(lambda: {PROCESS: os.getpid()}))
         self.front = Front(bundles, settings, metrics.inflight, clock=clock)
         self.control = Control(metrics, self._collect)
         self.runners: dict[str, ModelRunner] = {}
@@ -85,7 +88,7 @@ class SingleProcess:
         while True:
             due = self.clock() + HEARTBEAT_S
             await asyncio.sleep(HEARTBEAT_S)
-            self.metrics.loop_lag.set(max(self.clock() - due, 0.0))
+            self.metrics.show_loop_lag(PROCESS, max(self.clock() - due, 0.0))
             await self._collect()
             self.control.refresh()
             # Nothing would answer what is let in now.
@@ -207,7 +210,13 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         raise ValueError(shortage) from error
     app.state.service = service
     app.state.front, app.state.control = service.front, service.control
-    app.state.hot = hot = HotRoute(service.front, service.metrics, gate=app.state.gate)
+    state = app.state
+    state.hot = hot = HotRoute(
+        service.front, service.metrics, gate=state.gate, recorder=state.recorder
+    )
+    spans: SpanSender | None = state.spans
+    if spans is not None:
+        await asyncio.to_thread(spans.start)
     spare_the_collector()
     heartbeat = asyncio.create_task(service.run())
     log.info("ready: %s", ", ".join(service.runners))
@@ -219,3 +228,5 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             await heartbeat
         hot.close()
         await service.stop()
+        if spans is not None:
+            await asyncio.to_thread(spans.stop, FLUSH_SPANS_S)

@@ -5,12 +5,11 @@ from typing import Final
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS_TYPE
-from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
 
 from scheduler.control.controller import BudgetController
 from scheduler.guarantee import Certificate
 from server.histogram import HistogramFamily
+from server.process_metrics import ProcessName
 from server.reports import Answers, Work
 
 ROUTES: Final = (
@@ -23,6 +22,7 @@ LATENCY_BUCKETS: Final = tuple(
 BATCH_BUCKETS: Final = tuple(float(2**i) for i in range(11))
 OBJECTIVES: Final = ("budget", "agreement")
 PROMISES: Final = ("budget", "disagreement", "none")
+SPAN_OUTCOMES: Final = ("exported", "lost")
 REJECTIONS: Final = (
     "queue_full", "not_ready", "body_too_large", "bytes_full", "head_too_large", "url_too_long",
     "malformed", "method_not_allowed", "too_complex", "first_byte_timeout", "head_timeout",
@@ -61,8 +61,17 @@ class Metrics:
             "eenet_inflight_samples", "Samples admitted and not yet answered.", registry=registry
         )
         self.loop_lag = Gauge(
-            "eenet_event_loop_lag_seconds", "How late the event loop's beat was.", registry=registry
+            "eenet_event_loop_lag_seconds",
+            "How late the latest beat of a process's event loop was.",
+            ["role", "index"],
+            registry=registry,
         )
+        self.spans = Counter(
+            "eenet_spans", "Spans of traces, by what became of them.", ["outcome"],
+            registry=registry,
+        )  # fmt: skip
+        for outcome in SPAN_OUTCOMES:
+            self.spans.labels(outcome)
         self.build_info = Gauge("eenet_build_info", "The program.", ["version"], registry=registry)
         self.build_info.labels(version).set(1)
         self.model_info = Gauge(
@@ -166,6 +175,14 @@ class Metrics:
     def count_rejected(self, reason: str, count: int = 1) -> None:
         """Count requests, or the samples of some, that were turned away."""
         self.rejected.labels(reason).inc(count)
+
+    def count_spans(self, outcome: str, count: int) -> None:
+        """Count spans that were exported or lost; any thread may call."""
+        self.spans.labels(outcome).inc(count)
+
+    def show_loop_lag(self, process: ProcessName, lag_s: float) -> None:
+        """Set the gauge of a process's event loop."""
+        self.loop_lag.labels(process.role, str(process.number)).set(lag_s)
 
     def observe_request(self, route: str, status: int, count: int = 1) -> None:
         """Count answered requests under a known route, or as `other`."""
@@ -301,6 +318,22 @@ class ModelMetrics:
         self.compute_latency.observe(answers.compute_ms / 1e3)
         self.queue_latency.observe(answers.queue_ms / 1e3)
         self.decode_latency.observe(answers.decode_ms[answers.decode_ms >= 0] / 1e3)
+        if answers.exemplars:
+            self._note_exemplars(answers)
+
+    def _note_exemplars(self, answers: Answers) -> None:
+        """Let the histograms name traces of requests that they have counted."""
+        for place, trace_id, stages_ms in answers.exemplars:
+            for histogram, column in (
+                (self.request_latency, answers.total_ms),
+                (self.compute_latency, answers.compute_ms),
+                (self.queue_latency, answers.queue_ms),
+                (self.decode_latency, answers.decode_ms),
+            ):
+                if column[place] >= 0:  # NaN: it came as arrays
+                    histogram.note_exemplar(float(column[place]) / 1e3, trace_id)
+            for stage, ms in stages_ms:
+                self.stage_latency[stage].note_exemplar(ms / 1e3, trace_id)
 
     def show_policy(self, version: str, policy: str, device: str, precision: str) -> None:
         """Say what is loaded, in place of what was."""
@@ -357,6 +390,3 @@ class ModelMetrics:
         for gauge, depth in zip(self._queue_depth, depths, strict=True):
             gauge.set(depth)
         self._queue_oldest.set(oldest_s)
-
-
-__all__ = ["OPENMETRICS_TYPE", "Metrics", "ModelMetrics", "openmetrics_text"]

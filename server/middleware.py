@@ -18,6 +18,8 @@ from server.gate import Gate
 from server.hot_route import CLIENT_LEFT, REQUEST_ID, RequestCounts
 from server.paths import SAMPLE_PATHS
 from server.problems import problem_response
+from server.request_context import RequestContext, current_request
+from server.request_recorder import RequestRecorder
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class RequestMiddleware:
         max_body_bytes: The largest body of a prediction request.
         clock: Seconds, monotonic; the one the models use.
         gate: The listener's; default: one that is open.
+        recorder: Follows requests; default: one that keeps nothing of them.
     """
 
     def __init__(
@@ -46,12 +49,14 @@ class RequestMiddleware:
         max_body_bytes: int,
         clock: Callable[[], float] = time.perf_counter,
         gate: Gate | None = None,
+        recorder: RequestRecorder | None = None,
     ) -> None:
         self.app = app
         self.metrics = metrics
         self.max_body_bytes = max_body_bytes
         self.clock = clock
         self.gate = gate or Gate()
+        self.recorder = recorder or RequestRecorder()
         self._turn = Turn()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,14 +64,18 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, _without_known_traces(send))
             return
-        received_s = self.clock()
-        if scope["method"] == "HEAD":  # as GET; the server sends no body all the same
+        received_s, method = self.clock(), scope["method"]
+        if method == "HEAD":  # as GET; the server sends no body all the same
             scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
         wanted = headers.get("x-request-id", "")
         request_id = wanted if REQUEST_ID.fullmatch(wanted) else os.urandom(16).hex()
         state = scope.setdefault("state", {})
         state |= {"request_id": request_id, "received_s": received_s, "server_timing": {}}
+        request = self.recorder.begin(
+            scope["headers"], request_id, method, scope["path"], received_s
+        )
+        current = current_request.set(request)
         started = False
 
         async def send_with_headers(message: Message) -> None:
@@ -75,6 +84,8 @@ class RequestMiddleware:
                 started = True
                 times = {"total": (self.clock() - received_s) * 1e3, **state["server_timing"]}
                 timing = ", ".join([f"{name};dur={ms:.3f}" for name, ms in times.items()])
+                timing += "" if request.trace is None else request.trace.timing
+                request.status = message["status"]
                 message["headers"] = [
                     *message["headers"],
                     (b"x-request-id", request_id.encode()),
@@ -106,11 +117,11 @@ class RequestMiddleware:
                 error.status, error.code, error.detail, request_id, error.headers
             )(scope, receive, send_with_headers)
         except ClientDisconnect:
-            self._count_departure(scope, request_id)
+            self._count_departure(request)
         except asyncio.CancelledError:
             if watch.left:
                 if not started:
-                    self._count_departure(scope, request_id)
+                    self._count_departure(request)
                 return
             if started:  # the drain time at shutdown is over
                 raise
@@ -123,10 +134,15 @@ class RequestMiddleware:
                 await problem_response(500, "internal", INTERNAL_DETAIL, request_id)(
                     scope, receive, send_with_headers
                 )
+        finally:
+            current_request.reset(current)
+            request.route = request.route or getattr(scope.get("route"), "path", None)
+            self.recorder.end(request)
 
-    def _count_departure(self, scope: Scope, request_id: str) -> None:
-        log.debug("request %s: the client left", request_id)
-        self.metrics.observe_request(scope["path"], CLIENT_LEFT)
+    def _count_departure(self, request: RequestContext) -> None:
+        log.debug("request %s: the client left", request.request_id)
+        request.status = CLIENT_LEFT
+        self.metrics.observe_request(request.path, CLIENT_LEFT)
 
     def _bounded(self, receive: Receive, limit: int) -> Receive:
         """Count the body as it arrives: a chunked one announces no length."""

@@ -4,6 +4,7 @@ Fronts and engines report to control; control tells fronts the terms under which
 one process these are arguments of calls, between processes they are messages.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,20 @@ class RunnerFacts(NamedTuple):
     workers: int
 
 
+class Exemplar(NamedTuple):
+    """An answered request whose trace is recorded.
+
+    Attributes:
+        place: Its row in `Answers`.
+        trace_id: The trace.
+        stages_ms: Each stage that it went through, and what its batch took there.
+    """
+
+    place: int
+    trace_id: str
+    stages_ms: Sequence[tuple[int, float]]
+
+
 class Answers(NamedTuple):
     """N answered requests of one model, as their front saw them.
 
@@ -45,6 +60,7 @@ class Answers(NamedTuple):
         total_ms: From its headers until the answer was ready, (N,).
         decode_ms: Time from bytes to arrays; NaN if it came as arrays, (N,).
         counts_for_budget: Whether it counts for the rolling mean, bool (N,).
+        exemplars: Those whose traces are recorded.
     """
 
     keys: NDArray[np.int64]
@@ -55,6 +71,7 @@ class Answers(NamedTuple):
     total_ms: Floats
     decode_ms: Floats
     counts_for_budget: NDArray[np.bool_]
+    exemplars: Sequence[Exemplar] = ()
 
     def compute_samples(self) -> list[Sample]:
         """Return the samples that count for a budget of compute time."""

@@ -267,6 +267,15 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe line logged"
     )
+    log_format: Literal["plain", "json"] = Field(
+        "plain", description="form of log lines; json: one object each"
+    )
+    access_log: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="share of the requests that have a line in the log, probes left out; 1: all",
+    )
 
     @field_validator("device")
     @classmethod

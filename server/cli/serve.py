@@ -4,25 +4,34 @@ import argparse
 import logging
 import os
 import resource
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+from urllib.parse import unquote
 
 from models.bundle import load_bundle
 from server.app import create_app
-from server.cli.options import log_to_stderr
 from server.cores import usable_cores
 from server.gate import KeyFiles
 from server.http_protocol import http_config
-from server.lifespan import DrainingServer
+from server.lifespan import PROCESS, DrainingServer
 from server.listening import check_addresses, open_listeners, warn_if_open
 from server.loading import device_names
+from server.logs import name_process, start_logging
+from server.processes.control_process import CONTROL
 from server.processes.main import START_FAILED, serve_in_processes
 from server.processes.plan import make_plan
 from server.settings import ENV_PREFIX, Settings, load_settings, share_of
+from server.shortage import shortage_of
 from server.tls import check_tls, tls_options
+from server.trace_settings import TraceSettings, trace_settings
 
 DESCRIPTORS, DESCRIPTORS_PER_PROCESS = 48, 8  # that a start takes, some of them for a moment
+SECRET_HEADERS = "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"
+BAD_SETTING = 2  # exit status, as of all commands
 EXAMPLE = "eenet serve --budget-ms 1.2 --window 500"
+
+log = logging.getLogger("eenet")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -60,8 +69,26 @@ def run(args: argparse.Namespace) -> None:
     check_addresses(settings)
     check_tls(settings)
     KeyFiles(settings)  # whoever serves reads them again
-    log_to_stderr(settings.log_level)
-    logging.getLogger("eenet").info("settings %s", settings.model_dump_json())
+    traces = trace_settings(os.environ)
+    secrets = secrets_of(settings, os.environ)
+    start_logging(settings.log_level, settings.log_format, PROCESS, secrets)
+    try:
+        serve(settings, traces)
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        if settings.log_format == "plain" or not is_known(error):
+            raise
+        log.critical("%s", shortage_of(error) or error)
+        raise SystemExit(BAD_SETTING) from error
+
+
+def is_known(error: Exception) -> bool:
+    """Whether an error has a sentence for the user."""
+    return isinstance(error, ValueError | OSError) or shortage_of(error) is not None
+
+
+def serve(settings: Settings, traces: TraceSettings | None) -> None:
+    """Serve until a signal ends the process; the log has started."""
+    log.info("settings %s", settings.model_dump_json())
     for folder in settings.bundle:
         # Report a bundle that is damaged or lacks precision or policy before anything is started.
         variant = load_bundle(folder).variant(settings.named_precision)
@@ -71,17 +98,20 @@ def run(args: argparse.Namespace) -> None:
     check_descriptors(plan.front_ends + (plan.engines or plan.runs))
     share_of(settings, max(plan.front_ends, 1))  # report one that is too small
     if plan.front_ends:
-        serve_in_processes(settings, plan)
+        name_process(CONTROL, 0)
+        serve_in_processes(settings, plan, traces)
     else:
-        serve_in_one_process(settings)
+        serve_in_one_process(settings, traces)
 
 
-def serve_in_one_process(settings: Settings) -> None:
+def serve_in_one_process(settings: Settings, traces: TraceSettings | None) -> None:
     """Serve until a signal ends the process."""
     with open_listeners(settings, 1) as listeners:
         warn_if_open(settings, listeners)
         config = http_config(
-            create_app(settings, listeners.admin), settings.drain_s, **tls_options(settings)
+            create_app(settings, listeners.admin, traces),
+            settings.drain_s,
+            **tls_options(settings),
         )
         server = DrainingServer(config, settings.deregister_s)
         try:
@@ -92,6 +122,16 @@ def serve_in_one_process(settings: Settings) -> None:
     if not server.started:
         logging.shutdown()
         os._exit(START_FAILED)  # without memory, threads may not even end
+
+
+def secrets_of(settings: Settings, environ: Mapping[str, str]) -> list[str]:
+    """Return what no line of the log may show: passwords, and what collectors are sent."""
+    password = settings.ssl_keyfile_password
+    secrets = [] if password is None else [password.get_secret_value()]
+    for name in SECRET_HEADERS:
+        fields = environ.get(name, "").split(",")
+        secrets += [unquote(field.partition("=")[2]).strip() for field in fields]
+    return secrets
 
 
 def check_descriptors(processes: int) -> None:

@@ -21,6 +21,7 @@ from server.engine.request import (
     InferenceRequest,
     Prediction,
     Shown,
+    StageTiming,
 )
 from server.engine.shadow import ShadowRunner, record_exit
 from server.engine.step import Array, StageExecutor, comparable_scores, trace_exit
@@ -312,9 +313,12 @@ class Engine:
         parameter: float,
         elapsed_ms: float,
     ) -> None:
+        stage, now_s = requests[0].stage, self.clock()
         for request in requests:
             request.compute_ms += elapsed_ms
-        stage, now_s = requests[0].stage, self.clock()
+            if request.timings is not None:
+                started_s, rows = now_s - elapsed_ms / 1e3, len(requests)
+                request.timings.append(StageTiming(stage, request.ready_s, started_s, now_s, rows))
         self._observer.on_step(stage, len(requests), elapsed_ms)
         took_s = now_s - min([request.ready_s for request in requests])
         self.deadlines.stages[stage].times.append((now_s, took_s))

@@ -38,6 +38,24 @@ class ExitTrace(NamedTuple):
     elapsed_ms: float
 
 
+class StageTiming(NamedTuple):
+    """When a stage ran for a request; times on the engine's clock.
+
+    Attributes:
+        stage: k, 0-based.
+        ready_s: When the request began to wait for it.
+        started_s: When its batch began.
+        ended_s: When its batch was through, head and policy included.
+        rows: Rows of that batch.
+    """
+
+    stage: int
+    ready_s: float
+    started_s: float
+    ended_s: float
+    rows: int
+
+
 class Prediction(NamedTuple):
     """The result of a request that left at an exit.
 
@@ -122,6 +140,9 @@ class InferenceRequest:
         owner: Who may give feedback on it; the engine never reads it.
         received_s: When the caller received it, on the engine's clock.
         decode_ms: Time it took to make `state`; None if the caller sent arrays.
+        decoded_s: When that was done, on the engine's clock.
+        trace_id: The trace that it is part of, if anybody records that; the engine never reads it.
+        timings: Filled while it runs, one for each stage; None: nobody will ask for them.
         truncated: Whether the caller cut the input.
         image_size: Width and height of the image it came from, upright; None if it was none.
         counts_for_budget: Whether its latency counts for the rolling mean.
@@ -157,6 +178,9 @@ class InferenceRequest:
     owner: int = 0
     received_s: float = 0.0
     decode_ms: float | None = None
+    decoded_s: float = 0.0
+    trace_id: str | None = None
+    timings: list[StageTiming] | None = None
     truncated: bool = False
     image_size: tuple[int, int] | None = None
     counts_for_budget: bool = True

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from server.logs import name_process
 from server.processes import prctl
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ def _prepare(setup: ChildSetup, parent_pid: int) -> None:
     close_all_but(setup.fds)
     prctl.die_with(parent_pid)
     prctl.set_name(f"eenet-{setup.role}", f"-{setup.index}")
+    name_process(setup.role, setup.index)
 
 
 def close_all_but(fds: Iterable[int]) -> None:
@@ -75,7 +77,7 @@ def close_all_but(fds: Iterable[int]) -> None:
 def _status_of(end: SystemExit) -> int:
     if end.code is None or isinstance(end.code, int):
         return (end.code or 0) & 0xFF
-    print(end.code, file=sys.stderr)
+    log.error("%s", end.code)
     return 1
 
 

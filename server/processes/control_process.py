@@ -22,7 +22,7 @@ from server.app import admin_listener, create_control_app
 from server.control import Control
 from server.gate import Group, KeyFiles, admin_gate
 from server.keys import KeySet
-from server.lifespan import HEARTBEAT_S, end_at_once, until_next_s
+from server.lifespan import FLUSH_SPANS_S, HEARTBEAT_S, end_at_once, until_next_s
 from server.listening import Listeners
 from server.metrics import Metrics
 from server.model import ModelControl
@@ -40,10 +40,13 @@ from server.processes.messages import (
 )
 from server.processes.plan import ProcessPlan, fill_cores
 from server.processes.supervisor import Child, Supervisor
+from server.processes.timings import unpack_records
 from server.processes.wire import BEAT, Message
 from server.processes.zygote import Zygote
+from server.recording import make_recorder, make_sender
 from server.reports import EntryTerms
 from server.settings import Settings
+from server.trace_settings import TraceSettings
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +55,7 @@ STOP_S = 1.0  # for front-ends to end after their time to drain, then for engine
 POLL_S = 0.01
 REFRESH_S = 0.5
 FORGET_S = 5.0  # without news, in which what was learned under load fades
-ENGINE, FRONT_END = "engine", "front-end"  # roles
+CONTROL, ENGINE, FRONT_END = "control", "engine", "front-end"  # roles
 
 
 class ControlProcess:
@@ -65,6 +68,7 @@ class ControlProcess:
         listeners: The sockets of each front-end, all with the same addresses, and the admin's.
         zygote: Forks the children.
         clock: Seconds, monotonic; shared by all processes of the host.
+        traces: What the environment says about traces; None: none are recorded.
 
     Raises:
         ValueError: If a file of keys cannot be read.
@@ -78,6 +82,7 @@ class ControlProcess:
         listeners: Listeners,
         zygote: Zygote,
         clock: Callable[[], float] = time.perf_counter,
+        traces: TraceSettings | None = None,
     ) -> None:
         self._settings, self._plan, self._bundles, self._zygote = settings, plan, bundles, zygote
         self._clock = clock
@@ -85,6 +90,11 @@ class ControlProcess:
         self.control = Control(self.metrics, self._collect)
         self.control.starting = True
         self._app: FastAPI = create_control_app(self.control)
+        self._spans = make_sender(traces, self.metrics)
+        self._sampler = None if traces is None or self._spans is None else traces.sampler
+        emit = self._spans.send if self._spans is not None else lambda record: None
+        self._recorder = make_recorder(settings, self._sampler, emit)
+        self._loop_lag_s = 0.0
         self._key_files, self._admin_gate = KeyFiles(settings), admin_gate(settings)
         self._admin_gate.keys = self._key_files.keys
         self._admin_sockets = listeners.admin
@@ -134,8 +144,12 @@ class ControlProcess:
 
     async def _start(self, until_stopped: contextlib.AsyncExitStack) -> None:
         """Start one engine, which measures; then all others; then the front-ends."""
-        admin = admin_listener(self.control, self._settings, self._admin_gate, self._admin_sockets)
+        admin = admin_listener(
+            self.control, self._settings, self._admin_gate, self._admin_sockets, self._recorder
+        )
         await until_stopped.enter_async_context(admin)
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.start)
         self._add_engine(0)
         first = self._engines[0]
         await first.ready.wait()
@@ -199,7 +213,11 @@ class ControlProcess:
             theirs = self._open_channel(front, hear)
             self._brief_front(front)
             listening = [os.dup(each.fileno()) for each in front.listening]
-            shared = {"server": server, "front_ends": len(self._fronts)}
+            shared = {
+                "server": server,
+                "front_ends": len(self._fronts),
+                "sampler": self._sampler,
+            }
             return shared, [theirs, *listening]
 
         self._supervisor.add(
@@ -245,8 +263,10 @@ class ControlProcess:
 
     def _hear_engine(self, engine: EngineProcess, message: Message, descriptors: list[int]) -> None:
         self._note_beat(engine)
-        self._has_news |= message.kind != BEAT.kind
-        if message.kind == "work":
+        self._has_news |= message.kind != BEAT
+        if message.kind == BEAT:
+            engine.loop_lag_s = message.fields["loop_lag_s"]
+        elif message.kind == "work":
             model = message.fields["model"]
             engine.work[model] = work = unpack_work(message)
             engine.audits_settled[model] += work.audits_settled
@@ -267,8 +287,12 @@ class ControlProcess:
 
     def _hear_front(self, front: FrontProcess, message: Message, descriptors: list[int]) -> None:
         self._note_beat(front)
-        self._has_news |= message.kind != BEAT.kind
-        if message.kind == "answers":
+        self._has_news |= message.kind != BEAT
+        if message.kind == BEAT:
+            front.loop_lag_s = message.fields["loop_lag_s"]
+        elif message.kind == "spans":
+            self._send_spans(message)
+        elif message.kind == "answers":
             model = list(self.control.models.values())[message.fields["model"]]
             model.note_answers(unpack_answers(message))
         elif message.kind == "counts":
@@ -289,6 +313,13 @@ class ControlProcess:
             self.metrics.count_rejected(reason, count)
         for model, count in zip(self.control.models.values(), counts["cancelled"], strict=True):
             model.note_cancelled(count)
+
+    def _send_spans(self, message: Message) -> None:
+        records, lost = unpack_records(message)
+        self.metrics.count_spans("lost", lost)
+        if self._spans is not None:
+            for record in records:
+                self._spans.send(record)
 
     async def _answer(self, front: FrontProcess, message: Message) -> None:
         front.send(await proxy.answer(self._app, message))
@@ -327,7 +358,7 @@ class ControlProcess:
 
     def _lose_front(self, front: FrontProcess) -> None:
         front.lose()
-        front.counts = {"inflight": 0, "loop_lag_s": 0.0}
+        front.counts = {"inflight": 0}
 
     def _lose_zygote(self) -> None:
         self._fault = "the process that starts all others has ended"
@@ -348,7 +379,7 @@ class ControlProcess:
 
     def _pids(self) -> dict[ProcessName, int]:
         """Return the processes that run."""
-        ours = {ProcessName("control", 0): os.getpid(), ProcessName("zygote", 0): self._zygote.pid}
+        ours = {ProcessName(CONTROL, 0): os.getpid(), ProcessName("zygote", 0): self._zygote.pid}
         children = self._supervisor.children
         return ours | {ProcessName(each.role, each.index): each.pid for each in children}
 
@@ -377,7 +408,10 @@ class ControlProcess:
     def _show(self) -> None:
         """Set the gauges that are sums over processes."""
         self.metrics.inflight.set(sum(front.counts["inflight"] for front in self._fronts))
-        self.metrics.loop_lag.set(max(front.counts["loop_lag_s"] for front in self._fronts))
+        self.metrics.show_loop_lag(ProcessName(CONTROL, 0), self._loop_lag_s)
+        for role, processes in ((FRONT_END, self._fronts), (ENGINE, self._engines)):
+            for process in processes:
+                self.metrics.show_loop_lag(ProcessName(role, process.index), process.loop_lag_s)
         self.metrics.show_restarts(self._supervisor.restarts)
         for index, model in enumerate(self.control.models.values()):
             reports = [each.work[index] for each in self._engines if index in each.work]
@@ -389,7 +423,10 @@ class ControlProcess:
         """Refresh gauges and windows, and act on what is due; ends by cancellation."""
         quiet_s = 0.0
         while True:
-            await asyncio.sleep(until_next_s(REFRESH_S, self._clock()))
+            now_s = self._clock()
+            delay_s = until_next_s(REFRESH_S, now_s)
+            await asyncio.sleep(delay_s)
+            self._loop_lag_s = max(self._clock() - now_s - delay_s, 0.0)
             quiet_s = 0.0 if self._has_news else quiet_s + REFRESH_S
             self._has_news = False
             for engine in self._engines:
@@ -436,8 +473,12 @@ class ControlProcess:
         await self._fronts_ended(self._settings.drain_s + STOP_S)
         for engine in self._engines:
             engine.send(Message("stop"))
-        await self._supervisor.stop(STOP_S)
+        await asyncio.gather(self._supervisor.stop(STOP_S), self._flush_spans())
         self._zygote.close()
+
+    async def _flush_spans(self) -> None:
+        if self._spans is not None:
+            await asyncio.to_thread(self._spans.stop, FLUSH_SPANS_S)
 
     async def _fronts_ended(self, timeout_s: float) -> None:
         """Return when all front-ends have ended, or after a time."""

@@ -33,7 +33,7 @@ from server.processes.messages import (
     unpack_scheduler,
 )
 from server.processes.plan import fill_cores, make_plan, workers_per_engine
-from server.processes.wire import BEAT, Message, encode
+from server.processes.wire import Message, beat, encode
 from server.processes.zygote import ChildSetup
 from server.reports import RunnerFacts, Work
 from server.runner import ModelRunner
@@ -90,6 +90,8 @@ class EngineHost:
         self._had_work = set(range(len(runners)))  # so that the first report is whole
         self._trials: set[asyncio.Future[None]] = set()
         self._runs_batches = False  # whether this loop is about to
+        self._beat_at_s: float | None = None  # when the next beat is due
+        self._loop_lag_s = 0.0  # of the latest beat
         self._acts: dict[str, Callable[[Message, list[int]], None]] = {
             "front": self._connect,
             "parameter": self._set_parameter,
@@ -119,8 +121,12 @@ class EngineHost:
         self._report()
 
     def _beat(self) -> None:
+        now_s = self._clock()
+        self._loop_lag_s = 0.0 if self._beat_at_s is None else max(now_s - self._beat_at_s, 0.0)
         period_s = HEARTBEAT_S if self._report() else QUIET_BEAT_S
-        delay_s = until_next_s(period_s, self._clock())
+        now_s = self._clock()
+        delay_s = until_next_s(period_s, now_s)
+        self._beat_at_s = now_s + delay_s
         self._next_beat = self._loop.call_later(delay_s, self._beat)
 
     def _run_batches_soon(self) -> None:
@@ -242,8 +248,7 @@ class EngineHost:
                 self._control.send(pack_work(model, work))
                 has_news = True
             (self._had_work.add if has_work(work) else self._had_work.discard)(model)
-        if not has_news:
-            self._control.send(BEAT)
+        self._control.send(beat(self._loop_lag_s))
         return has_news
 
 

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
+from server.logs import name_process
 from server.processes import prctl
 from server.processes.child import ChildSetup, Role, run_child
 
@@ -41,6 +42,7 @@ class Forker:
         """Serve until control has ended; kill all children then."""
         self._take_signals()
         prctl.set_name("eenet-zygote")
+        name_process("zygote", 0)
         prctl.adopt_orphans()
         # Keeps the collector from writing to pages that the children share.
         gc.collect()

@@ -30,14 +30,17 @@ from server.listener import Listener
 from server.middleware import RequestMiddleware
 from server.paths import SAMPLE_PATHS
 from server.processes.channel import Channel
-from server.processes.front_counts import FrontCounts
+from server.processes.front_counts import FrontCounts, SpanBuffer
 from server.processes.messages import pack_answers, unpack_keys, unpack_terms
 from server.processes.proxy import pack_request, unpack_response
 from server.processes.remote_engines import RemoteClient, RemoteEngines
-from server.processes.wire import BEAT, Message
+from server.processes.wire import Message, beat
 from server.processes.zygote import ChildSetup
+from server.recording import make_recorder
+from server.request_recorder import RequestRecorder
 from server.settings import Settings, limits_of, share_of
 from server.tls import tls_options
+from server.tracing import Sampler
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +58,8 @@ class FrontEnd:
         control: The connection to the control process.
         settings: The server's.
         clock: Seconds, monotonic; shared by all processes of the host.
+        recorder: Follows requests; default: one that keeps nothing of them.
+        spans: What it has recorded for control.
 
     Attributes:
         state: What the routes share.
@@ -70,14 +75,18 @@ class FrontEnd:
         control: socket.socket,
         settings: Settings,
         clock: Callable[[], float] = time.perf_counter,
+        recorder: RequestRecorder | None = None,
+        spans: SpanBuffer | None = None,
     ) -> None:
         self._gate = main_gate(settings)
+        recorder, self._spans = recorder or RequestRecorder(), spans or SpanBuffer()
         self.state = State(
             {
                 "front": front,
                 "metrics": counts,
-                "hot": HotRoute(front, counts, clock, self._gate),
+                "hot": HotRoute(front, counts, clock, self._gate, recorder),
                 "intake": Intake(limits_of(settings), counts),
+                "recorder": recorder,
             }
         )
         self._front, self._counts, self._clock = front, counts, clock
@@ -86,7 +95,7 @@ class FrontEnd:
         self._numbers = itertools.count(1)
         self._clients: dict[str, RemoteClient] = {}
         max_bytes = settings.max_body_mib * 2**20
-        around = (counts, max_bytes, clock, self._gate)
+        around = (counts, max_bytes, clock, self._gate, recorder)
         self._predict = RequestMiddleware(answer_prediction, *around)
         self._ask_control = RequestMiddleware(self._forward, *around)
         self._report_due = False
@@ -204,6 +213,8 @@ class FrontEnd:
         """Tell control what was answered; without news, that this front-end is alive."""
         self._report_due = False
         cancelled, has_news = [], self._counts.has_news
+        if self._spans.has_news:
+            self._control.send(self._spans.take())
         for index, (name, model) in enumerate(self._front.models.items()):
             if model.dispatcher.has_answers:
                 self._control.send(pack_answers(index, model.dispatcher.take_answers()))
@@ -211,11 +222,12 @@ class FrontEnd:
             cancelled.append(self._clients[name].take_cancelled())
         samples = self._front.admission.samples
         if not (has_news or any(cancelled) or samples or self._had_news):
-            self._control.send(BEAT)
+            self._control.send(beat(self._counts.loop_lag_s))
             return False
         self._had_news = has_news or samples > 0  # one more report sets the gauges back
         counts = self._counts.take(samples)
         self._control.send(Message("counts", {**counts, "cancelled": cancelled}))
+        self._control.send(beat(self._counts.loop_lag_s))
         return True
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -251,6 +263,9 @@ def run_front_end(setup: ChildSetup) -> None:
         seed=setup.index,
         sends_pixels=True,
     )
-    app = FrontEnd(front, counts, control, settings)
+    sampler = setup.settings["sampler"] and Sampler(*setup.settings["sampler"])
+    spans = SpanBuffer()
+    recorder = make_recorder(settings, sampler, spans.add, setup.index)
+    app = FrontEnd(front, counts, control, settings, recorder=recorder, spans=spans)
     app.server = Listener(http_config(app, settings.drain_s, **tls_options(settings)))
     app.server.run(sockets=listening)

@@ -21,6 +21,7 @@ class Process:
         child: The run of it that is going on; None while there is none.
         channel: The connection; None while there is none.
         ready: Set while it does its work.
+        loop_lag_s: How late its event loop's latest beat was.
     """
 
     def __init__(self, index: int) -> None:
@@ -28,6 +29,7 @@ class Process:
         self.child: Child | None = None
         self.channel: Channel | None = None
         self.ready = asyncio.Event()
+        self.loop_lag_s = 0.0
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Send a message, if it is there to hear it."""
@@ -37,7 +39,7 @@ class Process:
     def lose(self) -> None:
         """Forget a run that has ended."""
         self.ready.clear()
-        self.child = None
+        self.child, self.loop_lag_s = None, 0.0
         if self.channel is not None:
             self.channel.close()
             self.channel = None
@@ -77,4 +79,4 @@ class FrontProcess(Process):
     def __init__(self, index: int, listening: list[socket.socket]) -> None:
         super().__init__(index)
         self.listening = listening
-        self.counts: dict[str, Any] = {"inflight": 0, "loop_lag_s": 0.0}
+        self.counts: dict[str, Any] = {"inflight": 0}

@@ -18,15 +18,24 @@ from server.errors import ServeError
 from server.gate import Group
 from server.keys import KeySet
 from server.processes import black_box
+from server.processes.timings import pack_timings
 from server.processes.wire import Message
-from server.reports import Answers, AuditOutcome, EntryTerms, ExitScores, RunnerFacts, Work
+from server.reports import (
+    Answers,
+    AuditOutcome,
+    EntryTerms,
+    Exemplar,
+    ExitScores,
+    RunnerFacts,
+    Work,
+)
 
 KNOWN_ERRORS = {
     each.code: each for each in vars(errors).values() if isinstance(each, type)
     and issubclass(each, ServeError) and each is not ServeError
 }  # fmt: skip
 NO_AUDIT = 0
-TRACED, AUDITED, AT_ONCE, STREAMED = 1, 2, 4, 8  # bits of a request's flags
+TRACED, AUDITED, AT_ONCE, STREAMED, TIMED = 1, 2, 4, 8, 16  # bits of a request's flags
 TERMS = "policy_version", "slowdown", "overhead_ms", "renews"  # all but the frontier
 
 
@@ -71,6 +80,8 @@ def pack_requests(
     real = np.empty((len(requests), 2), np.float64)
     for place, (number, request) in enumerate(zip(numbers, requests, strict=True)):
         key, flags = NO_AUDIT, TRACED * request.traced + STREAMED * request.streamed
+        if request.timings is not None:
+            flags += TIMED
         if request.audit is not None:
             key = request.audit.key
             flags += AUDITED + AT_ONCE * request.audit.at_once
@@ -116,6 +127,7 @@ def unpack_requests(
                 traced=bool(flags & TRACED),
                 streamed=bool(flags & STREAMED),
                 policy_version=version,
+                timings=[] if flags & TIMED else None,
                 audit=AuditTrace(key, bool(flags & AT_ONCE)) if flags & AUDITED else None,
                 place=place,
                 number=number,
@@ -162,6 +174,8 @@ def pack_results(finished: Sequence[RemoteRequest], sent_s: float, rows: int) ->
         fields["failed"] = failed
     if traces:
         fields["traces"] = traces
+    if timings := pack_timings(finished):
+        fields["timings"] = timings
     arrays: tuple[NDArray[Any], ...] = ()
     if whole:
         arrays = np.array(whole, np.int64), np.array(real), *_outputs(by_output)
@@ -225,12 +239,16 @@ def _traced(trace: Sequence[Sequence[Any]]) -> list[ExitTrace]:
 
 def pack_answers(model: int, answers: Answers) -> Message:
     """Pack what a front-end has answered."""
-    return Message("answers", {"model": model}, tuple(map(np.asarray, answers)))
+    *columns, exemplars = answers
+    fields = {"model": model, "exemplars": exemplars} if exemplars else {"model": model}
+    return Message("answers", fields, tuple(map(np.asarray, columns)))
 
 
 def unpack_answers(message: Message) -> Answers:
     """Unpack what `pack_answers` packed."""
-    return Answers(*message.arrays)
+    exemplars = [Exemplar(*each) for each in message.fields.get("exemplars", ())]
+    columns: Any = message.arrays
+    return Answers(*columns)._replace(exemplars=exemplars)
 
 
 def pack_work(model: int, work: Work) -> Message:

@@ -11,6 +11,8 @@ from starlette.types import Message as AsgiMessage
 from server.errors import INTERNAL_DETAIL
 from server.problems import problem_response
 from server.processes.wire import Message
+from server.request_context import RequestContext, current_request
+from server.trace_records import RequestTrace
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ def pack_request(number: int, scope: Scope, body: bytes) -> Message:
         scope: The request's.
         body: Its whole body.
     """
-    state = scope["state"]
+    state, request = scope["state"], current_request.get()
     fields = {
         "number": number,
         "method": scope["method"],
@@ -40,6 +42,7 @@ def pack_request(number: int, scope: Scope, body: bytes) -> Message:
         "received_s": state["received_s"],
         "owner": state["owner"],
         "root_path": scope["root_path"],
+        "trace": None if request is None else request.trace,
     }
     return Message("http", fields, (np.frombuffer(body, np.uint8),))
 
@@ -80,6 +83,8 @@ async def answer(app: ASGIApp, message: Message) -> Message:
         else:
             parts.append(part.get("body", b""))
 
+    trace = None if fields["trace"] is None else RequestTrace(*fields["trace"])
+    current_request.set(RequestContext(fields["request_id"], trace))  # of this task
     try:
         await app(scope, receive, send)
     except Exception:  # A bug in our code: without an answer the client would wait for it.
@@ -89,13 +94,20 @@ async def answer(app: ASGIApp, message: Message) -> Message:
     shown = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in headers]
     return Message(
         "reply",
-        {"number": fields["number"], "status": status, "headers": shown},
+        {
+            "number": fields["number"],
+            "status": status,
+            "headers": shown,
+            "route": getattr(scope.get("route"), "path", None),
+        },
         (np.frombuffer(b"".join(parts), np.uint8),),
     )
 
 
 def unpack_response(message: Message) -> Response:
     """Unpack what `answer` packed."""
+    if (request := current_request.get()) is not None:
+        request.route = message.fields["route"]
     response = Response(message.arrays[0].tobytes(), message.fields["status"])
     response.raw_headers = [
         (n.encode("latin-1"), v.encode("latin-1")) for n, v in message.fields["headers"]

@@ -16,6 +16,7 @@ from server.engine.request import InferenceRequest, Shape
 from server.errors import INTERNAL_DETAIL, InferenceFailed, NotReady, ServeError
 from server.processes.channel import Channel
 from server.processes.messages import pack_requests, unpack_exits, unpack_results
+from server.processes.timings import unpack_timings
 from server.processes.wire import Message
 
 Deliver = Callable[[list[InferenceRequest], float], None]
@@ -172,6 +173,9 @@ class RemoteEngines:
             deliver_exits(passed)
             return
         finished: dict[RemoteClient, list[InferenceRequest]] = defaultdict(list)
+        for number, timings in unpack_timings(message):
+            if (sent := link.sent.get(number)) is not None:
+                sent.request.timings = timings
         for number, result in unpack_results(message):
             sent = link.sent.pop(number, None)
             if sent is None:  # its client has left

@@ -9,7 +9,7 @@ a multiple of 8 bytes, so that arrays can be read where they lie.
 import struct
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pydantic_core
@@ -46,8 +46,12 @@ class Message(NamedTuple):
     arrays: tuple[NDArray[Any], ...] = ()
 
 
-BEAT = Message("beat")
-"""Says that its sender is alive, and nothing else."""
+BEAT: Final = "beat"
+
+
+def beat(loop_lag_s: float) -> Message:
+    """Return the message that says that its sender is alive, and how late its event loop is."""
+    return Message(BEAT, {"loop_lag_s": loop_lag_s})
 
 
 def encode(message: Message, most_bytes: int = MOST_BYTES) -> list[bytes | memoryview]:

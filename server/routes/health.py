@@ -4,11 +4,10 @@ import asyncio
 import contextlib
 
 from fastapi import APIRouter, Request, Response
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from server.control import control_of
 from server.errors import NotReady
-from server.metrics import OPENMETRICS_TYPE, openmetrics_text
+from server.exposition import render
 
 router = APIRouter(tags=["operations"])
 
@@ -41,8 +40,6 @@ async def metrics(request: Request) -> Response:
         async with asyncio.timeout(request.app.state.collect_s):
             await control.collect()
     control.refresh()
-    registry = control.metrics.registry
-    if "application/openmetrics-text" in request.headers.get("accept", ""):
-        text: bytes = openmetrics_text(registry)  # type: ignore[no-untyped-call]
-        return Response(text, media_type=OPENMETRICS_TYPE)
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    accept = ",".join(request.headers.getlist("accept"))
+    text, media_type = render(control.metrics.registry, accept)
+    return Response(text, media_type=media_type)
