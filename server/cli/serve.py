@@ -11,6 +11,7 @@ from models.bundle import load_bundle
 from server.app import create_app
 from server.cli.options import log_to_stderr
 from server.cores import usable_cores
+from server.forwarded import proxy_options
 from server.gate import KeyFiles
 from server.http_protocol import http_config
 from server.lifespan import DrainingServer
@@ -80,9 +81,8 @@ def serve_in_one_process(settings: Settings) -> None:
     """Serve until a signal ends the process."""
     with open_listeners(settings, 1) as listeners:
         warn_if_open(settings, listeners)
-        config = http_config(
-            create_app(settings, listeners.admin), settings.drain_s, **tls_options(settings)
-        )
+        options = {**tls_options(settings), **proxy_options(settings)}
+        config = http_config(create_app(settings, listeners.admin), settings.drain_s, **options)
         server = DrainingServer(config, settings.deregister_s)
         try:
             server.run(listeners.main[0])

@@ -122,6 +122,7 @@ class InferenceRequest:
         decode_ms: Time it took to make `state`; None if the caller sent arrays.
         truncated: Whether the caller cut the input.
         image_size: Width and height of the image it came from, upright; None if it was none.
+        unknown_share: Share of a text's tokens that stand for what the model does not know.
         counts_for_budget: Whether its latency counts for the rolling mean.
         total_ms: From `received_s` until the result was handed back; set by the caller.
         place: Its row in `state`, `history` and `memory`.
@@ -155,6 +156,7 @@ class InferenceRequest:
     decode_ms: float | None = None
     truncated: bool = False
     image_size: tuple[int, int] | None = None
+    unknown_share: float = 0.0
     counts_for_budget: bool = True
     total_ms: float = 0.0
     place: int = 0
