@@ -217,12 +217,13 @@ class TextPreprocessor:
         read = len(ids) - self._added
         if read <= 0:
             raise InvalidInput("the text holds no tokens of the model; send at least one word")
+        unknown = 0 if self._unknown_id is None else ids.count(self._unknown_id)
         step = self.length_step
         length = min(-(-len(ids) // step) * step, self.max_tokens)
         return ModelInput(
             self._pad([ids], length),
             bool(encoding.overflowing) or len(text) > limit,
-            unknown_share=ids.count(self._unknown_id) / read,
+            unknown_share=unknown / read,
         )
 
     def decode_if_small(self, text: str) -> ModelInput | None:

@@ -314,14 +314,16 @@ class Settings(BaseSettings):
     @field_validator("cors_origin", "forwarded_allow_ips", mode="before")
     @classmethod
     def _split_list(cls, value: object) -> object:
-        return tuple(value.split(",")) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        return tuple([each.strip() for each in value.split(",")])
 
     @field_validator("forwarded_allow_ips")
     @classmethod
     def _check_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for proxy in value:
             try:
-                proxy == "*" or ipaddress.ip_network(proxy.strip())
+                proxy == "*" or ipaddress.ip_network(proxy)
             except ValueError as error:
                 raise ValueError(
                     f"{proxy!r} is no address or network of a proxy; give such as 10.0.0.7 or "
