@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 LONGEST_NAME = 64  # a client chooses the name, and comparing takes time with its length
 OTHER_INPUTS = frozenset({"input", "inputs", "instance", "instances"})  # of other servers
-INPUTS_HINT = "; send a text as text, several as texts, an image in base64 as image or images"
+INPUTS_HINT = "; the input is text, texts, image or images (in base64)"
 LINK = re.compile(r"(^|_)ur[il]s?$", re.IGNORECASE)
 
 

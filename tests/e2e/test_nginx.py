@@ -26,6 +26,7 @@ CONFIG = (Path(__file__).parents[2] / "deploy/nginx.conf").read_text()
 JPEG = {"content-type": "image/jpeg"}
 AROUND = """
 daemon off;
+{user}
 worker_processes 1;
 pid {folder}/pid;
 error_log stderr;
@@ -56,7 +57,10 @@ def nginx(folder: Path, upstream: str) -> Iterator[httpx.Client]:
     port = free_port()
     config = replaced(CONFIG, "server 127.0.0.1:8000", f"server {upstream}")
     config = replaced(config, "listen 80", f"listen 127.0.0.1:{port}")
-    (folder / "nginx.conf").write_text(AROUND.format(folder=folder, config=config))
+    # Started by root, its workers would be of another user, who may not enter this folder.
+    user = "" if os.geteuid() else "user root;"
+    text = AROUND.format(folder=folder, config=config, user=user)
+    (folder / "nginx.conf").write_text(text)
     process = subprocess.Popen(
         [program, "-c", str(folder / "nginx.conf"), "-p", str(folder), "-e", "stderr"]
     )
