@@ -1,6 +1,7 @@
 """Requests as people send them: tests/data/cases holds each with the answer that is right."""
 
 import base64
+import contextlib
 import http.client
 import json
 from collections.abc import Callable, Iterator
@@ -34,14 +35,15 @@ def body_of(case: dict[str, Any]) -> bytes:
 @pytest.mark.parametrize("query", ["", "?top_k=3"], ids=["short-path", "long-path"])
 def test_every_case_is_answered_right(server: Server, query: str) -> None:
     wrong = []
-    client = http.client.HTTPConnection("127.0.0.1", server.client.base_url.port, timeout=20)
-    for case in CASES:
-        headers = {"Content-Type": case["type"], **case.get("headers", {})}
-        client.request("POST", case["path"] + query, body_of(case), headers)
-        answer = client.getresponse()
-        text = answer.read().decode()
-        if (answer.status, True) != (case["status"], case["holds"] in text):
-            wrong.append((case["name"], answer.status, text[:300]))
+    port = server.client.base_url.port
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as client:
+        for case in CASES:
+            headers = {"Content-Type": case["type"], **case.get("headers", {})}
+            client.request("POST", case["path"] + query, body_of(case), headers)
+            answer = client.getresponse()
+            text = answer.read().decode()
+            if answer.status != case["status"] or case["holds"] not in text:
+                wrong.append((case["name"], answer.status, text[:300]))
     assert wrong == []
 
 

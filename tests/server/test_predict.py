@@ -211,7 +211,7 @@ def test_bad_forms_get_a_clear_error(client: TestClient, images: Images) -> None
     file = ("a.jpg", images.files[0], "image/jpeg")
     both = client.post("/predict", files={"file": file}, data={"text": "hello"})
     two = client.post("/predict", files=[("file", file), ("image", file)])
-    none = client.post("/predict", data={"photo": "a.jpg"})
+    none = client.post("/predict", files={"photo": (None, "a.jpg")})
     broken = client.post(
         "/predict", content=b"--x\r\nnonsense", headers={"content-type": "multipart/form-data"}
     )
