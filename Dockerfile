@@ -24,6 +24,6 @@ ENV PATH=/app/.venv/bin:$PATH \
 USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"EENET_PORT\"]}/readyz', timeout=2)"]
+    CMD ["python", "-m", "server.health"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["eenet", "serve"]

@@ -8,7 +8,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check install -c constraints
 GPU_PYTHON = $(if $(filter 0,$(INSTALL)),$(PYTHON),.venv/bin/python)
 URL = http://localhost:$${EENET_PORT:-8000}
 
-.PHONY: help install serve test test-slow lint bars control control-http conformance soak bench bench-peers bench-smoke simulation gpu audit
+.PHONY: help install serve test test-slow system lint bars control control-http conformance soak bench bench-peers bench-smoke simulation gpu audit
 
 ## List the targets.
 help:
@@ -32,6 +32,13 @@ test: $(DEV)
 ## Run the tests that are marked slow.
 test-slow: $(DEV)
 	.venv/bin/python -m pytest -m slow $(PARALLEL)
+
+DEBIAN = nginx curl openssl
+## Install the Debian packages that some slow tests use, where that is possible.
+system:
+	@for name in $(DEBIAN); do command -v $$name /usr/sbin/$$name > /dev/null && continue; \
+	apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$name \
+	|| echo "$$name cannot be installed: the tests that use it are skipped"; done
 
 ## Check that the exit policies reach their minimum accuracies (bars).
 bars: $(DEV)

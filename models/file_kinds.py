@@ -25,6 +25,14 @@ BEGINNINGS = {
     b"http:": "a URL",
     b"https:": "a URL",
 }
+IMAGE_BEGINNINGS = (
+    *(b"\xff\xd8\xff", b"\x89PNG", b"GIF87a", b"GIF89a"),
+    *(
+        begin
+        for begin, kind in BEGINNINGS.items()
+        if kind in ("a TIFF", "a JPEG 2000", "a JPEG XL")
+    ),
+)
 
 
 def brand_of(data: bytes) -> bytes | None:
@@ -37,6 +45,15 @@ def is_avif(data: bytes) -> bool:
     return brand_of(data) in AVIF_BRANDS or (
         brand_of(data) in (b"mif1", b"msf1") and b"avif" in data[16:64]
     )
+
+
+def begins_as_image(data: bytes) -> bool:
+    """Whether the bytes begin as an image file does, of a format that is read or is not."""
+    if data.startswith(b"RIFF"):
+        return data[8:12] == b"WEBP"
+    if data.startswith(b"BM"):  # as texts do; behind it are the size and four bytes of nothing
+        return data[6:10] == bytes(4)
+    return data.startswith(IMAGE_BEGINNINGS) or brand_of(data) is not None
 
 
 def kind_of(data: bytes) -> str | None:

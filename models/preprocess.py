@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from tokenizers.models import Unigram
 
 from models.backend import State
 from models.images import (
@@ -19,6 +20,7 @@ from models.images import (
     Postponed,
 )
 from models.images import InvalidInput as InvalidInput
+from models.texts import is_blank
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -34,11 +36,13 @@ class ModelInput(NamedTuple):
         state: A state of one row.
         truncated: Whether the text was longer than the model's limit.
         size: Width and height of the upright image; None for a text.
+        unknown_share: Share of a text's tokens that stand for what the model does not know.
     """
 
     state: State
     truncated: bool = False
     size: tuple[int, int] | None = None
+    unknown_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,8 @@ class TextPreprocessor:
     length_step: int
     typical_tokens: int
     _tokenizer: Tokenizer = field(init=False, repr=False, compare=False)
+    _added: int = field(init=False, repr=False, compare=False)  # special tokens around each text
+    _unknown_id: int | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         try:
@@ -189,15 +195,17 @@ class TextPreprocessor:
         tokenizer.enable_truncation(self.max_tokens)
         tokenizer.no_padding()
         object.__setattr__(self, "_tokenizer", tokenizer)
+        object.__setattr__(self, "_added", tokenizer.num_special_tokens_to_add(False))
+        object.__setattr__(self, "_unknown_id", _unknown_id(tokenizer))
 
     def __call__(self, text: str) -> ModelInput:
         """Tokenise a text to token ids and mask, (1, L) int64 each.
 
         Raises:
-            InvalidInput: If the text is empty or not valid Unicode.
+            InvalidInput: If the text holds nothing to read, or is not valid Unicode.
         """
         limit = CHARACTERS_PER_TOKEN * self.max_tokens
-        if not text[:limit].strip():
+        if is_blank(text[:limit]):
             raise InvalidInput("the text is empty; send at least one word")
         try:
             encoding = self._tokenizer.encode(text[:limit])
@@ -205,12 +213,18 @@ class TextPreprocessor:
             raise InvalidInput(
                 "the text holds half of a surrogate pair; send valid Unicode"
             ) from error
-        if not encoding.ids:
+        ids = encoding.ids
+        read = len(ids) - self._added
+        if read <= 0:
             raise InvalidInput("the text holds no tokens of the model; send at least one word")
+        unknown = 0 if self._unknown_id is None else ids.count(self._unknown_id)
         step = self.length_step
-        length = min(-(-len(encoding.ids) // step) * step, self.max_tokens)
-        state = self._pad([encoding.ids], length)
-        return ModelInput(state, bool(encoding.overflowing) or len(text) > limit)
+        length = min(-(-len(ids) // step) * step, self.max_tokens)
+        return ModelInput(
+            self._pad([ids], length),
+            bool(encoding.overflowing) or len(text) > limit,
+            unknown_share=unknown / read,
+        )
 
     def decode_if_small(self, text: str) -> ModelInput | None:
         """Tokenise a short text; return None if that may take more than a few 0.1 ms.
@@ -244,3 +258,11 @@ class TextPreprocessor:
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
         return ids, mask
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """Return the token for what is unknown; None if all bytes have tokens."""
+    name = getattr(tokenizer.model, "unk_token", None)
+    if isinstance(tokenizer.model, Unigram):  # it does not say, but all have it by this name
+        name = "<unk>"
+    return None if name is None else tokenizer.token_to_id(name)

@@ -1,11 +1,8 @@
 """Both directions of a request: bytes to the engine, and its result back to the client."""
 
 import asyncio
-import base64
-import binascii
 import functools
 import logging
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +12,7 @@ from models.images import SLOW_MS, Postponed
 from models.postprocess import mask_png
 from models.preprocess import ImagePreprocessor, InvalidInput, ModelInput, TextPreprocessor
 from scheduler.combiner import probabilities
+from server.base64_image import decode_base64
 from server.decoders import QUICK_MS, Decoders
 from server.engine.client import EngineClient
 from server.engine.request import AuditTrace, ExitTrace, InferenceRequest, Prediction, Shown
@@ -33,7 +31,6 @@ Payload = bytes | str
 
 SMALL_PAYLOAD = 16 * 1024  # bytes or characters: larger ones are never decoded on the event loop
 REPORT_REQUESTS = 16  # well below a controller's period
-URL, MOST_DATA_HEAD = re.compile(r"\s*[a-z]{3,6}://", re.IGNORECASE), 200
 UNKNOWN = Postponed(0, float("inf"))
 
 
@@ -357,7 +354,9 @@ class Dispatcher:
             raise InvalidContent(str(error), error.bound) from error
         if isinstance(model_input, Postponed):
             return model_input
-        request.state, request.truncated, request.image_size = model_input
+        request.state, request.truncated = model_input.state, model_input.truncated
+        request.image_size = model_input.size
+        request.unknown_share = model_input.unknown_share
         request.decoded_s = self._clock()
         request.decode_ms = (request.decoded_s - started_s) * 1e3
         if request.cancelled:
@@ -420,33 +419,6 @@ def _ids(request: InferenceRequest) -> dict[str, str | None]:
 
 def _class_id(prediction: Prediction) -> np.intp:
     return probabilities(prediction.batch_output.log_probs[prediction.place]).argmax()
-
-
-def decode_base64(text: str) -> bytes:
-    """Decode an image file sent as base64, or as a `data:` URL.
-
-    Raises:
-        InvalidContent: If it is not base64.
-    """
-    if not text[:5].lower().startswith("data:"):
-        data = text
-    elif ";base64," not in text[:MOST_DATA_HEAD].lower():
-        raise InvalidContent("the image is a data: URL without base64; encode it in base64")
-    else:
-        data = text.partition(",")[2]
-    try:
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError):
-        pass  # some encoders break lines, or leave out what fills up the last group
-    data = "".join(data.split()).rstrip("=")
-    try:
-        return base64.b64decode(data + "=" * (-len(data) % 4), validate=True)
-    except (binascii.Error, ValueError) as error:
-        if URL.match(text):
-            raise InvalidContent(
-                "the image is a URL, and URLs are not fetched; send the file itself in base64"
-            ) from error
-        raise InvalidContent(f"the image is not base64: {error}") from error
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -135,6 +135,7 @@ class BytesFull(ServeError):
     """Too many bytes of bodies are in flight."""
 
     status, code = HTTPStatus.TOO_MANY_REQUESTS, "bytes_full"
+    reason = "bytes_full"
 
 
 class TooManyConnections(ServeError):

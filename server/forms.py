@@ -4,6 +4,8 @@ A client may name any of Python's codecs as the charset. Some take time in the s
 length, and every unknown name is remembered for good, so no name may reach the codecs.
 """
 
+import base64
+import binascii
 import io
 import re
 
@@ -16,6 +18,7 @@ LONGEST_TYPE = 1000  # of a content type: reading its parameters takes the squar
 LONGEST_BOUNDARY = 256
 MOST_PART_HEAD, MOST_PART_FIELDS = 4096, 16
 UTF_8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
+AS_IT_IS = frozenset({b"", b"binary", b"8bit", b"7bit"})  # transfer encodings
 # Name and value of each parameter; a quoted value may hold anything.
 PARAMETER = re.compile(r";\s*([^=;\s]+)\s*=\s*(\"(?:[^\"\\]|\\.)*\"|[^;]*)")
 # A charset as RFC 2231 spells it, too: charset*=utf-8''NAME, charset*0=NAME.
@@ -118,6 +121,7 @@ def _part(fields: dict[bytes, bytes], content: bytes) -> tuple[str, UploadFile |
     if disposition != b"form-data" or b"name" not in params:
         raise MalformedRequest("a part of the form has no name; give Content-Disposition a name")
     name = params[b"name"].decode("utf-8", "replace")
+    content = _transferred(name, fields.get(b"content-transfer-encoding", b""), content)
     media_type = fields.get(b"content-type", b"")
     if b"filename" in params:
         file = UploadFile(
@@ -132,3 +136,19 @@ def _part(fields: dict[bytes, bytes], content: bytes) -> tuple[str, UploadFile |
         return name, content.decode()
     except UnicodeDecodeError as error:
         raise MalformedRequest(f"the field {name!r:.80} is not UTF-8; send UTF-8") from error
+
+
+def _transferred(name: str, encoding: bytes, content: bytes) -> bytes:
+    """Return the content of a part as it was before the part was encoded, as in a mail."""
+    kind = encoding.lower()
+    if kind in AS_IT_IS:
+        return content
+    if kind != b"base64":
+        raise UnsupportedMedia(
+            f"the field {name!r:.80} has the transfer encoding {kind[:40].decode('latin-1')!r}; "
+            f"send it in binary"
+        )
+    try:
+        return base64.b64decode(content.translate(None, b" \t\r\n"), validate=True)
+    except binascii.Error as error:
+        raise MalformedRequest(f"the field {name!r:.80} is not the base64 that it says") from error

@@ -47,6 +47,7 @@ GROUPS = (
     ("/v2/repository", Group.ADMIN),
     ("/v2", Group.PREDICTION),
 )
+ALLOWED_HEADERS = "Authorization, Content-Encoding, Content-Type, X-Request-ID"  # of web pages
 NO_KEY = (
     "this server asks for a key: send it as Authorization: Bearer KEY",
     'Bearer realm="eenet"',
@@ -146,7 +147,7 @@ class Gate:
             return None
         return {
             "access-control-allow-methods": "GET, POST",
-            "access-control-allow-headers": "Authorization, Content-Type, X-Request-ID",
+            "access-control-allow-headers": ALLOWED_HEADERS,
             "access-control-max-age": "600",
         }
 

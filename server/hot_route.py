@@ -27,7 +27,7 @@ from server.dispatch import SMALL_PAYLOAD, Payload
 from server.engine.request import ExitTrace, InferenceRequest, Prediction
 from server.errors import INTERNAL_DETAIL, InferenceFailed, NotReady, ServeError
 from server.front import Front, FrontModel, Modality
-from server.gate import Gate, Group
+from server.gate import Gate, Group, without_root
 from server.problems import problem_response
 from server.quality.feedback import NOBODY
 from server.request_context import RequestContext
@@ -43,6 +43,7 @@ CLIENT_LEFT = 499  # a status
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 MOST_BYTES = 256 * 1024  # of a body; a larger one costs more than the layers that are saved
 STATUS_LINES = {s: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+JSON_TYPE, UNNAMED_TYPE = b"application/json", b"application/octet-stream"
 Headers = Sequence[tuple[bytes, bytes]]
 
 
@@ -117,6 +118,9 @@ class HotRoute:
         clock: Seconds, monotonic; the front's.
         gate: The main port's; default: one that is open.
         recorder: Follows requests; default: one that keeps nothing of them.
+
+    Attributes:
+        paths: Those of its requests.
     """
 
     def __init__(
@@ -130,6 +134,8 @@ class HotRoute:
         self._front, self._counts, self._clock = front, counts, clock
         self._gate = gate or Gate()
         self._recorder = recorder or RequestRecorder()
+        # A proxy that shows the server under a path may leave the path there.
+        self.paths = frozenset({PATH.encode(), f"{self._gate.root_path}{PATH}".encode()})
         able: dict[Modality, list[FrontModel]] = {"image": [], "text": []}
         for model in front.models.values():
             able[model.reads].append(model)
@@ -143,6 +149,12 @@ class HotRoute:
         """Why no sample is admitted now; None if one is."""
         return self._front.admission.refusal(1)
 
+    def cors_headers(self, url: bytes, headers: Headers) -> Headers:
+        """The headers that let a web page read why its request was refused by its head."""
+        scope = {"path": url.partition(b"?")[0].decode("latin-1"), "headers": headers}
+        without_root(scope, self._gate.root_path)
+        return self._gate.cors_headers(scope)
+
     @staticmethod
     def takes(headers: Headers) -> bool:
         """Whether a POST to this path with these headers may be answered here."""
@@ -154,8 +166,10 @@ class HotRoute:
                 kind = value.partition(b";")[0].strip().lower()
             elif name in (b"expect", b"transfer-encoding", b"content-encoding", b"origin"):
                 return False
-        most = SMALL_PAYLOAD if kind == b"application/json" else MOST_BYTES
-        return 0 < length <= most and (kind.startswith(b"image/") or kind == b"application/json")
+        most = SMALL_PAYLOAD if kind == JSON_TYPE else MOST_BYTES
+        return 0 < length <= most and (
+            kind.startswith(b"image/") or kind == JSON_TYPE or kind == UNNAMED_TYPE
+        )
 
     def begin(self, answer: HotAnswer, headers: Headers, body: bytes) -> bool:
         """Begin to answer a request; return False if the app should.
@@ -171,7 +185,7 @@ class HotRoute:
             if name == b"x-request-id":
                 wanted = value.decode("latin-1")
             elif name == b"content-type":
-                is_json = not value.lower().startswith(b"image/")
+                is_json = value.lower().startswith(JSON_TYPE)
             elif name == b"authorization":
                 authorization = value
             elif name == b"traceparent":
@@ -393,6 +407,8 @@ def optional_fields(
         fields["mask"] = base64.b64encode(mask).decode()
     if served.truncated:
         fields["truncated"] = True
+    if served.unknown_share:
+        fields["unknown_tokens"] = round(served.unknown_share, 3)
     if prediction.late:
         fields["deadline_exceeded"] = True
     return fields

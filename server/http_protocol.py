@@ -31,7 +31,7 @@ from server.errors import (
     ServeError,
     UrlTooLong,
 )
-from server.hot_route import PATH, REQUEST_ID, HotAnswer, HotRoute
+from server.hot_route import REQUEST_ID, HotAnswer, HotRoute
 from server.intake import SMALL_BODY_BYTES, Intake
 from server.paths import SAMPLE_PATHS
 from server.problems import PROBLEM_TYPE, problem
@@ -50,13 +50,13 @@ HEAD_END = b"\r\n\r\n"
 SAMPLE_URLS = frozenset(map(str.encode, SAMPLE_PATHS))
 
 
-def http_config(app: Any, drain_s: int, **address: Any) -> uvicorn.Config:
+def http_config(app: Any, drain_s: int, **options: Any) -> uvicorn.Config:
     """Configure uvicorn: this protocol, and neither its logging nor its access log.
 
     Args:
         app: The ASGI app.
         drain_s: Seconds that shutdown waits for open requests.
-        address: Host and port, unless it is given sockets.
+        options: Others of uvicorn's: of TLS, of proxies, or host and port where it gets no sockets.
     """
     return uvicorn.Config(
         app,
@@ -64,9 +64,8 @@ def http_config(app: Any, drain_s: int, **address: Any) -> uvicorn.Config:
         ws="none",
         log_config=None,
         access_log=False,
-        proxy_headers=False,
         timeout_graceful_shutdown=drain_s,
-        **address,
+        **{"proxy_headers": False, **options},
     )
 
 
@@ -479,13 +478,15 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _is_prediction(self) -> bool:
         path = self.url.partition(b"?")[0]
-        return path in SAMPLE_URLS and self.parser.get_method() == b"POST"
+        assert self._hot is not None, "only a server with the route knows its paths"
+        is_sample = path in self._hot.paths or path in SAMPLE_URLS
+        return is_sample and self.parser.get_method() == b"POST"
 
     def _is_hot(self) -> bool:
         """Whether the request that begins may be answered without the app."""
         return (
             self._hot is not None
-            and self.url == PATH.encode()
+            and self.url in self._hot.paths
             and self.parser.get_method() == b"POST"
             and self._hot.takes(self.headers)
         )
@@ -546,15 +547,8 @@ class HttpProtocol(HttpToolsProtocol):
             return
         else:
             super().on_body(body)
-        self._hold(size)
-
-    def _hold(self, size: int) -> None:
-        intake = self._intake
         self._held += size
-        intake.held_bytes += size
-        most = intake.most_large if self._held > SMALL_BODY_BYTES else intake.limits.max_held
-        if intake.held_bytes > most and not intake.find_room(0, most):
-            raise intake.bytes_full(most)
+        self._intake.hold(size, self._held)
 
     def _release(self) -> None:
         self._intake.held_bytes -= self._held
@@ -738,6 +732,9 @@ class HttpProtocol(HttpToolsProtocol):
         }
         if not keep_alive:
             fields["connection"] = "close"
-        default = b"".join([b"%s: %s\r\n" % field for field in self.server_state.default_headers])
+        given = [*self.server_state.default_headers]
+        if self._hot is not None and not self._whole:
+            given += self._hot.cors_headers(self.url, self.headers)
+        default = b"".join([b"%s: %s\r\n" % field for field in given])
         lines = "".join([f"{name.lower()}: {value}\r\n" for name, value in fields.items()])
         return b"".join([STATUS_LINE[refusal.status], default, lines.encode(), b"\r\n", body])

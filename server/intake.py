@@ -187,6 +187,21 @@ class Intake:
                 return True
         return False
 
+    def hold(self, size: int, of: int) -> None:
+        """Count further bytes of a body; the caller gives them back, also after a refusal.
+
+        Args:
+            size: The bytes.
+            of: What is held of that body by then, on which its room depends.
+
+        Raises:
+            BytesFull: If there is no room.
+        """
+        self.held_bytes += size
+        most = self.most_large if of > SMALL_BODY_BYTES else self.limits.max_held
+        if self.held_bytes > most and not self.find_room(0, most):
+            raise self.bytes_full(most)
+
     def bytes_full(self, most: int) -> ServeError:
         """The refusal of a body for which there is no room.
 

@@ -12,7 +12,7 @@ from json import decoder
 from typing import Any, NoReturn
 
 from server.errors import InvalidContent, MalformedRequest, TooComplex
-from server.spelling import LONGEST_NAME, did_you_mean
+from server.spelling import LONGEST_NAME, field_hint
 
 MOST_FIELDS, MOST_ITEMS = 64, 4096
 LONGEST_NUMBER = 64
@@ -23,7 +23,18 @@ NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 # What a text holds up to its end or that of a block; an escape is not cut in two.
 TEXT = re.compile(rb'(?:[^"\\]++|\\u[0-9a-fA-F]{4}|\\[^u])*+', re.DOTALL)
 FIRST_HALF = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\Z")
+UTF_8_MARK, UTF_16_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 WORDS = {b"true": True, b"false": False, b"null": None}
+
+
+def require_utf_8(body: bytes) -> None:
+    """Check the encoding of a body by its first bytes; JSON begins with ASCII.
+
+    Raises:
+        MalformedRequest: If it is UTF-16 or UTF-32, with or without a byte order mark.
+    """
+    if body.startswith(UTF_16_MARKS) or b"\0" in body[:4]:
+        raise MalformedRequest("the body is in UTF-16 or UTF-32; send JSON in UTF-8")
 
 
 def read_flat_object(body: bytes, known: Collection[str]) -> dict[str, Any]:
@@ -42,6 +53,7 @@ def read_flat_object(body: bytes, known: Collection[str]) -> dict[str, Any]:
             list of plain values.
         TooComplex: If it holds too many fields or items, or too long a number.
     """
+    require_utf_8(body)
     return _Reader(body, known).read()
 
 
@@ -50,7 +62,7 @@ class _Reader:
 
     def __init__(self, body: bytes, known: Collection[str]) -> None:
         self._body, self._known = body, known
-        self._at = 3 if body.startswith(b"\xef\xbb\xbf") else 0
+        self._at = len(UTF_8_MARK) if body.startswith(UTF_8_MARK) else 0
 
     def read(self) -> dict[str, Any]:
         if self._next() != b"{":
@@ -84,7 +96,7 @@ class _Reader:
         name = self._text()
         if name not in self._known:
             shown = name[: LONGEST_NAME + 1]
-            hint = did_you_mean(shown, self._known)
+            hint = field_hint(shown, self._known)
             raise InvalidContent(f"unknown field {shown!r:.80}{hint}")
         return name
 
@@ -139,7 +151,7 @@ class _Reader:
             self._refuse("the end of a text")
         if self._body.find(b"\\", start, end) < 0:
             self._at = end + 1
-            return _decoded(self._body[start:end])
+            return decode_utf_8(self._body[start:end])
         blocks = []
         while True:
             end = self._end_of_block(start)
@@ -164,7 +176,7 @@ class _Reader:
 
     def _unescaped(self, start: int, end: int) -> str:
         try:
-            raw = f'{_decoded(self._body[start:end])}"'
+            raw = f'{decode_utf_8(self._body[start:end])}"'
             text: str = decoder.scanstring(raw, 0, False)[0]  # type: ignore[attr-defined]
             return text
         except ValueError:  # the escape is none of JSON's
@@ -191,7 +203,12 @@ class _Reader:
         raise MalformedRequest(f"the body is not JSON: expected {wanted} at byte {self._at}")
 
 
-def _decoded(raw: bytes) -> str:
+def decode_utf_8(raw: bytes) -> str:
+    """Decode UTF-8 in which half characters may be.
+
+    Raises:
+        MalformedRequest: If it is none.
+    """
     try:
         return raw.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError as error:

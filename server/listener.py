@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import uvicorn
 from starlette.types import ASGIApp
 
+from server.forwarded import proxy_options
 from server.http_protocol import http_config
 from server.settings import Settings
 from server.tls import tls_options
@@ -58,9 +59,8 @@ class AdminListener:
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, sockets: Sequence[socket.socket]) -> None:
-        self._server = Listener(
-            http_config(app, ADMIN_DRAIN_S, lifespan="off", **tls_options(settings))
-        )
+        options = {**tls_options(settings), **proxy_options(settings)}
+        self._server = Listener(http_config(app, ADMIN_DRAIN_S, lifespan="off", **options))
         self._sockets = list(sockets)
 
     async def start(self) -> None:

@@ -261,7 +261,8 @@ def _new_socket(candidate: Candidate) -> socket.socket | None:
 
 def _bind(sock: socket.socket, address: tuple[Any, ...], host: str, port: int, of: str) -> None:
     if sock.family == socket.AF_INET6:
-        dual = host.strip("[]") == ALL_OF_IPV6
+        # `::` in any spelling; an empty host has an address of IPv4 beside it.
+        dual = bool(host.strip("[]")) and address[0] == ALL_OF_IPV6
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if dual else 1)
     try:
         sock.bind(address)

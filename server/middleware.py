@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.errors import INTERNAL_DETAIL, BodyTooLarge, ServeError
 from server.gate import Gate
 from server.hot_route import CLIENT_LEFT, REQUEST_ID, RequestCounts
+from server.inflate import inflated
 from server.paths import SAMPLE_PATHS
 from server.problems import problem_response
 from server.request_context import RequestContext, current_request
@@ -108,8 +109,13 @@ class RequestMiddleware:
             if int(headers.get("content-length", 0)) > limit:
                 raise self._too_large(limit)
             one = scope["method"] == "GET" and scope["path"] in ONE_AT_A_TIME
-            async with watch, self._turn if one else contextlib.nullcontext():
-                await self.app(scope, self._bounded(watch.receive, limit), send_with_headers)
+            encodings = headers.getlist("content-encoding")
+            bounded = self._bounded(watch.receive, limit)
+            with inflated(scope, encodings, bounded) as receive_body:
+                if encodings:
+                    receive_body = self._bounded(receive_body, limit)
+                async with watch, self._turn if one else contextlib.nullcontext():
+                    await self.app(scope, receive_body, send_with_headers)
         except ServeError as error:
             if error.reason is not None:
                 self.metrics.count_rejected(error.reason)

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from server.errors import InvalidContent, MalformedRequest, ServeError, TooComplex
-from server.json_body import read_flat_object
+from server.json_body import decode_utf_8, read_flat_object, require_utf_8
 from server.paths import SAMPLE_PATHS
 from server.spelling import did_you_mean
 
@@ -47,6 +47,8 @@ def _parse_small(model: type[Body], body: bytes) -> Body:
     except ValidationError as error:
         if error.errors()[0]["type"] != "json_invalid":
             raise
+        require_utf_8(body)
+        decode_utf_8(body)
         try:
             fields = read_flat_object(body, model.model_fields)
         except (MalformedRequest, InvalidContent) as refusal:

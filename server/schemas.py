@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validat
 from pydantic_core import PydanticCustomError
 
 from server.json_body import MOST_ITEMS
-from server.spelling import did_you_mean
+from server.spelling import field_hint
 
 LEAST_BUDGET_MS = 1e-6  # a nanosecond, which no clock here resolves
 Budget = Annotated[float, Field(ge=LEAST_BUDGET_MS, allow_inf_nan=False)]
@@ -40,7 +40,7 @@ class _KnownFields(BaseModel):
         if isinstance(given, dict):
             for name in given:
                 if name not in cls.model_fields:
-                    hint = did_you_mean(str(name), cls.model_fields)
+                    hint = field_hint(str(name), cls.model_fields)
                     raise ValueError(f"unknown field {name!r:.80}{hint}")
         return given
 
@@ -136,6 +136,7 @@ class Prediction(BaseModel):
     trace: list[TraceStep] | None = None
     mask: str | None = None
     truncated: bool | None = None
+    unknown_tokens: float | None = None
     deadline_exceeded: bool | None = None
 
 

@@ -1,5 +1,6 @@
 """Settings of the server: flags, then environment, then TOML file, then defaults."""
 
+import ipaddress
 import math
 import os
 import re
@@ -22,6 +23,7 @@ SEE_HELP = "; see `eenet serve --help`"
 GPU = r"(cuda|tensorrt)(:(0|[1-9][0-9]?))?"
 DEVICE = rf"^(auto|cpu|{GPU}(,{GPU})*|openvino(:[A-Z]+(\.[0-9]+)?)?)$"
 ORIGIN = re.compile(r"https?://[a-z0-9.\[\]:-]+")
+LOOPBACK = ("127.0.0.1", "::1")
 ZOO = Path(__file__).resolve().parent.parent / "models" / "zoo"
 SHIPPED_BUNDLES = (ZOO / "cifar10-resnet56", ZOO / "ag-news-minilm")
 
@@ -121,6 +123,11 @@ class Settings(BaseSettings):
         "",
         pattern=r"^(/[A-Za-z0-9._~-]+)*$",
         description="path under which a proxy shows this server, such as /ml",
+    )
+    forwarded_allow_ips: Annotated[tuple[str, ...], NoDecode] = Field(
+        LOOPBACK,
+        description="addresses and networks of the proxies whose X-Forwarded-For and "
+        "X-Forwarded-Proto are believed; *: all, and those on a Unix socket",
     )
     api_keys: Path | None = Field(
         None,
@@ -313,10 +320,25 @@ class Settings(BaseSettings):
             )
         return self
 
-    @field_validator("cors_origin", mode="before")
+    @field_validator("cors_origin", "forwarded_allow_ips", mode="before")
     @classmethod
-    def _split_origins(cls, value: object) -> object:
-        return tuple(value.split(",")) if isinstance(value, str) else value
+    def _split_list(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple([each.strip() for each in value.split(",")])
+
+    @field_validator("forwarded_allow_ips")
+    @classmethod
+    def _check_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in value:
+            try:
+                proxy == "*" or ipaddress.ip_network(proxy)
+            except ValueError as error:
+                raise ValueError(
+                    f"{proxy!r} is no address or network of a proxy; give such as 10.0.0.7 or "
+                    f"10.0.0.0/8, or *"
+                ) from error
+        return value
 
     @field_validator("cors_origin")
     @classmethod

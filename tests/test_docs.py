@@ -118,3 +118,8 @@ def anchors_of(page: Path) -> set[str]:
     text = re.sub(r"(?ms)^```.*?^```$", "", page.read_text())
     headings = re.findall(r"(?m)^#+ (.+)$", text)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_configuration_of_nginx_is_the_one_that_is_tested() -> None:
+    (shown,) = re.findall(r"(?ms)^```nginx\n(.*?)^```$", FAILURES.read_text())
+    assert shown in (ROOT / "deploy" / "nginx.conf").read_text()

@@ -285,7 +285,7 @@ class OfflineModel:
             decoded: ModelInput = self._preprocess(pending.item.content)
             request.decode_ms = (self._clock() - started_s) * 1e3
             request.state, request.truncated = decoded.state, decoded.truncated
-            request.image_size = decoded.size
+            request.image_size, request.unknown_share = decoded.size, decoded.unknown_share
             self.engine.submit([request])
         except Exception as error:  # A bug in our code: the printer must not wait for ever.
             pending.error = str(error)

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from models.bundle import load_bundle
 from server.app import create_app
 from server.cores import usable_cores
+from server.forwarded import proxy_options
 from server.gate import KeyFiles
 from server.http_protocol import http_config
 from server.lifespan import PROCESS, DrainingServer
@@ -108,11 +109,9 @@ def serve_in_one_process(settings: Settings, traces: TraceSettings | None) -> No
     """Serve until a signal ends the process."""
     with open_listeners(settings, 1) as listeners:
         warn_if_open(settings, listeners)
-        config = http_config(
-            create_app(settings, listeners.admin, traces),
-            settings.drain_s,
-            **tls_options(settings),
-        )
+        options = {**tls_options(settings), **proxy_options(settings)}
+        app = create_app(settings, listeners.admin, traces)
+        config = http_config(app, settings.drain_s, **options)
         server = DrainingServer(config, settings.deregister_s)
         try:
             server.run(listeners.main[0])

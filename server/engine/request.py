@@ -145,6 +145,7 @@ class InferenceRequest:
         timings: Filled while it runs, one for each stage; None: nobody will ask for them.
         truncated: Whether the caller cut the input.
         image_size: Width and height of the image it came from, upright; None if it was none.
+        unknown_share: Share of a text's tokens that stand for what the model does not know.
         counts_for_budget: Whether its latency counts for the rolling mean.
         total_ms: From `received_s` until the result was handed back; set by the caller.
         place: Its row in `state`, `history` and `memory`.
@@ -183,6 +184,7 @@ class InferenceRequest:
     timings: list[StageTiming] | None = None
     truncated: bool = False
     image_size: tuple[int, int] | None = None
+    unknown_share: float = 0.0
     counts_for_budget: bool = True
     total_ms: float = 0.0
     place: int = 0

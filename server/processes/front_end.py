@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.app import answer_prediction
 from server.errors import NotReady
+from server.forwarded import proxy_options
 from server.front import Front
 from server.gate import main_gate, without_root
 from server.hot_route import HotRoute
@@ -267,5 +268,6 @@ def run_front_end(setup: ChildSetup) -> None:
     spans = SpanBuffer()
     recorder = make_recorder(settings, sampler, spans.add, setup.index)
     app = FrontEnd(front, counts, control, settings, recorder=recorder, spans=spans)
-    app.server = Listener(http_config(app, settings.drain_s, **tls_options(settings)))
+    options = {**tls_options(settings), **proxy_options(settings)}
+    app.server = Listener(http_config(app, settings.drain_s, **options))
     app.server.run(sockets=listening)

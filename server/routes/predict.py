@@ -7,11 +7,12 @@ from typing import Any, Final, NamedTuple
 import pydantic_core
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
-from starlette.datastructures import UploadFile
 
+from models.file_kinds import begins_as_image
 from server.dispatch import SMALL_PAYLOAD, Payload
 from server.engine.request import InferenceRequest
 from server.errors import InvalidContent, ServeError, UnsupportedMedia
+from server.form_input import FormInput, read_input
 from server.forms import parse_form
 from server.front import FrontModel, Modality, front_of
 from server.hot_route import DEFAULTS, optional_fields, prediction_fields
@@ -26,6 +27,8 @@ MEDIA_TYPES = (
 )
 UNNAMED = "application/octet-stream"  # an image, for its bytes tell the format
 URL_ENCODED = "application/x-www-form-urlencoded"  # what `curl --data-binary` says of any file
+LOST_BYTES = (b"\0", b"\r", b"\n")  # by `curl -d`; every image file has some
+BLANKS, MOST_BLANKS = b" \t\r\n\xef\xbb\xbf", 64  # before JSON
 _IMAGE_BODY = {"schema": {"type": "string", "format": "binary"}}
 _FORM_BODY = {
     "schema": {
@@ -101,15 +104,9 @@ async def read_samples(request: Request) -> Samples:
         return await _read_json(request)
     if media_type == "multipart/form-data":
         return await _read_form(request)
-    if media_type == URL_ENCODED:
-        raise UnsupportedMedia(
-            f"content type {URL_ENCODED!r} is not taken; for a file add the header "
-            f"'Content-Type: application/octet-stream', for fields send multipart/form-data or "
-            f"application/json"
-        )
-    raise UnsupportedMedia(
-        f"content type {media_type or '(none)'!r} is not taken; send {MEDIA_TYPES}"
-    )
+    if media_type in ("", URL_ENCODED):
+        return await _read_untyped(request, media_type)
+    raise UnsupportedMedia(f"content type {media_type[:80]!r} is not taken; send {MEDIA_TYPES}")
 
 
 async def _read_json(request: Request) -> Samples:
@@ -133,34 +130,39 @@ async def _read_json(request: Request) -> Samples:
 
 async def _read_form(request: Request) -> Samples:
     body, front = await request.body(), front_of(request)
-    given = request.headers["content-type"], body, front.settings.max_parts
+    arguments = request.headers["content-type"], body, front.settings.max_parts
     if len(body) <= SMALL_PAYLOAD:
-        form = parse_form(*given)
+        given = _parse_form(*arguments)
     else:
         loop = asyncio.get_running_loop()
-        form = await loop.run_in_executor(front.parse_pool, parse_form, *given)
-    try:
-        parts = form.multi_items()
-        fields = {name: value for name, value in parts if not isinstance(value, UploadFile)}
-        bodies = [
-            await value.read()
-            for name, value in parts
-            if name in ("file", "image") and isinstance(value, UploadFile)
-        ]
-    finally:
-        await form.close()
-    texts = [value for name, value in parts if name == "text" and isinstance(value, str)]
-    if len(bodies) + len(texts) != 1:
-        raise InvalidContent(
-            f"the form holds {len(bodies)} files named file or image and {len(texts)} texts; send "
-            f"one of either"
+        given = await loop.run_in_executor(front.parse_pool, _parse_form, *arguments)
+    options = _options({**request.query_params, **given.options})
+    return Samples(given.modality, [given.payload], False, options)
+
+
+def _parse_form(content_type: str, body: bytes, max_parts: int) -> FormInput:
+    return read_input(parse_form(content_type, body, max_parts))
+
+
+async def _read_untyped(request: Request, media_type: str) -> Samples:
+    """Read an image that came without its type; refuse anything else by what it seems to be."""
+    body = await request.body()
+    if begins_as_image(body):
+        if media_type == URL_ENCODED and not any(byte in body for byte in LOST_BYTES):
+            raise InvalidContent(
+                "the image lacks all its zero bytes and line ends, as `curl -d` leaves it; send it "
+                "with --data-binary"
+            )
+        given = request.query_params if request.scope["query_string"] else {}
+        return Samples("image", [body], False, _options(given))
+    if body[:MOST_BLANKS].lstrip(BLANKS)[:1] == b"{":
+        remedy = "this seems to be JSON: add the header 'Content-Type: application/json'"
+    else:
+        remedy = (
+            "for an image add the header 'Content-Type: application/octet-stream', for fields send "
+            "multipart/form-data or application/json"
         )
-    for name in ("text", "_charset_"):
-        fields.pop(name, None)
-    options = _options({**request.query_params, **fields})
-    if texts:
-        return Samples("text", texts, False, options)
-    return Samples("image", bodies, False, options)
+    raise UnsupportedMedia(f"content type {media_type or '(none)'!r} is not taken; {remedy}")
 
 
 async def _answer_one(

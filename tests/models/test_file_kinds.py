@@ -1,6 +1,6 @@
 import pytest
 
-from models.file_kinds import is_avif, kind_of
+from models.file_kinds import begins_as_image, is_avif, kind_of
 from models.images import ImageDecoder, InvalidInput
 from tests.models.image_files import encode, smooth
 
@@ -35,3 +35,19 @@ def test_an_avif_is_told_from_a_heic() -> None:
     assert is_avif(encode(smooth(), "AVIF")) and not is_avif(HEIC)
     assert is_avif(b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf" + bytes(99))
     assert kind_of(b"hello") is None
+
+
+@pytest.mark.parametrize(
+    "format", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "AVIF", "TIFF", "JPEG2000"]
+)
+def test_an_image_is_known_by_its_first_bytes(format: str) -> None:
+    assert begins_as_image(encode(smooth(), format))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"BM", b"BMW shares fell on Tuesday", b"RIFF\0\0\0\0WAVE", b'{"text": "Oil"}',
+     b"text=Oil+prices", b"\xff\xfeO\0i\0l\0", b"%PDF-1.7", b"<svg xmlns=''/>"],
+)  # fmt: skip
+def test_other_bytes_are_none(data: bytes) -> None:
+    assert not begins_as_image(data)

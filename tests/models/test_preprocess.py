@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import models as kinds
 
 from models.images import FORMATS
 from models.preprocess import (
@@ -475,7 +477,7 @@ def test_the_tokenizers_own_cut_and_padding_do_not_count(tokenizer: Path) -> Non
     assert prepared.state[0].shape == (1, 11) and not prepared.truncated
 
 
-@pytest.mark.parametrize("text", ["", " ", "\n\t \r\n", "\u3000\u2003"])
+@pytest.mark.parametrize("text", ["", " ", "\n\t \r\n", "\u3000\u2003", "\u200b", "\0"])
 def test_an_empty_text_is_refused(tokenizer: Path, text: str) -> None:
     with pytest.raises(InvalidInput, match="the text is empty; send at least one word"):
         reader(tokenizer)(text)
@@ -496,7 +498,44 @@ def test_a_text_of_which_no_token_is_left_is_refused(
     (tmp_path / "t.json").write_text(json.dumps({**word_pieces, "post_processor": None}))
     assert reader(tmp_path / "t.json")("good").state[1].sum() == 1
     with pytest.raises(InvalidInput, match="the text holds no tokens of the model"):
-        reader(tmp_path / "t.json")("\0\x07")
+        reader(tmp_path / "t.json")("\ue000\ufffd")
+
+
+@pytest.mark.parametrize("text", ["\ue000", "\ufffd good\ue000"])
+def test_special_tokens_alone_are_nothing_to_read(tokenizer: Path, text: str) -> None:
+    if "good" in text:
+        assert reader(tokenizer)(text).state[1].sum() == 3
+        return
+    with pytest.raises(InvalidInput, match="the text holds no tokens of the model"):
+        reader(tokenizer)(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("good film", 0.0), ("good \U0001f600 film", 1 / 3), ("\u96fb\u5f71", 1.0), ("[MASK]", 0.0)],
+)
+def test_the_share_of_unknown_tokens_is_told(tokenizer: Path, text: str, share: float) -> None:
+    assert reader(tokenizer)(text).unknown_share == share
+
+
+@pytest.mark.parametrize("kind", ["WordLevel", "BPE", "Unigram", "bytes"])
+def test_every_kind_of_tokenizer_has_its_unknown_token(tmp_path: Path, kind: str) -> None:
+    tokenizer = Tokenizer(
+        {
+            "WordLevel": lambda: kinds.WordLevel({"<u>": 0, "good": 1}, unk_token="<u>"),
+            "BPE": lambda: kinds.BPE({"<u>": 0, "g": 1}, [], unk_token="<u>"),
+            "Unigram": lambda: kinds.Unigram([("<unk>", 0.0), ("good", -1.0)], unk_id=0),
+            "bytes": lambda: kinds.BPE({"g": 0, "o": 1, "d": 2, "\u00c3": 3, "\u00a4": 4}, []),
+        }[kind]()
+    )
+    tokenizer.pre_tokenizer = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False)
+        if kind == "bytes"
+        else pre_tokenizers.Whitespace()
+    )
+    tokenizer.save(str(tmp_path / "t.json"))
+    shares = {"WordLevel": 1.0, "BPE": 1.0, "Unigram": 1.0, "bytes": 0.0}
+    assert reader(tmp_path / "t.json")("\u00e4").unknown_share == shares[kind]
 
 
 @pytest.mark.parametrize(
@@ -510,7 +549,6 @@ def test_a_text_of_which_no_token_is_left_is_refused(
         ("電影good", ["[UNK]", "[UNK]", "good"]),
         ("\u202egood", ["good"]),
         ("[MASK]", ["[MASK]"]),
-        ("\0", []),
     ],
 )
 def test_any_character_is_read(tokenizer: Path, text: str, pieces: list[str]) -> None:
@@ -528,7 +566,7 @@ def test_any_text_is_read_or_empty(tokenizer: Path, text: str) -> None:
     try:
         ids, mask = reader(tokenizer)(text).state
     except InvalidInput:
-        assert not text.strip()
+        assert not any(ch.isalnum() and ch.isascii() for ch in text)
         return
     assert ids.shape == mask.shape and ids.shape[1] in (8, 16, 20)
     assert ids[0, 0] == 2 and ids[0, mask.sum() - 1] == 3 and 0 <= ids.min() <= ids.max() < 80
@@ -536,12 +574,20 @@ def test_any_text_is_read_or_empty(tokenizer: Path, text: str) -> None:
     assert together[0][0, : mask.sum()].tolist() == ids[0, : mask.sum()].tolist()
 
 
-@pytest.mark.parametrize("text", ["good ", "a", "😀", "ab. ", "\0", "[SEP]"])
+@pytest.mark.parametrize("text", ["good ", "a", "😀", "ab. ", "a\0", "[SEP]"])
 def test_a_huge_text_is_cut_in_no_time_and_flagged(tokenizer: Path, text: str) -> None:
     huge, started = text * (5_000_000 // len(text)), time.perf_counter()
     prepared = reader(tokenizer, max_tokens=128)(huge)
     assert time.perf_counter() - started < 0.5
     assert prepared.truncated and prepared.state[0].shape[1] <= 128
+
+
+@pytest.mark.parametrize("blank", ["\0", "\u200b", "\u0301", " "])
+def test_a_huge_text_of_nothing_is_refused_in_no_time(tokenizer: Path, blank: str) -> None:
+    huge, started = blank * 5_000_000, time.perf_counter()
+    with pytest.raises(InvalidInput, match="the text is empty"):
+        reader(tokenizer, max_tokens=128)(huge)
+    assert time.perf_counter() - started < 0.5
 
 
 def test_blanks_longer_than_any_text_are_an_empty_one(tokenizer: Path) -> None:

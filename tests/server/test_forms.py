@@ -194,3 +194,39 @@ def test_every_form_is_read_as_it_was_written(parts: list[tuple[str, bytes, bool
         for name, value, is_file in parts
         if b"\r\n--B0-" not in value
     ]
+
+
+def form_of(fields: str, value: bytes) -> Any:
+    (part_,) = parse_form(FORM, part(fields, value) + b"--B--\r\n", 1).multi_items()
+    return part_
+
+
+@pytest.mark.parametrize(
+    ("encoding", "sent"),
+    [("binary", b"Oil"), ("8BIT", b"Oil"), ("base64", b"T2ls"), ("Base64", b"T2\r\nls\r\n")],
+)
+def test_parts_may_be_encoded_as_in_a_mail(encoding: str, sent: bytes) -> None:
+    fields = f'name="text"\r\nContent-Transfer-Encoding: {encoding}'
+    assert form_of(fields, sent) == ("text", "Oil")
+    name, file = form_of(f'name="f"; filename="a"\r\nContent-Transfer-Encoding: {encoding}', sent)
+    assert (name, file.file.read(), file.size) == ("f", b"Oil", 3)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "status", "sentence"),
+    [
+        (
+            "quoted-printable",
+            415,
+            "has the transfer encoding 'quoted-printable'; send it in binary",
+        ),
+        ("x" * 500, 415, "send it in binary"),
+        ("base64", 400, "is not the base64 that it says"),
+    ],
+)
+def test_other_transfer_encodings_are_refused(
+    client: TestClient, encoding: str, status: int, sentence: str
+) -> None:
+    fields = f'name="file"; filename="a"\r\nContent-Transfer-Encoding: {encoding}'
+    detail = problem(client, FORM, part(fields, b"!!!") + b"--B--\r\n")
+    assert detail["status"] == status and sentence in detail["detail"]

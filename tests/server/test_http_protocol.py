@@ -6,13 +6,17 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
+from server.gate import Gate
+from server.hot_route import HotRoute
 from server.http_protocol import LINGER_BYTES, HttpProtocol
+from server.intake import NoCounts
 from server.limits import Limits
 
 KIB = 1024
@@ -444,3 +448,28 @@ def test_a_connection_on_which_nothing_comes_ends_with_the_server(before: bytes)
         assert statuses(transport) == ([200] if before == GET else [])
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("origin", "shown"), [(b"https://a.example", True), (b"https://b.example", False)]
+)
+@pytest.mark.parametrize("url", [b"/predict", b"/ml/predict?top_k=1"])
+def test_a_web_page_may_read_why_its_request_was_refused(
+    url: bytes, origin: bytes, shown: bool
+) -> None:
+    gate = Gate(origins=("https://a.example",), root_path="/ml")
+    front: Any = SimpleNamespace(models={}, admission=SimpleNamespace(refusal=lambda samples: None))
+    app: Any = recorder([])
+    app.state = SimpleNamespace(hot=HotRoute(front, NoCounts(), gate=gate), intake=None)
+    length = Limits.max_body + 1
+    head = b"POST %s HTTP/1.1\r\nOrigin: %s\r\nContent-Length: %d\r\n\r\n" % (url, origin, length)
+
+    async def send() -> bytes:
+        transport = FakeTransport()
+        protocol_of(app, transport).data_received(head)
+        await settle()
+        return transport.written
+
+    written = asyncio.run(send())
+    assert written.startswith(b"HTTP/1.1 413 ")
+    assert (b"access-control-allow-origin: https://a.example\r\n" in written) is shown

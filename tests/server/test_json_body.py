@@ -125,3 +125,20 @@ def test_a_body_that_is_not_json_is_malformed_whatever_else_is_wrong(body: bytes
 def test_json_of_another_shape_is_not_malformed(body: bytes) -> None:
     with pytest.raises(InvalidContent):
         parse_json(PredictBody, body)
+
+
+@pytest.mark.parametrize("pad", [b"", b" " * 2 * TREE_BYTES], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"]
+)
+def test_other_unicode_is_refused_in_one_sentence(encoding: str, pad: bytes) -> None:
+    body = ('{"text": "Oil"}' + pad.decode()).encode(encoding)
+    with pytest.raises(MalformedRequest) as refused:
+        parse_json(PredictBody, body)
+    assert refused.value.detail == "the body is in UTF-16 or UTF-32; send JSON in UTF-8"
+
+
+@pytest.mark.parametrize("pad", [b"", b" " * 2 * TREE_BYTES], ids=["small", "large"])
+def test_bytes_that_are_not_utf_8_are_refused_in_one_sentence(pad: bytes) -> None:
+    with pytest.raises(MalformedRequest, match="the body is not UTF-8; send UTF-8"):
+        parse_json(PredictBody, '{"text": "\u00e9"}'.encode("latin-1") + pad)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -99,7 +100,14 @@ def test_every_address_of_a_host_is_bound_to_one_port(host: str) -> None:
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 @pytest.mark.parametrize(
-    ("host", "reached"), [("[::1]", ["::1"]), ("::", ["::1", "127.0.0.1"]), ("::1", ["::1"])]
+    ("host", "reached"),
+    [
+        ("[::1]", ["::1"]),
+        ("::1", ["::1"]),
+        ("::", ["::1", "127.0.0.1"]),
+        ("[::]", ["::1", "127.0.0.1"]),
+        ("0:0:0:0:0:0:0:0", ["::1", "127.0.0.1"]),
+    ],
 )
 def test_ipv6_comes_in_brackets_or_without_and_all_of_it_takes_ipv4(
     host: str, reached: list[str]
@@ -115,7 +123,8 @@ def test_ipv6_comes_in_brackets_or_without_and_all_of_it_takes_ipv4(
             else:
                 with pytest.raises(ConnectionRefusedError):
                     socket.create_connection((address, port), timeout=5)
-        assert url_of(sock, "http") == f"http://[{host.strip('[]')}]:{port}"
+        shown = ipaddress.ip_address(host.strip("[]"))
+        assert url_of(sock, "http") == f"http://[{shown}]:{port}"
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ def test_bad_forms_get_a_clear_error(client: TestClient, images: Images) -> None
     file = ("a.jpg", images.files[0], "image/jpeg")
     both = client.post("/predict", files={"file": file}, data={"text": "hello"})
     two = client.post("/predict", files=[("file", file), ("image", file)])
-    none = client.post("/predict", files={"photo": file})
+    none = client.post("/predict", files={"photo": (None, "a.jpg")})
     broken = client.post(
         "/predict", content=b"--x\r\nnonsense", headers={"content-type": "multipart/form-data"}
     )
@@ -229,6 +229,42 @@ def test_a_file_of_the_type_of_a_form_is_told_the_header_to_add(client: TestClie
     form = {"content-type": "application/x-www-form-urlencoded"}  # what curl says of any file
     answer = client.post("/predict", content=b"abc", headers=form)
     assert "add the header 'Content-Type: application/octet-stream'" in answer.json()["detail"]
+
+
+PNG_BYTES = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize("media_type", ["", "application/x-www-form-urlencoded", None])
+def test_an_image_without_its_type_is_known_by_its_bytes(
+    client: TestClient, images: Images, media_type: str | None
+) -> None:
+    headers = {} if media_type is None else {"content-type": media_type}
+    query = {"budget_ms": 1e6}
+    plain = client.post("/predict", params=query, content=images.files[0], headers=JPEG).json()
+    answer = client.post("/predict", params=query, content=images.files[0], headers=headers).json()
+    assert answer["confidence"] == plain["confidence"]
+    damaged = client.post("/predict", content=PNG_BYTES + bytes(99), headers=headers)
+    assert (damaged.status_code, damaged.json()["code"]) == (422, "invalid_content")
+    named = client.post("/predict", content=b"II*\0" + bytes(99), headers=headers)
+    assert "a TIFF, which is not read" in named.json()["detail"]
+
+
+def test_an_image_that_curl_has_stripped_is_told_how(client: TestClient, images: Images) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    stripped = images.files[0].translate(None, b"\0\r\n")
+    answer = client.post("/predict", content=stripped, headers=form)
+    assert answer.status_code == 422 and "--data-binary" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("media_type", ["", "application/x-www-form-urlencoded"])
+def test_json_without_its_type_is_told_the_header_to_add(
+    client: TestClient, media_type: str
+) -> None:
+    answer = client.post(
+        "/predict", content=b' \n{"text": "Oil"}', headers={"content-type": media_type}
+    )
+    assert answer.status_code == 415
+    assert "add the header 'Content-Type: application/json'" in answer.json()["detail"]
 
 
 WRITTEN_OTHERWISE = {
