@@ -2,6 +2,7 @@
 
 AVIF_BRANDS = (b"avif", b"avis")
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+IMAGES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 BEGINNINGS = {
     b"II*\0": "a TIFF",
     b"MM\0*": "a TIFF",
@@ -36,6 +37,15 @@ def is_avif(data: bytes) -> bool:
     """Whether the bytes begin as an AVIF does."""
     return brand_of(data) in AVIF_BRANDS or (
         brand_of(data) in (b"mif1", b"msf1") and b"avif" in data[16:64]
+    )
+
+
+def is_image(data: bytes) -> bool:
+    """Whether the first bytes of a file, 12 or more, are those of an image, read here or not."""
+    return (
+        data.startswith(IMAGES)
+        or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+        or brand_of(data) in (*AVIF_BRANDS, *HEIC_BRANDS)
     )
 
 

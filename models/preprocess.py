@@ -34,11 +34,13 @@ class ModelInput(NamedTuple):
         state: A state of one row.
         truncated: Whether the text was longer than the model's limit.
         size: Width and height of the upright image; None for a text.
+        tokens: Tokens of the text; 0 for an image.
     """
 
     state: State
     truncated: bool = False
     size: tuple[int, int] | None = None
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,11 @@ class ImagePreprocessor:
             InvalidInput: As for a call, and as `decode` does.
         """
         return self._prepare(decode(self._decoder, data))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the network's input."""
+        return self.width, self.height
 
     @property
     def of_pixels(self) -> "ImagePreprocessor":
@@ -210,7 +217,8 @@ class TextPreprocessor:
         step = self.length_step
         length = min(-(-len(encoding.ids) // step) * step, self.max_tokens)
         state = self._pad([encoding.ids], length)
-        return ModelInput(state, bool(encoding.overflowing) or len(text) > limit)
+        truncated = bool(encoding.overflowing) or len(text) > limit
+        return ModelInput(state, truncated, tokens=len(encoding.ids))
 
     def decode_if_small(self, text: str) -> ModelInput | None:
         """Tokenise a short text; return None if that may take more than a few 0.1 ms.

@@ -27,6 +27,7 @@ from server.errors import (
 )
 from server.hot_route import PATH, REQUEST_ID, HotAnswer, HotRoute
 from server.intake import SMALL_BODY_BYTES, Intake
+from server.prediction_paths import route_label, takes_samples
 from server.problems import PROBLEM_TYPE, problem
 
 CHUNK_BYTES = 32  # of framing that every chunk may have for nothing
@@ -443,8 +444,10 @@ class HttpProtocol(HttpToolsProtocol):
         return None
 
     def _is_prediction(self) -> bool:
+        if self.parser.get_method() != b"POST":
+            return False
         path = self.url.partition(b"?")[0]
-        return path == PATH.encode() and self.parser.get_method() == b"POST"
+        return path == PATH.encode() or takes_samples(path.decode("latin-1"))
 
     def _is_hot(self) -> bool:
         """Whether the request that begins may be answered without the app."""
@@ -626,7 +629,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _count(self, error: ServeError) -> None:
         self._intake.note_refusal(error)
         path = "" if self._whole else self.url.partition(b"?")[0].decode("latin-1")
-        self._intake.counts.observe_request(path, error.status)
+        self._intake.counts.observe_request(route_label(path), error.status)
 
     def _refuse(self, refusal: ServeError) -> None:
         """Answer no more, and close."""

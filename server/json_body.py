@@ -42,10 +42,10 @@ def read_flat_object(body: bytes, known: Collection[str]) -> dict[str, Any]:
             list of plain values.
         TooComplex: If it holds too many fields or items, or too long a number.
     """
-    return _Reader(body, known).read()
+    return FlatReader(body, known).read()
 
 
-class _Reader:
+class FlatReader:
     """Reads one body from its begin to its end."""
 
     def __init__(self, body: bytes, known: Collection[str]) -> None:
@@ -53,6 +53,7 @@ class _Reader:
         self._at = 3 if body.startswith(b"\xef\xbb\xbf") else 0
 
     def read(self) -> dict[str, Any]:
+        """Read the whole body."""
         if self._next() != b"{":
             if self._next() != b"[":
                 self._text_or_word()

@@ -15,6 +15,7 @@ from scheduler.control.controller import Sample
 from scheduler.frontier import ROUNDING
 
 Floats = NDArray[np.float64]
+NO_FAILURES: Floats = np.empty(0)
 
 
 class RunnerFacts(NamedTuple):
@@ -45,6 +46,7 @@ class Answers(NamedTuple):
         total_ms: From its headers until the answer was ready, (N,).
         decode_ms: Time from bytes to arrays; NaN if it came as arrays, (N,).
         counts_for_budget: Whether it counts for the rolling mean, bool (N,).
+        failed_ms: Of each of F further requests, which failed, the time until then, (F,).
     """
 
     keys: NDArray[np.int64]
@@ -55,6 +57,7 @@ class Answers(NamedTuple):
     total_ms: Floats
     decode_ms: Floats
     counts_for_budget: NDArray[np.bool_]
+    failed_ms: Floats = NO_FAILURES
 
     def compute_samples(self) -> list[Sample]:
         """Return the samples that count for a budget of compute time."""

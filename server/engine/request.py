@@ -121,6 +121,7 @@ class InferenceRequest:
         received_s: When the caller received it, on the engine's clock.
         decode_ms: Time it took to make `state`; None if the caller sent arrays.
         truncated: Whether the caller cut the input.
+        tokens: Tokens of its text; 0 if it was none.
         image_size: Width and height of the image it came from, upright; None if it was none.
         counts_for_budget: Whether its latency counts for the rolling mean.
         total_ms: From `received_s` until the result was handed back; set by the caller.
@@ -154,6 +155,7 @@ class InferenceRequest:
     received_s: float = 0.0
     decode_ms: float | None = None
     truncated: bool = False
+    tokens: int = 0
     image_size: tuple[int, int] | None = None
     counts_for_budget: bool = True
     total_ms: float = 0.0

@@ -1,26 +1,25 @@
 """POST /predict: images or texts in, labels out."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import pydantic_core
 from fastapi import APIRouter, Request, Response
-from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
+from server.batch import FEW_ITEMS
 from server.dispatch import SMALL_PAYLOAD, Payload
-from server.engine.request import InferenceRequest
 from server.errors import InvalidContent, ServeError, UnsupportedMedia
 from server.forms import parse_form
-from server.front import FrontModel, Modality, front_of
-from server.hot_route import DEFAULTS, optional_fields, prediction_fields
-from server.problems import format_validation_error, parse_json, problem
+from server.front import Modality, front_of
+from server.problems import parse_json, problem
+from server.routes import hugging_face
+from server.routes.answers import json_response, parse_options, prediction_json
+from server.sample_forms import PAIRS
 from server.schemas import Options, PredictBody, Prediction, Predictions, Problem
 
 router = APIRouter(tags=["prediction"])
 
-FEW_ITEMS = 4  # of a list; more are decoded on the threads, however small
 MEDIA_TYPES = (
     "image/*, application/octet-stream (an image), multipart/form-data or application/json"
 )
@@ -65,7 +64,7 @@ async def predict(request: Request) -> Response:
     if media_type.startswith("image/") or media_type == UNNAMED:
         body = await request.body()
         given = request.query_params if request.scope["query_string"] else {}
-        return await _answer_one(request, "image", body, _options(given))
+        return await _answer_one(request, "image", body, parse_options(given))
     if media_type == "application/json":
         return await _answer_json(request)
     if media_type == "multipart/form-data":
@@ -83,12 +82,16 @@ async def predict(request: Request) -> Response:
 
 async def _answer_json(request: Request) -> Response:
     body, front = await request.body(), front_of(request)
+    if hugging_face.FIELD in body and (answer := await hugging_face.answer(request)) is not None:
+        return answer
     if len(body) <= SMALL_PAYLOAD:
         parsed = parse_json(PredictBody, body)
     else:
         loop = asyncio.get_running_loop()
         parsed = await loop.run_in_executor(front.parse_pool, parse_json, PredictBody, body)
     modality: Modality = "image" if parsed.text is None and parsed.texts is None else "text"
+    if parsed.text_pair is not None:
+        raise InvalidContent(f"text_pair: {PAIRS}")
     items, is_list = parsed.items
     limit = min(front.settings.max_items, front.settings.max_queue)
     if len(items) > limit:
@@ -97,7 +100,7 @@ async def _answer_json(request: Request) -> Response:
         name: getattr(parsed, name)
         for name in parsed.model_fields_set & Options.model_fields.keys()
     }
-    options = _options({**request.query_params, **chosen})
+    options = parse_options({**request.query_params, **chosen})
     if is_list:
         return await _answer_list(request, modality, items, options)
     return await _answer_one(request, modality, items[0], options)
@@ -121,6 +124,8 @@ async def _answer_form(request: Request) -> Response:
         ]
     finally:
         await form.close()
+    if "text_pair" in fields:
+        raise InvalidContent(f"text_pair: {PAIRS}")
     texts = [value for name, value in parts if name == "text" and isinstance(value, str)]
     if len(bodies) + len(texts) != 1:
         raise InvalidContent(
@@ -129,7 +134,7 @@ async def _answer_form(request: Request) -> Response:
         )
     for name in ("text", "_charset_"):
         fields.pop(name, None)
-    options = _options({**request.query_params, **fields})
+    options = parse_options({**request.query_params, **fields})
     if texts:
         return await _answer_one(request, "text", texts[0], options)
     return await _answer_one(request, "image", bodies[0], options)
@@ -147,13 +152,13 @@ async def _answer_one(
         served = await model.dispatcher.infer(
             payload, options, request.state.received_s, request_id, owner=request.state.owner
         )
-        answer = await _to_json(model, served, options)
+        answer = await prediction_json(model, served, options)
     finally:
         front.admission.release(1)
     request.state.server_timing = {
         name: answer["latency_ms"][name] for name in ("queue", "decode", "compute")
     }
-    return _json(answer)
+    return json_response(answer)
 
 
 async def _answer_list(
@@ -176,7 +181,7 @@ async def _answer_list(
                 may_block=may_block,
                 owner=request.state.owner,
             )
-            return await _to_json(model, served, options)
+            return await prediction_json(model, served, options)
         except ServeError as error:
             if error.reason is not None:
                 request.app.state.metrics.count_rejected(error.reason)
@@ -188,29 +193,4 @@ async def _answer_list(
     ]
     for task in tasks:  # a callback, since a task that is cancelled before it begins runs nothing
         task.add_done_callback(lambda _: front.admission.release(1))
-    return _json({"predictions": await asyncio.gather(*tasks)})
-
-
-def _options(given: Mapping[str, Any]) -> Options:
-    if not given:
-        return DEFAULTS
-    try:
-        return Options.model_validate(dict(given))
-    except ValidationError as error:
-        raise InvalidContent(format_validation_error(error)) from error
-
-
-async def _to_json(model: FrontModel, served: InferenceRequest, options: Options) -> dict[str, Any]:
-    """Return the JSON of one answer, with its mask if the model draws one."""
-    mask = await model.dispatcher.draw_mask(served) if model.task == "segmentation" else None
-    return {
-        "model": model.name,
-        "version": model.version,
-        **prediction_fields(served, model.classes, model.num_exits, options.top_k),
-        "request_id": served.request_id,
-        **optional_fields(served, model.classes, model.num_exits, mask),
-    }
-
-
-def _json(content: dict[str, Any]) -> Response:
-    return Response(pydantic_core.to_json(content), media_type="application/json")
+    return json_response({"predictions": await asyncio.gather(*tasks)})
