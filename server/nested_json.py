@@ -15,7 +15,7 @@ from server.errors import InvalidContent, MalformedRequest, TooComplex
 from server.json_body import BLOCK_BYTES, FlatReader
 
 TREE_BYTES = 16 * 1024  # up to which all values of a body may become objects at once
-MOST_VALUES, MOST_DEPTH = 2**18, 12
+MOST_VALUES, MOST_DEPTH = 2**16, 12
 FEW_NUMBERS_BYTES = 64  # a list so short, a shape for instance, stays a list of exact numbers
 LONGEST_KEY = 256
 FIRST_OF_NUMBER = frozenset(b"-0123456789")
@@ -58,7 +58,9 @@ class _NestedReader(FlatReader):
     def _nested(self, depth: int) -> Any:
         self._values += 1
         if self._values > MOST_VALUES:
-            raise TooComplex(f"the body holds more than {MOST_VALUES} values; send less at once")
+            raise TooComplex(
+                f"the body holds more than {MOST_VALUES} values; send numbers flat, or less at once"
+            )
         if depth > MOST_DEPTH:
             raise TooComplex(f"the body nests deeper than {MOST_DEPTH} levels; flatten it")
         first = self._next()

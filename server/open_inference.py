@@ -14,9 +14,9 @@ import pydantic_core
 
 from server.errors import InvalidContent, MalformedRequest
 from server.front import FrontModel
+from server.gate import LENGTH_HEADER
 from server.nested_json import read_object
 from server.tensor_inputs import (
-    LENGTH_HEADER,
     PREFIX_BYTES,
     Array,
     Rows,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 MODEL = r"(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
 V1_PREDICT = re.compile(rf"/v1/models/{MODEL}:predict")
-V2_MODEL = re.compile(rf"/v2/models/{MODEL}(?P<end>/ready|/infer|/stats|/config)?")
+V2_MODEL = re.compile(rf"/v2/models/{MODEL}(?P<end>/ready|/infer|/stats)?")
 V1_MODEL = re.compile(r"/v1/models/[^/]+")
 NO_PARAMS: Mapping[str, str | None] = {}
 PREDICT, CLASSIFY = "/predict", "/classify"

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from models.bundle import ImageInput, TextInput
 from server.errors import InvalidContent, MalformedRequest
 from server.front import FrontModel
+from server.gate import LENGTH_HEADER
 from server.nested_json import number_array
 from server.spelling import did_you_mean
 
-LENGTH_HEADER = "Inference-Header-Content-Length"
 # Parameters of clients' own codecs, which change nothing here.
 FOREIGN = ("content_type", "headers")
 MOST_LEVEL = 1000.0  # of a normalised pixel, far beyond what any mean and deviation give
@@ -179,8 +179,9 @@ def _collect(data: Any, shape: tuple[int, ...], leaves: list[Array], name: str) 
             f"{shape[0]} are due; send it flat, or nested as the shape says"
         )
     if len(shape) == 1:
-        is_array = isinstance(data, np.ndarray)
-        leaves.append(data if is_array else number_array(data, f"data of input {name!r}"))
+        if isinstance(data, list):
+            data = number_array(data, f"data of input {name!r}")
+        leaves.append(data)
         return
     for part in data:
         _collect(part, shape[1:], leaves, name)
@@ -201,7 +202,8 @@ def _texts(data: Any, shape: tuple[int, ...], name: str) -> list[str]:
 
 def _elements(data: memoryview, rows: int, model: FrontModel, name: str) -> list[bytes] | list[str]:
     """Take the elements of BYTES apart; each has its length before it."""
-    elements, at = [], 0
+    elements: list[bytes] = []
+    at = 0
     for _ in range(rows):
         size = int.from_bytes(data[at : at + PREFIX_BYTES], "little")
         end = at + PREFIX_BYTES + size

@@ -14,6 +14,7 @@ from server.dispatch import SMALL_PAYLOAD
 from server.engine.request import InferenceRequest
 from server.errors import InvalidContent, NotReady
 from server.front import Front, FrontModel, front_of
+from server.gate import LENGTH_HEADER
 from server.hot_route import REQUEST_ID
 from server.model import ModelControl
 from server.open_inference import (
@@ -25,7 +26,7 @@ from server.open_inference import (
 from server.routes.answers import PROBLEMS, caller_of, given_options, most_items
 from server.routes.kserve import NAME, VERSION, check_ready
 from server.schemas import Options, Problem
-from server.tensor_inputs import LENGTH_HEADER, input_tensors
+from server.tensor_inputs import input_tensors
 from server.tensor_outputs import Outputs, chosen_outputs, output_tensors
 
 router = APIRouter(tags=["Open Inference Protocol"])

@@ -88,7 +88,7 @@ def test_models_tell_what_they_read_and_promise(both: TestClient) -> None:
     assert (image["model"], image["version"], image["task"]) == (IMAGE_MODEL, "1", "image")
     assert (image["inputs"], text["inputs"]) == (["image"], ["text"])
     assert len(image["classes"]) == 10 and image["num_exits"] == 3
-    assert (image["promise"], image["max_disagreement"]) == ("disagreement", 0.0)
+    assert (image["promise"], image["max_disagreement"]) == ("none", 0.0)
     assert image["precision"] == "float32" and image["device"] == "cpu"
     assert image["summary"] and image["policy"]
 
