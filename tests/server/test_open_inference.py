@@ -110,7 +110,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "huge": (body_of(tensor(shape=[2**62, 3, 2, 4])), "5 is the most"),
     "overflowing": (body_of(tensor(shape=[2**40, 2**40, 2**40, 4])), "takes image as FP32"),
     "beyond 64 bits": (body_of(tensor(shape=[2**64, 3, 2, 4])), "needs a shape"),
-    "endless": (b'{"inputs":[{"name":"image","shape":[1' + b"0" * 400 + b"]}]}", "needs a shape|beyond"),
+    "endless": (
+        b'{"inputs":[{"name":"image","shape":[1' + b"0" * 400 + b"]}]}",
+        "needs a shape|beyond",
+    ),
     "a real size": (body_of(tensor(shape=[2.0, 3, 2, 4])), "needs a shape"),
     "a true size": (body_of(tensor(shape=[True, 3, 2, 4])), "needs a shape"),
     "no shape": (body_of(tensor(shape=...)), "needs a shape"),
