@@ -19,13 +19,13 @@ PLAIN = st.one_of(st.text(), st.booleans(), st.none())  # numbers in lists becom
 NESTED = st.recursive(
     PLAIN,
     lambda inner: st.one_of(
-        st.lists(inner, max_size=5), st.dictionaries(st.text(max_size=50), inner, max_size=5)
+        st.lists(inner, max_size=5), st.dictionaries(st.text(max_size=15), inner, max_size=5)
     ),
     max_leaves=20,
 )
 
 
-@given(st.dictionaries(st.text(max_size=50), NESTED, max_size=5), st.booleans())
+@given(st.dictionaries(st.text(max_size=15), NESTED, max_size=5), st.booleans())
 def test_the_values_are_those_of_any_parser(given: dict[str, Any], large: bool) -> None:
     body = json.dumps(given) + PAD * large
     assert read_object(body.encode()) == given
