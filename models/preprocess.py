@@ -37,12 +37,14 @@ class ModelInput(NamedTuple):
         truncated: Whether the text was longer than the model's limit.
         size: Width and height of the upright image; None for a text.
         unknown_share: Share of a text's tokens that stand for what the model does not know.
+        tokens: Tokens of the text; 0 for an image.
     """
 
     state: State
     truncated: bool = False
     size: tuple[int, int] | None = None
     unknown_share: float = 0.0
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,11 @@ class ImagePreprocessor:
             InvalidInput: As for a call, and as `decode` does.
         """
         return self._prepare(decode(self._decoder, data))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the network's input."""
+        return self.width, self.height
 
     @property
     def of_pixels(self) -> "ImagePreprocessor":
@@ -224,6 +231,7 @@ class TextPreprocessor:
             self._pad([ids], length),
             bool(encoding.overflowing) or len(text) > limit,
             unknown_share=unknown / read,
+            tokens=len(ids),
         )
 
     def decode_if_small(self, text: str) -> ModelInput | None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 import socket
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server import __version__
@@ -24,15 +25,43 @@ from server.lifespan import lifespan
 from server.listener import AdminListener
 from server.metrics import Metrics
 from server.middleware import SMALL_BODY_BYTES, RequestMiddleware
-from server.paths import PREDICT, PREDICT_STREAM, SAMPLE_PATHS
+from server.prediction_paths import (
+    CLASSIFY,
+    INFER,
+    KSERVE,
+    PREDICT,
+    PREDICT_STREAM,
+    sample_route,
+    takes_samples,
+)
 from server.problems import answer_http_error, answer_known_error, answer_validation_error
 from server.recording import make_recorder, make_sender
 from server.request_recorder import RequestRecorder
-from server.routes import audit, budget, feedback, health, predict, scheduler, stream
+from server.routes import (
+    audit,
+    budget,
+    classify,
+    feedback,
+    health,
+    kserve,
+    models,
+    open_inference,
+    predict,
+    scheduler,
+    stream,
+)
 from server.settings import Settings, limits_of
 from server.trace_settings import TraceSettings
 
 ADMIN_COLLECT_S = 0.02  # overloaded processes take longer, and report within 0.25 s anyway
+# Those that bypass FastAPI, whose layers take as long as the whole engine, by label.
+SAMPLE_HANDLERS: Final[dict[str, Callable[[Request], Awaitable[Response]]]] = {
+    PREDICT: predict.predict,
+    PREDICT_STREAM: stream.predict_stream,
+    CLASSIFY: classify.classify,
+    KSERVE: kserve.predict,
+    INFER: open_inference.infer,
+}
 DESCRIPTION: Final[dict[str, Any]] = {
     "title": "EENet Serve",
     "version": __version__,
@@ -152,7 +181,8 @@ def _set_keys(gates: Iterable[Gate], keys: Mapping[Group, KeySet]) -> None:
 
 
 def _add_routes(app: FastAPI) -> None:
-    for routes in (predict, stream, budget, audit, scheduler, feedback, health):
+    others = kserve, open_inference, classify
+    for routes in (predict, stream, budget, audit, scheduler, feedback, health, models, *others):
         app.include_router(routes.router)
     app.add_exception_handler(ServeError, answer_known_error)
     app.add_exception_handler(RequestValidationError, answer_validation_error)
@@ -162,8 +192,8 @@ def _add_routes(app: FastAPI) -> None:
 class _App(FastAPI):
     """FastAPI with a short path for predictions.
 
-    FastAPI's layers take as long as the whole engine, so POST /predict bypasses them. The router
-    has the route too, for the documentation page.
+    FastAPI's layers take as long as the whole engine, so routes that take samples bypass them. The
+    router has these routes too, for the documentation page.
     """
 
     hot: ASGIApp
@@ -171,22 +201,22 @@ class _App(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             without_root(scope, self.state.gate.root_path)
-            is_prediction = scope["method"] == "POST" and scope["path"] in SAMPLE_PATHS
-        if scope["type"] == "http" and is_prediction:
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        if is_post and takes_samples(scope["path"]):
             scope["app"] = self
             await self.hot(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
 
-ANSWERS: Final = {PREDICT: predict.predict, PREDICT_STREAM: stream.predict_stream}
-
-
 async def answer_prediction(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a POST to one of `SAMPLE_PATHS` without FastAPI; an ASGI app."""
+    """Answer a route that takes samples without FastAPI; an ASGI app."""
+    route = sample_route(scope["path"])
+    assert route is not None, "other paths go elsewhere"
+    scope["path_params"] = {name: value for name, value in route.params.items() if value}
     request = Request(scope, receive)
     try:
-        response = await ANSWERS[scope["path"]](request)
+        response = await SAMPLE_HANDLERS[route.label](request)
     except ServeError as error:
         response = await answer_known_error(request, error)
     except HTTPException as error:

@@ -1,7 +1,7 @@
 """Which of the loaded models a request means."""
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from server.errors import InvalidContent, UnknownModel
 
@@ -23,6 +23,33 @@ def get_model(models: Mapping[str, Model], name: str | None) -> Model:
     if name not in models:
         raise UnknownModel(f"no model {name!r} is loaded; name one of {loaded}")
     return models[name]
+
+
+class Versioned(Protocol):
+    """A model that has a version."""
+
+    @property
+    def version(self) -> str:
+        """Its version."""
+
+
+VersionedModel = TypeVar("VersionedModel", bound=Versioned)
+
+
+def get_version(
+    models: Mapping[str, VersionedModel], name: str, version: str | None
+) -> VersionedModel:
+    """Return a version of a model; without a version, the one that is served.
+
+    Raises:
+        UnknownModel: If no such model, or not this version of it, is loaded.
+    """
+    model = get_model(models, name)
+    if version is not None and version != model.version:
+        raise UnknownModel(
+            f"no version {version!r:.40} of {name} is loaded; loaded is {model.version}"
+        )
+    return model
 
 
 def select_models(models: Mapping[str, Model], name: str | None) -> list[Model]:

@@ -3,11 +3,12 @@
 import asyncio
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from models.backend import State
 from models.images import SLOW_MS, Postponed
 from models.postprocess import mask_png
 from models.preprocess import ImagePreprocessor, InvalidInput, ModelInput, TextPreprocessor
@@ -31,6 +32,7 @@ Payload = bytes | str
 
 SMALL_PAYLOAD = 16 * 1024  # bytes or characters: larger ones are never decoded on the event loop
 REPORT_REQUESTS = 16  # well below a controller's period
+MOST_FAILURES = 10_000  # between two reports
 UNKNOWN = Postponed(0, float("inf"))
 
 
@@ -70,6 +72,7 @@ class Dispatcher:
         self._renewing: set[InferenceRequest] = set()  # drawn to renew the promise, not answered
         self._clock = clock
         self._answered: list[InferenceRequest] = []
+        self._failed_ms: list[float] = []
         self.terms: EntryTerms | None = None
 
     def start(
@@ -185,6 +188,37 @@ class Dispatcher:
             self._fail_now(request, InferenceFailed(INTERNAL_DETAIL))
         return request
 
+    def begin_rows(
+        self,
+        state: State,
+        options: Options,
+        received_s: float,
+        request_ids: Sequence[str],
+        on_done: Callable[[InferenceRequest], None],
+        *,
+        owner: int = NOBODY,
+    ) -> list[InferenceRequest]:
+        """Begin to answer rows that came as arrays; they are submitted together.
+
+        Args:
+            state: Arrays of N rows each, as the preprocessor makes them.
+            options: As `infer`.
+            received_s: As `infer`.
+            request_ids: One of each row, N.
+            on_done: As `begin`.
+            owner: As `infer`.
+        """
+        requests = []
+        size = self._preprocess.size if self._reads_images else None
+        for place, request_id in enumerate(request_ids):
+            request = self._request(options, received_s, request_id, owner)
+            request.on_done = functools.partial(on_done, request)
+            request.state = tuple([array[place : place + 1] for array in state])
+            request.image_size = size
+            requests.append(request)
+        self.client.submit(requests)
+        return requests
+
     def cancel(self, request: InferenceRequest) -> None:
         """Drop a request that nobody waits for any more."""
         request.on_done = request.on_exit = None
@@ -214,13 +248,15 @@ class Dispatcher:
     @property
     def has_answers(self) -> bool:
         """Whether anything was answered since `take_answers`."""
-        return bool(self._answered)
+        return bool(self._answered or self._failed_ms)
 
     def take_answers(self) -> Answers:
         """Return what was answered since the last call."""
         answered, self._answered = self._answered, []
+        failed_ms, self._failed_ms = self._failed_ms, []
         # A handler that was cancelled between result and answer has dropped the result.
-        return _columns([each for each in answered if each.result is not None])
+        answers = _columns([each for each in answered if each.result is not None])
+        return answers._replace(failed_ms=np.array(failed_ms)) if failed_ms else answers
 
     def _request(
         self, options: Options, received_s: float, request_id: str, owner: int
@@ -335,6 +371,7 @@ class Dispatcher:
 
     def _fail_now(self, request: InferenceRequest, error: ServeError) -> None:
         request.result = error
+        self._note_failure(request, self._clock())
         self._renewing.discard(request)
         if request.on_done is not None:  # its client may have left
             request.on_done()
@@ -356,7 +393,7 @@ class Dispatcher:
             return model_input
         request.state, request.truncated = model_input.state, model_input.truncated
         request.image_size = model_input.size
-        request.unknown_share = model_input.unknown_share
+        request.unknown_share, request.tokens = model_input.unknown_share, model_input.tokens
         request.decoded_s = self._clock()
         request.decode_ms = (request.decoded_s - started_s) * 1e3
         if request.cancelled:
@@ -375,11 +412,17 @@ class Dispatcher:
                 if request.deadline_s is not None and now_s >= request.deadline_s:
                     request.result = request.result._replace(late=True)
                 self._answered.append(request)
+            else:
+                self._note_failure(request, now_s)
             self._renewing.discard(request)
             if request.on_done is not None:
                 request.on_done()
         if len(self._answered) >= REPORT_REQUESTS:
             self._on_answers()
+
+    def _note_failure(self, request: InferenceRequest, now_s: float) -> None:
+        if len(self._failed_ms) < MOST_FAILURES:  # refusals may come faster than reports
+            self._failed_ms.append((now_s - request.received_s) * 1e3)
 
 
 def deliver_exits(shown: Shown) -> None:

@@ -48,10 +48,12 @@ class FrontModel:
         self.name, self.version, self.classes = manifest.name, manifest.version, manifest.classes
         self.task, self.num_exits = manifest.task, manifest.num_exits
         self.reads: Modality = "text" if manifest.task == "text" else "image"
+        self.input = manifest.input
         sampler = AuditSampler(settings.audit_share, rng)
         preprocess = bundle.preprocessor(**settings.image_bounds)
         if sends_pixels and isinstance(preprocess, ImagePreprocessor):
             preprocess = preprocess.of_pixels
+        self.preprocess = preprocess
         self.dispatcher = Dispatcher(preprocess, decoders, sampler, clock)
         self.dispatcher.name = self.name
 

@@ -15,6 +15,7 @@ from server.settings import Settings
 
 CHECK_S = 1.0  # between two looks at the files of keys
 READING = ("GET", "HEAD", "OPTIONS")  # methods that change nothing
+LENGTH_HEADER = "Inference-Header-Content-Length"  # of bodies with binary tensors
 OWN_SITE = (b"same-origin", b"none")  # values of Sec-Fetch-Site; none: typed by the user
 Headers = list[tuple[bytes, bytes]]
 
@@ -128,7 +129,7 @@ class Gate:
         if origin is None or not self._allows(origin):
             return vary
         shown = b"*" if "*" in self.origins else origin
-        exposed = b"X-Request-ID, Server-Timing, Retry-After"
+        exposed = f"X-Request-ID, Server-Timing, Retry-After, {LENGTH_HEADER}".encode()
         return [
             (b"access-control-allow-origin", shown),
             (b"access-control-expose-headers", exposed),

@@ -198,7 +198,7 @@ class HotRoute:
             except ValidationError:
                 return False
             items, is_list = parsed.items
-            if is_list:
+            if is_list or parsed.text_pair is not None:
                 return False
             (payload,) = items
             modality = "image" if parsed.text is None else "text"
@@ -285,6 +285,9 @@ class HotRoute:
             "request_id": request.request_id,
             **optional_fields(request, model.classes, model.num_exits, None),
         }
+        if answer.options.raw_scores:
+            assert isinstance(request.result, Prediction), "only answered requests get here"
+            fields["logits"] = request.result.output.logits.tolist()
         times = fields["latency_ms"]
         head = (
             f"content-type: application/json\r\nx-request-id: {answer.request_id}\r\n"

@@ -33,7 +33,7 @@ from server.errors import (
 )
 from server.hot_route import REQUEST_ID, HotAnswer, HotRoute
 from server.intake import SMALL_BODY_BYTES, Intake
-from server.paths import SAMPLE_PATHS
+from server.prediction_paths import route_label, takes_samples
 from server.problems import PROBLEM_TYPE, problem
 from server.request_context import RequestContext
 from server.request_recorder import RequestRecorder
@@ -47,7 +47,6 @@ MANY_CHUNKS = 64  # in one slice: each costs more than the bytes of a large one
 TURN_BYTES = 64 * 1024  # of a connection, in one turn of the loop
 DISCARD_S = 0.005  # between two reads of what nobody wants
 HEAD_END = b"\r\n\r\n"
-SAMPLE_URLS = frozenset(map(str.encode, SAMPLE_PATHS))
 
 
 def http_config(app: Any, drain_s: int, **options: Any) -> uvicorn.Config:
@@ -477,10 +476,11 @@ class HttpProtocol(HttpToolsProtocol):
         return None
 
     def _is_prediction(self) -> bool:
+        if self.parser.get_method() != b"POST":
+            return False
         path = self.url.partition(b"?")[0]
         assert self._hot is not None, "only a server with the route knows its paths"
-        is_sample = path in self._hot.paths or path in SAMPLE_URLS
-        return is_sample and self.parser.get_method() == b"POST"
+        return path in self._hot.paths or takes_samples(path.decode("latin-1"))
 
     def _is_hot(self) -> bool:
         """Whether the request that begins may be answered without the app."""
@@ -657,7 +657,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _count(self, error: ServeError) -> None:
         self._intake.note_refusal(error)
         path = "" if self._whole else self.url.partition(b"?")[0].decode("latin-1")
-        self._intake.counts.observe_request(path, error.status)
+        self._intake.counts.observe_request(route_label(path), error.status)
 
     def _refuse(self, refusal: ServeError) -> None:
         """Answer no more, and close."""

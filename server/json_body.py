@@ -54,10 +54,10 @@ def read_flat_object(body: bytes, known: Collection[str]) -> dict[str, Any]:
         TooComplex: If it holds too many fields or items, or too long a number.
     """
     require_utf_8(body)
-    return _Reader(body, known).read()
+    return FlatReader(body, known).read()
 
 
-class _Reader:
+class FlatReader:
     """Reads one body from its begin to its end."""
 
     def __init__(self, body: bytes, known: Collection[str]) -> None:
@@ -65,6 +65,7 @@ class _Reader:
         self._at = len(UTF_8_MARK) if body.startswith(UTF_8_MARK) else 0
 
     def read(self) -> dict[str, Any]:
+        """Read the whole body."""
         if self._next() != b"{":
             if self._next() != b"[":
                 self._text_or_word()

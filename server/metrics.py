@@ -14,7 +14,10 @@ from server.reports import Answers, Work
 
 ROUTES: Final = (
     "/predict", "/predict/stream", "/budget", "/frontier", "/scheduler/reload", "/audit",
-    "/audit/rows", "/feedback", "/metrics", "/livez", "/readyz", "other",
+    "/audit/rows", "/feedback", "/metrics", "/livez", "/readyz", "/models", "/classify",
+    "/v1/models", "/v1/models/{model}", "/v1/models/{model}:predict", "/v2", "/v2/health/live",
+    "/v2/health/ready", "/v2/models/stats", "/v2/models/{model}", "/v2/models/{model}/ready",
+    "/v2/models/{model}/infer", "/v2/models/{model}/stats", "other",
 )  # fmt: skip
 LATENCY_BUCKETS: Final = tuple(
     round(1e-4 * 10 ** (i / 6), 7) for i in range(31)

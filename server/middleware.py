@@ -17,7 +17,7 @@ from server.errors import INTERNAL_DETAIL, BodyTooLarge, ServeError
 from server.gate import Gate
 from server.hot_route import CLIENT_LEFT, REQUEST_ID, RequestCounts
 from server.inflate import inflated
-from server.paths import SAMPLE_PATHS
+from server.prediction_paths import route_label, takes_samples
 from server.problems import problem_response
 from server.request_context import RequestContext, current_request
 from server.request_recorder import RequestRecorder
@@ -25,7 +25,6 @@ from server.request_recorder import RequestRecorder
 log = logging.getLogger(__name__)
 
 SMALL_BODY_BYTES = 64 * 1024  # for routes that take no images
-ALIASES = {"/health": "/readyz", "/healthz": "/readyz", "/ping": "/readyz"}
 # Routes that take milliseconds: many at once would keep predictions and probes from the loop.
 ONE_AT_A_TIME = frozenset({"/metrics", "/budget", "/frontier", "/audit", "/openapi.json"})
 PATIENCE_S = 0.1
@@ -95,8 +94,7 @@ class RequestMiddleware:
                 ]
                 if self.gate.closing:
                     message["headers"].append((b"connection", b"close"))
-                path: str = scope["path"]
-                self.metrics.observe_request(ALIASES.get(path, path), message["status"])
+                self.metrics.observe_request(route_label(scope["path"]), message["status"])
             await watch.send(message)
 
         watch = ClientWatch(receive, send)
@@ -105,7 +103,8 @@ class RequestMiddleware:
                 await Response(None, 204, allowed)(scope, receive, send_with_headers)
                 return
             state["owner"] = self.gate.enter(scope)
-            limit = self.max_body_bytes if scope["path"] in SAMPLE_PATHS else SMALL_BODY_BYTES
+            has_samples = takes_samples(scope["path"])
+            limit = self.max_body_bytes if has_samples else SMALL_BODY_BYTES
             if int(headers.get("content-length", 0)) > limit:
                 raise self._too_large(limit)
             one = scope["method"] == "GET" and scope["path"] in ONE_AT_A_TIME
@@ -148,7 +147,7 @@ class RequestMiddleware:
     def _count_departure(self, request: RequestContext) -> None:
         log.debug("request %s: the client left", request.request_id)
         request.status = CLIENT_LEFT
-        self.metrics.observe_request(request.path, CLIENT_LEFT)
+        self.metrics.observe_request(route_label(request.path), CLIENT_LEFT)
 
     def _bounded(self, receive: Receive, limit: int) -> Receive:
         """Count the body as it arrives: a chunked one announces no length."""

@@ -26,6 +26,7 @@ from server.quality.auditor import AuditJournal
 from server.quality.feedback import Feedback, LoggedPrediction, PredictionLog
 from server.reports import Answers, EntryTerms, RunnerFacts, Work
 from server.settings import Settings
+from server.statistics import InferenceStatistics
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,8 @@ class ModelControl:
         manifest = bundle.manifest
         self.name, self.version, self.classes = manifest.name, manifest.version, manifest.classes
         self.task, self.num_exits = manifest.task, manifest.num_exits
+        self.input = manifest.input
+        self.statistics = InferenceStatistics()
         self.clock = clock
         self.engines = engines
         self._facts, self._set_terms = facts, set_terms
@@ -106,6 +109,11 @@ class ModelControl:
     def precision(self) -> Precision:
         """The precision that the network computes in."""
         return self._facts.precision
+
+    @property
+    def device(self) -> str:
+        """The device that it runs on."""
+        return self._facts.device
 
     @property
     def folder(self) -> Path:
@@ -286,6 +294,7 @@ class ModelControl:
     def note_answers(self, answers: Answers) -> None:
         """Count answered requests, remember them, and report them to the controllers."""
         self._metrics.count_answers(answers)
+        self.statistics.note_answers(answers)
         remembered = zip(
             answers.keys.tolist(), answers.exits.tolist(), answers.class_ids.tolist(), strict=True
         )
@@ -300,6 +309,7 @@ class ModelControl:
     def note_work(self, work: Work) -> None:
         """Count what an engine did."""
         self._metrics.count_work(work)
+        self.statistics.note_work(work)
         self.audits.record(
             work.audits, work.audits_skipped + work.audits_cancelled, work.audits_lost
         )

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from server.errors import InvalidContent, MalformedRequest, ServeError, TooComplex
 from server.json_body import decode_utf_8, read_flat_object, require_utf_8
-from server.paths import SAMPLE_PATHS
+from server.prediction_paths import takes_samples
 from server.spelling import did_you_mean
 
 PROBLEM_TYPE = "application/problem+json"
@@ -106,7 +106,7 @@ def problem_response(
 async def answer_known_error(request: Request, error: Exception) -> Response:
     """Answer a known error with its own status and sentence."""
     assert isinstance(error, ServeError), "registered for this class alone"
-    is_prediction = request.scope["path"] in SAMPLE_PATHS
+    is_prediction = takes_samples(request.scope["path"])
     if error.reason is not None and (is_prediction or isinstance(error, TooComplex)):
         request.app.state.metrics.count_rejected(error.reason)
     return problem_response(

@@ -16,6 +16,7 @@ from scheduler.control.controller import Sample
 from scheduler.frontier import ROUNDING
 
 Floats = NDArray[np.float64]
+NO_FAILURES: Floats = np.empty(0)
 
 
 class RunnerFacts(NamedTuple):
@@ -61,6 +62,7 @@ class Answers(NamedTuple):
         decode_ms: Time from bytes to arrays; NaN if it came as arrays, (N,).
         counts_for_budget: Whether it counts for the rolling mean, bool (N,).
         exemplars: Those whose traces are recorded.
+        failed_ms: Of each of F further requests, which failed, the time until then, (F,).
     """
 
     keys: NDArray[np.int64]
@@ -72,6 +74,7 @@ class Answers(NamedTuple):
     decode_ms: Floats
     counts_for_budget: NDArray[np.bool_]
     exemplars: Sequence[Exemplar] = ()
+    failed_ms: Floats = NO_FAILURES
 
     def compute_samples(self) -> list[Sample]:
         """Return the samples that count for a budget of compute time."""

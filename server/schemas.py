@@ -58,6 +58,7 @@ class Options(_KnownFields):
     top_k: int = Field(5, ge=1, le=1000, description="classes to list")
     trace: bool = Field(False, description="include the output of every exit that was run")
     priority: int = Field(1, ge=0, le=3, description="0 goes first")
+    raw_scores: bool = Field(False, description="include the logits of all classes")
 
 
 class PredictBody(Options):
@@ -69,6 +70,7 @@ class PredictBody(Options):
     images: Items | None = None
     text: Text | None = None
     texts: Items | None = None
+    text_pair: Text | None = Field(None, description="second text, of models that read pairs")
 
     @model_validator(mode="after")
     def _one_input(self) -> "PredictBody":
@@ -138,6 +140,7 @@ class Prediction(BaseModel):
     truncated: bool | None = None
     unknown_tokens: float | None = None
     deadline_exceeded: bool | None = None
+    logits: list[float] | None = None
 
 
 class Problem(BaseModel):

@@ -144,6 +144,7 @@ class InferenceRequest:
         trace_id: The trace that it is part of, if anybody records that; the engine never reads it.
         timings: Filled while it runs, one for each stage; None: nobody will ask for them.
         truncated: Whether the caller cut the input.
+        tokens: Tokens of its text; 0 if it was none.
         image_size: Width and height of the image it came from, upright; None if it was none.
         unknown_share: Share of a text's tokens that stand for what the model does not know.
         counts_for_budget: Whether its latency counts for the rolling mean.
@@ -183,6 +184,7 @@ class InferenceRequest:
     trace_id: str | None = None
     timings: list[StageTiming] | None = None
     truncated: bool = False
+    tokens: int = 0
     image_size: tuple[int, int] | None = None
     unknown_share: float = 0.0
     counts_for_budget: bool = True

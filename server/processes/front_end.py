@@ -29,7 +29,7 @@ from server.lifespan import (
 )
 from server.listener import Listener
 from server.middleware import RequestMiddleware
-from server.paths import SAMPLE_PATHS
+from server.prediction_paths import takes_samples
 from server.processes.channel import Channel
 from server.processes.front_counts import FrontCounts, SpanBuffer
 from server.processes.messages import pack_answers, unpack_keys, unpack_terms
@@ -123,7 +123,7 @@ class FrontEnd:
             return
         scope["app"] = self
         without_root(scope, self._gate.root_path)
-        if scope["method"] == "POST" and scope["path"] in SAMPLE_PATHS:
+        if scope["method"] == "POST" and takes_samples(scope["path"]):
             await self._predict(scope, receive, send)
         else:
             await self._ask_control(scope, receive, send)

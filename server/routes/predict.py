@@ -1,27 +1,26 @@
 """POST /predict: images or texts in, labels out."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-import pydantic_core
 from fastapi import APIRouter, Request, Response
-from pydantic import ValidationError
 
 from models.file_kinds import begins_as_image
+from server.batch import FEW_ITEMS
 from server.dispatch import SMALL_PAYLOAD, Payload
-from server.engine.request import InferenceRequest
 from server.errors import InvalidContent, ServeError, UnsupportedMedia
 from server.form_input import FormInput, read_input
 from server.forms import parse_form
-from server.front import FrontModel, Modality, front_of
-from server.hot_route import DEFAULTS, optional_fields, prediction_fields
-from server.problems import format_validation_error, parse_json, problem
+from server.front import Modality, front_of
+from server.problems import parse_json, problem
+from server.routes import hugging_face
+from server.routes.answers import JSON, json_response, media_type_of, parse_options, prediction_json
+from server.sample_forms import PAIRS
 from server.schemas import Options, PredictBody, Prediction, Predictions, Problem
 
 router = APIRouter(tags=["prediction"])
 
-FEW_ITEMS = 4  # of a list; more are decoded on the threads, however small
 MEDIA_TYPES = (
     "image/*, application/octet-stream (an image), multipart/form-data or application/json"
 )
@@ -83,6 +82,8 @@ class Samples(NamedTuple):
 )
 async def predict(request: Request) -> Response:
     """Classify images or texts; each leaves at the first exit that is confident enough."""
+    if (answer := await hugging_face.answer_if_asked(request)) is not None:
+        return answer
     modality, payloads, is_list, options = await read_samples(request)
     if is_list:
         return await _answer_list(request, modality, payloads, options)
@@ -95,12 +96,12 @@ async def read_samples(request: Request) -> Samples:
     Raises:
         ServeError: If the type is not taken, or the body or an option is invalid.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = media_type_of(request)
     if media_type.startswith("image/") or media_type == UNNAMED:
         body = await request.body()
         given = request.query_params if request.scope["query_string"] else {}
-        return Samples("image", [body], False, _options(given))
-    if media_type == "application/json":
+        return Samples("image", [body], False, parse_options(given))
+    if media_type == JSON:
         return await _read_json(request)
     if media_type == "multipart/form-data":
         return await _read_form(request)
@@ -117,6 +118,8 @@ async def _read_json(request: Request) -> Samples:
         loop = asyncio.get_running_loop()
         parsed = await loop.run_in_executor(front.parse_pool, parse_json, PredictBody, body)
     modality: Modality = "image" if parsed.text is None and parsed.texts is None else "text"
+    if parsed.text_pair is not None:
+        raise InvalidContent(f"text_pair: {PAIRS}")
     items, is_list = parsed.items
     limit = min(front.settings.max_items, front.settings.max_queue)
     if len(items) > limit:
@@ -125,7 +128,7 @@ async def _read_json(request: Request) -> Samples:
         name: getattr(parsed, name)
         for name in parsed.model_fields_set & Options.model_fields.keys()
     }
-    return Samples(modality, items, is_list, _options({**request.query_params, **chosen}))
+    return Samples(modality, items, is_list, parse_options({**request.query_params, **chosen}))
 
 
 async def _read_form(request: Request) -> Samples:
@@ -136,7 +139,9 @@ async def _read_form(request: Request) -> Samples:
     else:
         loop = asyncio.get_running_loop()
         given = await loop.run_in_executor(front.parse_pool, _parse_form, *arguments)
-    options = _options({**request.query_params, **given.options})
+    if "text_pair" in given.options:
+        raise InvalidContent(f"text_pair: {PAIRS}")
+    options = parse_options({**request.query_params, **given.options})
     return Samples(given.modality, [given.payload], False, options)
 
 
@@ -154,7 +159,7 @@ async def _read_untyped(request: Request, media_type: str) -> Samples:
                 "with --data-binary"
             )
         given = request.query_params if request.scope["query_string"] else {}
-        return Samples("image", [body], False, _options(given))
+        return Samples("image", [body], False, parse_options(given))
     if body[:MOST_BLANKS].lstrip(BLANKS)[:1] == b"{":
         remedy = "this seems to be JSON: add the header 'Content-Type: application/json'"
     else:
@@ -177,13 +182,13 @@ async def _answer_one(
         served = await model.dispatcher.infer(
             payload, options, request.state.received_s, request_id, owner=request.state.owner
         )
-        answer = await to_json(model, served, options)
+        answer = await prediction_json(model, served, options)
     finally:
         front.admission.release(1)
     request.state.server_timing = {
         name: answer["latency_ms"][name] for name in ("queue", "decode", "compute")
     }
-    return _json(answer)
+    return json_response(answer)
 
 
 async def _answer_list(
@@ -206,7 +211,7 @@ async def _answer_list(
                 may_block=may_block,
                 owner=request.state.owner,
             )
-            return await to_json(model, served, options)
+            return await prediction_json(model, served, options)
         except ServeError as error:
             if error.reason is not None:
                 request.app.state.metrics.count_rejected(error.reason)
@@ -218,29 +223,4 @@ async def _answer_list(
     ]
     for task in tasks:  # a callback, since a task that is cancelled before it begins runs nothing
         task.add_done_callback(lambda _: front.admission.release(1))
-    return _json({"predictions": await asyncio.gather(*tasks)})
-
-
-def _options(given: Mapping[str, Any]) -> Options:
-    if not given:
-        return DEFAULTS
-    try:
-        return Options.model_validate(dict(given))
-    except ValidationError as error:
-        raise InvalidContent(format_validation_error(error)) from error
-
-
-async def to_json(model: FrontModel, served: InferenceRequest, options: Options) -> dict[str, Any]:
-    """Return the JSON of one answer, with its mask if the model draws one."""
-    mask = await model.dispatcher.draw_mask(served) if model.task == "segmentation" else None
-    return {
-        "model": model.name,
-        "version": model.version,
-        **prediction_fields(served, model.classes, model.num_exits, options.top_k),
-        "request_id": served.request_id,
-        **optional_fields(served, model.classes, model.num_exits, mask),
-    }
-
-
-def _json(content: dict[str, Any]) -> Response:
-    return Response(pydantic_core.to_json(content), media_type="application/json")
+    return json_response({"predictions": await asyncio.gather(*tasks)})

@@ -10,8 +10,9 @@ from server.errors import InvalidContent
 from server.event_stream import EVENT_STREAM, Event, OnDone, OnExit, start_stream, watch_exits
 from server.front import Front, FrontModel, front_of
 from server.hot_route import trace_entry
-from server.paths import PREDICT_STREAM
-from server.routes.predict import PROBLEMS, SAMPLE_REQUEST, Samples, read_samples, to_json
+from server.prediction_paths import PREDICT_STREAM
+from server.routes.answers import prediction_json
+from server.routes.predict import PROBLEMS, SAMPLE_REQUEST, Samples, read_samples
 
 router = APIRouter(tags=["prediction"])
 
@@ -62,4 +63,4 @@ async def _events(
             if isinstance(each, ExitTrace):
                 yield Event("exit", trace_entry(each, model.classes, model.num_exits))
             else:
-                yield Event("prediction", await to_json(model, each, options))
+                yield Event("prediction", await prediction_json(model, each, options))

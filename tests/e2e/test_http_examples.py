@@ -1,4 +1,4 @@
-"""The commands in docs/http.md run when pasted, and their responses have the fields shown there."""
+"""The commands in the pages on HTTP run when pasted; their responses have the fields shown."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,7 +10,8 @@ import pytest
 from tests.documents import Example, assert_as_shown, examples, run_requests
 from tests.e2e.conftest import Server
 
-PAGE = "docs/http.md"
+PAGES = "docs/http.md", "docs/protocols.md"
+EXAMPLES = [example for page in PAGES for example in examples(page)]
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def server(start_server: Callable[..., AbstractContextManager[Server]]) -> Itera
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("example", examples(PAGE), ids=lambda each: each.commands.split("\n")[-1])
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda each: each.commands.split("\n")[-1])
 @pytest.mark.slow
 def test_an_example_gives_the_response_shown(
     example: Example, server: Server, tmp_path: Path
@@ -33,9 +34,10 @@ def test_an_example_gives_the_response_shown(
 
 
 def test_every_route_has_an_example() -> None:
-    commands = "\n".join(example.commands for example in examples(PAGE))
+    commands = "\n".join(example.commands for example in EXAMPLES)
     routes = (
         "/predict", "/predict/stream", "/budget", "/frontier", "/audit", "/audit/rows", "/feedback",
-        "/scheduler/reload", "/livez", "/readyz", "/metrics",
+        "/scheduler/reload", "/livez", "/readyz", "/metrics", "/models", "/classify",
+        "/v1/models", "/v2/models",
     )  # fmt: skip
     assert [route for route in routes if f"localhost:8000{route}" not in commands] == []

@@ -17,8 +17,18 @@ from server.quality.feedback import NOBODY
 from server.settings import Settings
 
 ADMIN_ROUTES = ("/budget", "/frontier", "/audit", "/audit/rows", "/scheduler/reload", "/metrics")
-PREDICTION_ROUTES = ("/predict", "/predict/stream", "/feedback", "/v2/models/m/infer", "/models")
-OPEN_ROUTES = ("/livez", "/readyz", "/health", "/healthz", "/ping", "/v2/health/ready", "/docs")
+PREDICTION_ROUTES = (
+    "/predict", "/predict/stream", "/feedback", "/models", "/classify", "/v1/models",
+    "/v1/models/{model}", "/v1/models/{model}:predict",
+    "/v1/models/{model}/versions/{version}:predict", "/v2", "/v2/models/stats",
+    "/v2/models/{model}", "/v2/models/{model}/versions/{version}",
+    *(f"/v2/models/{{model}}{version}/{end}" for version in ("", "/versions/{version}")
+      for end in ("ready", "infer", "stats")),
+)  # fmt: skip
+OPEN_ROUTES = (
+    "/livez", "/readyz", "/health", "/healthz", "/ping", "/v2/health/live", "/v2/health/ready",
+    "/docs",
+)  # fmt: skip
 
 UNKNOWN = "q1w2e3r4"
 
