@@ -10,6 +10,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CollectorRegistry
+from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -25,6 +26,7 @@ from server.listener import AdminListener
 from server.metrics import Metrics
 from server.middleware import SMALL_BODY_BYTES, RequestMiddleware
 from server.problems import answer_http_error, answer_known_error, answer_validation_error
+from server.refusals import RefusalLog
 from server.routes import audit, budget, feedback, health, predict, scheduler
 from server.settings import Settings, limits_of
 
@@ -58,7 +60,9 @@ def create_app(settings: Settings, admin_sockets: Sequence[socket.socket] = ()) 
         try:
             async with (
                 lifespan(app),
-                admin_listener(app.state.control, settings, gates[1], admin_sockets),
+                admin_listener(
+                    app.state.control, settings, gates[1], admin_sockets, app.state.refusals
+                ),
             ):
                 yield
         finally:
@@ -67,10 +71,11 @@ def create_app(settings: Settings, admin_sockets: Sequence[socket.socket] = ()) 
     app = _App(**DESCRIPTION, lifespan=live)
     app.state.settings, app.state.gate, app.state.collect_s = settings, gates[0], None
     app.state.metrics = Metrics(CollectorRegistry(), __version__)
-    app.state.intake = Intake(limits_of(settings), app.state.metrics)
+    app.state.refusals = refusals = RefusalLog(app.state.metrics)
+    app.state.intake = Intake(limits_of(settings), refusals)
     _add_routes(app)
     around = {
-        "metrics": app.state.metrics,
+        "refusals": refusals,
         "max_body_bytes": settings.max_body_mib * 2**20,
         "gate": app.state.gate,
     }
@@ -79,23 +84,30 @@ def create_app(settings: Settings, admin_sockets: Sequence[socket.socket] = ()) 
     return app
 
 
-def create_control_app(control: Control, collect_s: float | None = None) -> FastAPI:
+def create_control_app(
+    control: Control, refusals: RefusalLog, collect_s: float | None = None
+) -> FastAPI:
     """Build the app of a control process or of --admin-port, which answers all but predictions.
 
     Args:
         control: What its routes share.
+        refusals: Records refusals.
         collect_s: How long metrics wait for reports of other processes; None: until all have come.
     """
     app = FastAPI(**DESCRIPTION)
     app.state.control, app.state.metrics = control, control.metrics
-    app.state.collect_s = collect_s
+    app.state.refusals, app.state.collect_s = refusals, collect_s
     _add_routes(app)
     return app
 
 
 @contextlib.asynccontextmanager
 async def admin_listener(
-    control: Control, settings: Settings, gate: Gate, sockets: Sequence[socket.socket]
+    control: Control,
+    settings: Settings,
+    gate: Gate,
+    sockets: Sequence[socket.socket],
+    refusals: RefusalLog,
 ) -> AsyncIterator[None]:
     """Answer on --admin-port meanwhile, if there is one.
 
@@ -104,17 +116,16 @@ async def admin_listener(
         settings: The server's.
         gate: Of this port.
         sockets: Where it listens; none: there is no such port.
+        refusals: Records refusals.
     """
     if not sockets:
         yield
         return
-    control_app = create_control_app(control, ADMIN_COLLECT_S)
-    guarded = RequestMiddleware(control_app, control.metrics, SMALL_BODY_BYTES, gate=gate)
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        without_root(scope, gate.root_path)
-        await guarded(scope, receive, send)
-
+    control_app = create_control_app(control, refusals, ADMIN_COLLECT_S)
+    app = _AdminApp(
+        RequestMiddleware(control_app, refusals, SMALL_BODY_BYTES, gate=gate),
+        Intake(limits_of(settings), refusals),
+    )
     listener = AdminListener(app, settings, sockets)
     await listener.start()
     try:
@@ -134,6 +145,22 @@ def _add_routes(app: FastAPI) -> None:
     app.add_exception_handler(ServeError, answer_known_error)
     app.add_exception_handler(RequestValidationError, answer_validation_error)
     app.add_exception_handler(HTTPException, answer_http_error)
+
+
+class _AdminApp:
+    """The app of --admin-port, with bounds of its own on what its clients hold.
+
+    Args:
+        guarded: Answers what its gate lets pass.
+        intake: The bounds; `HttpProtocol` reads them from `state`.
+    """
+
+    def __init__(self, guarded: RequestMiddleware, intake: Intake) -> None:
+        self._guarded, self.state = guarded, State({"intake": intake})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        without_root(scope, self._guarded.gate.root_path)
+        await self._guarded(scope, receive, send)
 
 
 class _App(FastAPI):

@@ -30,6 +30,7 @@ from server.front import Front, FrontModel, Modality
 from server.gate import Gate, Group
 from server.problems import problem_response
 from server.quality.feedback import NOBODY
+from server.refusals import RefusalLog
 from server.schemas import Options, PredictBody, shown_threshold
 
 log = logging.getLogger(__name__)
@@ -41,16 +42,6 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 MOST_BYTES = 256 * 1024  # of a body; a larger one costs more than the layers that are saved
 STATUS_LINES = {s: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 Headers = Sequence[tuple[bytes, bytes]]
-
-
-class RequestCounts(Protocol):
-    """Counts requests, for metrics."""
-
-    def observe_request(self, route: str, status: int) -> None:
-        """Count one answered request."""
-
-    def count_rejected(self, reason: str) -> None:
-        """Count a request that was turned away."""
 
 
 class Connection(Protocol):
@@ -109,7 +100,7 @@ class HotRoute:
 
     Args:
         front: Models, limits and decoding.
-        counts: Counts every response.
+        refusals: Records refusals; its counts count every response.
         clock: Seconds, monotonic; the front's.
         gate: The main port's; default: one that is open.
     """
@@ -117,11 +108,12 @@ class HotRoute:
     def __init__(
         self,
         front: Front,
-        counts: RequestCounts,
+        refusals: RefusalLog,
         clock: Callable[[], float] = time.perf_counter,
         gate: Gate | None = None,
     ) -> None:
-        self._front, self._counts, self._clock = front, counts, clock
+        self._front, self._clock = front, clock
+        self._refusals, self._counts = refusals, refusals.counts
         self._gate = gate or Gate()
         able: dict[Modality, list[FrontModel]] = {"image": [], "text": []}
         for model in front.models.values():
@@ -271,8 +263,7 @@ class HotRoute:
 
     def _refuse(self, answer: HotAnswer, error: ServeError) -> None:
         """Answer a request with an error, before or after it was admitted."""
-        if error.reason is not None:
-            self._counts.count_rejected(error.reason)
+        self._refusals.record_if_refusal(error)
         response: Response = problem_response(
             error.status, error.code, error.detail, answer.request_id, error.headers
         )

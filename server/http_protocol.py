@@ -280,7 +280,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.flow.held = True  # type: ignore[attr-defined]
         if self._intake.held_bytes > self._intake.limits.max_held:
             error = self._intake.bytes_full(self._intake.limits.max_held)
-            self._intake.note_refusal(error)
+            self._intake.refusals.record_error(error)
             self.transport.abort()
         elif not self._whole:
             self._settle()
@@ -587,7 +587,8 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if self.transport.get_write_buffer_size():
             if self._phase is not Phase.ENDING:
-                self._intake.note("answer_not_taken", "a client took nothing of its answer")
+                sentence = "a client took nothing of its answer"
+                self._intake.refusals.record("answer_not_taken", sentence)
             self.transport.abort()
         else:
             self.transport.close()
@@ -624,9 +625,10 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.write(self._answer(error, keep_alive=True))
 
     def _count(self, error: ServeError) -> None:
-        self._intake.note_refusal(error)
+        refusals = self._intake.refusals
+        refusals.record_error(error)
         path = "" if self._whole else self.url.partition(b"?")[0].decode("latin-1")
-        self._intake.counts.observe_request(path, error.status)
+        refusals.counts.observe_request(path, error.status)
 
     def _refuse(self, refusal: ServeError) -> None:
         """Answer no more, and close."""
@@ -635,7 +637,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._count(refusal)
             self._send_refusal(refusal)
         else:
-            self._intake.note_refusal(refusal)
+            self._intake.refusals.record_error(refusal)
             if self.cycle.response_started:
                 self.transport.close()  # it has its answer, there can be no second
             else:

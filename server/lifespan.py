@@ -207,7 +207,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         raise ValueError(shortage) from error
     app.state.service = service
     app.state.front, app.state.control = service.front, service.control
-    app.state.hot = hot = HotRoute(service.front, service.metrics, gate=app.state.gate)
+    app.state.hot = hot = HotRoute(service.front, app.state.refusals, gate=app.state.gate)
     spare_the_collector()
     heartbeat = asyncio.create_task(service.run())
     log.info("ready: %s", ", ".join(service.runners))

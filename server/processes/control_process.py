@@ -42,6 +42,7 @@ from server.processes.plan import ProcessPlan, fill_cores
 from server.processes.supervisor import Child, Supervisor
 from server.processes.wire import BEAT, Message
 from server.processes.zygote import Zygote
+from server.refusals import RefusalLog
 from server.reports import EntryTerms
 from server.settings import Settings
 
@@ -84,7 +85,8 @@ class ControlProcess:
         self.metrics = Metrics(CollectorRegistry(), __version__)
         self.control = Control(self.metrics, self._collect)
         self.control.starting = True
-        self._app: FastAPI = create_control_app(self.control)
+        self._refusals = RefusalLog(self.metrics)
+        self._app: FastAPI = create_control_app(self.control, self._refusals)
         self._key_files, self._admin_gate = KeyFiles(settings), admin_gate(settings)
         self._admin_gate.keys = self._key_files.keys
         self._admin_sockets = listeners.admin
@@ -134,7 +136,9 @@ class ControlProcess:
 
     async def _start(self, until_stopped: contextlib.AsyncExitStack) -> None:
         """Start one engine, which measures; then all others; then the front-ends."""
-        admin = admin_listener(self.control, self._settings, self._admin_gate, self._admin_sockets)
+        admin = admin_listener(
+            self.control, self._settings, self._admin_gate, self._admin_sockets, self._refusals
+        )
         await until_stopped.enter_async_context(admin)
         self._add_engine(0)
         first = self._engines[0]

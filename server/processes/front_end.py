@@ -35,6 +35,7 @@ from server.processes.proxy import pack_request, unpack_response
 from server.processes.remote_engines import RemoteClient, RemoteEngines
 from server.processes.wire import BEAT, Message
 from server.processes.zygote import ChildSetup
+from server.refusals import RefusalLog
 from server.settings import Settings, limits_of, share_of
 from server.tls import tls_options
 
@@ -71,12 +72,13 @@ class FrontEnd:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._gate = main_gate(settings)
+        refusals = RefusalLog(counts)
         self.state = State(
             {
                 "front": front,
-                "metrics": counts,
-                "hot": HotRoute(front, counts, clock, self._gate),
-                "intake": Intake(limits_of(settings), counts),
+                "refusals": refusals,
+                "hot": HotRoute(front, refusals, clock, self._gate),
+                "intake": Intake(limits_of(settings), refusals),
             }
         )
         self._front, self._counts, self._clock = front, counts, clock
@@ -85,7 +87,7 @@ class FrontEnd:
         self._numbers = itertools.count(1)
         self._clients: dict[str, RemoteClient] = {}
         max_bytes = settings.max_body_mib * 2**20
-        around = (counts, max_bytes, clock, self._gate)
+        around = (refusals, max_bytes, clock, self._gate)
         self._predict = RequestMiddleware(answer_prediction, *around)
         self._ask_control = RequestMiddleware(self._forward, *around)
         self._report_due = False

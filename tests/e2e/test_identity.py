@@ -108,6 +108,7 @@ def test_administration_needs_a_key_of_its_own_and_probes_need_none(guarded: Gua
             each for each in text.splitlines() if f'rejected_total{{reason="{reason}"' in each
         )
         assert float(line.split()[-1]) > 0
+        assert f"refused, {reason}: " in (guarded.folder / "log").read_text()
 
 
 def test_feedback_belongs_to_the_key_that_asked(guarded: Guarded, images: Images) -> None:
