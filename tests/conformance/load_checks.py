@@ -56,7 +56,7 @@ class Load:
         if answer.status != "200":
             return answer.status, None, None
         told = json.loads(answer.body)
-        return answer.status, told["class_id"], told["request_id"]
+        return answer.status, told["class_id"], told.get("request_id", request_id)
 
 
 @contextmanager
