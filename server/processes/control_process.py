@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from models.bundle import Bundle
-from server import __version__
+from server import __version__, shared_turn
 from server.app import admin_listener, create_control_app
 from server.control import Control
 from server.gate import Group, KeyFiles, admin_gate
@@ -102,6 +102,7 @@ class ControlProcess:
         self.metrics.registry.register(ProcessCollector(self._pids))
         self._fronts = [FrontProcess(index, each) for index, each in enumerate(listeners.main)]
         self._groups = [EngineGroup(m, self._engines, self._ask) for m in range(len(bundles))]
+        self._image_turn = shared_turn.create()  # of images beyond a front-end's share of pixels
         self._terms: dict[int, EntryTerms] = {}
         self._facts: list[dict[str, Any]] = []
         self._replies: dict[int, asyncio.Future[Message]] = {}
@@ -204,7 +205,7 @@ class ControlProcess:
             self._brief_front(front)
             listening = [os.dup(each.fileno()) for each in front.listening]
             shared = {"server": server, "front_ends": len(self._fronts)}
-            return shared, [theirs, *listening]
+            return shared, [os.dup(self._image_turn), theirs, *listening]
 
         self._supervisor.add(
             FRONT_END,

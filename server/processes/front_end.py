@@ -37,6 +37,7 @@ from server.processes.wire import BEAT, Message
 from server.processes.zygote import ChildSetup
 from server.refusals import RefusalLog
 from server.settings import Settings, limits_of, share_of
+from server.shared_turn import SharedTurn
 from server.tls import tls_options
 
 log = logging.getLogger(__name__)
@@ -238,10 +239,12 @@ class FrontEnd:
 def run_front_end(setup: ChildSetup) -> None:
     """Serve HTTP; the role of a child process.
 
-    Its descriptors are the connection to control and the listening sockets. Its settings hold the
-    server's, and the number of front-ends, which share what may be in flight.
+    Its descriptors are the turn of the largest images, the connection to control and the listening
+    sockets. Its settings hold the server's, and the number of front-ends, which share what may be in
+    flight.
     """
-    control, *listening = (socket.socket(fileno=each) for each in setup.fds)
+    turn, *connected = setup.fds
+    control, *listening = (socket.socket(fileno=each) for each in connected)
     settings = Settings.model_validate(setup.settings["server"])
     settings = share_of(settings, setup.settings["front_ends"])
     counts = FrontCounts()
@@ -251,6 +254,7 @@ def run_front_end(setup: ChildSetup) -> None:
         counts.inflight,
         seed=setup.index,
         sends_pixels=True,
+        beyond=SharedTurn(turn),
     )
     app = FrontEnd(front, counts, control, settings)
     app.server = Listener(http_config(app, settings.drain_s, **tls_options(settings)))
