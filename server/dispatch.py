@@ -1,11 +1,8 @@
 """Both directions of a request: bytes to the engine, and its result back to the client."""
 
 import asyncio
-import base64
-import binascii
 import functools
 import logging
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +12,7 @@ from models.images import SLOW_MS, Postponed
 from models.postprocess import mask_png
 from models.preprocess import ImagePreprocessor, InvalidInput, ModelInput, TextPreprocessor
 from scheduler.combiner import probabilities
+from server.base64_file import decode_base64
 from server.decoders import QUICK_MS, Decoders
 from server.engine.client import EngineClient
 from server.engine.request import AuditTrace, InferenceRequest, Prediction
@@ -31,7 +29,6 @@ Payload = bytes | str
 
 SMALL_PAYLOAD = 16 * 1024  # bytes or characters: larger ones are never decoded on the event loop
 REPORT_REQUESTS = 16  # well below a controller's period
-URL, MOST_DATA_HEAD = re.compile(r"\s*[a-z]{3,6}://", re.IGNORECASE), 200
 UNKNOWN = Postponed(0, float("inf"))
 
 
@@ -265,11 +262,17 @@ class Dispatcher:
         if not self._reads_images:
             self._decode_on_thread(request, payload, decode)
             return
-        quickly = functools.partial(decode.decode_if_fast, most_ms=QUICK_MS)
+        file = payload
+
+        def quickly(data: Payload) -> ModelInput | Postponed:
+            nonlocal file  # base64 is decoded once, whichever lane decodes the image
+            file = data
+            return decode.decode_if_fast(data, most_ms=QUICK_MS)
+
         postponed = self._decode_on_thread(request, payload, quickly)
         if postponed is None:
             return
-        rest = request, payload, postponed.pixels
+        rest = request, file, postponed.pixels
         if postponed.expected_ms <= SLOW_MS:
             decoders.large.submit(self._decode_large, *rest, decode)
             return
@@ -375,33 +378,6 @@ def _columns(answered: list[InferenceRequest]) -> Answers:
 
 def _class_id(prediction: Prediction) -> np.intp:
     return probabilities(prediction.batch_output.log_probs[prediction.place]).argmax()
-
-
-def decode_base64(text: str) -> bytes:
-    """Decode an image file sent as base64, or as a `data:` URL.
-
-    Raises:
-        InvalidContent: If it is not base64.
-    """
-    if not text[:5].lower().startswith("data:"):
-        data = text
-    elif ";base64," not in text[:MOST_DATA_HEAD].lower():
-        raise InvalidContent("the image is a data: URL without base64; encode it in base64")
-    else:
-        data = text.partition(",")[2]
-    try:
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError):
-        pass  # some encoders break lines, or leave out what fills up the last group
-    data = "".join(data.split()).rstrip("=")
-    try:
-        return base64.b64decode(data + "=" * (-len(data) % 4), validate=True)
-    except (binascii.Error, ValueError) as error:
-        if URL.match(text):
-            raise InvalidContent(
-                "the image is a URL, and URLs are not fetched; send the file itself in base64"
-            ) from error
-        raise InvalidContent(f"the image is not base64: {error}") from error
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from server.errors import InvalidContent, MalformedRequest, TooComplex
 from server.spelling import LONGEST_NAME, did_you_mean
+from server.utf8 import decode_utf8
 
 MOST_FIELDS, MOST_ITEMS = 64, 4096
 LONGEST_NUMBER = 64
@@ -139,7 +140,7 @@ class _Reader:
             self._refuse("the end of a text")
         if self._body.find(b"\\", start, end) < 0:
             self._at = end + 1
-            return _decoded(self._body[start:end])
+            return _decoded(self._body, start, end)
         blocks = []
         while True:
             end = self._end_of_block(start)
@@ -164,7 +165,7 @@ class _Reader:
 
     def _unescaped(self, start: int, end: int) -> str:
         try:
-            raw = f'{_decoded(self._body[start:end])}"'
+            raw = f'{_decoded(self._body, start, end)}"'
             text: str = decoder.scanstring(raw, 0, False)[0]  # type: ignore[attr-defined]
             return text
         except ValueError:  # the escape is none of JSON's
@@ -191,8 +192,8 @@ class _Reader:
         raise MalformedRequest(f"the body is not JSON: expected {wanted} at byte {self._at}")
 
 
-def _decoded(raw: bytes) -> str:
+def _decoded(body: bytes, start: int, end: int) -> str:
     try:
-        return raw.decode("utf-8", "surrogatepass")
+        return decode_utf8(body, start, end, "surrogatepass")
     except UnicodeDecodeError as error:
         raise MalformedRequest("the body is not UTF-8; send UTF-8") from error

@@ -240,8 +240,8 @@ def run_front_end(setup: ChildSetup) -> None:
     """Serve HTTP; the role of a child process.
 
     Its descriptors are the turn of the largest images, the connection to control and the listening
-    sockets. Its settings hold the server's, and the number of front-ends, which share what may be in
-    flight.
+    sockets. Its settings hold the server's, and the number of front-ends, which share what may be
+    in flight.
     """
     turn, *connected = setup.fds
     control, *listening = (socket.socket(fileno=each) for each in connected)
