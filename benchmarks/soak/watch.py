@@ -4,7 +4,7 @@ import os
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -37,7 +37,7 @@ class Growth(NamedTuple):
     seconds: float
     mib: float
     slope: Slope
-    by_process: dict[str, float] = {}
+    by_process: Mapping[str, float] = {}
 
 
 @contextmanager
