@@ -9,13 +9,14 @@ every 10 ms. Two clients send the bodies one after another. JSON on the last lin
 import base64
 import http.client
 import json
-import multiprocessing
 import random
+import select
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -23,6 +24,7 @@ import numpy as np
 
 from benchmarks.harness import (
     IMAGE_BUNDLE,
+    REPO,
     TEXT_BUNDLE,
     image_files,
     make_parser,
@@ -76,11 +78,12 @@ def bodies(size: int) -> dict[str, Callable[[], Body]]:
     }
 
 
-def probe(netloc: str, image: bytes, out: Connection) -> None:
-    """Ask until told to stop; send the milliseconds of each answer, by kind."""
+def probe(netloc: str) -> None:
+    """Ask until the input ends; print the milliseconds of each answer, by kind, as JSON."""
     took_ms: dict[str, list[float]] = {"livez": [], "image": []}
-    client = http.client.HTTPConnection(netloc, timeout=60)
-    while not out.poll():
+    client, image = http.client.HTTPConnection(netloc, timeout=60), image_files(1)[0]
+    print("ready", flush=True)
+    while not select.select([sys.stdin], [], [], EVERY_S)[0]:
         for kind in took_ms:
             begun_s = time.perf_counter()
             if kind == "livez":
@@ -91,8 +94,7 @@ def probe(netloc: str, image: bytes, out: Connection) -> None:
             answer.read()
             assert answer.status == 200, f"{kind} is answered {answer.status}"
             took_ms[kind].append((time.perf_counter() - begun_s) * 1e3)
-        time.sleep(EVERY_S)
-    out.send(took_ms)
+    print(json.dumps(took_ms), flush=True)
 
 
 def send(netloc: str, body: Body, stop: threading.Event, seen: Counter[str]) -> None:
@@ -110,23 +112,22 @@ def send(netloc: str, body: Body, stop: threading.Event, seen: Counter[str]) -> 
 
 def measure(netloc: str, body: Body | None, seconds: float) -> dict[str, Any]:
     """What the probe sees while a body is sent; without one, on an idle server."""
-    ours, theirs = multiprocessing.Pipe()
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=probe, args=(netloc, image_files(1)[0], theirs))
+    command = [sys.executable, "-m", "benchmarks.large_bodies", "--probe", netloc]
     stop, seen = threading.Event(), Counter[str]()
-    process.start()
-    time.sleep(1.0)
-    senders = [
-        threading.Thread(target=send, args=(netloc, body, stop, seen))
-        for _ in range(CLIENTS if body is not None else 0)
-    ]
-    for thread in senders:
-        thread.start()
-    time.sleep(seconds)
-    ours.send("stop")
-    took_ms: Mapping[str, list[float]] = ours.recv()
+    with subprocess.Popen(
+        command, cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        senders = [
+            threading.Thread(target=send, args=(netloc, body, stop, seen))
+            for _ in range(CLIENTS if body is not None else 0)
+        ]
+        for thread in senders:
+            thread.start()
+        time.sleep(seconds)
+        took_ms: dict[str, list[float]] = json.loads(process.communicate()[0])
     stop.set()
-    for thread in (*senders, process):
+    for thread in senders:
         thread.join()
     time.sleep(SETTLE_S)
     figures: dict[str, Any] = {"answers": dict(seen)}
@@ -142,7 +143,11 @@ def main() -> None:
     parser.add_argument("--front-ends", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=5.0, help="for each body")
     parser.add_argument("--only", help="one of the bodies")
+    parser.add_argument("--probe", metavar="HOST:PORT", help="ask that server until the input ends")
     args = parser.parse_args()
+    if args.probe is not None:
+        probe(args.probe)
+        return
     size, seconds = (MIB, 0.5) if args.smoke else (31 * MIB, args.seconds)
     made = bodies(size)
     if args.only is not None and args.only not in made:
