@@ -5,38 +5,27 @@ slowly, or without reading its answers holds memory and connections for as long 
 request that offers another protocol loses its body.
 """
 
-import asyncio
-import math
-from enum import Enum
 from typing import Any
 
-import pydantic_core
 import uvicorn
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 from server.errors import (
     BodyTooLarge,
     HeadTooLarge,
     MalformedRequest,
     MethodNotAllowed,
-    RequestTimeout,
     ServeError,
     UrlTooLong,
 )
-from server.hot_route import PATH, REQUEST_ID, HotAnswer, HotRoute
-from server.intake import SMALL_BODY_BYTES, Intake
-from server.problems import PROBLEM_TYPE, problem
+from server.hot_route import PATH, HotAnswer, HotRoute
+from server.http_connection import LINGER_BYTES, REFUSED, TURN_BYTES, HttpConnection, Phase
+from server.intake import SMALL_BODY_BYTES
 
 CHUNK_BYTES = 32  # of framing that every chunk may have for nothing
-GRACE_S = 0.1  # for a request that was sent before the server began to end
-LINGER_S, LINGER_BYTES = 2.0, 2**20
-WRITE_BYTES = 16 * 1024  # of answers that a client has not taken, before it gets no more
 SLICE_BYTES, SMALL_SLICE_BYTES = 64 * 1024, 4 * 1024  # of a chunked body, in one turn of the loop
 MANY_CHUNKS = 64  # in one slice: each costs more than the bytes of a large one
-TURN_BYTES = 64 * 1024  # of a connection, in one turn of the loop
-DISCARD_S = 0.005  # between two reads of what nobody wants
 HEAD_END = b"\r\n\r\n"
 
 
@@ -60,41 +49,7 @@ def http_config(app: Any, drain_s: int, **address: Any) -> uvicorn.Config:
     )
 
 
-class Phase(Enum):
-    """What a connection waits for."""
-
-    FIRST_BYTE = "the first byte"
-    HEAD = "the rest of a head"
-    BODY = "the rest of a body"
-    ANSWER = "the server"
-    TAKING = "the client to take an answer"
-    IDLE = "the next request"
-    ENDING = "the client to read why it was refused"
-
-
-class _Refused:
-    """Stands for a request that was refused while its body is still coming in."""
-
-    message_event = asyncio.Event()
-    response_started = response_complete = True
-    disconnected = keep_alive = more_body = False
-
-
-REFUSED: Any = _Refused()
-
-
-class _Flow(FlowControl):
-    """uvicorn's flow control; while bytes of a connection wait, nothing resumes its reading."""
-
-    held = False
-
-    def resume_reading(self) -> None:
-        """Read on, if nothing waits."""
-        if not self.held:
-            super().resume_reading()
-
-
-class HttpProtocol(HttpToolsProtocol):
+class HttpProtocol(HttpConnection):
     """uvicorn's protocol, within the bounds of an `Intake`.
 
     One request at a time: the bytes behind a request wait, unparsed, until the client has taken its
@@ -112,22 +67,12 @@ class HttpProtocol(HttpToolsProtocol):
     Args:
         args: uvicorn's.
         kwargs: uvicorn's.
-
-    Attributes:
-        due_s: As in `server.intake.Connection`.
-        heard_s: As there.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        state = getattr(self.config.app, "state", None)
-        self._hot: HotRoute | None = getattr(state, "hot", None)
-        self._intake: Intake = getattr(state, "intake", None) or Intake()
-        self.url = b""
-        self.due_s, self.heard_s = math.inf, 0.0
-        self._phase = Phase.ANSWER
+        self._hot: HotRoute | None = getattr(getattr(self.config.app, "state", None), "hot", None)
         self._in_head = True  # or between two requests
-        self._whole = True  # the latest request; also before the first one
         self._ended = False  # a request, among the bytes that were parsed last
         self._overhead = 0  # bytes of this request that are not its body
         self._trailers = self._trailer_bytes = 0
@@ -135,56 +80,25 @@ class HttpProtocol(HttpToolsProtocol):
         self._chunks, self._slice = 0, SMALL_SLICE_BYTES
         self._tail = b""  # the last bytes that were parsed, in which an empty line may begin
         self._unread, self._unread_at = b"", 0  # bytes that wait, from a place on
-        self._held = 0  # bytes of this request that count as held
-        self._untaken = 0  # bytes of answers, when last looked at
-        self._ends = False  # with the next answer, or soon if no request comes
         self._offered = False
-        self._is_given_away = False  # the latest request: the app answers it, or it was refused
-        self._refusal: ServeError | None = None
-        self._discardable = LINGER_BYTES  # after a refusal
         self._hot_answer: HotAnswer | None = None
         self._hot_body: bytearray | None = None  # of a request that waits for its end
 
     # From the transport
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client has connected."""
-        super().connection_made(transport)
-        self.flow = _Flow(transport)
-        transport.set_write_buffer_limits(high=WRITE_BYTES)
-        self.heard_s = self.loop.time()
-        sock = transport.get_extra_info("socket")
-        refusal = self._intake.enter(self, 0 if sock is None else sock.fileno())
-        if refusal is None:
-            self._wait(Phase.FIRST_BYTE, self._intake.limits.first_byte_s)
-            return
-        self._refuse(refusal)
-        if not self._intake.may_linger:
-            self.transport.abort()
-
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has left."""
         super().connection_lost(exc)
-        self.due_s = math.inf
-        self._release()
         self._intake.held_bytes -= len(self._unread)
         self._unread = b""
-        self._intake.leave(self)
         if self._hot is not None and isinstance(self.cycle, HotAnswer):
             self._hot.abandon(self.cycle)
 
     def shutdown(self) -> None:
         """The server ends: answer what is in, then close."""
-        if self._refusal is not None:
-            self._wait(Phase.ENDING, GRACE_S)
-            return
         if self._hot_body is not None:  # the app knows how to tell a client that time is over
             self._hand_to_app()
-        if self.cycle is None or self.cycle.response_complete:
-            self._ends = True  # once a request that may be on its way has been answered
-            self._wait(self._phase, GRACE_S)
-        else:
-            super().shutdown()
+        super().shutdown()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came in."""
@@ -203,11 +117,6 @@ class HttpProtocol(HttpToolsProtocol):
                 self.flow.pause_reading()
                 self.loop.call_soon(self._go_on)
 
-    def pause_writing(self) -> None:
-        """The client takes no more of an answer for now."""
-        super().pause_writing()
-        self._await_taking()
-
     def resume_writing(self) -> None:
         """The client has taken most of an answer."""
         super().resume_writing()
@@ -218,11 +127,6 @@ class HttpProtocol(HttpToolsProtocol):
             self._go_on()
 
     # One request at a time
-
-    @property
-    def _may_begin(self) -> bool:
-        """Whether no answer is due or waits to be taken."""
-        return (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
 
     def _read(self, data: bytes, start: int) -> None:
         """Parse the bytes of one request; those behind it wait."""
@@ -264,12 +168,6 @@ class HttpProtocol(HttpToolsProtocol):
             self._intake.idle[self] = None
         elif self._phase is not Phase.TAKING:
             self._wait(Phase.ANSWER)
-
-    def _wait(self, phase: Phase, limit_s: float = math.inf) -> None:
-        self._phase = phase
-        self.due_s = self.loop.time() + limit_s
-        if self.due_s < self._intake.next_look_s:
-            self._intake.look_at(self.due_s)
 
     def _put_off(self, data: bytes, start: int) -> None:
         """Keep bytes for later, and read no more meanwhile."""
@@ -442,6 +340,33 @@ class HttpProtocol(HttpToolsProtocol):
             return self._hot.refusal
         return None
 
+    def _too_large(self) -> ServeError:
+        limits = self._intake.limits
+        return HeadTooLarge(
+            f"the headers are too large: {limits.max_fields} fields and {limits.max_head} bytes "
+            f"are the most, chunk extensions and trailers included; send fewer"
+        )
+
+    def _turn_away(self, error: ServeError) -> None:
+        """Refuse a request by its head; a small body that follows is skipped.
+
+        A client that waits for leave to send its body sends none now, and the next request would
+        be taken for it. So that one is closed, as is one with a large body.
+        """
+        length = self._body_left
+        stays = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        if not stays or self.expect_100_continue or length is None or length > LINGER_BYTES:
+            if length is not None and length <= self._intake.limits.max_body:
+                self._discardable += length
+            raise error
+        self._count(error)
+        self.cycle, self._is_given_away = REFUSED, True
+        self.transport.write(self._answer(error, keep_alive=True))
+
+    def _refuse(self, refusal: ServeError) -> None:
+        self._hot_body = None
+        super()._refuse(refusal)
+
     def _is_prediction(self) -> bool:
         path = self.url.partition(b"?")[0]
         return path == PATH.encode() and self.parser.get_method() == b"POST"
@@ -519,10 +444,6 @@ class HttpProtocol(HttpToolsProtocol):
         if intake.held_bytes > most and not intake.find_room(0, most):
             raise intake.bytes_full(most)
 
-    def _release(self) -> None:
-        self._intake.held_bytes -= self._held
-        self._held = 0
-
     def on_message_complete(self) -> None:
         """The request is whole; what follows belongs to the next."""
         if self._offered:  # it is not: the parser skipped the body
@@ -549,148 +470,3 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             self._settle()
             self.flow.resume_reading()
-
-    # Clocks
-
-    @property
-    def receiving_bytes(self) -> int:
-        """Bytes of a body that is not whole."""
-        return self._held if self._phase is Phase.BODY else 0
-
-    def _await_taking(self) -> None:
-        self._untaken = self.transport.get_write_buffer_size()
-        self._wait(Phase.TAKING, self._intake.limits.keep_alive_s)
-
-    def time_out(self) -> None:
-        """Act on `due_s`, which has passed."""
-        limits, phase = self._intake.limits, self._phase
-        if self._ends and (self.cycle is None or self.cycle.response_complete):
-            self.transport.close()
-            self._wait(Phase.ENDING, LINGER_S)
-        elif phase is Phase.FIRST_BYTE:
-            self._refuse_late("no request came", limits.first_byte_s, "first_byte_timeout")
-        elif phase is Phase.HEAD:
-            self._refuse_late("the head is not whole", limits.head_s, "head_timeout")
-        elif phase is Phase.BODY:
-            self._refuse_late("the body is not whole", limits.body_s, "body_timeout")
-        elif phase is Phase.TAKING and self._untaken > self.transport.get_write_buffer_size() > 0:
-            self._await_taking()
-        else:
-            self.give_way()
-
-    def give_way(self) -> None:
-        """Close, as others need the room or the client has been idle for too long."""
-        if self._phase is Phase.BODY:
-            error = RequestTimeout("the body has stopped coming, and others need the room")
-            error.reason = "stalled"
-            self._refuse(error)
-            return
-        if self.transport.get_write_buffer_size():
-            if self._phase is not Phase.ENDING:
-                sentence = "a client took nothing of its answer"
-                self._intake.refusals.record("answer_not_taken", sentence)
-            self.transport.abort()
-        else:
-            self.transport.close()
-        self._wait(Phase.ENDING, LINGER_S)
-
-    def _refuse_late(self, what: str, limit_s: float, reason: str) -> None:
-        error = RequestTimeout(f"{what} after {limit_s:g} s; send it at once")
-        error.reason = reason
-        self._refuse(error)
-
-    # Refusing
-
-    def _too_large(self) -> ServeError:
-        limits = self._intake.limits
-        return HeadTooLarge(
-            f"the headers are too large: {limits.max_fields} fields and {limits.max_head} bytes "
-            f"are the most, chunk extensions and trailers included; send fewer"
-        )
-
-    def _turn_away(self, error: ServeError) -> None:
-        """Refuse a request by its head; a small body that follows is skipped.
-
-        A client that waits for leave to send its body sends none now, and the next request would
-        be taken for it. So that one is closed, as is one with a large body.
-        """
-        length = self._body_left
-        stays = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        if not stays or self.expect_100_continue or length is None or length > LINGER_BYTES:
-            if length is not None and length <= self._intake.limits.max_body:
-                self._discardable += length
-            raise error
-        self._count(error)
-        self.cycle, self._is_given_away = REFUSED, True
-        self.transport.write(self._answer(error, keep_alive=True))
-
-    def _count(self, error: ServeError) -> None:
-        refusals = self._intake.refusals
-        refusals.record_error(error)
-        path = "" if self._whole else self.url.partition(b"?")[0].decode("latin-1")
-        refusals.counts.observe_request(path, error.status)
-
-    def _refuse(self, refusal: ServeError) -> None:
-        """Answer no more, and close."""
-        self._refusal, self._hot_body = refusal, None
-        if self._whole or not self._is_given_away:
-            self._count(refusal)
-            self._send_refusal(refusal)
-        else:
-            self._intake.refusals.record_error(refusal)
-            if self.cycle.response_started:
-                self.transport.close()  # it has its answer, there can be no second
-            else:
-                self.cycle.disconnected = True
-                self.cycle.message_event.set()
-                self._send_refusal(refusal)
-        self._release()
-        self._wait(Phase.ENDING, LINGER_S)
-
-    def _send_refusal(self, refusal: ServeError) -> None:
-        """Send it, then take what is still on its way for a while.
-
-        Closing at once would reset the connection, and the client might never read the answer.
-        """
-        if self.transport.is_closing():
-            return
-        self.transport.write(self._answer(refusal, keep_alive=False))
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self.flow.held = False  # type: ignore[attr-defined]
-        self.flow.resume_reading()
-
-    def _discard(self, size: int) -> None:
-        self._discardable -= size
-        if self._discardable < 0:
-            self.transport.abort()
-        elif size >= TURN_BYTES:  # it costs as much as a body that is wanted
-            self.flow.pause_reading()
-            self.loop.call_later(DISCARD_S, self._discard_more)
-
-    def _discard_more(self) -> None:
-        if not self.transport.is_closing():
-            self.flow.resume_reading()
-
-    def _answer(self, refusal: ServeError, *, keep_alive: bool) -> bytes:
-        request_id = ""
-        for name, value in () if self._whole else self.headers:
-            if name == b"x-request-id":
-                request_id = value.decode("latin-1")
-        if not REQUEST_ID.fullmatch(request_id):
-            request_id = self._intake.make_id()
-        body = pydantic_core.to_json(
-            problem(refusal.status, refusal.code, refusal.detail, request_id)
-        )
-        fields = {
-            **refusal.headers,
-            "content-type": PROBLEM_TYPE,
-            "content-length": len(body),
-            "x-request-id": request_id,
-            "server-timing": f"total;dur={(self.loop.time() - self.heard_s) * 1e3:.3f}",
-        }
-        if not keep_alive:
-            fields["connection"] = "close"
-        default = b"".join([b"%s: %s\r\n" % field for field in self.server_state.default_headers])
-        lines = "".join([f"{name.lower()}: {value}\r\n" for name, value in fields.items()])
-        return b"".join([STATUS_LINE[refusal.status], default, lines.encode(), b"\r\n", body])

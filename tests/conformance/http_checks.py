@@ -1,5 +1,6 @@
 """Heads, connections and bodies that no honest client sends."""
 
+import base64
 import os
 import time
 from collections import Counter
@@ -164,6 +165,24 @@ def large_json(target: Target) -> Figures:
     return outcomes(at_once(3, lambda n: post(target, (lists, keys, deep)[n], JSON)))
 
 
+def large_bodies(target: Target) -> Figures:
+    """31 MiB as a text, in base64, as a million items and as a form hold up nobody."""
+    noise = os.urandom(23 * MIB)
+    lines = base64.encodebytes(noise[: 22 * MIB]).replace(b"\n", b"\\n")
+    whole, kind = form("ä".encode() * (15 * MIB))
+    bodies = [
+        (b'{"text":"%s"}' % ("ä" * (15 * MIB)).encode(), JSON),
+        (b'{"text":"%s"}' % (b"\\u00e4" * (5 * MIB)), JSON),
+        (b'{"texts":[%s"a"]}' % (b'"a",' * 1_000_000), JSON),
+        (b'{"image":"%s"}' % base64.b64encode(noise), JSON),
+        (b'{"image":"%s"}' % lines, JSON),
+        (whole, kind),
+        (whole.replace(b'"text"', b'"file"; filename="x"', 1), kind),
+    ]
+    seen = Counter(post(target, *each) for each in bodies)
+    return outcomes(seen + at_once(2, lambda n: post(target, *bodies[3 * n])), REFUSED | {"200"})
+
+
 def too_large_a_body(target: Target) -> Figures:
     """A body beyond the limit is a 413, whether or not its length is announced."""
     told = head("POST", target.path, 10**9, JPEG)
@@ -230,6 +249,7 @@ CHECKS = (
     Check(charsets, growth_mib=LEAK_MIB),
     Check(part_headers),
     Check(large_json),
+    Check(large_bodies),
     Check(too_large_a_body),
     Check(offers_of_upgrade),
     Check(two_lengths),
