@@ -17,7 +17,8 @@ import pytest
 import uvicorn
 
 from server.errors import QueueFull
-from server.http_protocol import WRITE_BYTES, HttpProtocol
+from server.http_connection import WRITE_BYTES
+from server.http_protocol import HttpProtocol
 from server.intake import Intake
 from server.limits import Limits
 from server.refusals import RefusalLog

@@ -12,7 +12,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from server.http_protocol import LINGER_BYTES, HttpProtocol
+from server.http_connection import LINGER_BYTES
+from server.http_protocol import HttpProtocol
 from server.limits import Limits
 
 KIB = 1024
