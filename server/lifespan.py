@@ -57,7 +57,7 @@ class SingleProcess:
         bundles = load_bundles(settings.bundle)
         metrics.registry.register(ProcessCollector(lambda: {ProcessName("server", 0): os.getpid()}))
         self.front = Front(bundles, settings, metrics.inflight, clock=clock)
-        self.control = Control(metrics, self._collect)
+        self.control = Control(metrics, self._collect, self._book_all)
         self.runners: dict[str, ModelRunner] = {}
         for name, bundle in bundles.items():
             runner = ModelRunner(bundle, settings, clock=clock)
@@ -111,6 +111,9 @@ class SingleProcess:
         model.note_answers(self.front.models[name].dispatcher.take_answers())
 
     async def _collect(self) -> None:
+        self._book_all()
+
+    def _book_all(self) -> None:
         for name in self.control.models:
             self.book(name)
 
