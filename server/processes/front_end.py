@@ -227,7 +227,9 @@ class FrontEnd:
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._replies[number] = future
         try:
-            self._control.send(pack_request(number, scope, await request.body()))
+            body = await request.body()
+            self._report()  # what this front-end has answered comes first
+            self._control.send(pack_request(number, scope, body))
             reply = await asyncio.wait_for(future, CONTROL_S)
         except TimeoutError as error:
             raise NotReady(NO_CONTROL, {"Retry-After": "1"}) from error
