@@ -45,6 +45,7 @@ BENCHMARKS = (  # the longest first, so that both cores stay busy
     "processes",
     "gpu",
     "overload_http",
+    "large_bodies",
     "engine_process",
     "transport",
     "decoding",
