@@ -201,7 +201,7 @@ def cell(outcome: str, told: str) -> str:
     if outcome == "falls":
         return f"falls: {told[:LONGEST]}"
     waited = re.search(r"others at most (\d+) ms", told)
-    return f"holds, others wait {waited[1]} ms at most" if waited else "holds"
+    return f"holds, others wait {waited[1]} ms" if waited else "holds"
 
 
 def answers(target: Target) -> bool:
