@@ -42,8 +42,8 @@ class PixelRoom:
             self._changed.wait_for(lambda: self._held + counted <= self._max_pixels)
             self._held += counted
         try:
-            is_beyond = pixels > self._max_pixels and self._beyond is not None
-            with self._beyond.hold() if is_beyond else nullcontext():
+            beyond = self._beyond if pixels > self._max_pixels else None
+            with nullcontext() if beyond is None else beyond.hold():
                 yield
         finally:
             with self._changed:

@@ -267,7 +267,8 @@ class Dispatcher:
         def quickly(data: Payload) -> ModelInput | Postponed:
             nonlocal file  # base64 is decoded once, whichever lane decodes the image
             file = data
-            return decode.decode_if_fast(data, most_ms=QUICK_MS)
+            decoded: ModelInput | Postponed = decode.decode_if_fast(data, most_ms=QUICK_MS)
+            return decoded
 
         postponed = self._decode_on_thread(request, payload, quickly)
         if postponed is None:

@@ -6,10 +6,9 @@ from enum import Enum
 from typing import Any
 
 import pydantic_core
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from server.errors import RequestTimeout, ServeError
+from server.errors import HeadTooLarge, RequestTimeout, ServeError
 from server.hot_route import REQUEST_ID
 from server.intake import Intake
 from server.problems import PROBLEM_TYPE, problem
@@ -44,17 +43,6 @@ class _Refused:
 REFUSED: Any = _Refused()
 
 
-class _Flow(FlowControl):
-    """uvicorn's flow control; while bytes of a connection wait, nothing resumes its reading."""
-
-    held = False
-
-    def resume_reading(self) -> None:
-        """Read on, if nothing waits."""
-        if not self.held:
-            super().resume_reading()
-
-
 class HttpConnection(HttpToolsProtocol):
     """A connection within the bounds of an `Intake`; `HttpProtocol` reads its requests.
 
@@ -79,6 +67,7 @@ class HttpConnection(HttpToolsProtocol):
         self._phase = Phase.ANSWER
         self._whole = True  # the latest request; also before the first one
         self._is_given_away = False  # the latest request: the app answers it, or it was refused
+        self._body_left: int | None = 0  # bytes; of a chunked body unknown
         self._held = 0  # bytes of this request that count as held
         self._untaken = 0  # bytes of answers, when last looked at
         self._ends = False  # with the next answer, or soon if no request comes
@@ -86,21 +75,6 @@ class HttpConnection(HttpToolsProtocol):
         self._discardable = LINGER_BYTES  # after a refusal
 
     # From the transport
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client has connected."""
-        super().connection_made(transport)
-        self.flow = _Flow(transport)
-        transport.set_write_buffer_limits(high=WRITE_BYTES)
-        self.heard_s = self.loop.time()
-        sock = transport.get_extra_info("socket")
-        refusal = self._intake.enter(self, 0 if sock is None else sock.fileno())
-        if refusal is None:
-            self._wait(Phase.FIRST_BYTE, self._intake.limits.first_byte_s)
-            return
-        self._refuse(refusal)
-        if not self._intake.may_linger:
-            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has left."""
@@ -126,20 +100,13 @@ class HttpConnection(HttpToolsProtocol):
 
     # Clocks
 
-    @property
-    def _may_begin(self) -> bool:
-        """Whether no answer is due or waits to be taken."""
-        return (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
-
     def _wait(self, phase: Phase, limit_s: float = math.inf) -> None:
-        self._phase = phase
-        self.due_s = self.loop.time() + limit_s
-        if self.due_s < self._intake.next_look_s:
-            self._intake.look_at(self.due_s)
+        """Wait for something, for a time."""
+        raise NotImplementedError
 
     def _release(self) -> None:
-        self._intake.held_bytes -= self._held
-        self._held = 0
+        """Give back the room of the request."""
+        raise NotImplementedError
 
     @property
     def receiving_bytes(self) -> int:
@@ -189,6 +156,29 @@ class HttpConnection(HttpToolsProtocol):
         self._refuse(error)
 
     # Refusing
+
+    def _too_large(self) -> ServeError:
+        limits = self._intake.limits
+        return HeadTooLarge(
+            f"the headers are too large: {limits.max_fields} fields and {limits.max_head} bytes "
+            f"are the most, chunk extensions and trailers included; send fewer"
+        )
+
+    def _turn_away(self, error: ServeError) -> None:
+        """Refuse a request by its head; a small body that follows is skipped.
+
+        A client that waits for leave to send its body sends none now, and the next request would
+        be taken for it. So that one is closed, as is one with a large body.
+        """
+        length = self._body_left
+        stays = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        if not stays or self.expect_100_continue or length is None or length > LINGER_BYTES:
+            if length is not None and length <= self._intake.limits.max_body:
+                self._discardable += length
+            raise error
+        self._count(error)
+        self.cycle, self._is_given_away = REFUSED, True
+        self.transport.write(self._answer(error, keep_alive=True))
 
     def _count(self, error: ServeError) -> None:
         refusals = self._intake.refusals
