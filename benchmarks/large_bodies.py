@@ -132,8 +132,12 @@ def measure(netloc: str, body: Body | None, seconds: float) -> dict[str, Any]:
     time.sleep(SETTLE_S)
     figures: dict[str, Any] = {"answers": dict(seen)}
     for kind, times_ms in took_ms.items():
-        p50, p99 = np.percentile(times_ms, (50, 99))
-        figures[kind] = {"p50_ms": round(p50, 1), "p99_ms": round(p99, 1), "max_ms": max(times_ms)}
+        p50, p99 = np.percentile(times_ms, (50, 99)).tolist()
+        figures[kind] = {
+            "p50_ms": round(p50, 1),
+            "p99_ms": round(p99, 1),
+            "max_ms": round(max(times_ms), 1),
+        }
     return figures
 
 
