@@ -36,7 +36,7 @@ from benchmarks.peers.running import (
 from tests.conformance import http_checks, image_checks, load_checks
 from tests.conformance.image_checks import real_images
 from tests.conformance.prober import CLOSE
-from tests.conformance.target import JPEG, Target, ask, head, post, statuses_in, target_of
+from tests.conformance.target import CLOSED, JPEG, Target, ask, head, post, statuses_in, target_of
 
 CHECK_S, SERVER_S = 90.0, 280.0
 PROBE_S = 10.0  # in which a server must answer after a check
@@ -228,10 +228,14 @@ def end_with_requests_in_flight(server: Started, target: Target) -> str:
     while server.members and time.monotonic() < ends_s:
         time.sleep(0.1)
     left = len(server.members)
-    lost = IN_FLIGHT - seen["200"]
+    lost, failed = seen[CLOSED], seen["500"]
     faults = [f"{lost} of {IN_FLIGHT} requests are lost"] if lost else []
+    faults += [f"{failed} of {IN_FLIGHT} requests fail"] if failed else []
     faults += [f"{left} processes are left after {STOP_S:.0f} s"] if left else []
-    return f"falls: {'; '.join(faults)}" if faults else "holds"
+    if faults:
+        return f"falls: {'; '.join(faults)}"
+    refused = IN_FLIGHT - seen["200"]  # at a bound, before the signal or after it
+    return f"holds, {refused} of {IN_FLIGHT} refused" if refused else "holds"
 
 
 def status_of(connection: socket.socket) -> str:
