@@ -8,11 +8,11 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check install -c constraints
 GPU_PYTHON = $(if $(filter 0,$(INSTALL)),$(PYTHON),.venv/bin/python)
 URL = http://localhost:$${EENET_PORT:-8000}
 
-.PHONY: help install serve test test-slow system lint bars control control-http conformance soak bench bench-peers bench-smoke simulation gpu audit
+.PHONY: help install serve test test-slow system lint bars control control-http conformance conformance-peers soak bench bench-peers bench-smoke simulation gpu audit
 
 ## List the targets.
 help:
-	@awk -F: '/^## / {text = substr($$0, 4)} /^[a-z-]+:/ {printf "make %-13s %s\n", $$1, text; text = ""}' Makefile
+	@awk -F: '/^## / {text = substr($$0, 4)} /^[a-z-]+:/ {printf "make %-17s %s\n", $$1, text; text = ""}' Makefile
 
 ## Create .venv and install everything that training and development need.
 install: $(DEV)
@@ -60,6 +60,10 @@ control-http: $(DEV)
 ## Attack servers of both process modes, as CI does; TARGET=http://... attacks that one instead.
 conformance: $(DEV)
 	EENET_CONFORMANCE_URL=$(or $(TARGET),own) .venv/bin/python -m pytest tests/conformance -q -rA --tb=line
+
+## Attack LitServe and mosec as well, and compare.
+conformance-peers: $(DEV)
+	.venv/bin/python -m tests.conformance.peers
 
 ## Load the server for ten minutes with faults and look for leaks; SECONDS=120 as CI does.
 soak: $(DEV)

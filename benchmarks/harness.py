@@ -220,13 +220,18 @@ class RunningServer(NamedTuple):
         """Processor time that all processes have used so far."""
         return sum(self.cpu_s_of().values())
 
-    def memory_mib(self) -> float:
-        """Memory of all processes; what they share counts once (PSS)."""
-        kib = 0
-        for pid in self.processes().values():
+    def memory_mib_of(self) -> dict[str, float]:
+        """Memory of each process; of what several share each has its part (PSS)."""
+        found = {}
+        for name, pid in self.processes().items():
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-            kib += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-        return kib / 1024
+            kib = next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+            found[name] = kib / 1024
+        return found
+
+    def memory_mib(self) -> float:
+        """Memory of all processes."""
+        return sum(self.memory_mib_of().values())
 
     def send_signal(self, number: int) -> None:
         """Send a signal to all processes."""

@@ -46,6 +46,7 @@ BENCHMARKS = (  # the longest first, so that both cores stay busy
     "gpu",
     "overload_http",
     "protocols",
+    "large_bodies",
     "engine_process",
     "transport",
     "decoding",

@@ -10,6 +10,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CollectorRegistry
+from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -36,6 +37,7 @@ from server.prediction_paths import (
 )
 from server.problems import answer_http_error, answer_known_error, answer_validation_error
 from server.recording import make_recorder, make_sender
+from server.refusals import RefusalLog
 from server.request_recorder import RequestRecorder
 from server.routes import (
     audit,
@@ -96,7 +98,9 @@ def create_app(
         try:
             async with (
                 lifespan(app),
-                admin_listener(app.state.control, settings, gates[1], admin_sockets, recorder),
+                admin_listener(
+                    app.state.control, settings, gates[1], admin_sockets, refusals, recorder
+                ),
             ):
                 yield
         finally:
@@ -105,16 +109,17 @@ def create_app(
     app = _App(**DESCRIPTION, lifespan=live)
     app.state.settings, app.state.gate, app.state.collect_s = settings, gates[0], None
     app.state.metrics = Metrics(CollectorRegistry(), __version__)
-    app.state.intake = Intake(limits_of(settings), app.state.metrics)
     app.state.spans = spans = make_sender(traces, app.state.metrics)
     if traces is None or spans is None:
         recorder = make_recorder(settings)
     else:
         recorder = make_recorder(settings, traces.sampler, spans.send)
     app.state.recorder = recorder
+    app.state.refusals = refusals = RefusalLog(app.state.metrics)
+    app.state.intake = Intake(limits_of(settings), refusals)
     _add_routes(app)
     around = {
-        "metrics": app.state.metrics,
+        "refusals": refusals,
         "max_body_bytes": settings.max_body_mib * 2**20,
         "gate": app.state.gate,
         "recorder": recorder,
@@ -124,16 +129,19 @@ def create_app(
     return app
 
 
-def create_control_app(control: Control, collect_s: float | None = None) -> FastAPI:
+def create_control_app(
+    control: Control, refusals: RefusalLog, collect_s: float | None = None
+) -> FastAPI:
     """Build the app of a control process or of --admin-port, which answers all but predictions.
 
     Args:
         control: What its routes share.
+        refusals: Records refusals.
         collect_s: How long metrics wait for reports of other processes; None: until all have come.
     """
     app = FastAPI(**DESCRIPTION)
     app.state.control, app.state.metrics = control, control.metrics
-    app.state.collect_s = collect_s
+    app.state.refusals, app.state.collect_s = refusals, collect_s
     _add_routes(app)
     return app
 
@@ -144,6 +152,7 @@ async def admin_listener(
     settings: Settings,
     gate: Gate,
     sockets: Sequence[socket.socket],
+    refusals: RefusalLog,
     recorder: RequestRecorder,
 ) -> AsyncIterator[None]:
     """Answer on --admin-port meanwhile, if there is one.
@@ -153,20 +162,17 @@ async def admin_listener(
         settings: The server's.
         gate: Of this port.
         sockets: Where it listens; none: there is no such port.
+        refusals: Records refusals.
         recorder: Follows its requests.
     """
     if not sockets:
         yield
         return
-    control_app = create_control_app(control, ADMIN_COLLECT_S)
+    control_app = create_control_app(control, refusals, ADMIN_COLLECT_S)
     guarded = RequestMiddleware(
-        control_app, control.metrics, SMALL_BODY_BYTES, gate=gate, recorder=recorder
+        control_app, refusals, SMALL_BODY_BYTES, gate=gate, recorder=recorder
     )
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        without_root(scope, gate.root_path)
-        await guarded(scope, receive, send)
-
+    app = _AdminApp(guarded, Intake(limits_of(settings), refusals))
     listener = AdminListener(app, settings, sockets)
     await listener.start()
     try:
@@ -187,6 +193,22 @@ def _add_routes(app: FastAPI) -> None:
     app.add_exception_handler(ServeError, answer_known_error)
     app.add_exception_handler(RequestValidationError, answer_validation_error)
     app.add_exception_handler(HTTPException, answer_http_error)
+
+
+class _AdminApp:
+    """The app of --admin-port, with bounds of its own on what its clients hold.
+
+    Args:
+        guarded: Answers what its gate lets pass.
+        intake: The bounds; `HttpProtocol` reads them from `state`.
+    """
+
+    def __init__(self, guarded: RequestMiddleware, intake: Intake) -> None:
+        self._guarded, self.state = guarded, State({"intake": intake})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        without_root(scope, self._guarded.gate.root_path)
+        await self._guarded(scope, receive, send)
 
 
 class _App(FastAPI):

@@ -16,6 +16,8 @@ class Control:
 
     Args:
         metrics: The server's.
+        collect: As below.
+        book: As below; None: there is nothing to book without waiting.
 
     Attributes:
         models: Those that are served, by name.
@@ -23,11 +25,18 @@ class Control:
         starting: Whether no front takes requests yet.
         draining: Whether the server has begun to stop.
         collect: Returns once everything that fronts and engines have done is booked.
+        book: Books what is known without waiting for another process.
     """
 
-    def __init__(self, metrics: Metrics, collect: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        collect: Callable[[], Awaitable[None]],
+        book: Callable[[], None] | None = None,
+    ) -> None:
         self.metrics = metrics
         self.collect = collect
+        self.book = book or (lambda: None)
         self.models: dict[str, ModelControl] = {}
         self.answers = PredictionLog()
         self.starting = self.draining = False

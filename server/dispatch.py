@@ -321,11 +321,18 @@ class Dispatcher:
         if not self._reads_images:
             self._decode_on_thread(request, payload, decode)
             return
-        quickly = functools.partial(decode.decode_if_fast, most_ms=QUICK_MS)
+        file = payload
+
+        def quickly(data: Payload) -> ModelInput | Postponed:
+            nonlocal file  # base64 is decoded once, whichever lane decodes the image
+            file = data
+            decoded: ModelInput | Postponed = decode.decode_if_fast(data, most_ms=QUICK_MS)
+            return decoded
+
         postponed = self._decode_on_thread(request, payload, quickly)
         if postponed is None:
             return
-        rest = request, payload, postponed.pixels
+        rest = request, file, postponed.pixels
         if postponed.expected_ms <= SLOW_MS:
             decoders.large.submit(self._decode_large, *rest, decode)
             return

@@ -153,8 +153,7 @@ class EventStream(Response):
             await _end(send)
 
     def _error(self, error: ServeError) -> Event:
-        if error.reason is not None:
-            self._request.app.state.metrics.count_rejected(error.reason)
+        self._request.app.state.refusals.record_if_refusal(error)
         request_id: str = self._request.state.request_id
         return Event("error", problem(error.status, error.code, error.detail, request_id))
 

@@ -13,9 +13,11 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, Headers, UploadFile
 
 from server.errors import MalformedRequest, TooComplex, UnsupportedMedia
+from server.utf8 import decode_utf8
 
 LONGEST_TYPE = 1000  # of a content type: reading its parameters takes the square of its length
 LONGEST_BOUNDARY = 256
+BLOCK_BYTES = 256 * 1024  # of a form, searched in one step
 MOST_PART_HEAD, MOST_PART_FIELDS = 4096, 16
 UTF_8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 AS_IT_IS = frozenset({b"", b"binary", b"8bit", b"7bit"})  # transfer encodings
@@ -76,7 +78,7 @@ def parse_form(content_type: str, body: bytes, max_parts: int) -> FormData:
         if len(parts) == max_parts:
             raise TooComplex(f"the form has more than {max_parts} parts; send fewer")
         fields, start = _part_head(body, at)
-        end = body.find(b"\r\n--" + boundary, start)
+        end = _find(body, b"\r\n--" + boundary, start)
         if end < 0:
             raise MalformedRequest("the form has no end: its last boundary is missing")
         parts.append(_part(fields, body[start:end]))
@@ -89,10 +91,19 @@ def parse_form(content_type: str, body: bytes, max_parts: int) -> FormData:
 
 def _begin(body: bytes, delimiter: bytes) -> int:
     """Where the first part begins, or its `--` if there is none."""
-    place = 0 if body.startswith(delimiter) else body.find(b"\r\n" + delimiter) + 2
+    place = 0 if body.startswith(delimiter) else _find(body, b"\r\n" + delimiter, 0) + 2
     if place == 1:
         raise MalformedRequest("the form does not hold the boundary that its content type names")
     return place + len(delimiter)
+
+
+def _find(body: bytes, wanted: bytes, start: int) -> int:
+    """Search as `bytes.find` does, but leave the interpreter to others in between."""
+    for at in range(start, len(body), BLOCK_BYTES):
+        place = body.find(wanted, at, at + BLOCK_BYTES + len(wanted) - 1)
+        if place >= 0:
+            return place
+    return -1
 
 
 def _part_head(body: bytes, at: int) -> tuple[dict[bytes, bytes], int]:
@@ -133,7 +144,7 @@ def _part(fields: dict[bytes, bytes], content: bytes) -> tuple[str, UploadFile |
         return name, file
     require_utf_8(media_type.decode("latin-1"))
     try:
-        return name, content.decode()
+        return name, decode_utf8(content)
     except UnicodeDecodeError as error:
         raise MalformedRequest(f"the field {name!r:.80} is not UTF-8; send UTF-8") from error
 

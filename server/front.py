@@ -18,6 +18,7 @@ from server.dispatch import Dispatcher
 from server.errors import InvalidContent, UnknownModel
 from server.quality.auditor import AuditSampler
 from server.settings import Settings
+from server.shared_turn import SharedTurn
 
 Modality = Literal["image", "text"]
 
@@ -68,6 +69,7 @@ class Front:
         seed: Of the audit's draws; another one for each front.
         clock: Seconds, monotonic.
         sends_pixels: Whether images leave as bytes, to be normalised where they arrive.
+        beyond: As in `server.decoders.PixelRoom`.
     """
 
     def __init__(
@@ -79,10 +81,14 @@ class Front:
         clock: Callable[[], float] = time.perf_counter,
         *,
         sends_pixels: bool = False,
+        beyond: SharedTurn | None = None,
     ) -> None:
         self.settings = settings
         self.decoders = make_decoders(
-            settings.decode_workers, settings.decode_timeout_s, settings.max_decoding_pixels
+            settings.decode_workers,
+            settings.decode_timeout_s,
+            settings.max_decoding_pixels,
+            beyond,
         )
         self.parse_pool = DecodePool(1)  # of large bodies: hostile ones hold up no image
         self.admission = Admission(settings.max_queue, inflight, clock, settings.max_queue_s)

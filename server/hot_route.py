@@ -30,6 +30,7 @@ from server.front import Front, FrontModel, Modality
 from server.gate import Gate, Group, without_root
 from server.problems import problem_response
 from server.quality.feedback import NOBODY
+from server.refusals import RefusalLog
 from server.request_context import RequestContext
 from server.request_recorder import RequestRecorder
 from server.schemas import Options, PredictBody, shown_threshold
@@ -45,16 +46,6 @@ MOST_BYTES = 256 * 1024  # of a body; a larger one costs more than the layers th
 STATUS_LINES = {s: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 JSON_TYPE, UNNAMED_TYPE = b"application/json", b"application/octet-stream"
 Headers = Sequence[tuple[bytes, bytes]]
-
-
-class RequestCounts(Protocol):
-    """Counts requests, for metrics."""
-
-    def observe_request(self, route: str, status: int) -> None:
-        """Count one answered request."""
-
-    def count_rejected(self, reason: str) -> None:
-        """Count a request that was turned away."""
 
 
 class Connection(Protocol):
@@ -114,7 +105,7 @@ class HotRoute:
 
     Args:
         front: Models, limits and decoding.
-        counts: Counts every response.
+        refusals: Records refusals; its counts count every response.
         clock: Seconds, monotonic; the front's.
         gate: The main port's; default: one that is open.
         recorder: Follows requests; default: one that keeps nothing of them.
@@ -126,12 +117,13 @@ class HotRoute:
     def __init__(
         self,
         front: Front,
-        counts: RequestCounts,
+        refusals: RefusalLog,
         clock: Callable[[], float] = time.perf_counter,
         gate: Gate | None = None,
         recorder: RequestRecorder | None = None,
     ) -> None:
-        self._front, self._counts, self._clock = front, counts, clock
+        self._front, self._clock = front, clock
+        self._refusals, self._counts = refusals, refusals.counts
         self._gate = gate or Gate()
         self._recorder = recorder or RequestRecorder()
         # A proxy that shows the server under a path may leave the path there.
@@ -303,8 +295,7 @@ class HotRoute:
 
     def _refuse(self, answer: HotAnswer, error: ServeError) -> None:
         """Answer a request with an error, before or after it was admitted."""
-        if error.reason is not None:
-            self._counts.count_rejected(error.reason)
+        self._refusals.record_if_refusal(error)
         response: Response = problem_response(
             error.status, error.code, error.detail, answer.request_id, error.headers
         )

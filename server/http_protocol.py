@@ -7,45 +7,23 @@ request that offers another protocol loses its body.
 
 import asyncio
 import math
-import time
-from enum import Enum
 from typing import Any
 
-import pydantic_core
 import uvicorn
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from server.errors import (
-    BodyTooLarge,
-    HeadTooLarge,
-    MalformedRequest,
-    MethodNotAllowed,
-    RequestTimeout,
-    ServeError,
-    UrlTooLong,
-)
-from server.hot_route import REQUEST_ID, HotAnswer, HotRoute
-from server.intake import SMALL_BODY_BYTES, Intake
-from server.prediction_paths import route_label, takes_samples
-from server.problems import PROBLEM_TYPE, problem
-from server.request_context import RequestContext
-from server.request_recorder import RequestRecorder
+from server.errors import BodyTooLarge, MalformedRequest, MethodNotAllowed, ServeError, UrlTooLong
+from server.hot_route import HotAnswer
+from server.http_connection import TURN_BYTES, WRITE_BYTES, HttpConnection, Phase
+from server.intake import SMALL_BODY_BYTES
+from server.prediction_paths import takes_samples
 
 CHUNK_BYTES = 32  # of framing that every chunk may have for nothing
-GRACE_S = 0.1  # for a request that was sent before the server began to end
-LINGER_S, LINGER_BYTES = 2.0, 2**20
-WRITE_BYTES = 16 * 1024  # of answers that a client has not taken, before it gets no more
 SLICE_BYTES, SMALL_SLICE_BYTES = 64 * 1024, 4 * 1024  # of a chunked body, in one turn of the loop
 MANY_CHUNKS = 64  # in one slice: each costs more than the bytes of a large one
-TURN_BYTES = 64 * 1024  # of a connection, in one turn of the loop
-DISCARD_S = 0.005  # between two reads of what nobody wants
 HEAD_END = b"\r\n\r\n"
 
 
@@ -66,29 +44,6 @@ def http_config(app: Any, drain_s: int, **options: Any) -> uvicorn.Config:
         timeout_graceful_shutdown=drain_s,
         **{"proxy_headers": False, **options},
     )
-
-
-class Phase(Enum):
-    """What a connection waits for."""
-
-    FIRST_BYTE = "the first byte"
-    HEAD = "the rest of a head"
-    BODY = "the rest of a body"
-    ANSWER = "the server"
-    TAKING = "the client to take an answer"
-    IDLE = "the next request"
-    ENDING = "the client to read why it was refused"
-
-
-class _Refused:
-    """Stands for a request that was refused while its body is still coming in."""
-
-    message_event = asyncio.Event()
-    response_started = response_complete = True
-    disconnected = keep_alive = more_body = False
-
-
-REFUSED: Any = _Refused()
 
 
 class _Flow(FlowControl):
@@ -126,10 +81,10 @@ class UnframedSend:
         await self._send(message)
 
 
-class HttpProtocol(HttpToolsProtocol):
+class HttpProtocol(HttpConnection):
     """uvicorn's protocol, within the bounds of an `Intake`.
 
-    One request at a time: the bytes behind a request wait, unparsed, until the client has taken its
+    One request at a time: the bytes behind it wait, unparsed, until the client has taken its
     answer. Parts are cut so that none reaches beyond its request: a head and a chunked body end
     with an empty line, and any other body after its length.
 
@@ -144,37 +99,18 @@ class HttpProtocol(HttpToolsProtocol):
     Args:
         args: uvicorn's.
         kwargs: uvicorn's.
-
-    Attributes:
-        due_s: As in `server.intake.Connection`.
-        heard_s: As there.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        state = getattr(self.config.app, "state", None)
-        self._hot: HotRoute | None = getattr(state, "hot", None)
-        self._intake: Intake = getattr(state, "intake", None) or Intake()
-        self._recorder: RequestRecorder | None = getattr(state, "recorder", None)
-        self.url = b""
-        self.due_s, self.heard_s = math.inf, 0.0
-        self._phase = Phase.ANSWER
         self._in_head = True  # or between two requests
-        self._whole = True  # the latest request; also before the first one
         self._ended = False  # a request, among the bytes that were parsed last
         self._overhead = 0  # bytes of this request that are not its body
         self._trailers = self._trailer_bytes = 0
-        self._body_left: int | None = 0  # bytes; of a chunked body unknown
         self._chunks, self._slice = 0, SMALL_SLICE_BYTES
         self._tail = b""  # the last bytes that were parsed, in which an empty line may begin
         self._unread, self._unread_at = b"", 0  # bytes that wait, from a place on
-        self._held = 0  # bytes of this request that count as held
-        self._untaken = 0  # bytes of answers, when last looked at
-        self._ends = False  # with the next answer, or soon if no request comes
         self._offered = False
-        self._is_given_away = False  # the latest request: the app answers it, or it was refused
-        self._refusal: ServeError | None = None
-        self._discardable = LINGER_BYTES  # after a refusal
         self._hot_answer: HotAnswer | None = None
         self._hot_body: bytearray | None = None  # of a request that waits for its end
 
@@ -198,26 +134,16 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has left."""
         super().connection_lost(exc)
-        self.due_s = math.inf
-        self._release()
         self._intake.held_bytes -= len(self._unread)
         self._unread = b""
-        self._intake.leave(self)
         if self._hot is not None and isinstance(self.cycle, HotAnswer):
             self._hot.abandon(self.cycle)
 
     def shutdown(self) -> None:
         """The server ends: answer what is in, then close."""
-        if self._refusal is not None:
-            self._wait(Phase.ENDING, GRACE_S)
-            return
         if self._hot_body is not None:  # the app knows how to tell a client that time is over
             self._hand_to_app()
-        if self.cycle is None or self.cycle.response_complete:
-            self._ends = True  # once a request that may be on its way has been answered
-            self._wait(self._phase, GRACE_S)
-        else:
-            super().shutdown()
+        super().shutdown()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came in."""
@@ -236,11 +162,6 @@ class HttpProtocol(HttpToolsProtocol):
                 self.flow.pause_reading()
                 self.loop.call_soon(self._go_on)
 
-    def pause_writing(self) -> None:
-        """The client takes no more of an answer for now."""
-        super().pause_writing()
-        self._await_taking()
-
     def resume_writing(self) -> None:
         """The client has taken most of an answer."""
         super().resume_writing()
@@ -251,11 +172,6 @@ class HttpProtocol(HttpToolsProtocol):
             self._go_on()
 
     # One request at a time
-
-    @property
-    def _may_begin(self) -> bool:
-        """Whether no answer is due or waits to be taken."""
-        return (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
 
     def _read(self, data: bytes, start: int) -> None:
         """Parse the bytes of one request; those behind it wait."""
@@ -280,6 +196,11 @@ class HttpProtocol(HttpToolsProtocol):
         if not self._whole:
             self._tail = (self._tail + data[-3:])[-3:]
         self._settle()
+
+    @property
+    def _may_begin(self) -> bool:
+        """Whether no answer is due or waits to be taken."""
+        return (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
 
     def _settle(self) -> None:
         """Start the clock of what the connection waits for now."""
@@ -313,7 +234,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.flow.held = True  # type: ignore[attr-defined]
         if self._intake.held_bytes > self._intake.limits.max_held:
             error = self._intake.bytes_full(self._intake.limits.max_held)
-            self._intake.note_refusal(error)
+            self._intake.refusals.record_error(error)
             self.transport.abort()
         elif not self._whole:
             self._settle()
@@ -475,6 +396,10 @@ class HttpProtocol(HttpToolsProtocol):
             return self._hot.refusal
         return None
 
+    def _refuse(self, refusal: ServeError) -> None:
+        self._hot_body = None
+        super()._refuse(refusal)
+
     def _is_prediction(self) -> bool:
         if self.parser.get_method() != b"POST":
             return False
@@ -580,161 +505,3 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             self._settle()
             self.flow.resume_reading()
-
-    # Clocks
-
-    @property
-    def receiving_bytes(self) -> int:
-        """Bytes of a body that is not whole."""
-        return self._held if self._phase is Phase.BODY else 0
-
-    def _await_taking(self) -> None:
-        self._untaken = self.transport.get_write_buffer_size()
-        self._wait(Phase.TAKING, self._intake.limits.keep_alive_s)
-
-    def time_out(self) -> None:
-        """Act on `due_s`, which has passed."""
-        limits, phase = self._intake.limits, self._phase
-        if self._ends and (self.cycle is None or self.cycle.response_complete):
-            self.transport.close()
-            self._wait(Phase.ENDING, LINGER_S)
-        elif phase is Phase.FIRST_BYTE:
-            self._refuse_late("no request came", limits.first_byte_s, "first_byte_timeout")
-        elif phase is Phase.HEAD:
-            self._refuse_late("the head is not whole", limits.head_s, "head_timeout")
-        elif phase is Phase.BODY:
-            self._refuse_late("the body is not whole", limits.body_s, "body_timeout")
-        elif phase is Phase.TAKING and self._untaken > self.transport.get_write_buffer_size() > 0:
-            self._await_taking()
-        else:
-            self.give_way()
-
-    def give_way(self) -> None:
-        """Close, as others need the room or the client has been idle for too long."""
-        if self._phase is Phase.BODY:
-            error = RequestTimeout("the body has stopped coming, and others need the room")
-            error.reason = "stalled"
-            self._refuse(error)
-            return
-        if self.transport.get_write_buffer_size():
-            if self._phase is not Phase.ENDING:
-                self._intake.note("answer_not_taken", "a client took nothing of its answer")
-            self.transport.abort()
-        else:
-            self.transport.close()
-        self._wait(Phase.ENDING, LINGER_S)
-
-    def _refuse_late(self, what: str, limit_s: float, reason: str) -> None:
-        error = RequestTimeout(f"{what} after {limit_s:g} s; send it at once")
-        error.reason = reason
-        self._refuse(error)
-
-    # Refusing
-
-    def _too_large(self) -> ServeError:
-        limits = self._intake.limits
-        return HeadTooLarge(
-            f"the headers are too large: {limits.max_fields} fields and {limits.max_head} bytes "
-            f"are the most, chunk extensions and trailers included; send fewer"
-        )
-
-    def _turn_away(self, error: ServeError) -> None:
-        """Refuse a request by its head; a small body that follows is skipped.
-
-        A client that waits for leave to send its body sends none now, and the next request would
-        be taken for it. So that one is closed, as is one with a large body.
-        """
-        length = self._body_left
-        stays = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        if not stays or self.expect_100_continue or length is None or length > LINGER_BYTES:
-            if length is not None and length <= self._intake.limits.max_body:
-                self._discardable += length
-            raise error
-        self._count(error)
-        self.cycle, self._is_given_away = REFUSED, True
-        self.transport.write(self._answer(error, keep_alive=True))
-
-    def _count(self, error: ServeError) -> None:
-        self._intake.note_refusal(error)
-        path = "" if self._whole else self.url.partition(b"?")[0].decode("latin-1")
-        self._intake.counts.observe_request(route_label(path), error.status)
-
-    def _refuse(self, refusal: ServeError) -> None:
-        """Answer no more, and close."""
-        self._refusal, self._hot_body = refusal, None
-        if self._whole or not self._is_given_away:
-            self._count(refusal)
-            self._send_refusal(refusal)
-        else:
-            self._intake.note_refusal(refusal)
-            if self.cycle.response_started:
-                self.transport.close()  # it has its answer, there can be no second
-            else:
-                self.cycle.disconnected = True
-                self.cycle.message_event.set()
-                self._send_refusal(refusal)
-        self._release()
-        self._wait(Phase.ENDING, LINGER_S)
-
-    def _send_refusal(self, refusal: ServeError) -> None:
-        """Send it, then take what is still on its way for a while.
-
-        Closing at once would reset the connection, and the client might never read the answer.
-        """
-        if self.transport.is_closing():
-            return
-        self.transport.write(self._answer(refusal, keep_alive=False))
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self.flow.held = False  # type: ignore[attr-defined]
-        self.flow.resume_reading()
-
-    def _discard(self, size: int) -> None:
-        self._discardable -= size
-        if self._discardable < 0:
-            self.transport.abort()
-        elif size >= TURN_BYTES:  # it costs as much as a body that is wanted
-            self.flow.pause_reading()
-            self.loop.call_later(DISCARD_S, self._discard_more)
-
-    def _discard_more(self) -> None:
-        if not self.transport.is_closing():
-            self.flow.resume_reading()
-
-    def _record_refusal(self, refusal: ServeError, request_id: str) -> None:
-        recorder = self._recorder
-        if recorder is None or not recorder.is_on or self._whole:
-            return  # between two requests there is none to record
-        path, method = self.url.partition(b"?")[0].decode("latin-1"), self.parser.get_method()
-        now_s = time.perf_counter()
-        began_s = now_s - (self.loop.time() - self.heard_s)
-        request = RequestContext(request_id, None, method.decode("latin-1"), path, began_s)
-        request.status = refusal.status
-        recorder.end(request)
-
-    def _answer(self, refusal: ServeError, *, keep_alive: bool) -> bytes:
-        request_id = ""
-        for name, value in () if self._whole else self.headers:
-            if name == b"x-request-id":
-                request_id = value.decode("latin-1")
-        if not REQUEST_ID.fullmatch(request_id):
-            request_id = self._intake.make_id()
-        self._record_refusal(refusal, request_id)
-        body = pydantic_core.to_json(
-            problem(refusal.status, refusal.code, refusal.detail, request_id)
-        )
-        fields = {
-            **refusal.headers,
-            "content-type": PROBLEM_TYPE,
-            "content-length": len(body),
-            "x-request-id": request_id,
-            "server-timing": f"total;dur={(self.loop.time() - self.heard_s) * 1e3:.3f}",
-        }
-        if not keep_alive:
-            fields["connection"] = "close"
-        given = [*self.server_state.default_headers]
-        if self._hot is not None and not self._whole:
-            given += self._hot.cors_headers(self.url, self.headers)
-        default = b"".join([b"%s: %s\r\n" % field for field in given])
-        lines = "".join([f"{name.lower()}: {value}\r\n" for name, value in fields.items()])
-        return b"".join([STATUS_LINE[refusal.status], default, lines.encode(), b"\r\n", body])

@@ -1,4 +1,4 @@
-"""What strangers may have open at once: connections and bytes; and what is said of refusals."""
+"""What strangers may have open at once: connections and bytes."""
 
 import asyncio
 import itertools
@@ -7,12 +7,12 @@ import math
 import os
 import resource
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
 from server.errors import BytesFull, ServeError, TooManyConnections
 from server.limits import SMALL_SHARE, Limits
+from server.refusals import RefusalLog
 
 log = logging.getLogger(__name__)
 
@@ -21,31 +21,10 @@ SPARE_DESCRIPTORS = 64  # for models, pipes and the decode helper
 STALE_S = 1.0  # without a byte: a body gives way to others when there is no room
 IDLE_S = 0.25  # without a request: a connection gives way to a new one
 GAP_S = 0.02  # between two looks at the clocks of all connections
-LOG_EVERY_S = 1.0  # for each reason
 RATE_S = 10.0  # over which the drain rate is taken
 MOST_WAIT_S = 60
 DEFAULTS = Limits()
 MOST_LINGERING = 64  # refused connections that get their answer; others are cut off
-
-
-class RefusalCounts(Protocol):
-    """Counts refusals and answers, for metrics."""
-
-    def observe_request(self, route: str, status: int) -> None:
-        """Count one answered request."""
-
-    def count_rejected(self, reason: str) -> None:
-        """Count a request that was turned away."""
-
-
-class NoCounts:
-    """Counts nothing."""
-
-    def observe_request(self, route: str, status: int) -> None:
-        """Do nothing."""
-
-    def count_rejected(self, reason: str) -> None:
-        """Do nothing."""
 
 
 class Connection(Protocol):
@@ -78,8 +57,8 @@ class Intake:
 
     Args:
         limits: The bounds.
-        counts: Counts refusals.
-        clock: Seconds, monotonic; of the log.
+        refusals: Records refusals.
+        clock: Seconds, monotonic; of the rate at which bytes drain.
 
     Attributes:
         held_bytes: Of bodies that are coming in or unanswered, and of requests that wait.
@@ -92,11 +71,11 @@ class Intake:
     def __init__(
         self,
         limits: Limits = DEFAULTS,
-        counts: RefusalCounts | None = None,
+        refusals: RefusalLog | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits = limits
-        self.counts = counts or NoCounts()
+        self.refusals = refusals or RefusalLog()
         self.most_large = int(limits.max_held * (1 - SMALL_SHARE))
         self.held_bytes = self.drained_bytes = 0
         self.idle: dict[Connection, None] = {}
@@ -106,8 +85,6 @@ class Intake:
         self._refused: set[Connection] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._clock = clock
-        self._said_s: dict[str, float] = {}
-        self._unsaid: Counter[str] = Counter()
         self._mark = (clock(), 0)  # when, and what had been drained by then
         self._prefix, self._numbers = os.urandom(8).hex(), itertools.count()
 
@@ -230,22 +207,6 @@ class Intake:
             self._mark = now_s, self.drained_bytes
         return min(max(math.ceil(wait_s), 1), MOST_WAIT_S)
 
-    def note_refusal(self, error: ServeError) -> None:
-        """Count a refusal, and say so in the log, once a second for each reason."""
-        self.note(error.reason or error.code, error.detail)
-
-    def note(self, reason: str, sentence: str) -> None:
-        """Count what was refused for a reason, and say so in the log, once a second."""
-        self.counts.count_rejected(reason)
-        now_s = self._clock()
-        if now_s - self._said_s.get(reason, -math.inf) < LOG_EVERY_S:
-            self._unsaid[reason] += 1
-            return
-        self._said_s[reason] = now_s
-        unsaid = self._unsaid.pop(reason, 0)
-        more = f" (and {unsaid} more since the last such line)" if unsaid else ""
-        log.warning("refused, %s: %s%s", reason, sentence, more)
-
     def make_id(self) -> str:
         """An id for a request that is refused; drawing each from the kernel would cost more."""
         return f"{self._prefix}{next(self._numbers):016x}"
@@ -255,7 +216,8 @@ class Intake:
         oldest = next(iter(self.idle), None)
         if oldest is None or oldest.heard_s > asyncio.get_running_loop().time() - IDLE_S:
             return False
-        self.note("idle", "an idle connection is closed for a new one; see --max-connections")
+        sentence = "an idle connection is closed for a new one; see --max-connections"
+        self.refusals.record("idle", sentence)
         self.leave(oldest)
         oldest.give_way()
         return True

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from server.errors import InvalidContent, MalformedRequest, TooComplex
 from server.spelling import LONGEST_NAME, field_hint
+from server.utf8 import decode_utf8
 
 MOST_FIELDS, MOST_ITEMS = 64, 4096
 LONGEST_NUMBER = 64
@@ -152,7 +153,7 @@ class FlatReader:
             self._refuse("the end of a text")
         if self._body.find(b"\\", start, end) < 0:
             self._at = end + 1
-            return decode_utf_8(self._body[start:end])
+            return decode_utf_8(self._body, start, end)
         blocks = []
         while True:
             end = self._end_of_block(start)
@@ -177,7 +178,7 @@ class FlatReader:
 
     def _unescaped(self, start: int, end: int) -> str:
         try:
-            raw = f'{decode_utf_8(self._body[start:end])}"'
+            raw = f'{decode_utf_8(self._body, start, end)}"'
             text: str = decoder.scanstring(raw, 0, False)[0]  # type: ignore[attr-defined]
             return text
         except ValueError:  # the escape is none of JSON's
@@ -204,13 +205,13 @@ class FlatReader:
         raise MalformedRequest(f"the body is not JSON: expected {wanted} at byte {self._at}")
 
 
-def decode_utf_8(raw: bytes) -> str:
-    """Decode UTF-8 in which half characters may be.
+def decode_utf_8(body: bytes, start: int = 0, end: int | None = None) -> str:
+    """Decode UTF-8 in which half characters may be, from one place to another.
 
     Raises:
         MalformedRequest: If it is none.
     """
     try:
-        return raw.decode("utf-8", "surrogatepass")
+        return decode_utf8(body, start, end, "surrogatepass")
     except UnicodeDecodeError as error:
         raise MalformedRequest("the body is not UTF-8; send UTF-8") from error

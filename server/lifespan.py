@@ -60,7 +60,7 @@ class SingleProcess:
         bundles = load_bundles(settings.bundle)
         metrics.registry.register(ProcessCollector(lambda: {PROCESS: os.getpid()}))
         self.front = Front(bundles, settings, metrics.inflight, clock=clock)
-        self.control = Control(metrics, self._collect)
+        self.control = Control(metrics, self._collect, self._book_all)
         self.runners: dict[str, ModelRunner] = {}
         for name, bundle in bundles.items():
             runner = ModelRunner(bundle, settings, clock=clock)
@@ -114,6 +114,9 @@ class SingleProcess:
         model.note_answers(self.front.models[name].dispatcher.take_answers())
 
     async def _collect(self) -> None:
+        self._book_all()
+
+    def _book_all(self) -> None:
         for name in self.control.models:
             self.book(name)
 
@@ -212,7 +215,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.front, app.state.control = service.front, service.control
     state = app.state
     state.hot = hot = HotRoute(
-        service.front, service.metrics, gate=state.gate, recorder=state.recorder
+        service.front, state.refusals, gate=state.gate, recorder=state.recorder
     )
     spans: SpanSender | None = state.spans
     if spans is not None:

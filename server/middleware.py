@@ -15,10 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import INTERNAL_DETAIL, BodyTooLarge, ServeError
 from server.gate import Gate
-from server.hot_route import CLIENT_LEFT, REQUEST_ID, RequestCounts
+from server.hot_route import CLIENT_LEFT, REQUEST_ID
 from server.inflate import inflated
 from server.prediction_paths import route_label, takes_samples
 from server.problems import problem_response
+from server.refusals import RefusalLog
 from server.request_context import RequestContext, current_request
 from server.request_recorder import RequestRecorder
 
@@ -35,7 +36,7 @@ class RequestMiddleware:
 
     Args:
         app: Answers the request.
-        metrics: Counts every response.
+        refusals: Records refusals; its counts count every response.
         max_body_bytes: The largest body of a prediction request.
         clock: Seconds, monotonic; the one the models use.
         gate: The listener's; default: one that is open.
@@ -45,14 +46,14 @@ class RequestMiddleware:
     def __init__(
         self,
         app: ASGIApp,
-        metrics: RequestCounts,
+        refusals: RefusalLog,
         max_body_bytes: int,
         clock: Callable[[], float] = time.perf_counter,
         gate: Gate | None = None,
         recorder: RequestRecorder | None = None,
     ) -> None:
         self.app = app
-        self.metrics = metrics
+        self.refusals, self.counts = refusals, refusals.counts
         self.max_body_bytes = max_body_bytes
         self.clock = clock
         self.gate = gate or Gate()
@@ -94,7 +95,7 @@ class RequestMiddleware:
                 ]
                 if self.gate.closing:
                     message["headers"].append((b"connection", b"close"))
-                self.metrics.observe_request(route_label(scope["path"]), message["status"])
+                self.counts.observe_request(route_label(scope["path"]), message["status"])
             await watch.send(message)
 
         watch = ClientWatch(receive, send)
@@ -116,8 +117,7 @@ class RequestMiddleware:
                 async with watch, self._turn if one else contextlib.nullcontext():
                     await self.app(scope, receive_body, send_with_headers)
         except ServeError as error:
-            if error.reason is not None:
-                self.metrics.count_rejected(error.reason)
+            self.refusals.record_if_refusal(error)
             await problem_response(
                 error.status, error.code, error.detail, request_id, error.headers
             )(scope, receive, send_with_headers)
@@ -147,7 +147,7 @@ class RequestMiddleware:
     def _count_departure(self, request: RequestContext) -> None:
         log.debug("request %s: the client left", request.request_id)
         request.status = CLIENT_LEFT
-        self.metrics.observe_request(route_label(request.path), CLIENT_LEFT)
+        self.counts.observe_request(route_label(request.path), CLIENT_LEFT)
 
     def _bounded(self, receive: Receive, limit: int) -> Receive:
         """Count the body as it arrives: a chunked one announces no length."""
@@ -164,10 +164,11 @@ class RequestMiddleware:
         return bounded
 
     def _too_large(self, limit: int) -> ServeError:
-        self.metrics.count_rejected("body_too_large")
-        return BodyTooLarge(
+        error = BodyTooLarge(
             f"the body is larger than the limit of {limit} bytes; send less at once"
         )
+        self.refusals.record_error(error)
+        return error
 
 
 class Turn:

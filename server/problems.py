@@ -107,8 +107,8 @@ async def answer_known_error(request: Request, error: Exception) -> Response:
     """Answer a known error with its own status and sentence."""
     assert isinstance(error, ServeError), "registered for this class alone"
     is_prediction = takes_samples(request.scope["path"])
-    if error.reason is not None and (is_prediction or isinstance(error, TooComplex)):
-        request.app.state.metrics.count_rejected(error.reason)
+    if is_prediction or isinstance(error, TooComplex):  # a probe's 503 refuses nobody
+        request.app.state.refusals.record_if_refusal(error)
     return problem_response(
         error.status, error.code, error.detail, request.state.request_id, error.headers
     )

@@ -24,6 +24,10 @@ def open_session(graph: str) -> ort.InferenceSession:
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
+class Unreadable(ValueError):
+    """The body is no image that Pillow reads, and the client's fault."""
+
+
 class ImageClassifier:
     """Classifies images of CIFAR-10."""
 
@@ -32,8 +36,15 @@ class ImageClassifier:
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, body: bytes) -> int:
-        """Classify an image of any format."""
-        image = Image.open(io.BytesIO(body)).convert("RGB")
+        """Classify an image of any format.
+
+        Raises:
+            Unreadable: If the body is none.
+        """
+        try:
+            image = Image.open(io.BytesIO(body)).convert("RGB")
+        except Exception as error:  # Pillow's decoders raise whatever they meet
+            raise Unreadable(f"the image cannot be read: {error}") from error
         if image.size != (SIDE, SIDE):
             image = ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.BICUBIC)
         scaled = (np.asarray(image).astype(np.float32) / np.float32(255) - MEAN) / STD

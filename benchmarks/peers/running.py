@@ -110,11 +110,43 @@ def versions(name: str) -> dict[str, str]:
     return found
 
 
+class Started(NamedTuple):
+    """A server that runs.
+
+    Attributes:
+        url: Its address.
+        process: Its first process.
+        mark: Stands in the environment of the process and of all its children.
+        log: Its log file.
+    """
+
+    url: str
+    process: subprocess.Popen[bytes]
+    mark: str
+    log: Path
+
+    @property
+    def members(self) -> list[int]:
+        """Its running processes; without /proc only the one that was started."""
+        own = [self.process.pid] if self.process.poll() is None else []
+        marked = f"BENCH_MARK={self.mark}".encode()
+        return sorted({*own, *(pid for pid, environ in _environments() if marked in environ)})
+
+
 @contextmanager
 def serving(
     command: Sequence[str], environ: Mapping[str, str], name: str, is_ready: Callable[[str], bool]
 ) -> Iterator[str]:
-    """Start a server and yield its address; at the end stop it with all its child processes.
+    """Start a server and yield its address; otherwise as `starting`."""
+    with starting(command, environ, name, is_ready) as server:
+        yield server.url
+
+
+@contextmanager
+def starting(
+    command: Sequence[str], environ: Mapping[str, str], name: str, is_ready: Callable[[str], bool]
+) -> Iterator[Started]:
+    """Start a server and yield it; at the end stop it with all its child processes.
 
     Args:
         command: PORT stands for the port, here and in the values of `environ`.
@@ -128,22 +160,16 @@ def serving(
     port = free_port()
     command = [part.replace("PORT", str(port)) for part in command]
     environ = {name: value.replace("PORT", str(port)) for name, value in environ.items()}
-    started = _start(command, environ, BUILD / f"{name}.log")
+    url = f"http://127.0.0.1:{port}"
+    started = _start(url, command, environ, BUILD / f"{name}.log")
     try:
-        url = f"http://127.0.0.1:{port}"
         _await_ready(started, lambda: is_ready(url))
-        yield url
+        yield started
     finally:
         _end(started)
 
 
-class _Started(NamedTuple):
-    process: subprocess.Popen[bytes]
-    mark: str  # in the environment of the process and of all its children
-    log: Path
-
-
-def _start(command: Sequence[str], environ: Mapping[str, str], log: Path) -> _Started:
+def _start(url: str, command: Sequence[str], environ: Mapping[str, str], log: Path) -> Started:
     folder, mark = BUILD / "work", uuid.uuid4().hex
     folder.mkdir(parents=True, exist_ok=True)
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("EENET_")}
@@ -158,10 +184,10 @@ def _start(command: Sequence[str], environ: Mapping[str, str], log: Path) -> _St
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return _Started(process, mark, log)
+    return Started(url, process, mark, log)
 
 
-def _await_ready(started: _Started, is_ready: Callable[[], bool]) -> None:
+def _await_ready(started: Started, is_ready: Callable[[], bool]) -> None:
     deadline_s = time.monotonic() + START_S
     while not is_ready():
         if started.process.poll() is not None:
@@ -171,26 +197,19 @@ def _await_ready(started: _Started, is_ready: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
-def _end(started: _Started) -> None:
+def _end(started: Started) -> None:
     """Ask the server to end, then kill its remaining processes: some peers leave orphans."""
     try:
         started.process.terminate()
         deadline_s = time.monotonic() + STOP_S
-        while _members(started) and time.monotonic() < deadline_s:
+        while started.members and time.monotonic() < deadline_s:
             time.sleep(0.1)
     finally:  # also if the benchmark itself is ended meanwhile
-        while left := _members(started):
+        while left := started.members:
             for pid in left:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
-
-
-def _members(started: _Started) -> list[int]:
-    """The running processes of a server; without /proc only the one that was started."""
-    own = [started.process.pid] if started.process.poll() is None else []
-    marked = f"BENCH_MARK={started.mark}".encode()
-    return sorted({*own, *(pid for pid, environ in _environments() if marked in environ)})
 
 
 def _environments() -> Iterator[tuple[int, list[bytes]]]:

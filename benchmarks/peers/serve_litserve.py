@@ -4,8 +4,8 @@ import os
 from typing import Annotated, Any
 
 import litserve
-from classifier import classifier
-from fastapi import Body
+from classifier import Unreadable, classifier
+from fastapi import Body, HTTPException
 
 WORKERS = 2
 
@@ -23,7 +23,10 @@ class Classify(litserve.LitAPI):
 
     def predict(self, body: bytes) -> int:
         """Classify one request: without batching LitServe passes them one by one."""
-        class_id: int = self._classify(body)
+        try:
+            class_id: int = self._classify(body)
+        except Unreadable as error:
+            raise HTTPException(422, str(error)) from error
         return class_id
 
     def encode_response(self, class_id: int) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from classifier import classifier
-from mosec import Server, Worker
+from classifier import Unreadable, classifier
+from mosec import Server, ValidationError, Worker
 
 WORKERS = 2
 
@@ -21,7 +21,10 @@ class Classify(Worker):
 
     def forward(self, data: bytes) -> dict[str, Any]:
         """Classify one request: without batching mosec passes them one by one."""
-        return {"class_id": self._classify(data)}
+        try:
+            return {"class_id": self._classify(data)}
+        except Unreadable as error:
+            raise ValidationError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Minutes of mixed traffic with injected faults: nothing may grow, get lost or come twice.
 
-    .venv/bin/python -m benchmarks.soak.run [--seconds 600]
+    .venv/bin/python -m benchmarks.soak.run [--seconds 600] [--only lengths]
 
 Three phases at 32 connections, on one server of several processes:
 
@@ -83,13 +83,15 @@ def main() -> int:
     """Load the server, watch it, judge."""
     parser = make_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--only", choices=SHARES, help="one phase, for all the time")
     args = parser.parse_args()
+    shares = SHARES if args.only is None else {args.only: 1.0}
     seconds, interval_s = (6.0, 0.2) if args.smoke else (args.seconds, 1.0)
     bundles = ("--bundle", str(IMAGE_BUNDLE), "--bundle", str(TEXT_BUNDLE))
     faults, figures = [], {}
     with serving(*bundles, *PROCESSES) as server:
         warm_up(server, SMOKE_WARM_UP if args.smoke else WARM_UP)
-        for number, (name, share) in enumerate(SHARES.items()):
+        for number, (name, share) in enumerate(shares.items()):
             calls = texts_of_all_lengths() if name == "lengths" else alternating_calls()
             seen = run_phase(
                 server, number, calls, share * seconds, interval_s, kills=name == "kills"
@@ -251,6 +253,7 @@ def shown(seen: Phase) -> Figures:
         "memory_mib": round(seen.growth.mib, 1),
         "mib_per_minute": round(slope, 2),
         "mib_per_minute_error": round(error, 2),
+        "mib_per_minute_of": seen.growth.by_process,
         "more_descriptors": seen.more_descriptors,
         "left_in_queues": seen.left,
     }

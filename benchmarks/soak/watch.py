@@ -4,7 +4,7 @@ import os
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import RunningServer
 
+Samples = list[tuple[float, dict[str, float]]]  # the second; the MiB of each process
 LEFT = ("eenet_queue_depth", "eenet_inflight_samples")
 
 
@@ -30,25 +31,27 @@ class Growth(NamedTuple):
         seconds: Length of that half.
         mib: Mean over it.
         slope: Of a line through it.
+        by_process: Of lines through the memory of each process, MiB per minute.
     """
 
     seconds: float
     mib: float
     slope: Slope
+    by_process: Mapping[str, float] = {}
 
 
 @contextmanager
 def sampling(
     server: RunningServer, interval_s: float, act: Callable[[int], None]
-) -> Iterator[list[tuple[float, float]]]:
+) -> Iterator[Samples]:
     """Record time and memory at equal intervals, and act after each record."""
-    samples: list[tuple[float, float]] = []
+    samples: Samples = []
     stop = threading.Event()
 
     def watch() -> None:
         turn = 0
         while not stop.wait(interval_s):
-            samples.append((time.monotonic(), server.memory_mib()))
+            samples.append((time.monotonic(), server.memory_mib_of()))
             act(turn)
             turn += 1
 
@@ -61,11 +64,18 @@ def sampling(
         thread.join()
 
 
-def growth_of(samples: list[tuple[float, float]]) -> Growth:
-    """Return the growth over the second half of (second, MiB)."""
-    half = np.array(samples[len(samples) // 2 :])
-    times_s, mib = half[:, 0], half[:, 1]
-    return Growth(float(np.ptp(times_s)), float(mib.mean()), slope_of(times_s / 60, mib))
+def growth_of(samples: Samples) -> Growth:
+    """Return the growth over the second half; a process that is missing in it is left out."""
+    half = samples[len(samples) // 2 :]
+    times_s = np.array([second for second, _ in half])
+    mib = np.array([sum(processes.values()) for _, processes in half])
+    by_process = {
+        name: round(slope_of(times_s / 60, np.array([mib_of[name] for _, mib_of in half]))[0], 2)
+        for name in half[0][1]
+        if all(name in mib_of for _, mib_of in half)
+    }
+    slope = slope_of(times_s / 60, mib)
+    return Growth(float(np.ptp(times_s)), float(mib.mean()), slope, by_process)
 
 
 def slope_of(minutes: NDArray[np.float64], mib: NDArray[np.float64]) -> Slope:

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from models.bundle import Bundle
-from server import __version__
+from server import __version__, shared_turn
 from server.app import admin_listener, create_control_app
 from server.control import Control
 from server.gate import Group, KeyFiles, admin_gate
@@ -44,6 +44,7 @@ from server.processes.timings import unpack_records
 from server.processes.wire import BEAT, Message
 from server.processes.zygote import Zygote
 from server.recording import make_recorder, make_sender
+from server.refusals import RefusalLog
 from server.reports import EntryTerms
 from server.settings import Settings
 from server.trace_settings import TraceSettings
@@ -89,7 +90,8 @@ class ControlProcess:
         self.metrics = Metrics(CollectorRegistry(), __version__)
         self.control = Control(self.metrics, self._collect)
         self.control.starting = True
-        self._app: FastAPI = create_control_app(self.control)
+        self._refusals = RefusalLog(self.metrics)
+        self._app: FastAPI = create_control_app(self.control, self._refusals)
         self._spans = make_sender(traces, self.metrics)
         self._sampler = None if traces is None or self._spans is None else traces.sampler
         emit = self._spans.send if self._spans is not None else lambda record: None
@@ -110,6 +112,7 @@ class ControlProcess:
         self.metrics.registry.register(ProcessCollector(self._pids))
         self._fronts = [FrontProcess(index, each) for index, each in enumerate(listeners.main)]
         self._groups = [EngineGroup(m, self._engines, self._ask) for m in range(len(bundles))]
+        self._image_turn = shared_turn.create()  # of images beyond a front-end's share of pixels
         self._terms: dict[int, EntryTerms] = {}
         self._facts: list[dict[str, Any]] = []
         self._replies: dict[int, asyncio.Future[Message]] = {}
@@ -145,7 +148,12 @@ class ControlProcess:
     async def _start(self, until_stopped: contextlib.AsyncExitStack) -> None:
         """Start one engine, which measures; then all others; then the front-ends."""
         admin = admin_listener(
-            self.control, self._settings, self._admin_gate, self._admin_sockets, self._recorder
+            self.control,
+            self._settings,
+            self._admin_gate,
+            self._admin_sockets,
+            self._refusals,
+            self._recorder,
         )
         await until_stopped.enter_async_context(admin)
         if self._spans is not None:
@@ -218,7 +226,7 @@ class ControlProcess:
                 "front_ends": len(self._fronts),
                 "sampler": self._sampler,
             }
-            return shared, [theirs, *listening]
+            return shared, [os.dup(self._image_turn), theirs, *listening]
 
         self._supervisor.add(
             FRONT_END,

@@ -38,8 +38,10 @@ from server.processes.remote_engines import RemoteClient, RemoteEngines
 from server.processes.wire import Message, beat
 from server.processes.zygote import ChildSetup
 from server.recording import make_recorder
+from server.refusals import RefusalLog
 from server.request_recorder import RequestRecorder
 from server.settings import Settings, limits_of, share_of
+from server.shared_turn import SharedTurn
 from server.tls import tls_options
 from server.tracing import Sampler
 
@@ -81,12 +83,13 @@ class FrontEnd:
     ) -> None:
         self._gate = main_gate(settings)
         recorder, self._spans = recorder or RequestRecorder(), spans or SpanBuffer()
+        refusals = RefusalLog(counts)
         self.state = State(
             {
                 "front": front,
-                "metrics": counts,
-                "hot": HotRoute(front, counts, clock, self._gate, recorder),
-                "intake": Intake(limits_of(settings), counts),
+                "refusals": refusals,
+                "hot": HotRoute(front, refusals, clock, self._gate, recorder),
+                "intake": Intake(limits_of(settings), refusals),
                 "recorder": recorder,
             }
         )
@@ -96,7 +99,7 @@ class FrontEnd:
         self._numbers = itertools.count(1)
         self._clients: dict[str, RemoteClient] = {}
         max_bytes = settings.max_body_mib * 2**20
-        around = (counts, max_bytes, clock, self._gate, recorder)
+        around = (refusals, max_bytes, clock, self._gate, recorder)
         self._predict = RequestMiddleware(answer_prediction, *around)
         self._ask_control = RequestMiddleware(self._forward, *around)
         self._report_due = False
@@ -238,7 +241,9 @@ class FrontEnd:
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._replies[number] = future
         try:
-            self._control.send(pack_request(number, scope, await request.body()))
+            body = await request.body()
+            self._report()  # what this front-end has answered comes first
+            self._control.send(pack_request(number, scope, body))
             reply = await asyncio.wait_for(future, CONTROL_S)
         except TimeoutError as error:
             raise NotReady(NO_CONTROL, {"Retry-After": "1"}) from error
@@ -250,10 +255,12 @@ class FrontEnd:
 def run_front_end(setup: ChildSetup) -> None:
     """Serve HTTP; the role of a child process.
 
-    Its descriptors are the connection to control and the listening sockets. Its settings hold the
-    server's, and the number of front-ends, which share what may be in flight.
+    Its descriptors are the turn of the largest images, the connection to control and the listening
+    sockets. Its settings hold the server's, and the number of front-ends, which share what may be
+    in flight.
     """
-    control, *listening = (socket.socket(fileno=each) for each in setup.fds)
+    turn, *connected = setup.fds
+    control, *listening = (socket.socket(fileno=each) for each in connected)
     settings = Settings.model_validate(setup.settings["server"])
     settings = share_of(settings, setup.settings["front_ends"])
     counts = FrontCounts()
@@ -263,6 +270,7 @@ def run_front_end(setup: ChildSetup) -> None:
         counts.inflight,
         seed=setup.index,
         sends_pixels=True,
+        beyond=SharedTurn(turn),
     )
     sampler = setup.settings["sampler"] and Sampler(*setup.settings["sampler"])
     spans = SpanBuffer()

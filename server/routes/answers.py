@@ -128,8 +128,7 @@ def item_error(request: Request, served: InferenceRequest) -> dict[str, Any] | N
     error = served.result
     if not isinstance(error, ServeError):
         return None
-    if error.reason is not None:
-        request.app.state.metrics.count_rejected(error.reason)
+    request.app.state.refusals.record_if_refusal(error)
     return {"error": problem(error.status, error.code, error.detail, served.request_id or "")}
 
 

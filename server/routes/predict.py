@@ -213,8 +213,7 @@ async def _answer_list(
             )
             return await prediction_json(model, served, options)
         except ServeError as error:
-            if error.reason is not None:
-                request.app.state.metrics.count_rejected(error.reason)
+            request.app.state.refusals.record_if_refusal(error)
             return {"error": problem(error.status, error.code, error.detail, item_id)}
 
     tasks = [

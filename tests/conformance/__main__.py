@@ -1,6 +1,7 @@
 """Attack a running server and say whether it holds.
 
-    python -m tests.conformance URL [--pid PID] [--path /predict] [--only NAME,...]
+    python -m tests.conformance URL [--pid PID] [--only NAME,...]
+        [--path /predict] [--probe /livez] [--page /metrics]
 
 Run it from the root of a checkout. Each line names a check and its figures. With --pid, that of the
 server's first process, its memory is watched too, and checks that kill its processes run. Ends with
@@ -22,19 +23,22 @@ def main() -> int:
     parser.add_argument("url", metavar="URL")
     parser.add_argument("--pid", type=int, help="the server's first process, to watch its memory")
     parser.add_argument("--path", default="/predict", help="its route for predictions")
+    parser.add_argument("--probe", default="/livez", help="a route that is 200 while it lives")
+    parser.add_argument("--page", default="/metrics", help="a route with a long answer")
     names = [check.name for check in CHECKS]
     parser.add_argument("--only", metavar="NAME,...", help=", ".join(names))
     args = parser.parse_args()
     chosen = args.only.split(",") if args.only else names
     if unknown := set(chosen) - set(names):
         parser.error(f"no check is named {', '.join(sorted(unknown))}")
-    target, fallen = target_of(args.url, args.pid, args.path), []
+    target = target_of(args.url, args.pid, args.path)._replace(probe=args.probe, page=args.page)
+    fallen = []
     for check in CHECKS:
         if check.name not in chosen or (check.needs_pid and args.pid is None):
             continue
         try:
             figures = perform(check, target)
-        except AssertionError as error:
+        except (AssertionError, OSError) as error:
             fallen.append(check.name)
             print(f"{check.name:26} falls: {error}", flush=True)
         else:

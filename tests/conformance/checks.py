@@ -99,17 +99,17 @@ def _watched(check: Check, target: Target) -> tuple[Figures, list[str], float]:
         stop.set()
         measuring.join()
         seen = prober.end(peak[0])
-    note = f"{figures.note}; others at most {seen.image_ms:.0f} ms, /livez {seen.livez_ms:.0f} ms"
+    note = f"{figures.note}; others at most {seen.image_ms:.0f} ms, probes {seen.probe_ms:.0f} ms"
     if target.pid is not None:
         note += f", +{seen.grown_mib:.0f} MiB"
-    return figures._replace(note=note), faults_of(check, seen), max(seen.image_ms, seen.livez_ms)
+    return figures._replace(note=note), faults_of(check, seen), max(seen.image_ms, seen.probe_ms)
 
 
 def faults_of(check: Check, seen: Seen) -> list[str]:
     """What of the bar was missed."""
     limit = SLOW_MS + seen.quiet_ms
     faults = [f"an image took {seen.image_ms:.0f} ms"] if seen.image_ms > limit else []
-    faults += [f"/livez took {seen.livez_ms:.0f} ms"] if seen.livez_ms > limit else []
+    faults += [f"a probe took {seen.probe_ms:.0f} ms"] if seen.probe_ms > limit else []
     faults += [f"others were answered {seen.failed}"] if seen.failed else []
     if seen.grown_mib > check.growth_mib:
         faults.append(f"memory grew by {seen.grown_mib:.0f} MiB")
@@ -119,6 +119,6 @@ def faults_of(check: Check, seen: Seen) -> list[str]:
 def await_answer(target: Target, patience_s: float = 30.0) -> None:
     """Wait until the server answers again."""
     ends_s = time.monotonic() + patience_s
-    while ask(target, "GET", "/livez").status != "200":
+    while ask(target, "GET", target.probe).status != "200":
         assert time.monotonic() < ends_s, "the server does not answer any more"
         time.sleep(0.1)

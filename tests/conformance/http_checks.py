@@ -1,10 +1,12 @@
 """Heads, connections and bodies that no honest client sends."""
 
+import base64
 import os
 import time
 from collections import Counter
 
 from tests.conformance.checks import LEAK_MIB, REFUSED, Check, Figures, outcomes
+from tests.conformance.image_checks import real_images
 from tests.conformance.target import (
     CLOSED,
     JPEG,
@@ -36,7 +38,7 @@ def endless_header(target: Target) -> Figures:
     """A header without end is cut before it costs memory or time."""
     block, sent = b"a" * MIB, 0
     with target.connect(timeout_s=5) as connection:
-        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nX: ")
+        connection.sendall(head("GET", target.probe)[:-2] + b"X: ")
         try:
             while sent < 64:
                 connection.sendall(block)
@@ -49,8 +51,8 @@ def endless_header(target: Target) -> Figures:
 
 def header_flood(target: Target) -> Figures:
     """Too many or too long header fields are a 431, a long URL is a 414 or a 431."""
-    many = head("GET", "/livez", extra="x: y\r\n" * 100_000)
-    long = head("GET", "/livez", extra=f"x: {'y' * 40_000}\r\n")
+    many = head("GET", target.probe, extra="x: y\r\n" * 100_000)
+    long = head("GET", target.probe, extra=f"x: {'y' * 40_000}\r\n")
     address = head("GET", "/" + "a" * 100_000)
     seen = Counter(statuses_in(exchange(target, many)) + statuses_in(exchange(target, long)))
     assert set(seen) <= {"431", "400"}, f"answered {dict(seen)}"
@@ -59,14 +61,14 @@ def header_flood(target: Target) -> Figures:
 
 def unknown_paths(target: Target) -> Figures:
     """5,000 paths that do not exist add no line to the metrics."""
-    before = len(ask(target, "GET", "/metrics").body.splitlines())
+    before = len(ask(target, "GET", target.page).body.splitlines())
     seen: Counter[str] = Counter()
     for _ in range(100):
         paths = [f"/{os.urandom(6).hex()}" for _ in range(50)]
         requests = b"".join(head("GET", path) for path in paths[1:])
         last = head("GET", paths[0], extra="Connection: close\r\n")
         seen.update(statuses_in(exchange(target, requests + last, pause_s=0)))
-    added = len(ask(target, "GET", "/metrics").body.splitlines()) - before
+    added = len(ask(target, "GET", target.page).body.splitlines()) - before
     assert added <= 5, f"{added} lines of metrics more"
     return outcomes(seen, {"404", "429", "503", CLOSED})._replace(note=f"{added} lines more")
 
@@ -77,7 +79,7 @@ def slow_clients(target: Target) -> Figures:
     heads = set(opened[:SLOW_CLIENTS])
     for connection in opened:
         if connection in heads:
-            connection.sendall(b"GET /livez HTTP/1.1\r\nX: ")
+            connection.sendall(f"GET {target.probe} HTTP/1.1\r\nX: ".encode())
         else:
             connection.sendall(head("POST", target.path, 100_000, JPEG) + b"abc")
         connection.setblocking(False)
@@ -120,7 +122,7 @@ def open_bodies(target: Target) -> Figures:
 
 def unread_answers(target: Target) -> Figures:
     """A client that pipelines requests and reads no answer is not served on."""
-    requests, sent = head("GET", "/metrics") * 500, 0
+    requests, sent = head("GET", target.page) * 500, 0
     with target.connect() as connection:
         connection.setblocking(False)
         ends_s, rest = time.monotonic() + 4, b""
@@ -163,6 +165,24 @@ def large_json(target: Target) -> Figures:
     return outcomes(at_once(3, lambda n: post(target, (lists, keys, deep)[n], JSON)))
 
 
+def large_bodies(target: Target) -> Figures:
+    """31 MiB as a text, in base64, as a million items and as a form hold up nobody."""
+    noise = os.urandom(23 * MIB)
+    lines = base64.encodebytes(noise[: 22 * MIB]).replace(b"\n", b"\\n")
+    whole, kind = form("ä".encode() * (15 * MIB))
+    bodies = [
+        (b'{"text":"%s"}' % ("ä" * (15 * MIB)).encode(), JSON),
+        (b'{"text":"%s"}' % (b"\\u00e4" * (5 * MIB)), JSON),
+        (b'{"texts":[%s"a"]}' % (b'"a",' * 1_000_000), JSON),
+        (b'{"image":"%s"}' % base64.b64encode(noise), JSON),
+        (b'{"image":"%s"}' % lines, JSON),
+        (whole, kind),
+        (whole.replace(b'"text"', b'"file"; filename="x"', 1), kind),
+    ]
+    seen = Counter(post(target, *each) for each in bodies)
+    return outcomes(seen + at_once(2, lambda n: post(target, *bodies[3 * n])), REFUSED | {"200"})
+
+
 def too_large_a_body(target: Target) -> Figures:
     """A body beyond the limit is a 413, whether or not its length is announced."""
     told = head("POST", target.path, 10**9, JPEG)
@@ -175,15 +195,15 @@ def too_large_a_body(target: Target) -> Figures:
 
 def offers_of_upgrade(target: Target) -> Figures:
     """A POST that offers HTTP/2 is read with its body, and the body is never run as a request."""
-    body = b'{"text": "Oil prices fell"}'
-    with_length = head("POST", target.path, len(body), JSON, OFFER)
-    chunked = head("POST", target.path, None, JSON, OFFER + "Transfer-Encoding: chunked\r\n")
+    body = real_images()[0]
+    with_length = head("POST", target.path, len(body), JPEG, OFFER)
+    chunked = head("POST", target.path, None, JPEG, OFFER + "Transfer-Encoding: chunked\r\n")
     in_chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
     seen = Counter[str]()
     for parts in ([with_length + body], [with_length, body], [chunked, in_chunks]):
         seen.update(statuses_in(exchange(target, *parts)))
     assert set(seen) == {"200"}, f"answered {dict(seen)}"
-    inner = head("GET", "/livez")
+    inner = head("GET", target.probe)
     outer = head("POST", target.path, len(inner), JPEG, OFFER)
     smuggled = statuses_in(exchange(target, outer, inner)) + statuses_in(
         exchange(target, outer + inner)
@@ -194,7 +214,7 @@ def offers_of_upgrade(target: Target) -> Figures:
 
 def two_lengths(target: Target) -> Figures:
     """Requests that two readers could cut in two ways are refused, and the connection closed."""
-    inner = head("GET", "/livez")
+    inner = head("GET", target.probe)
     odd = [
         "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
         "Content-Length: 5\r\nContent-Length: 6\r\n",
@@ -229,6 +249,7 @@ CHECKS = (
     Check(charsets, growth_mib=LEAK_MIB),
     Check(part_headers),
     Check(large_json),
+    Check(large_bodies),
     Check(too_large_a_body),
     Check(offers_of_upgrade),
     Check(two_lengths),

@@ -1,9 +1,9 @@
 """An honest client in a process of its own: what it sees while a server is attacked.
 
-    python -m tests.conformance.prober HOST PORT PATH     (then `begin` and `stop` on its input)
+    python -m tests.conformance.prober HOST PORT PATH PROBE    (then `begin`, `stop` on its input)
 
-A small image every 50 ms and GET /livez every 200 ms, each on a connection of its own. It prints
-`ready`, and at the end its figures as JSON.
+A small image every 50 ms and GET /livez (or another probe) every 200 ms, each on a connection of
+its own. It prints `ready`, and at the end its figures as JSON.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ class Seen(NamedTuple):
 
     quiet_ms: float
     image_ms: float
-    livez_ms: float
+    probe_ms: float
     failed: dict[str, int]
     grown_mib: float
 
@@ -38,7 +38,7 @@ def watch(target: Target) -> "Watch":
     """Begin to probe, and wait for a quiet second."""
     command = [sys.executable, "-m", "tests.conformance.prober"]
     process = subprocess.Popen(
-        [*command, target.host, str(target.port), target.path],
+        [*command, target.host, str(target.port), target.path, target.probe],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -76,11 +76,11 @@ class Watch(NamedTuple):
 async def probe(target: Target) -> None:
     """Probe until told to stop."""
     images = [head("POST", target.path, len(file), JPEG, CLOSE) + file for file in pictures()]
-    livez = head("GET", "/livez", extra=CLOSE)
+    health = head("GET", target.probe, extra=CLOSE)
     tasks: dict[str, list[asyncio.Task[tuple[float, str]]]] = {
         "quiet": [],
         "image": [],
-        "livez": [],
+        "probe": [],
     }
     words, phase, beat = asyncio.Queue[str](), "quiet", 0
     loop = asyncio.get_running_loop()
@@ -93,14 +93,14 @@ async def probe(target: Target) -> None:
             phase = "image"
         tasks[phase].append(asyncio.create_task(ask_once(target, images[beat % 2])))
         if beat % 4 == 0:
-            tasks["livez" if phase == "image" else phase].append(
-                asyncio.create_task(ask_once(target, livez))
+            tasks["probe" if phase == "image" else phase].append(
+                asyncio.create_task(ask_once(target, health))
             )
         beat += 1
         await asyncio.sleep(EVERY_S)
     done = {name: [await task for task in group] for name, group in tasks.items()}
     slowest = {f"{name}_ms": max(ms for ms, _ in rows) for name, rows in done.items()}
-    seen = Counter(status for name in ("image", "livez") for _, status in done[name])
+    seen = Counter(status for name in ("image", "probe") for _, status in done[name])
     failed = {status: count for status, count in seen.items() if status != "200"}
     print(json.dumps(slowest | {"failed": failed}), flush=True)
 
@@ -133,4 +133,4 @@ def pictures() -> list[bytes]:
 CLOSE = "Connection: close\r\n"
 
 if __name__ == "__main__":
-    asyncio.run(probe(Target(sys.argv[1], int(sys.argv[2]), None, sys.argv[3])))
+    asyncio.run(probe(Target(sys.argv[1], int(sys.argv[2]), None, *sys.argv[3:])))

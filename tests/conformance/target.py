@@ -24,18 +24,23 @@ class Target(NamedTuple):
         port: Its port.
         pid: Its first process, to watch its memory; None: unknown.
         path: Its route for predictions.
+        probe: A route that answers a GET with 200 while the server lives.
+        page: A route whose answer to a GET is long.
     """
 
     host: str
     port: int
     pid: int | None = None
     path: str = "/predict"
+    probe: str = "/livez"
+    page: str = "/metrics"
 
     def connect(self, timeout_s: float = 30.0) -> socket.socket:
         return socket.create_connection((self.host, self.port), timeout_s)
 
 
 def target_of(base_url: str, pid: int | None = None, path: str = "/predict") -> Target:
+    """The server at an address, with our own routes for probes."""
     parts = urlsplit(base_url)
     return Target(parts.hostname or "127.0.0.1", parts.port or 80, pid, path)
 

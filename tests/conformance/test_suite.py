@@ -37,7 +37,7 @@ def test_an_outcome_that_is_not_right_is_a_fall() -> None:
     ("seen", "fault"),
     [
         (Seen(10, 311, 5, {}, 0), "an image took 311 ms"),
-        (Seen(10, 5, 400, {}, 0), "/livez took 400 ms"),
+        (Seen(10, 5, 400, {}, 0), "a probe took 400 ms"),
         (Seen(10, 5, 5, {"503": 2}, 0), "others were answered {'503': 2}"),
         (Seen(10, 5, 5, {}, 301), "memory grew by 301 MiB"),
     ],

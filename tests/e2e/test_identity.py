@@ -108,6 +108,7 @@ def test_administration_needs_a_key_of_its_own_and_probes_need_none(guarded: Gua
             each for each in text.splitlines() if f'rejected_total{{reason="{reason}"' in each
         )
         assert float(line.split()[-1]) > 0
+        assert f"refused, {reason}: " in (guarded.folder / "log").read_text()
 
 
 def test_feedback_belongs_to_the_key_that_asked(guarded: Guarded, images: Images) -> None:
@@ -173,6 +174,10 @@ def test_administration_has_a_port_of_its_own(
             assert admin.get("/budget").json()["models"][0]["budget_ms"] == 3
             assert admin.post("/predict").status_code == 404
             assert 'route="/budget",status="200"} 3.0' in admin.get("/metrics").text
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as stranger:
+                stranger.sendall(b"nonsense\r\n\r\n")
+                assert stranger.recv(4096).startswith(b"HTTP/1.1 400 ")
+            assert 'rejected_total{reason="malformed"} 1.0' in admin.get("/metrics").text
 
 
 @pytest.fixture(scope="module")

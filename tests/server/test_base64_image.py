@@ -1,5 +1,7 @@
 import base64
+import random
 import re
+import textwrap
 import time
 from collections.abc import Callable
 
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.base64_image import decode_base64
+from server.base64_image import BLOCK, decode_base64
 from server.errors import InvalidContent
 
 SPELLINGS: dict[str, Callable[[str], str]] = {
@@ -66,3 +68,41 @@ def test_a_long_one_takes_no_time(unit: str) -> None:
     except InvalidContent:
         pass
     assert time.perf_counter() - started < 1
+
+
+FILES = [random.Random(0).randbytes(size) for size in (0, 1, 2, 3, 100, BLOCK, 2 * BLOCK + 1)]
+
+
+@pytest.mark.parametrize("file", FILES, ids=len)
+def test_every_spelling_is_the_same_file(file: bytes) -> None:
+    plain = base64.b64encode(file).decode()
+    spellings = [
+        plain,
+        plain.rstrip("="),
+        plain + "\n",
+        f"data:image/png;base64,{plain}",
+        f"DATA:image/png;charset=x;BASE64,{plain.rstrip('=')}",
+        "\r\n".join(textwrap.wrap(plain, 76)) + "\r\n",
+        "\n".join(textwrap.wrap(plain, 61)) + " " * (BLOCK + 3),
+        plain + "=" * (BLOCK + 1),
+    ]
+    for text in spellings:
+        assert decode_base64(text) == file
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("!!!!", "not base64"),
+        ("AAAAA", "not base64"),
+        ("ä" * 8, "not base64"),
+        ("QQ==QQ==", "not base64"),
+        ("A" * (BLOCK - 2) + "==" + "A" * BLOCK, "not base64"),
+        ("A" * BLOCK + "====" + "A" * BLOCK, "not base64"),
+        ("data:image/png,AAAA", "data: URL without base64"),
+        ("https://example.com/ship.jpg", "URLs are not fetched"),
+    ],
+)
+def test_what_is_none_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(InvalidContent, match=reason):
+        decode_base64(text)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 from typing import TYPE_CHECKING
@@ -111,6 +112,19 @@ def test_null_takes_the_budget_off(client: TestClient) -> None:
     shown = put(client, budget_ms=None, max_disagreement=0)
     assert shown["budget_ms"] is None and shown["effective_budget_ms"] is None
     assert shown["expected_exit_rates"] == [0, 0, 1]
+
+
+def test_a_change_waits_for_no_other_process(client: TestClient) -> None:
+    """Engines report when their batch is done, which under load takes longer than a change may."""
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    control = client.app.state.control  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(control, "collect", never)
+        assert put(client, budget_ms=7.0)["budget_ms"] == 7.0
+    put(client, budget_ms=None)
 
 
 def test_the_measure_changes_alone_and_the_budget_stays(client: TestClient) -> None:

@@ -1,10 +1,15 @@
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from models.images import FEW_PIXELS
 from server.decoders import PixelRoom
+from server.shared_turn import SharedTurn, create
 
 MILLION = 1_000_000
+TAKE = "import fcntl, sys; fcntl.lockf(int(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)"
 
 
 def test_large_images_wait_for_room_in_the_order_they_came() -> None:
@@ -42,3 +47,16 @@ def test_an_image_larger_than_the_room_has_it_alone() -> None:
             raise KeyError
     except KeyError:
         assert room._held == 0
+
+
+def test_the_largest_images_of_all_processes_take_turns() -> None:
+    """A room of each front-end, and one image beyond its share: no more in the whole server."""
+    descriptor, held = create(), list[bool]()
+    room = PixelRoom(MILLION * 25, SharedTurn(descriptor))
+    for pixels in (25 * MILLION, 25 * MILLION + 1):
+        with room.hold(pixels):
+            take = [sys.executable, "-c", TAKE, str(descriptor)]  # here it would take our own lock
+            taken = subprocess.run(take, pass_fds=[descriptor], stderr=subprocess.DEVNULL)
+            held.append(taken.returncode != 0)
+    os.close(descriptor)
+    assert held == [False, True] and room._held == 0

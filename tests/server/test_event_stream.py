@@ -19,6 +19,7 @@ from server.app import create_app
 from server.engine.request import InferenceRequest
 from server.errors import NotReady
 from server.event_stream import Event, EventStream, encode_event, start_stream
+from server.refusals import NoCounts, RefusalLog
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -284,7 +285,7 @@ def test_a_slow_reader_holds_no_place_once_its_sample_is_answered(
     assert sent.is_complete
 
 
-class Answers:
+class Answers(NoCounts):
     """An app's counts."""
 
     def __init__(self) -> None:
@@ -295,7 +296,8 @@ class Answers:
 
 
 def request_of(counts: Answers) -> Request:
-    app = type("App", (), {"state": type("State", (), {"metrics": counts})})
+    refusals = RefusalLog(counts)
+    app = type("App", (), {"state": type("State", (), {"refusals": refusals})})
     return Request({"type": "http", "app": app, "state": {"request_id": "mine"}})
 
 

@@ -17,9 +17,11 @@ import pytest
 import uvicorn
 
 from server.errors import QueueFull
-from server.http_protocol import WRITE_BYTES, HttpProtocol
+from server.http_connection import WRITE_BYTES
+from server.http_protocol import HttpProtocol
 from server.intake import Intake
 from server.limits import Limits
+from server.refusals import RefusalLog
 
 KIB, MIB = 1024, 2**20
 SOON_S = 0.15
@@ -86,7 +88,7 @@ class Running(NamedTuple):
 @contextmanager
 def running(hot: Any = None, **bounds: Any) -> Iterator[Running]:
     counts = Counts()
-    intake = Intake(Limits(**{**PATIENT, **bounds}), counts)
+    intake = Intake(Limits(**{**PATIENT, **bounds}), RefusalLog(counts))
     app = App(intake, hot)
     loops: list[asyncio.AbstractEventLoop] = []
     quiet = {"lifespan": "off", "ws": "none", "log_config": None, "access_log": False}

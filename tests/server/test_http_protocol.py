@@ -15,7 +15,8 @@ from uvicorn.server import ServerState
 
 from server.gate import Gate
 from server.hot_route import HotRoute
-from server.http_protocol import LINGER_BYTES, HttpProtocol
+from server.http_connection import LINGER_BYTES
+from server.http_protocol import HttpProtocol
 from server.intake import NoCounts
 from server.limits import Limits
 

@@ -1,9 +1,8 @@
-"""What connections hold, who gives way, and what is said."""
+"""What connections hold, and who gives way."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import resource
 from collections import Counter
@@ -11,9 +10,9 @@ from collections import Counter
 import pytest
 
 from server import intake as intake_module
-from server.errors import MalformedRequest
 from server.intake import STALE_S, Intake, descriptors_for
 from server.limits import Limits
+from server.refusals import RefusalLog
 
 
 class FakeConnection:
@@ -50,7 +49,7 @@ def now_s() -> float:
 
 async def bounds_connections() -> None:
     counts = Counts()
-    intake = Intake(Limits(max_connections=2), counts)
+    intake = Intake(Limits(max_connections=2), RefusalLog(counts))
     one, two, three = (FakeConnection(intake, now_s()) for _ in range(3))
     assert intake.enter(one, 5) is None and intake.enter(two, 6) is None
     refusal = intake.enter(three, 7)
@@ -117,23 +116,6 @@ def test_the_time_to_retry_is_that_of_the_bytes_that_drain() -> None:
     assert intake.retry_after_s() == 5
     assert intake.bytes_full(750).headers["Retry-After"] == "5"
     assert intake.bytes_full(750).status == 429
-
-
-def test_refusals_are_counted_and_said_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
-    now, counts = [0.0], Counts()
-    intake = Intake(Limits(), counts, clock=lambda: now[0])
-    with caplog.at_level(logging.WARNING):
-        for _ in range(500):
-            intake.note_refusal(MalformedRequest("it is not HTTP"))
-            intake.note("idle", "an idle one")
-        now[0] = 1.5
-        intake.note_refusal(MalformedRequest("it is not HTTP"))
-    assert counts.rejected == {"malformed": 501, "idle": 500}
-    assert [record.getMessage() for record in caplog.records] == [
-        "refused, malformed: it is not HTTP",
-        "refused, idle: an idle one",
-        "refused, malformed: it is not HTTP (and 499 more since the last such line)",
-    ]
 
 
 @pytest.mark.parametrize(("soft", "hard", "wanted"), [(256, 4096, 1152), (256, 512, 512)])

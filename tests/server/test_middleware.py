@@ -8,6 +8,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from server.metrics import Metrics
 from server.middleware import ClientWatch, RequestMiddleware, Turn
+from server.refusals import RefusalLog
 
 PATIENCE_S = 0.01
 LONG_S = 5.0
@@ -218,7 +219,7 @@ def test_a_request_whose_client_has_left_is_counted_once() -> None:
         await asyncio.sleep(LONG_S)
 
     registry = CollectorRegistry()
-    envelope = RequestMiddleware(works, Metrics(registry, ""), max_body_bytes=100)
+    envelope = RequestMiddleware(works, RefusalLog(Metrics(registry, "")), max_body_bytes=100)
     scope = {"type": "http", "path": "/predict", "method": "POST", "headers": []}
 
     async def serve() -> Client:

@@ -27,10 +27,18 @@ def test_a_slope_is_found_in_noise() -> None:
 
 
 def test_growth_is_that_of_the_second_half() -> None:
-    samples = [(float(second), 100.0 + second) for second in range(60)]
-    samples += [(60.0 + second, 160.0) for second in range(60)]
+    samples = [(float(n), {"engine-0": 100.0 + n, "control": 0.0}) for n in range(60)]
+    samples += [(60.0 + n, {"engine-0": 100.0 + n, "control": 60.0 - n}) for n in range(60)]
     growth = growth_of(samples)
     assert (growth.seconds, growth.mib) == (59, 160) and abs(growth.slope.mib_per_minute) < 1e-9
+    assert growth.by_process == {"engine-0": 60, "control": -60}
+
+
+def test_a_process_that_was_missing_has_no_slope() -> None:
+    samples = [
+        (float(n), {"control": 1.0} | ({"engine-0": 1.0} if n > 8 else {})) for n in range(9)
+    ]
+    assert growth_of(samples).by_process == {"control": 0}
 
 
 def test_a_steady_phase_has_no_fault() -> None:
