@@ -17,8 +17,8 @@ from server.gate import Gate
 from server.hot_route import HotRoute
 from server.http_connection import LINGER_BYTES
 from server.http_protocol import HttpProtocol
-from server.intake import NoCounts
 from server.limits import Limits
+from server.refusals import NoCounts
 
 KIB = 1024
 MAX_FIELDS, MAX_HEAD_BYTES = Limits.max_fields, Limits.max_head
