@@ -195,7 +195,10 @@ def run_engine(given: dict[str, Any], profile: Path | None) -> None:
     runner.set_workers(1)
     runner.engine.workers = 0
     host = EngineHost(
-        [runner], socket.socket(fileno=given["control"]), BlackBox(black_box.create())
+        settings,
+        socket.socket(fileno=given["control"]),
+        BlackBox(black_box.create()),
+        runners={0: runner},
     )
     if profile is None:
         uvloop.run(host.run())

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server import __version__
+from server.bundle_folders import name_repeats
 from server.control import Control
 from server.errors import ServeError
 from server.gate import Gate, Group, KeyFiles, admin_gate, main_gate, without_root
@@ -25,7 +26,7 @@ from server.listener import AdminListener
 from server.metrics import Metrics
 from server.middleware import SMALL_BODY_BYTES, RequestMiddleware
 from server.problems import answer_http_error, answer_known_error, answer_validation_error
-from server.routes import audit, budget, feedback, health, predict, scheduler
+from server.routes import audit, budget, feedback, health, predict, repository, scheduler
 from server.settings import Settings, limits_of
 
 ADMIN_COLLECT_S = 0.02  # overloaded processes take longer, and report within 0.25 s anyway
@@ -66,7 +67,8 @@ def create_app(settings: Settings, admin_sockets: Sequence[socket.socket] = ()) 
 
     app = _App(**DESCRIPTION, lifespan=live)
     app.state.settings, app.state.gate, app.state.collect_s = settings, gates[0], None
-    app.state.metrics = Metrics(CollectorRegistry(), __version__)
+    by_version = settings.repository is not None or name_repeats(settings.bundle)
+    app.state.metrics = Metrics(CollectorRegistry(), __version__, by_version=by_version)
     app.state.intake = Intake(limits_of(settings), app.state.metrics)
     _add_routes(app)
     around = {
@@ -129,7 +131,7 @@ def _set_keys(gates: Iterable[Gate], keys: Mapping[Group, KeySet]) -> None:
 
 
 def _add_routes(app: FastAPI) -> None:
-    for routes in (predict, budget, audit, scheduler, feedback, health):
+    for routes in (predict, budget, audit, scheduler, feedback, health, repository):
         app.include_router(routes.router)
     app.add_exception_handler(ServeError, answer_known_error)
     app.add_exception_handler(RequestValidationError, answer_validation_error)

@@ -4,9 +4,11 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from starlette.requests import Request
 
+from server.choice import NONE_LOADED, ModelTable
 from server.metrics import Metrics
 from server.model import ModelControl
 from server.quality.feedback import LoggedPrediction, PredictionLog
+from server.repository import Repository
 
 DRAINING = "the server is draining; try another replica"
 
@@ -18,17 +20,20 @@ class Control:
         metrics: The server's.
 
     Attributes:
-        models: Those that are served, by name.
+        models: Those that are served.
         answers: Remembers answers, so that true labels can come for them.
         starting: Whether no front takes requests yet.
         draining: Whether the server has begun to stop.
+        repository: Loads and unloads models; set before the server takes requests.
         collect: Returns once everything that fronts and engines have done is booked.
     """
+
+    repository: Repository
 
     def __init__(self, metrics: Metrics, collect: Callable[[], Awaitable[None]]) -> None:
         self.metrics = metrics
         self.collect = collect
-        self.models: dict[str, ModelControl] = {}
+        self.models = ModelTable[ModelControl]()
         self.answers = PredictionLog()
         self.starting = self.draining = False
 
@@ -47,7 +52,8 @@ class Control:
         """Why the server takes no requests; None if it does."""
         if self.starting:
             return "the server is starting; try again"
-        return next(self._faults(), None) or (DRAINING if self.draining else None)
+        fault = next(self._faults(), None) or (None if len(self.models) else NONE_LOADED)
+        return fault or (DRAINING if self.draining else None)
 
     @property
     def unhealthy_reason(self) -> str | None:

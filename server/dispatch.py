@@ -69,6 +69,7 @@ class Dispatcher:
         self._renewing: set[InferenceRequest] = set()  # drawn to renew the promise, not answered
         self._clock = clock
         self._answered: list[InferenceRequest] = []
+        self._open: set[InferenceRequest] = set()  # begun, and neither answered nor cancelled
         self.terms: EntryTerms | None = None
 
     def start(
@@ -159,6 +160,7 @@ class Dispatcher:
         """
         request = self._request(options, received_s, request_id, owner)
         request.on_done = functools.partial(on_done, request)
+        self._open.add(request)
         try:
             if not self._decode_small(request, payload, may_block):
                 self._decoders.quick.submit(self._decode_and_submit, request, payload)
@@ -173,6 +175,7 @@ class Dispatcher:
         """Drop a request that nobody waits for any more."""
         request.on_done = None
         self._renewing.discard(request)
+        self._open.discard(request)
         self.client.cancel([request])
 
     async def draw_mask(self, request: InferenceRequest) -> bytes | None:
@@ -190,6 +193,11 @@ class Dispatcher:
     def on_done(self, requests: list[InferenceRequest]) -> None:
         """Hand a batch's finished requests to the event loop in one call; workers call this."""
         self.loop.call_soon_threadsafe(self.deliver, requests, self._clock())
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request waits for its answer."""
+        return not self._open
 
     @property
     def has_answers(self) -> bool:
@@ -315,6 +323,7 @@ class Dispatcher:
     def _fail_now(self, request: InferenceRequest, error: ServeError) -> None:
         request.result = error
         self._renewing.discard(request)
+        self._open.discard(request)
         if request.on_done is not None:  # its client may have left
             request.on_done()
 
@@ -352,6 +361,7 @@ class Dispatcher:
                     request.result = request.result._replace(late=True)
                 self._answered.append(request)
             self._renewing.discard(request)
+            self._open.discard(request)
             if request.on_done is not None:
                 request.on_done()
         if len(self._answered) >= REPORT_REQUESTS:

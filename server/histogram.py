@@ -1,6 +1,6 @@
 """Histograms that take many values at once, for Prometheus."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,10 +62,19 @@ class HistogramFamily(Collector):
             self._children[values] = Histogram(self._bounds)
         return self._children[values]
 
+    def remove_by_labels(self, labels: Mapping[str, str]) -> None:
+        """Remove the histograms whose labels have these values."""
+        wanted = {self._labels.index(name): value for name, value in labels.items()}
+        self._children = {
+            values: child
+            for values, child in self._children.items()
+            if any(values[place] != value for place, value in wanted.items())
+        }
+
     def collect(self) -> Iterable[Metric]:
         """Return the family."""
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
-        for values, histogram in self._children.items():
+        for values, histogram in list(self._children.items()):
             below = np.cumsum(histogram.counts).tolist()
             buckets = list(zip(self._shown, map(float, below), strict=True))
             family.add_metric(values, buckets, histogram.sum)

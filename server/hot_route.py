@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 PATH = "/predict"
 DEFAULTS = Options.model_validate({})
+UNNAMED = (None, None)  # a request's model and version
 CLIENT_LEFT = 499  # a status
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 MOST_BYTES = 256 * 1024  # of a body; a larger one costs more than the layers that are saved
@@ -123,10 +124,6 @@ class HotRoute:
     ) -> None:
         self._front, self._counts, self._clock = front, counts, clock
         self._gate = gate or Gate()
-        able: dict[Modality, list[FrontModel]] = {"image": [], "text": []}
-        for model in front.models.values():
-            able[model.reads].append(model)
-        self._sole = {reads: models[0] for reads, models in able.items() if len(models) == 1}
         self._open: set[HotAnswer] = set()
         self._prefix = os.urandom(8).hex()  # of the ids; drawing each from the kernel costs 5 us
         self._numbers = itertools.count()
@@ -210,8 +207,9 @@ class HotRoute:
         try:
             if self._gate.keys:
                 owner = self._gate.owner_of(authorization, Group.PREDICTION)
-            model = self._sole.get(modality) if answer.options.model is None else None
-            model = model or self._front.select_model(answer.options.model, modality)
+            named = answer.options.model, answer.options.version
+            model = self._front.sole.get(modality) if named == UNNAMED else None
+            model = model or self._front.select_model(named[0], modality, version=named[1])
             if model.task == "segmentation":  # its masks are drawn on a thread
                 return False
             self._front.admission.admit(1)

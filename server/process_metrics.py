@@ -73,8 +73,8 @@ class ProcessCollector(Collector):
                 yield name, read_use(pid)
 
 
-def read_use(pid: int) -> ProcessUse:
-    """Read what a process has used.
+def read_use(pid: int | str) -> ProcessUse:
+    """Read what a process has used; `self` is this one.
 
     Raises:
         OSError: If there is no such process.

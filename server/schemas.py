@@ -29,7 +29,7 @@ Text = Annotated[str, PlainValidator(_text, json_schema_input_type=str)]
 Items = Annotated[list[Text], Field(min_length=1, max_length=MOST_ITEMS, fail_fast=True)]
 
 
-class _KnownFields(BaseModel):
+class KnownFields(BaseModel):
     """Refuses an unknown field by the first one; a hostile body may hold thousands."""
 
     model_config = ConfigDict(extra="forbid")
@@ -45,11 +45,16 @@ class _KnownFields(BaseModel):
         return given
 
 
-class Options(_KnownFields):
+class Options(KnownFields):
     """Options of a prediction request, in the query, the form or the JSON body."""
 
     model: str | None = Field(
-        None, description="name of a loaded model; needed only if several read this input"
+        None,
+        description="name of a loaded model, or NAME@VERSION; needed only if several read this "
+        "input",
+    )
+    version: str | None = Field(
+        None, description="version of the model; default: the latest that is loaded"
     )
     budget_ms: Budget | None = Field(None, description="mean-latency budget of this request alone")
     deadline_ms: Positive | None = Field(
@@ -163,7 +168,7 @@ class Predictions(BaseModel):
     predictions: list[Prediction | ItemError]
 
 
-class BudgetChange(_KnownFields):
+class BudgetChange(KnownFields):
     """A change of the budget or the promise: any of the fields."""
 
     model_config = ConfigDict(strict=True)
@@ -190,7 +195,7 @@ class BudgetChange(_KnownFields):
         return self
 
 
-class ReloadRequest(_KnownFields):
+class ReloadRequest(KnownFields):
     """Body of a reload; it may be left out."""
 
     model_config = ConfigDict(strict=True)
@@ -202,7 +207,7 @@ class ReloadRequest(_KnownFields):
     )
 
 
-class FeedbackGiven(_KnownFields):
+class FeedbackGiven(KnownFields):
     """The true label of an earlier prediction."""
 
     model_config = ConfigDict(strict=True)
@@ -219,10 +224,10 @@ class FeedbackTaken(BaseModel):
     correct: bool
 
 
-class ModelQuery(_KnownFields):
+class ModelQuery(KnownFields):
     """Query of the routes that concern models."""
 
-    model: str | None = Field(None, description="name of a loaded model")
+    model: str | None = Field(None, description="name of a loaded model, or NAME@VERSION")
 
 
 class Certified(BaseModel):
