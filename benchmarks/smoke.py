@@ -45,6 +45,7 @@ BENCHMARKS = (  # the longest first, so that both cores stay busy
     "processes",
     "gpu",
     "overload_http",
+    "metrics_scrape",
     "engine_process",
     "transport",
     "decoding",

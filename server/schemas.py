@@ -244,6 +244,7 @@ class BudgetState(BaseModel):
     """Budget of one model and how it is kept; docs/http.md describes the fields."""
 
     model: str
+    version: str
     policy: str
     budget_ms: float | None
     measure: str
@@ -279,6 +280,7 @@ class Reloaded(BaseModel):
     """A model's scheduler after a reload; `sha256` is the hash of its `scheduler.npz`."""
 
     model: str
+    version: str
     policy: str
     sha256: str
 
@@ -306,6 +308,7 @@ class AuditState(BaseModel):
     """Agreement of a model's early exits with its last; docs/http.md describes the fields."""
 
     model: str
+    version: str
     policy: str
     share: float
     samples: int

@@ -42,7 +42,10 @@ async def reload_scheduler(request: Request, query: Annotated[ModelQuery, Query(
     return Reloads(
         models=[
             Reloaded(
-                model=model.name, policy=model.scheduler.shown_name, sha256=model.scheduler.sha256
+                model=model.name,
+                version=model.version,
+                policy=model.scheduler.shown_name,
+                sha256=model.scheduler.sha256,
             )
             for model in meant
         ]
