@@ -13,12 +13,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from models.bundle import MANIFEST, Bundle, BundleError, load_bundle
+from models.bundle import (
+    MANIFEST,
+    TOKENIZER,
+    TORCH_WEIGHTS,
+    Bundle,
+    BundleError,
+    Manifest,
+    load_bundle,
+)
 from server.choice import version_order
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
+NETWORK_FILES = (".onnx", TOKENIZER, TORCH_WEIGHTS)
 NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")
 
 
@@ -30,16 +39,25 @@ class BundleSource(NamedTuple):
         version: The version that it is served as.
         folder: Where it lies.
         sha256: Of its manifest, which holds the hashes of all other files.
+        network: Hash of what must stay while it is served. Schedulers may be fitted anew.
     """
 
     name: str
     version: str
     folder: Path
     sha256: str
+    network: str
 
 
-def find_source(folder: Path, name: str | None = None, version: str | None = None) -> BundleSource:
-    """Describe the bundle in a folder.
+class FoundBundle(NamedTuple):
+    """A verified bundle, and how the other processes find it."""
+
+    source: BundleSource
+    bundle: Bundle
+
+
+def find_bundle(folder: Path, name: str | None = None, version: str | None = None) -> FoundBundle:
+    """Load and verify the bundle in a folder.
 
     Args:
         folder: The bundle's.
@@ -50,7 +68,8 @@ def find_source(folder: Path, name: str | None = None, version: str | None = Non
         BundleError: If it is damaged, or has another name.
     """
     sha256 = _hash(folder)
-    manifest = load_bundle(folder).manifest
+    bundle = load_bundle(folder)
+    manifest = bundle.manifest
     if name is not None and manifest.name != name:
         raise BundleError(
             f"{folder} holds a bundle of the model {manifest.name!r}; move it to the folder of "
@@ -61,41 +80,42 @@ def find_source(folder: Path, name: str | None = None, version: str | None = Non
             "%s is served as version %s, as its folder is named; its %s says version %s",
             *(folder, version, MANIFEST, manifest.version),
         )
-    return BundleSource(manifest.name, version or manifest.version, folder, sha256)
+    version = version or manifest.version
+    source = BundleSource(manifest.name, version, folder, sha256, _network(manifest))
+    return FoundBundle(source, _as_version(bundle, version))
 
 
 def open_source(source: BundleSource) -> Bundle:
-    """Load and verify a bundle that `find_source` has described.
+    """Load and verify a bundle that `find_bundle` has found.
 
     Raises:
-        BundleError: If it is damaged, or is another one by now.
+        BundleError: If it is damaged, or holds another network by now.
     """
     bundle = load_bundle(source.folder)
-    if _hash(source.folder) != source.sha256:
+    if _network(bundle.manifest) != source.network:
         raise BundleError(
-            f"{source.folder} has changed since it was read; put a changed bundle into a new "
-            f"version folder, and load the model again"
+            f"{source.folder} holds another network than when it was read; put a changed network "
+            f"into a new version folder, and load the model again"
         )
-    manifest = bundle.manifest.model_copy(update={"version": source.version})
-    return Bundle(bundle.folder, manifest)
+    return _as_version(bundle, source.version)
 
 
-def find_sources(folders: Iterable[Path]) -> list[BundleSource]:
-    """Describe the bundles that the operator names.
+def find_bundles(folders: Iterable[Path]) -> list[FoundBundle]:
+    """Load and verify the bundles that the operator names.
 
     Raises:
         ValueError: If one cannot be read, or two have one name and version.
     """
-    found: dict[tuple[str, str], BundleSource] = {}
+    found: dict[tuple[str, str], FoundBundle] = {}
     for folder in folders:
-        source = find_source(folder)
-        key = source.name, source.version
-        if key in found:
+        each = find_bundle(folder)
+        name, version = each.source.name, each.source.version
+        if (name, version) in found:
             raise ValueError(
-                f"two bundles are named {source.name!r} and have version {source.version!r}; "
-                f"change either in one {MANIFEST}"
+                f"two bundles are named {name!r} and have version {version!r}; change either in "
+                f"one {MANIFEST}"
             )
-        found[key] = source
+        found[name, version] = each
     return list(found.values())
 
 
@@ -106,6 +126,17 @@ def name_repeats(folders: Iterable[Path]) -> bool:
         with suppress(OSError, ValueError, KeyError, TypeError):
             names.append(json.loads((folder / MANIFEST).read_bytes())["name"])
     return len(set(map(str, names))) < len(names)
+
+
+def _as_version(bundle: Bundle, version: str) -> Bundle:
+    return Bundle(bundle.folder, bundle.manifest.model_copy(update={"version": version}))
+
+
+def _network(manifest: Manifest) -> str:
+    """Hash the interface and the files of a bundle's network."""
+    files = sorted((n, f.sha256) for n, f in manifest.files.items() if n.endswith(NETWORK_FILES))
+    interface = manifest.model_dump_json(include={"name", "task", "classes", "num_exits", "inputs"})
+    return hashlib.sha256(json.dumps([interface, files]).encode()).hexdigest()
 
 
 def _hash(folder: Path) -> str:
@@ -223,17 +254,18 @@ def choose_folders(
     return {version: folders[version] for version in sorted(chosen, key=version_order)}
 
 
-def sources_at_start(settings: Settings) -> list[BundleSource]:
-    """Describe what a server starts with: --bundle, and --repository by --version-policy.
+def bundles_at_start(settings: Settings) -> list[FoundBundle]:
+    """Load and verify what a server starts with: --bundle, and --repository by --version-policy.
 
     Raises:
         ValueError: If a bundle is damaged, or two of --bundle have one name and version.
     """
-    found = {(each.name, each.version): each for each in find_sources(settings.bundle)}
+    pinned = find_bundles(settings.bundle)
+    found = {(each.source.name, each.source.version): each for each in pinned}
     repository = RepositoryFolder(settings.repository)
     policy = policy_of_setting(settings.version_policy)
     for name in repository.names():
         folders = choose_folders({}, repository.versions(name), policy)
         for version, folder in folders.items():
-            found[name, version] = find_source(folder, name, version)
+            found[name, version] = find_bundle(folder, name, version)
     return list(found.values())

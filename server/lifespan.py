@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from models.bundle import Bundle
-from server.bundle_folders import BundleSource, open_source
+from server.bundle_folders import BundleSource
 from server.choice import NONE_LOADED
 from server.control import DRAINING, Control
 from server.front import Front, FrontModel
@@ -78,8 +78,8 @@ class SingleProcess:
         self.control.repository = Repository(settings, self.control.models, self)
         self.runners: dict[ModelControl, ModelRunner] = {}
         self._fronts: dict[ModelControl, FrontModel] = {}
-        sources = self.control.repository.begin()
-        self._opened = [self._open(open_source(source), None) for source in sources]
+        found = self.control.repository.begin()
+        self._opened = [self._open(each.bundle, None) for each in found]
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the engines."""

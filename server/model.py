@@ -76,7 +76,6 @@ class ModelControl:
         self.engines = engines
         self._facts, self._set_terms = facts, set_terms
         self._prediction_log = prediction_log
-        self._metrics = ModelMetrics(metrics, self.name, self.version, self.num_exits)
         self.feedback = Feedback(self.num_exits)
         variant, self._policy_name = bundle.variant(facts.precision), settings.policy
         fitted = read_schedulers(variant, settings.policy)
@@ -90,6 +89,7 @@ class ModelControl:
             settings.confidence,
             audits=settings.audit_share > 0,
         )
+        self._metrics = ModelMetrics(metrics, self.name, self.version, self.num_exits)
         self.scheduler = schedulers.chosen  # as engines do when they start
         self._policy_version = 0
         self.audits = AuditJournal(

@@ -9,14 +9,13 @@ from typing import Literal, NamedTuple, Protocol
 from models.bundle import Bundle
 from server.bundle_folders import (
     BundleSource,
+    FoundBundle,
     RepositoryFolder,
     VersionPolicy,
+    bundles_at_start,
     choose_folders,
-    find_source,
-    find_sources,
-    open_source,
+    find_bundle,
     policy_of_setting,
-    sources_at_start,
 )
 from server.choice import ModelTable, split_version, version_order
 from server.errors import LoadRefused, UnknownModel
@@ -110,15 +109,16 @@ class Repository:
         self._failures: dict[Key, str] = {}
         self._lock = asyncio.Lock()
 
-    def begin(self) -> list[BundleSource]:
+    def begin(self) -> list[FoundBundle]:
         """Return what a server starts with; blocks.
 
         Raises:
             ValueError: If a bundle cannot be served.
         """
-        self._pinned = find_sources(self._settings.bundle)
-        found = sources_at_start(self._settings)
-        self._sources = {(each.name, each.version): each for each in found}
+        found = bundles_at_start(self._settings)
+        sources = [each.source for each in found]
+        self._pinned = [each for each in sources if each.folder in self._settings.bundle]
+        self._sources = {(each.name, each.version): each for each in sources}
         return found
 
     def index(self) -> list[IndexEntry]:
@@ -180,9 +180,10 @@ class Repository:
             if not wanted:
                 raise UnknownModel(self._unknown(name))
             before = self._models.versions(name)
-            fresh = [each for each in wanted if self._sources.get((name, each.version)) != each]
+            fresh = [each for each in wanted if self._is_new(each.source)]
             await self._load_all(fresh, before)
-            new, kept = {each.version for each in fresh}, {each.version for each in wanted}
+            new = {each.source.version for each in fresh}
+            kept = {each.source.version for each in wanted}
             if version is not None:
                 kept |= {model.version for model in before}
             old = [model for model in before if model.version in new or model.version not in kept]
@@ -206,21 +207,22 @@ class Repository:
                 await self._unload_one(model)
             return Change(found.name, [], [model.version for model in old])
 
-    def _wanted(self, name: str, policy: VersionPolicy) -> list[BundleSource]:
+    def _is_new(self, source: BundleSource) -> bool:
+        return self._sources.get((source.name, source.version)) != source
+
+    def _wanted(self, name: str, policy: VersionPolicy) -> list[FoundBundle]:
         """Return the versions of a model to serve; their bundles are verified."""
         pinned = {each.version: each.folder for each in self._pinned if each.name == name}
         folders = choose_folders(pinned, self._folder.versions(name), policy)
-        return [find_source(folder, name, version) for version, folder in folders.items()]
+        return [find_bundle(folder, name, version) for version, folder in folders.items()]
 
-    async def _load_all(
-        self, fresh: Sequence[BundleSource], before: Sequence[ModelControl]
-    ) -> None:
+    async def _load_all(self, fresh: Sequence[FoundBundle], before: Sequence[ModelControl]) -> None:
         """Load versions of a model; if one fails, unload those that were new."""
         done: list[BundleSource] = []
         try:
-            for source in fresh:
-                await self._load_one(source)
-                done.append(source)
+            for each in fresh:
+                await self._load_one(each)
+                done.append(each.source)
         except LoadRefused:
             for source in done:
                 replaced = [model for model in before if model.version == source.version]
@@ -228,12 +230,12 @@ class Repository:
                 await self._unload_one(replaced[0] if replaced else new)
             raise
 
-    async def _load_one(self, source: BundleSource) -> None:
+    async def _load_one(self, found: FoundBundle) -> None:
+        source, bundle = found
         key = source.name, source.version
         self._moving[key] = "LOADING"
         try:
             with _refusing(f"{source.name} version {source.version}", "loaded"):
-                bundle = await asyncio.to_thread(open_source, source)
                 self._check_memory(bundle)
                 versions = self._models.versions(source.name)
                 await self._host.load(source, bundle, versions[-1] if versions else None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from server.app import create_app
-from server.bundle_folders import open_source, sources_at_start
+from server.bundle_folders import bundles_at_start
 from server.cli.options import log_to_stderr
 from server.cores import usable_cores
 from server.gate import KeyFiles
@@ -62,9 +62,9 @@ def run(args: argparse.Namespace) -> None:
     KeyFiles(settings)  # whoever serves reads them again
     log_to_stderr(settings.log_level)
     logging.getLogger("eenet").info("settings %s", settings.model_dump_json())
-    for source in sources_at_start(settings):
+    for found in bundles_at_start(settings):
         # Report a bundle that is damaged or lacks precision or policy before anything is started.
-        variant = open_source(source).variant(settings.named_precision)
+        variant = found.bundle.variant(settings.named_precision)
         if settings.policy is not None:
             variant.scheduler(settings.policy)
     plan = make_plan(settings, usable_cores(), device_names(settings))

@@ -134,7 +134,7 @@ class EngineHost:
             if self._workers is not None:
                 self._set_workers(runner, self._workers)
                 self._serve(number, runner)
-        except (ValueError, MemoryError, RuntimeError, OSError) as error:
+        except Exception as error:
             fault = shortage_of(error) or str(error)
             if not isinstance(error, ValueError):
                 log.exception("a model could not be loaded")

@@ -193,7 +193,7 @@ class FrontEnd:
         source = unpack_source(message.fields["source"])
         try:
             model = await asyncio.to_thread(lambda: self._front.open(open_source(source)))
-        except (ValueError, MemoryError, RuntimeError, OSError) as error:
+        except Exception as error:
             fault = shortage_of(error) or str(error)
             log.error("%s version %s is not loaded: %s", source.name, source.version, fault)
             if not self._started.is_set():

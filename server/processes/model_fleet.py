@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from models.bundle import Bundle
-from server.bundle_folders import BundleSource, open_source
+from server.bundle_folders import BundleSource, FoundBundle
 from server.control import Control
 from server.memory import available_bytes
 from server.model import ModelControl
@@ -114,14 +114,10 @@ class ModelFleet:
         """Those that are served."""
         return list(self._served.values())
 
-    def begin(self, sources: Sequence[BundleSource]) -> None:
-        """Note what the first engine is to load; blocks.
-
-        Raises:
-            ValueError: If a bundle is damaged.
-        """
-        for source in sources:
-            model = self._model(source, open_source(source), None)
+    def begin(self, found: Sequence[FoundBundle]) -> None:
+        """Note what the first engine is to load."""
+        for source, bundle in found:
+            model = self._model(source, bundle, None)
             self._served[model.number] = model
 
     def publish_all(self) -> None:

@@ -1,4 +1,4 @@
-"""Models are loaded, swapped and unloaded under load: no request fails, and memory is given back."""
+"""Models are loaded, swapped and unloaded under load without a failed request or lost memory."""
 
 from __future__ import annotations
 

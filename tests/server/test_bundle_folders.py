@@ -1,21 +1,20 @@
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from models.bundle import BundleError
+from models.bundle import BundleError, load_bundle, rewrite_manifest
 from server.bundle_folders import (
     RepositoryFolder,
     VersionPolicy,
+    bundles_at_start,
     choose_folders,
-    find_source,
-    find_sources,
+    find_bundle,
+    find_bundles,
     name_repeats,
     open_source,
     policy_of_setting,
     policy_of_triton,
-    sources_at_start,
 )
 from server.settings import Settings
 
@@ -106,29 +105,32 @@ def test_bundles_of_the_command_line_are_served_beside_the_latest_stored_one() -
 
 
 def test_a_bundle_is_served_as_the_version_of_its_folder(shipped_bundle: Path) -> None:
-    source = find_source(shipped_bundle, "cifar10-resnet56", "7")
-    assert source.version == "7"
-    assert open_source(source).manifest.version == "7"
-    assert find_source(shipped_bundle).version == "1"
+    source, bundle = find_bundle(shipped_bundle, "cifar10-resnet56", "7")
+    assert source.version == bundle.manifest.version == "7"
+    assert open_source(source) == bundle
+    assert find_bundle(shipped_bundle).source.version == "1"
 
 
 def test_a_bundle_of_another_name_is_refused(shipped_bundle: Path) -> None:
     with pytest.raises(BundleError, match="a bundle of the model 'cifar10-resnet56'; move it"):
-        find_source(shipped_bundle, "cat", "1")
+        find_bundle(shipped_bundle, "cat", "1")
 
 
-def test_a_bundle_that_has_changed_since_is_refused(shipped_bundle: Path, tmp_path: Path) -> None:
-    shutil.copytree(shipped_bundle, tmp_path / "bundle")
-    source = find_source(tmp_path / "bundle")
-    path = tmp_path / "bundle/bundle.json"
-    path.write_text(json.dumps(json.loads(path.read_text()), indent=7))
-    with pytest.raises(BundleError, match="has changed since it was read"):
+def test_a_network_that_has_changed_since_is_refused(shipped_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(shipped_bundle, folder)
+    source = find_bundle(folder).source
+    rewrite_manifest(load_bundle(folder), training={"fitted": "again"})
+    assert open_source(source).manifest.training == {"fitted": "again"}
+    assert find_bundle(folder).source != source, "a load takes it for a new bundle"
+    rewrite_manifest(load_bundle(folder), classes=tuple("abcdefghij"))
+    with pytest.raises(BundleError, match="holds another network than when it was read"):
         open_source(source)
 
 
 def test_two_bundles_of_one_name_and_version_are_refused(shipped_bundle: Path) -> None:
     with pytest.raises(ValueError, match="two bundles are named 'cifar10-resnet56'"):
-        find_sources([shipped_bundle, shipped_bundle])
+        find_bundles([shipped_bundle, shipped_bundle])
 
 
 def test_names_that_repeat_are_found(shipped_bundle: Path, shipped_text_bundle: Path) -> None:
@@ -144,8 +146,8 @@ def test_a_start_serves_bundles_and_the_repository(
         place.parent.mkdir(exist_ok=True)
         place.symlink_to(shipped_text_bundle)
     settings = Settings(bundle=(shipped_bundle,), repository=tmp_path)
-    found = [(each.name, each.version) for each in sources_at_start(settings)]
+    found = [(each.name, each.version) for each, _ in bundles_at_start(settings)]
     assert found == [("cifar10-resnet56", "1"), ("ag-news-minilm", "2")]
     settings = Settings(repository=tmp_path, version_policy="all")
-    found = [(each.name, each.version) for each in sources_at_start(settings)]
+    found = [(each.name, each.version) for each, _ in bundles_at_start(settings)]
     assert found == [("ag-news-minilm", "1"), ("ag-news-minilm", "2")]

@@ -103,7 +103,7 @@ class Stage:
         """Serve what a server starts with."""
 
         async def begin() -> None:
-            for source in self.repository.begin():
+            for source, _ in self.repository.begin():
                 self.models.add(Model(source.name, source.version, source.sha256))
             self.host.running = self.models.values()
 
