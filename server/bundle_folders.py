@@ -220,12 +220,15 @@ def policy_of_triton(given: object) -> VersionPolicy:
     Raises:
         ValueError: If it is none.
     """
-    match given:
-        case {"all": Mapping()} if len(given) == 1:
+    kind, details = None, None
+    if isinstance(given, dict) and len(given) == 1:
+        ((kind, details),) = given.items()
+    match kind, details:
+        case "all", {}:
             return VersionPolicy(None)
-        case {"latest": {"num_versions": int(count)}} if len(given) == 1 and count > 0:
+        case "latest", {"num_versions": int(count)} if count > 0:
             return VersionPolicy(count)
-        case {"specific": {"versions": [*versions]}} if len(given) == 1 and versions:
+        case "specific", {"versions": [_, *_] as versions}:
             return VersionPolicy(None, tuple(str(version) for version in versions))
     raise ValueError(
         'version_policy is none of {"all": {}}, {"latest": {"num_versions": 1}} and '

@@ -7,7 +7,6 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS_TYPE
-from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
 
 from scheduler.control.controller import BudgetController
 from scheduler.guarantee import Certificate
@@ -47,7 +46,7 @@ class Metrics:
     def __init__(
         self, registry: CollectorRegistry, version: str, *, by_version: bool = False
     ) -> None:
-        self.registry = registry
+        self.registry, self.by_version = registry, by_version
         self.model_labels = ("model", "version") if by_version else ("model",)
         self.requests = Counter(
             "eenet_requests", "Requests answered.", ["route", "status"], registry=registry
@@ -402,4 +401,4 @@ class ModelMetrics:
         self._queue_oldest.set(oldest_s)
 
 
-__all__ = ["OPENMETRICS_TYPE", "Metrics", "ModelMetrics", "openmetrics_text"]
+__all__ = ["OPENMETRICS_TYPE", "Metrics", "ModelMetrics"]

@@ -53,6 +53,7 @@ class ModelControl:
 
     Attributes:
         key: Names this model among all that were ever loaded.
+        shown_version: Its version in answers to operators; None: the server has one of each model.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class ModelControl:
         manifest = bundle.manifest
         self.name, self.version, self.classes = manifest.name, manifest.version, manifest.classes
         self.task, self.num_exits = manifest.task, manifest.num_exits
+        self.shown_version = self.version if metrics.by_version else None
         self.key = f"{self.name}@{self.version}#{number}"
         self.clock = clock
         self.engines = engines

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from models.bundle import Bundle
@@ -214,7 +215,14 @@ class Repository:
         """Return the versions of a model to serve; their bundles are verified."""
         pinned = {each.version: each.folder for each in self._pinned if each.name == name}
         folders = choose_folders(pinned, self._folder.versions(name), policy)
-        return [find_bundle(folder, name, version) for version, folder in folders.items()]
+        return [self._find(folder, name, version) for version, folder in folders.items()]
+
+    def _find(self, folder: Path, name: str, version: str) -> FoundBundle:
+        try:
+            return find_bundle(folder, name, version)
+        except ValueError as error:
+            self._failures[name, version] = without_folders(str(error), ())
+            raise
 
     async def _load_all(self, fresh: Sequence[FoundBundle], before: Sequence[ModelControl]) -> None:
         """Load versions of a model; if one fails, unload those that were new."""

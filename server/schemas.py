@@ -3,7 +3,15 @@
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from server.json_body import MOST_ITEMS
@@ -240,11 +248,24 @@ class Certified(BaseModel):
     cost_ms: float
 
 
-class BudgetState(BaseModel):
-    """Budget of one model and how it is kept; docs/http.md describes the fields."""
+class OfModel(BaseModel):
+    """What concerns one model; `version` is there if the server may have several of a model."""
 
     model: str
-    version: str
+    version: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_version(self, handler: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def] # noqa: ANN202
+        """Leave an unknown version out; an annotation here would replace the documented fields."""
+        fields = handler(self)
+        if fields["version"] is None:
+            del fields["version"]
+        return fields
+
+
+class BudgetState(OfModel):
+    """Budget of one model and how it is kept; docs/http.md describes the fields."""
+
     policy: str
     budget_ms: float | None
     measure: str
@@ -276,11 +297,9 @@ class Budgets(BaseModel):
     models: list[BudgetState]
 
 
-class Reloaded(BaseModel):
+class Reloaded(OfModel):
     """A model's scheduler after a reload; `sha256` is the hash of its `scheduler.npz`."""
 
-    model: str
-    version: str
     policy: str
     sha256: str
 
@@ -304,11 +323,9 @@ class AuditExit(BaseModel):
     feedback_accuracy_ci95: tuple[float, float] | None
 
 
-class AuditState(BaseModel):
+class AuditState(OfModel):
     """Agreement of a model's early exits with its last; docs/http.md describes the fields."""
 
-    model: str
-    version: str
     policy: str
     share: float
     samples: int

@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 
 from fastapi import APIRouter, Request, Response
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from server.control import control_of
 from server.errors import NotReady
-from server.metrics import OPENMETRICS_TYPE, openmetrics_text
+from server.exposition import metrics_text
+from server.metrics import OPENMETRICS_TYPE
 
 router = APIRouter(tags=["operations"])
 
@@ -42,7 +43,6 @@ async def metrics(request: Request) -> Response:
             await control.collect()
     control.refresh()
     registry = control.metrics.registry
-    if "application/openmetrics-text" in request.headers.get("accept", ""):
-        text: bytes = openmetrics_text(registry)  # type: ignore[no-untyped-call]
-        return Response(text, media_type=OPENMETRICS_TYPE)
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    openmetrics = "application/openmetrics-text" in request.headers.get("accept", "")
+    text = metrics_text(registry, openmetrics=openmetrics)
+    return Response(text, media_type=OPENMETRICS_TYPE if openmetrics else CONTENT_TYPE_LATEST)

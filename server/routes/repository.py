@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server.bundle_folders import VersionPolicy, policy_of_triton
 from server.control import control_of
-from server.errors import InvalidContent
+from server.errors import InvalidContent, NotReady
 from server.problems import parse_json
-from server.repository import Change
+from server.repository import Change, Repository
 from server.schemas import KnownFields, Problem
 
 router = APIRouter(prefix="/v2/repository", tags=["repository"])
@@ -90,7 +90,7 @@ async def load_model(request: Request, model: Name) -> RepositoryChange:
     body = await request.body()
     asked = parse_json(LoadRequest, body) if body.strip() else LoadRequest()
     policy = _policy(asked.parameters)
-    return _shown(await control_of(request).repository.load(model, policy))
+    return _shown(await _repository(request).load(model, policy))
 
 
 @router.post("/models/{model}/unload", responses=REFUSALS, openapi_extra=_body(UnloadRequest))
@@ -100,7 +100,19 @@ async def unload_model(request: Request, model: Name) -> RepositoryChange:
     asked = parse_json(UnloadRequest, body) if body.strip() else UnloadRequest()
     if unknown := asked.parameters.keys() - {"unload_dependents"}:
         raise InvalidContent(f"parameters: unknown field {min(unknown)!r:.80}")
-    return _shown(await control_of(request).repository.unload(model))
+    return _shown(await _repository(request).unload(model))
+
+
+def _repository(request: Request) -> Repository:
+    """The repository, while it may be changed.
+
+    Raises:
+        NotReady: If the server starts or ends.
+    """
+    control = control_of(request)
+    if control.starting or control.draining:
+        raise NotReady("the server is starting or draining; load and unload while it is ready")
+    return control.repository
 
 
 def _policy(parameters: dict[str, Any]) -> VersionPolicy | None:

@@ -43,7 +43,7 @@ async def reload_scheduler(request: Request, query: Annotated[ModelQuery, Query(
         models=[
             Reloaded(
                 model=model.name,
-                version=model.version,
+                version=model.shown_version,
                 policy=model.scheduler.shown_name,
                 sha256=model.scheduler.sha256,
             )
