@@ -8,10 +8,9 @@ from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
-from prometheus_client.utils import floatToGoString
 
 from server.histogram import HistogramMetric
-from server.series import series_text
+from server.series import number_text, series_text
 
 PLAIN_TYPES = {"unknown": "untyped", "info": "gauge", "stateset": "gauge"}
 PLAIN_SUFFIXES = {"counter": "_total", "info": "_info"}  # of the family's name
@@ -50,4 +49,4 @@ def _lines(metric: Metric) -> Iterator[str]:
     for sample in metric.samples:
         if sample.name != created:
             series = series_text(sample.name, tuple(sample.labels.items()))
-            yield f"{series} {floatToGoString(sample.value)}\n"
+            yield f"{series} {number_text(sample.value)}\n"

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
-from server.series import Labels, bucket_texts, series_text
+from server.series import Labels, bucket_texts, number_text, series_text
 
 Floats = NDArray[np.float64]
 
@@ -126,10 +126,10 @@ class HistogramMetric(Metric):
             labels = tuple(zip(self._labels, values, strict=True))
             below = np.cumsum(histogram.counts).astype(float).tolist()
             for series, value in zip(self._buckets(labels), below, strict=True):
-                written.append(f"{series} {floatToGoString(value)}\n")
+                written.append(f"{series} {number_text(value)}\n")
             count, total = below[-1], histogram.sum
-            written.append(f"{series_text(f'{self.name}_count', labels)} {floatToGoString(count)}\n")
-            written.append(f"{series_text(f'{self.name}_sum', labels)} {floatToGoString(total)}\n")
+            written.append(f"{series_text(f'{self.name}_count', labels)} {number_text(count)}\n")
+            written.append(f"{series_text(f'{self.name}_sum', labels)} {number_text(total)}\n")
         return written
 
     def _buckets(self, labels: Labels) -> Sequence[str]:

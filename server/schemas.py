@@ -255,7 +255,7 @@ class OfModel(BaseModel):
     version: str | None = None
 
     @model_serializer(mode="wrap")
-    def _without_version(self, handler: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def] # noqa: ANN202
+    def _without_version(self, handler: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
         """Leave an unknown version out; an annotation here would replace the documented fields."""
         fields = handler(self)
         if fields["version"] is None:

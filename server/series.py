@@ -1,8 +1,17 @@
-"""Names of series of metrics, with their labels, as text."""
+"""Series of metrics and their values as text."""
 
 import functools
 
+from prometheus_client.utils import floatToGoString
+
 Labels = tuple[tuple[str, str], ...]
+
+
+def number_text(value: float) -> str:
+    """Return a value as Prometheus' own programs write it."""
+    text: str = floatToGoString(value)  # type: ignore[no-untyped-call]
+    return text
+
 
 @functools.lru_cache(1 << 14)
 def series_text(name: str, labels: Labels) -> str:
