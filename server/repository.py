@@ -176,7 +176,7 @@ class Repository:
         if version is not None:
             policy = VersionPolicy(None, (version,))
         async with self._lock:
-            with _refusing(name, "loaded"):
+            with _refusing(name):
                 wanted = await asyncio.to_thread(self._wanted, name, policy)
             if not wanted:
                 raise UnknownModel(self._unknown(name))
@@ -243,7 +243,7 @@ class Repository:
         key = source.name, source.version
         self._moving[key] = "LOADING"
         try:
-            with _refusing(f"{source.name} version {source.version}", "loaded"):
+            with _refusing(f"{source.name} version {source.version}"):
                 self._check_memory(bundle)
                 versions = self._models.versions(source.name)
                 await self._host.load(source, bundle, versions[-1] if versions else None)
@@ -287,10 +287,10 @@ def _in_order(versions: Iterable[str]) -> list[str]:
 
 
 @contextmanager
-def _refusing(name: str, done: str) -> Iterator[None]:
+def _refusing(name: str) -> Iterator[None]:
     """Report what is wrong with a model as a refusal, without the folders of this host."""
     try:
         yield
     except ValueError as error:
-        log.warning("%s is not %s: %s", name, done, error)
-        raise LoadRefused(f"{name} is not {done}: {without_folders(str(error), ())}") from error
+        log.warning("the model is not loaded: %s: %s", name, error)
+        raise LoadRefused(f"{name} is not loaded: {without_folders(str(error), ())}") from error
