@@ -1,4 +1,5 @@
 import re
+import time
 
 import numpy as np
 import pytest
@@ -60,6 +61,20 @@ def test_the_series_of_a_model_disappear_with_it() -> None:
     metrics.remove_model("cat", "2")
     assert metrics_text(registry) == before
     metrics.remove_model("dog", "1")
+
+
+def test_twenty_models_are_written_in_a_part_of_fifty_milliseconds() -> None:
+    metrics = Metrics(CollectorRegistry(), "1.0")
+    for number in range(20):
+        ModelMetrics(metrics, f"cat-{number}", "1", 3)
+    metrics_text(metrics.registry)
+
+    def took_s() -> float:
+        started_s = time.process_time()
+        metrics_text(metrics.registry)
+        return time.process_time() - started_s
+
+    assert min(took_s() for _ in range(5)) < 0.03
 
 
 def test_a_model_that_is_replaced_keeps_its_series() -> None:
