@@ -4,8 +4,8 @@
 
 The models are copies of the shipped image network, whose stages the replay backend answers at no
 cost. Each model has answered images, so that no histogram is empty. Scrapes follow each other with
-pauses, as those of Prometheus. The processor time is that of all processes, beats included. Ends with status 1 if the median with the most models is above
-50 ms. JSON on the last line.
+pauses, as those of Prometheus. The processor time is that of all processes, beats included. Ends
+with status 1 if the median with the most models is above 50 ms. JSON on the last line.
 """
 
 import json
