@@ -130,7 +130,7 @@ class Engine:
         self._control = Channel(
             control,
             asyncio.get_running_loop(),
-            lambda message, fds: self._ready.set() if message.kind == "ready" else None,
+            lambda message, fds: self._ready.set(),  # its first report
             self._ready.set,
         )
         self._pixels = test_pixels()
