@@ -15,8 +15,16 @@ from server.errors import InvalidContent, ServeError, UnsupportedMedia
 from server.forms import parse_form
 from server.front import FrontModel, Modality, front_of
 from server.hot_route import DEFAULTS, optional_fields, prediction_fields
+from server.label_sets import label_set_fields, label_set_options
 from server.problems import format_validation_error, parse_json, problem
-from server.schemas import Options, PredictBody, Prediction, Predictions, Problem
+from server.schemas import (
+    LabelSetPrediction,
+    Options,
+    PredictBody,
+    Prediction,
+    Predictions,
+    Problem,
+)
 
 router = APIRouter(tags=["prediction"])
 
@@ -43,7 +51,7 @@ _QUERY = [
     "/predict",
     response_class=Response,
     responses={
-        200: {"model": Prediction | Predictions},
+        200: {"model": Prediction | LabelSetPrediction | Predictions},
         **{code: {"model": Problem} for code in (400, 404, 413, 415, 422, 429, 500, 503, 504)},
     },
     openapi_extra={
@@ -89,7 +97,9 @@ async def _answer_json(request: Request) -> Response:
         loop = asyncio.get_running_loop()
         parsed = await loop.run_in_executor(front.parse_pool, parse_json, PredictBody, body)
     modality: Modality = "image" if parsed.text is None and parsed.texts is None else "text"
+    items: Sequence[Payload]
     items, is_list = parsed.items
+    items = items if parsed.pairs is None else parsed.pairs
     limit = min(front.settings.max_items, front.settings.max_queue)
     if len(items) > limit:
         raise InvalidContent(f"{len(items)} {modality}s in one list; {limit} is the most, split it")
@@ -122,16 +132,18 @@ async def _answer_form(request: Request) -> Response:
     finally:
         await form.close()
     texts = [value for name, value in parts if name == "text" and isinstance(value, str)]
+    pair = [value for name, value in parts if name == "text_pair" and isinstance(value, str)]
     if len(bodies) + len(texts) != 1:
         raise InvalidContent(
             f"the form holds {len(bodies)} files named file or image and {len(texts)} texts; send "
             f"one of either"
         )
-    for name in ("text", "_charset_"):
+    for name in ("text", "text_pair", "_charset_"):
         fields.pop(name, None)
     options = _options({**request.query_params, **fields})
     if texts:
-        return await _answer_one(request, "text", texts[0], options)
+        payload = (texts[0], pair[0]) if pair and pair[0] else texts[0]
+        return await _answer_one(request, "text", payload, options)
     return await _answer_one(request, "image", bodies[0], options)
 
 
@@ -202,6 +214,8 @@ def _options(given: Mapping[str, Any]) -> Options:
 
 async def _to_json(model: FrontModel, served: InferenceRequest, options: Options) -> dict[str, Any]:
     """Return the JSON of one answer, with its mask if the model draws one."""
+    if model.thresholds is not None:
+        return _label_sets_to_json(model, served, options)
     mask = await model.dispatcher.draw_mask(served) if model.task == "segmentation" else None
     return {
         "model": model.name,
@@ -209,6 +223,21 @@ async def _to_json(model: FrontModel, served: InferenceRequest, options: Options
         **prediction_fields(served, model.classes, model.num_exits, options.top_k),
         "request_id": served.request_id,
         **optional_fields(served, model.classes, model.num_exits, mask),
+    }
+
+
+def _label_sets_to_json(
+    model: FrontModel, served: InferenceRequest, options: Options
+) -> dict[str, Any]:
+    """Return the JSON of an answer of any number of labels."""
+    assert model.thresholds is not None, "models of label sets have thresholds"
+    about = model.classes, model.thresholds
+    return {
+        "model": model.name,
+        "version": model.version,
+        **label_set_fields(served, *about, options.top_k),
+        "request_id": served.request_id,
+        **label_set_options(served, *about),
     }
 
 
