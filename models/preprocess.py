@@ -213,7 +213,8 @@ class TextPreprocessor:
             if not part[:limit].strip():
                 raise InvalidInput("the text is empty; send at least one word")
         try:
-            encoding = self._tokenizer.encode(*[part[:limit] for part in parts])
+            first, *second = [part[:limit] for part in parts]
+            encoding = self._tokenizer.encode(first, second[0] if second else None)
         except (TypeError, UnicodeError) as error:
             raise InvalidInput(
                 "the text holds half of a surrogate pair; send valid Unicode"

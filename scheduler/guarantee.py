@@ -235,7 +235,7 @@ def exit_losses(
         answers = log_probs.argmax(-1)
         differs: NDArray[np.bool_] = answers != answers[-1]
         if label_sets:
-            return differs.any(2)
+            return np.asarray(differs.any(2))
         return differs if differs.ndim == 2 else differs.mean(2)
     if labels is None:
         raise ValueError("an accuracy loss needs labels; give them, or promise a disagreement")

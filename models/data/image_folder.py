@@ -38,10 +38,10 @@ def read_image_folder(folder: Path) -> Samples:
         ValueError: If there are fewer than two classes, a class folder holds no images, the
             training and test folders have different classes, or the classes look like splits.
     """
-    train = _split_folder(folder, TRAIN_NAMES)
+    train, notes, is_test = _split_folder(folder, TRAIN_NAMES), tuple[str, ...](), None
     if train is None or _has_images(train):  # a class may be called train
         _check_no_splits(folder)
-        listing, is_test, notes = _list_classes(folder), None, ()
+        listing = _list_classes(folder)
     else:
         listing, test = _list_classes(train), _test_folder(folder, train)
         of_test = _list_classes(test)

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from models.data.transcode import to_known_format
 from models.images import FORMATS
@@ -59,7 +59,7 @@ class EncodedImages(NamedTuple):
 
     def select(self, rows: NDArray[np.intp]) -> "EncodedImages":
         """Return some of the images."""
-        return EncodedImages([self.items[row] for row in rows], self.source)  # type: ignore[arg-type]
+        return EncodedImages([self.items[row] for row in rows], self.source)
 
     def common_size(self, image_size: int | None) -> tuple[int, int]:
         """Check the header of every image, and return the height and width to decode to.
@@ -122,7 +122,7 @@ class EncodedImages(NamedTuple):
             try:
                 with Image.open(file, formats=DATASET_FORMATS) as image:
                     width, height = oriented_size(image)
-            except Image.UnidentifiedImageError:  # perhaps an HEIC
+            except UnidentifiedImageError:  # perhaps an HEIC
                 with Image.open(io.BytesIO(self.read(row)), formats=FORMATS) as image:
                     width, height = oriented_size(image)
         except InvalidInput as error:

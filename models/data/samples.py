@@ -104,15 +104,15 @@ def index_labels(
         ValueError: If there are fewer than two classes, all of them have names of splits, or
             training and test rows differ in their classes.
     """
-    unified, notes = unify_numbers(Counter(names)), ()
+    unified = unify_numbers(Counter(names))
+    notes: tuple[str, ...] = ()
     if unified:
         pairs = ", ".join(f"{name!r} as {one!r}" for name, one in sorted(unified.items()))
         notes = (f"labels in two number formats are one class: {pairs}",)
         names = [unified.get(name, name) for name in names]
     if is_test is not None:
-        _check_same_classes(
-            *(Counter(compress(names, part)) for part in (~is_test, is_test)), source
-        )
+        train, test = (Counter(compress(names, part)) for part in (~is_test, is_test))
+        _check_same_classes(train, test, source)
     classes = sort_classes(set(names))
     if len(classes) < 2:
         raise ValueError(

@@ -112,9 +112,9 @@ class AttachedConfig:
 class Projected(nn.Sequential):
     """Embeddings and their projection to the width of the layers."""
 
-    def forward(self, ids: Tensor, **more: Tensor) -> Tensor:
+    def forward(self, input: Tensor, **more: Tensor) -> Tensor:
         """Embed ids (N, L), and more that the embeddings take by name."""
-        hidden: Tensor = self[1](self[0](ids, **more))
+        hidden: Tensor = self[1](self[0](input, **more))
         return hidden
 
 
@@ -286,8 +286,8 @@ def load_attached(
     finally:
         set_verbosity(verbosity)
     new = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}
-    head = (f"{layout.linear}.", f"{layout.pooler}.")
-    if lacking := sorted(key for key in new if not key.startswith(head)):
+    classifying = (f"{layout.linear}.", f"{layout.pooler}.")
+    if lacking := sorted(key for key in new if not key.startswith(classifying)):
         raise ValueError(
             f"{backbone} lacks {lacking[0]!r} of its {config.backbone['model_type']} or holds it "
             f"in another shape, {len(lacking)} such in all; give the folder that save_pretrained "

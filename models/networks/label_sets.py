@@ -22,7 +22,7 @@ class LabelSetHead(nn.Module):
         super().__init__()
         self.head = head
         # The log-odds of the thresholds: where a logit is equal, both classes are as likely.
-        self.register_buffer("shift", torch.zeros(num_labels))
+        self.shift = nn.Buffer(torch.zeros(num_labels))
 
     def forward(self, state: State) -> Tensor:
         """Map a state to logits (N, C, 2)."""
@@ -32,7 +32,8 @@ class LabelSetHead(nn.Module):
 
 def with_label_sets(model: MultiExitModel, num_labels: int) -> MultiExitModel:
     """Return the network with heads for rows of several labels."""
-    return MultiExitModel(model.stages, [LabelSetHead(head, num_labels) for head in model.heads])
+    heads = [LabelSetHead(head, num_labels) for head in model.heads]
+    return MultiExitModel(list(model.stages), heads)
 
 
 @torch.no_grad()

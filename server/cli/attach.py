@@ -130,8 +130,8 @@ def attach(args: argparse.Namespace) -> list[EpochReport]:
     start = (_from_resnet if is_resnet else _from_encoder)(args, exits, len(dataset.classes))
     _check_task(args, start, data, dataset)
     if not is_resnet:
-        from models.networks.class_match import rename
-        from models.networks.pretrained_head import adopt_head
+        from models.training.class_match import rename
+        from models.training.pretrained_head import adopt_head
 
         backbone = start.network.settings["backbone"]
         match = adopt_head(str(args.backbone), start.model, backbone, dataset, start.head)

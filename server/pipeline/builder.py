@@ -33,12 +33,12 @@ from models.export.onnx_graphs import (
     write_graphs,
 )
 from models.export.torch_weights import store_network
-from models.networks.class_match import match_classes, rename
 from models.networks.families import Network
 from models.networks.fcn import coarse_labels
 from models.networks.label_sets import with_label_sets
 from models.networks.multi_exit import MultiExitModel
 from models.preprocess import ImagePreprocessor, TextPreprocessor
+from models.training.class_match import match_classes, rename
 from models.training.run import BEST, RunConfig, read_run
 from models.training.vocabulary import prune_vocabulary
 from profiling.evaluation.evaluate import Evaluation

@@ -1,6 +1,6 @@
 import pytest
 
-from models.networks.class_match import match_classes
+from models.training.class_match import match_classes
 
 SENTIMENT = {"0": "negative", "1": "positive"}
 

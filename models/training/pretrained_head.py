@@ -9,9 +9,9 @@ from torch import nn
 
 from models.data.dataset import Dataset
 from models.networks.attach import Head
-from models.networks.class_match import ClassMatch, match_classes
 from models.networks.multi_exit import MultiExitModel
 from models.networks.pretrained_files import MULTI_LABEL
+from models.training.class_match import ClassMatch, match_classes
 
 log = logging.getLogger(__name__)
 
