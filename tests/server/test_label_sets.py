@@ -30,7 +30,7 @@ WORDS = {"praise": ("good", "great", "fine"), "blame": ("bad", "awful", "dull")}
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
-def write_table(path: Path, rows: int = 200) -> Path:
+def write_table(path: Path, rows: int = 300) -> Path:
     """Texts that praise, blame, do both or neither."""
     random, lines = np.random.default_rng(0), dict[str, str]()
     while len(lines) < rows:
@@ -56,8 +56,8 @@ def folders(
     folder = tmp_path_factory.mktemp("labels")
     table = write_table(folder / "texts.csv")
     run("attach", "--backbone", backbone, "--exits", 1, "--dataset", table, "--label-separator",
-        "|", "--out", folder / "run", "--epochs", 8, "--batch-size", 8,
-        "--peak-lr", 0.003)  # fmt: skip
+        "|", "--out", folder / "run", "--epochs", 15, "--batch-size", 16,
+        "--peak-lr", 0.004)  # fmt: skip
     with building_quickly():
         run("build", folder / "run", "--out", folder / "moods", "--torch-weights")
     return folder / "run", folder / "moods"
@@ -155,14 +155,6 @@ def test_the_torch_backend_gives_the_same_labels(
     with TestClient(create_app(settings)) as torch_client:
         for text in ("the good film", "a dull and fine film"):
             assert names(predict(torch_client, text)) == names(predict(client, text))
-
-
-def test_a_build_on_rows_of_one_label_is_refused(
-    folders: tuple[Path, Path], reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = ["--dataset", str(reviews), "--out", str(tmp_path / "b")]
-    assert main(["build", str(folders[0]), *flags]) == 2
-    assert capsys.readouterr().err
 
 
 def test_the_table_is_split_with_every_label(folders: tuple[Path, Path]) -> None:
