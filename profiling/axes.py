@@ -23,7 +23,8 @@ def misplaced_axes(probs: NDArray[np.floating], labels: NDArray[np.generic]) -> 
     Returns:
         A clause for a message; None if the axes are in order, or no order fits.
     """
-    if probs.ndim != 3 or labels.ndim != 1 or not labels.size or 0 in probs.shape:
+    is_table = probs.ndim == 3 and labels.ndim == 1 and probs.dtype.kind == "f"
+    if not is_table or not labels.size or 0 in probs.shape:
         return None
     orders = list(itertools.permutations(range(3)))
     if _fits(probs, labels, orders[0]):
