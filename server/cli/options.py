@@ -337,7 +337,7 @@ def text_input(args: argparse.Namespace, network: Network, tokenizer: str) -> di
 
 def reads_pairs(args: argparse.Namespace) -> bool:
     """Whether --text-column names two columns that are a pair of texts."""
-    return "," in (args.text_column or "")
+    return "," in (getattr(args, "text_column", None) or "")
 
 
 def separator_of(tokenizer: str) -> int | None:
