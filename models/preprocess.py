@@ -27,6 +27,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SMALL_CHARACTERS = 512  # about 0.2 ms of tokenising
 # Texts are cut to this many characters per token of the limit before they are tokenised.
 CHARACTERS_PER_TOKEN = 64
+Text = str | tuple[str, str]
+"""A text, or a pair of texts that a network reads together."""
 
 
 class ModelInput(NamedTuple):
@@ -183,6 +185,7 @@ class TextPreprocessor:
         length_step: Texts are padded to a multiple of this length, so that more of them share a
             length and can be batched.
         typical_tokens: Length of the example text, with which costs are measured.
+        pair: Whether an input is a pair of texts, which the tokenizer joins.
     """
 
     tokenizer: Path
@@ -190,6 +193,7 @@ class TextPreprocessor:
     pad_id: int
     length_step: int
     typical_tokens: int
+    pair: bool = False
     _tokenizer: Tokenizer = field(init=False, repr=False, compare=False)
     _added: int = field(init=False, repr=False, compare=False)  # special tokens around each text
     _unknown_id: int | None = field(init=False, repr=False, compare=False)
@@ -202,20 +206,30 @@ class TextPreprocessor:
         tokenizer.enable_truncation(self.max_tokens)
         tokenizer.no_padding()
         object.__setattr__(self, "_tokenizer", tokenizer)
-        object.__setattr__(self, "_added", tokenizer.num_special_tokens_to_add(False))
+        object.__setattr__(self, "_added", tokenizer.num_special_tokens_to_add(self.pair))
         object.__setattr__(self, "_unknown_id", _unknown_id(tokenizer))
 
-    def __call__(self, text: str) -> ModelInput:
-        """Tokenise a text to token ids and mask, (1, L) int64 each.
+    def __call__(self, text: Text) -> ModelInput:
+        """Tokenise a text, or a pair of texts, to token ids and mask, (1, L) int64 each.
 
         Raises:
-            InvalidInput: If the text holds nothing to read, or is not valid Unicode.
+            InvalidInput: If a text holds nothing to read or is not valid Unicode, or a pair came
+                where the network reads one text, or the other way round.
         """
         limit = CHARACTERS_PER_TOKEN * self.max_tokens
-        if is_blank(text[:limit]):
-            raise InvalidInput("the text is empty; send at least one word")
+        parts = (text,) if isinstance(text, str) else text
+        if (len(parts) > 1) != self.pair:
+            raise InvalidInput(
+                "the model reads pairs of texts; send the second as text_pair"
+                if self.pair
+                else "the model reads one text; leave text_pair out, or join the two into one"
+            )
+        for part in parts:
+            if is_blank(part[:limit]):
+                raise InvalidInput("the text is empty; send at least one word")
         try:
-            encoding = self._tokenizer.encode(text[:limit])
+            first, *second = [part[:limit] for part in parts]
+            encoding = self._tokenizer.encode(first, second[0] if second else None)
         except (TypeError, UnicodeError) as error:
             raise InvalidInput(
                 "the text holds half of a surrogate pair; send valid Unicode"
@@ -229,20 +243,21 @@ class TextPreprocessor:
         length = min(-(-len(ids) // step) * step, self.max_tokens)
         return ModelInput(
             self._pad([ids], length),
-            bool(encoding.overflowing) or len(text) > limit,
+            bool(encoding.overflowing) or max(map(len, parts)) > limit,
             unknown_share=unknown / read,
             tokens=len(ids),
         )
 
-    def decode_if_small(self, text: str) -> ModelInput | None:
+    def decode_if_small(self, text: Text) -> ModelInput | None:
         """Tokenise a short text; return None if that may take more than a few 0.1 ms.
 
         Raises:
             InvalidInput: As for a call.
         """
-        return self(text) if len(text) <= SMALL_CHARACTERS else None
+        length = len(text) if isinstance(text, str) else sum(map(len, text))
+        return self(text) if length <= SMALL_CHARACTERS else None
 
-    def decode_if_fast(self, text: str) -> ModelInput | None:
+    def decode_if_fast(self, text: Text) -> ModelInput | None:
         """Tokenise a text; all are fast, since they are cut before."""
         return self(text)
 
@@ -252,10 +267,14 @@ class TextPreprocessor:
         ids = np.full((1, self.typical_tokens), self.pad_id, np.int64)
         return ids, np.ones_like(ids)
 
-    def batch(self, texts: Sequence[str]) -> State:
+    def batch(self, texts: Sequence[Text]) -> State:
         """Tokenise N texts to token ids and mask, (N, L) int64 each, padded to the longest."""
         limit = CHARACTERS_PER_TOKEN * self.max_tokens
-        encodings = self._tokenizer.encode_batch([text[:limit] for text in texts])
+        cut = [
+            text[:limit] if isinstance(text, str) else (text[0][:limit], text[1][:limit])
+            for text in texts
+        ]
+        encodings = self._tokenizer.encode_batch(cut)
         rows = [encoding.ids for encoding in encodings]
         return self._pad(rows, max(map(len, rows)))
 

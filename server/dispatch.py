@@ -27,7 +27,7 @@ from server.trace_records import RequestTrace
 
 log = logging.getLogger(__name__)
 
-Payload = bytes | str
+Payload = bytes | str | tuple[str, str]
 """The bytes of an image file, an image file in base64, or a text; the model knows which."""
 
 SMALL_PAYLOAD = 16 * 1024  # bytes or characters: larger ones are never decoded on the event loop
@@ -310,7 +310,7 @@ class Dispatcher:
 
         Handing a small payload to a thread and back costs more than decoding it.
         """
-        if not may_block or len(payload) > SMALL_PAYLOAD:
+        if not may_block or isinstance(payload, tuple) or len(payload) > SMALL_PAYLOAD:
             return False
         decode = self._preprocess.decode_if_small
         return self._decode(request, payload, lambda each: decode(each) or UNKNOWN) is None

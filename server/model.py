@@ -66,6 +66,7 @@ class ModelControl:
         self.task, self.num_exits = manifest.task, manifest.num_exits
         self.input = manifest.input
         self.statistics = InferenceStatistics()
+        self.has_label_sets = manifest.thresholds is not None
         self.clock = clock
         self.engines = engines
         self._facts, self._set_terms = facts, set_terms
@@ -87,7 +88,7 @@ class ModelControl:
         self.scheduler = schedulers.chosen  # as engines do when they start
         self._policy_version = 0
         self.audits = AuditJournal(
-            AuditLog(self.num_exits),
+            AuditLog(self.num_exits, label_sets=self.has_label_sets),
             self._metrics.audit,
             settings.audit_share,
             self.scheduler.combiner,

@@ -21,6 +21,8 @@ from server.cli.options import (
     max_tokens_of,
     parse_exits,
     prepare_training,
+    reads_pairs,
+    separator_of,
     torchvision_resnets,
 )
 from server.cli.train import (
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from models.data.dataset import DataConfig, Dataset
+    from models.networks.attach import Head
     from models.networks.multi_exit import MultiExitModel, State
     from models.training.trainer import EpochReport
 
@@ -85,12 +88,16 @@ def interrupted(args: argparse.Namespace) -> str:
 
 
 class _Start(NamedTuple):
-    """A network with exits on a backbone, its preprocessing settings and tokenizer."""
+    """A network with exits on a backbone, its preprocessing settings and tokenizer.
+
+    `head` says whether the last exit has the backbone's classifier.
+    """
 
     network: Network
     model: MultiExitModel
     input: dict[str, Any]
     tokenizer: str | None
+    head: Head = "absent"
 
 
 def attach(args: argparse.Namespace) -> list[EpochReport]:
@@ -121,8 +128,14 @@ def attach(args: argparse.Namespace) -> list[EpochReport]:
     dataset = load_dataset(data)
     torch.manual_seed(training.seed)
     start = (_from_resnet if is_resnet else _from_encoder)(args, exits, len(dataset.classes))
-    _align_classes(start, dataset.classes)
     _check_task(args, start, data, dataset)
+    if not is_resnet:
+        from models.training.class_match import rename
+        from models.training.pretrained_head import adopt_head
+
+        backbone = start.network.settings["backbone"]
+        match = adopt_head(str(args.backbone), start.model, backbone, dataset, start.head)
+        dataset = rename(dataset, match.names)
     config = RunConfig(
         arch=start.network.arch,
         settings=dict(start.network.settings),
@@ -202,30 +215,22 @@ def _from_encoder(args: argparse.Namespace, exits: Sequence[int], num_classes: i
     ends = network.settings["exits_after_layer"]
     most = attaching.max_tokens(attaching.AttachedConfig(**network.settings))
     tokenizer = None if most is None else read_pretrained_tokenizer(args.backbone)
-    _, model = attaching.attach(args.backbone, ends, num_classes)
+    separator = None
+    is_pair = tokenizer is not None and reads_pairs(args)
+    if is_pair and attaching.has_segments(attaching.AttachedConfig(**network.settings)):
+        separator = separator_of(tokenizer or "")
+        settings = {**network.settings, "separator_id": separator}
+        network = Network(network.arch, settings)
+    _, model, head = attaching.load_attached(args.backbone, ends, num_classes, separator)
     if most is None or tokenizer is None:
-        return _Start(network, model, _read_normalisation(args.backbone), None)
+        return _Start(network, model, _read_normalisation(args.backbone), None, head)
     backbone = network.settings["backbone"]
     check_vocabulary(tokenizer, backbone["vocab_size"])
     wanted = max_tokens_of(args, args.backbone, most)
-    input = {"max_tokens": wanted, "pad_id": backbone.get("pad_token_id") or 0}
-    return _Start(network, model, input, tokenizer)
-
-
-def _align_classes(start: _Start, classes: Sequence[str]) -> None:
-    """Reorder the last exit of a backbone that was fine-tuned on the same classes."""
-    import torch
-
-    named = start.network.settings.get("backbone", {}).get("id2label") or {}
-    before = [name for _, name in sorted(named.items(), key=lambda entry: int(entry[0]))]
-    if before == list(classes) or sorted(before) != sorted(classes):
-        return
-    linear = start.model.heads[-1].linear
-    assert isinstance(linear, torch.nn.Linear), "every head ends with a linear layer"
-    order = [before.index(name) for name in classes]
-    with torch.no_grad():
-        linear.weight.copy_(linear.weight[order].clone())
-        linear.bias.copy_(linear.bias[order].clone())
+    input: dict[str, Any] = {"max_tokens": wanted, "pad_id": backbone.get("pad_token_id") or 0}
+    if is_pair:
+        input["pair"] = True
+    return _Start(network, model, input, tokenizer, head)
 
 
 def _chosen_exits(args: argparse.Namespace, is_resnet: bool) -> list[int]:

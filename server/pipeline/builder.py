@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -35,14 +35,17 @@ from models.export.onnx_graphs import (
 from models.export.torch_weights import store_network
 from models.networks.families import Network
 from models.networks.fcn import coarse_labels
+from models.networks.label_sets import with_label_sets
 from models.networks.multi_exit import MultiExitModel
 from models.preprocess import ImagePreprocessor, TextPreprocessor
+from models.training.class_match import match_classes, rename
 from models.training.run import BEST, RunConfig, read_run
 from models.training.vocabulary import prune_vocabulary
 from profiling.evaluation.evaluate import Evaluation
 from profiling.recording import first_rows, texts_of
 from scheduler.fitting.fit import MIN_ROWS
 from scheduler.fitting.prior import Prior
+from server.pipeline.label_thresholds import choose_thresholds
 from server.pipeline.precisions import PrecisionChoice, choose_precisions
 from server.pipeline.priors import OBSERVED, read_prior
 from server.pipeline.schedulers import SIDE_BY_SIDE, FitKind, warn_of_imbalance
@@ -129,6 +132,8 @@ def load_run(folder: Path) -> Run:
     if not (folder / BEST).is_file():
         raise ValueError(f"{folder} holds no {BEST} yet; let the training finish an epoch first")
     model = Network(config.arch, config.settings).build()
+    if config.label_sets:
+        model = with_label_sets(model, len(config.classes))
     model.load_state_dict(load_file(folder / BEST))
     return Run(folder, config, model)
 
@@ -157,7 +162,8 @@ def build_bundle(
             f"--prune-vocabulary"
         )
     log_step("reading the dataset")
-    data = in_order(load_dataset(options.data), run.config.classes)
+    named = run.config.settings.get("backbone", {}).get("id2label") or {}
+    data = in_order(load_dataset(options.data), run.config.classes, named)
     _check_data(run, data)
     prior = read_prior(options.prior, data.classes)
     if prior is not None:
@@ -176,8 +182,19 @@ def build_bundle(
     return built._replace(bundle=Bundle(out, built.bundle.manifest))
 
 
-def in_order(data: Dataset, classes: tuple[str, ...]) -> Dataset:
-    """The dataset with labels in the network's order of classes, if the classes are the same."""
+def in_order(
+    data: Dataset, classes: tuple[str, ...], id2label: Mapping[str, str] | None = None
+) -> Dataset:
+    """The dataset with labels in the network's order of classes, if the classes are the same.
+
+    Args:
+        data: The dataset.
+        classes: The network's.
+        id2label: Names of the backbone's classes by their number, which the dataset may give.
+    """
+    if id2label and set(data.classes) != set(classes):
+        renamed = rename(data, match_classes(data.classes, id2label).names)
+        data = renamed if set(renamed.classes) == set(classes) else data
     if data.classes == classes or sorted(data.classes) != sorted(classes):
         return data
     places = np.array([classes.index(name) for name in data.classes])
@@ -185,6 +202,12 @@ def in_order(data: Dataset, classes: tuple[str, ...]) -> Dataset:
 
 
 def _check_data(run: Run, data: Dataset) -> None:
+    if run.config.label_sets != (data.task != "segmentation" and data.test.labels.ndim > 1):
+        several = "several classes" if run.config.label_sets else "one class"
+        raise ValueError(
+            f"the run was trained on rows of {several}, the dataset's are not; give the same "
+            f"dataset, --label-column and --label-separator"
+        )
     task = Network(run.config.arch).family.task
     if data.task != task:
         raise ValueError(f"the dataset is of the task {data.task}, but the run is of {task}")
@@ -219,6 +242,10 @@ def _fill(
     preprocess = _preprocessor(run, folder, data)
     if data.task == "segmentation":
         data = data.map_labels(data.classes, coarse_labels)
+    thresholds = None
+    if run.config.label_sets:
+        log_step("choosing the thresholds of the labels")
+        thresholds = choose_thresholds(run.model, preprocess, data.calibration)
     log_step("exporting one graph per stage and head")
     graphs = export_graphs(run.model, *_two_sizes(preprocess.example))
     disagreement = _check_parity(run.model, graphs, first_rows(preprocess, data.test, PARITY_ROWS))
@@ -233,6 +260,7 @@ def _fill(
         costs_ms,
         options.data.seed,
         log_step,
+        run.config.label_sets,
     )
     built = choose_precisions(builder, options.precision, options.max_precision_loss)
     variants = [builder.add_schedulers(variant, SIDE_BY_SIDE) for variant in built.variants]
@@ -245,6 +273,7 @@ def _fill(
         task=data.task,
         classes=data.classes,
         num_exits=run.model.num_exits,
+        thresholds=thresholds,
         inputs={"text" if data.task == "text" else "image": _described(preprocess)},
         precisions={variant.precision: variant.entry for variant in variants},
         trained=built.trained,
@@ -285,7 +314,10 @@ def _write_tokenizer(run: Run, folder: Path, data: Dataset, options: BuildOption
     if not options.prune_vocabulary:
         shutil.copyfile(source, folder / TOKENIZER)
         return
-    pruned = prune_vocabulary(run.model, source, texts_of(data.train))
+    texts = [text for text in texts_of(data.train) if isinstance(text, str)]
+    if len(texts) < len(data.train.labels):
+        raise ValueError("--prune-vocabulary takes no pairs of texts; leave it out")
+    pruned = prune_vocabulary(run.model, source, texts)
     (folder / TOKENIZER).write_text(pruned)
 
 
@@ -315,6 +347,7 @@ def _preprocessor(run: Run, folder: Path, data: Dataset) -> ImagePreprocessor | 
         pad_id=_pad_id(run, folder / TOKENIZER),
         length_step=LENGTH_STEP,
         typical_tokens=LENGTH_STEP,
+        pair=settings.get("pair", False),
     )
     widths = [preprocess(text).state[0].shape[1] for text in texts_of(data.calibration)]
     return replace(preprocess, typical_tokens=int(np.median(widths)))
