@@ -96,6 +96,8 @@ async def prediction_json(
     model: FrontModel, served: InferenceRequest, options: Options
 ) -> dict[str, Any]:
     """Return the JSON of one answer, with its mask if the model draws one."""
+    if options.raw_scores:
+        require_logits(model)
     if model.thresholds is not None:
         return _label_set_json(model, served, options)
     mask = await model.dispatcher.draw_mask(served) if model.task == "segmentation" else None
@@ -115,8 +117,6 @@ def _label_set_json(
     model: FrontModel, served: InferenceRequest, options: Options
 ) -> dict[str, Any]:
     assert model.thresholds is not None, "models of label sets have thresholds"
-    if options.raw_scores:
-        raise InvalidContent(f"raw_scores: {model.name} gives several labels; read top_k")
     about = model.classes, model.thresholds
     return {
         "model": model.name,
@@ -147,6 +147,18 @@ def require_one_label(model: FrontModel) -> None:
         )
 
 
+def require_logits(model: FrontModel) -> None:
+    """Check that an answer of a model has logits, one for each class.
+
+    Raises:
+        InvalidContent: If it has none.
+    """
+    if model.thresholds is not None:
+        raise InvalidContent(f"raw_scores: {model.name} gives several labels; read top_k")
+    if model.task == "segmentation":
+        raise InvalidContent(f"raw_scores: {model.name} draws masks, one class for each pixel")
+
+
 def logits_of(model: FrontModel, served: InferenceRequest) -> list[float]:
     """Return the logits of an answer, (C,): its probabilities are their softmax.
 
@@ -155,10 +167,7 @@ def logits_of(model: FrontModel, served: InferenceRequest) -> list[float]:
     Raises:
         InvalidContent: If the model draws masks.
     """
-    if model.thresholds is not None:
-        raise InvalidContent(f"raw_scores: {model.name} gives several labels; read top_k")
-    if model.task == "segmentation":
-        raise InvalidContent(f"raw_scores: {model.name} draws masks, one class for each pixel")
+    require_logits(model)
     assert isinstance(served.result, Prediction), "only answered requests have predictions"
     logits: list[float] = served.result.output.logits.tolist()
     return logits

@@ -141,6 +141,7 @@ async def infer(request: Request) -> Response:
     """Classify the rows of a tensor; each leaves at the first exit that is confident enough."""
     front, named = front_of(request), request.path_params
     model = get_version(front.models, named["model"], named.get("version"))
+    require_one_label(model)
     call = await _read(request, front, model)
     options = _options(request, call)
     ranked = "top_k" in call.parameters or "top_k" in request.query_params
