@@ -15,6 +15,7 @@ from models.data.samples import Samples, SplitRows, split_rows
 from models.data.shapes import load_shapes
 from models.data.text_table import SUFFIXES as TABLE_SUFFIXES
 from models.data.text_table import Columns, is_text_folder, read_texts
+from models.preprocess import ImagePreprocessor
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +23,17 @@ NAMES = (*HUB_DATASETS, "shapes")
 IN_MEMORY_BYTES = 2**31  # of decoded images; Tiny ImageNet has 1.4e9
 
 
-def load_dataset(config: DataConfig) -> Dataset:
+def load_dataset(config: DataConfig, images: ImagePreprocessor | None = None) -> Dataset:
     """Load, check and split a dataset.
 
     A training row is dropped if its input is also in the test set or in an earlier training row.
     Images are compared by their encoded bytes, texts without surrounding whitespace. Images stay
     encoded if they would take more than 2 GiB.
+
+    Args:
+        config: The dataset.
+        images: How a server decodes the network's images; None: to squares of the side
+            `config.image_size`.
 
     Raises:
         ValueError: If the dataset is unknown, damaged, or too small for the rows to hold out.
@@ -37,7 +43,7 @@ def load_dataset(config: DataConfig) -> Dataset:
         return load_shapes(config)
     samples = _read(path, config)
     if isinstance(samples.inputs, EncodedImages):
-        return _image_dataset(samples, samples.inputs, config)
+        return _image_dataset(samples, samples.inputs, config, images)
     return _text_dataset(samples, samples.inputs, config)
 
 
@@ -79,11 +85,18 @@ def _text_dataset(samples: Samples, texts: list[str], config: DataConfig) -> Dat
     return _dataset("text", samples.classes, splits)
 
 
-def _image_dataset(samples: Samples, encoded: EncodedImages, config: DataConfig) -> Dataset:
+def _image_dataset(
+    samples: Samples,
+    encoded: EncodedImages,
+    config: DataConfig,
+    images: ImagePreprocessor | None,
+) -> Dataset:
     log.info("checking %d images for duplicates and damage", len(samples.labels))
     parts = _split(samples, config)
-    height, width = encoded.common_size(config.image_size)
-    lazy = [LazyImages(encoded, part, height, width) for part in parts]
+    height, width = encoded.common_size(config.image_size if images is None else images.height)
+    if images is not None:
+        height, width = images.height, images.width
+    lazy = [LazyImages(encoded, part, height, width, images) for part in parts]
     in_memory = sum(map(len, parts)) * height * width * 3 <= IN_MEMORY_BYTES
     log.info(
         "%d images of %dx%d, decoded %s",
@@ -93,8 +106,8 @@ def _image_dataset(samples: Samples, encoded: EncodedImages, config: DataConfig)
         "into memory" if in_memory else "at each use",
     )
     splits = [
-        Split(images[:] if in_memory else images, samples.labels[part])
-        for images, part in zip(lazy, parts, strict=True)
+        Split(each[:] if in_memory else each, samples.labels[part])
+        for each, part in zip(lazy, parts, strict=True)
     ]
     return _dataset("image", samples.classes, splits)
 
