@@ -190,6 +190,8 @@ def _read_folders(stages: Path, heads: Path, preprocessing: Path | None) -> _Cut
         small, large = (_run_named(parts[k], each, name) for each in (small, large))
         names = [value.name for value in parts[k].graph.output]
         state = [describe(*each) for each in zip(names, small, large, strict=True)]
+        del parts[k].graph.output[:]
+        parts[k].graph.output.extend(state)
         _take(head, state, f"{heads}, head {k}")
         for each in (small, large):
             _run_named(head.model, each, f"{heads}, head {k}")
