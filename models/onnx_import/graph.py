@@ -149,8 +149,3 @@ def _assemble(
     del part.graph.value_info[:]
     remove_unread(part)
     return part
-
-
-def values_of(model: ModelProto, kind: str = "input") -> list[ValueInfoProto]:
-    """Return the inputs or outputs of a graph."""
-    return list(getattr(model.graph, kind))

@@ -124,7 +124,7 @@ def import_folders(
 
 def _cut_file(path: Path, preprocessing: Path | None) -> _Cut:
     first = adapt(read_model(path), path, preprocessing)
-    whole = first.whole
+    whole = first.checked()
     exits = _exit_outputs(whole, path)
     if len(exits) < 2:
         raise ValueError(

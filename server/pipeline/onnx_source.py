@@ -28,6 +28,7 @@ from models.onnx_import.inputs import (
 from models.onnx_import.parts import Whole
 from models.onnx_import.preprocessing import (
     PROCESSOR,
+    Channels,
     ImageSettings,
     read_image_settings,
     read_text_inputs,
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 
 LENGTH_STEP = 8
 CHECKED_ROWS = 64
+FEW_TOKENS = 5
 LIMIT, HALF_LIMIT = 1e-4, 2e-2  # differences of answers that rounding explains
 
 
@@ -53,12 +55,14 @@ class Reader(NamedTuple):
         input: The settings, as a run keeps them.
         preprocess: The same, ready to use.
         lengths_vary: Whether it takes texts of several lengths.
+        channels: Order of the channels that the network reads.
     """
 
     task: Task
     input: dict[str, Any]
     preprocess: ImagePreprocessor | TextPreprocessor
     lengths_vary: bool = True
+    channels: Channels = "RGB"
 
     @property
     def images(self) -> ImagePreprocessor | None:
@@ -102,17 +106,47 @@ class FirstGraph:
             tensor.data_type != TensorProto.FLOAT16 for tensor in self.given.graph.initializer
         )
 
-    @property
-    def whole(self) -> Whole:
-        """The graph with two inputs.
+    def checked(self) -> Whole:
+        """Return the graph with two inputs, once several rows run as each of them alone.
 
         Raises:
-            ValueError: If it does not take several rows.
+            ValueError: If the graph takes only the rows it was exported for, or mixes them.
         """
         small, large = self.reader.two_inputs()
-        whole = Whole(self.model, small, large)
-        check_rows(self, large)
-        return whole
+        self._check_rows(_varied(large))
+        return Whole(self.model, small, large)
+
+    def _check_rows(self, several: State) -> None:
+        graph = open_graph(self.model.SerializeToString(), CPU)
+        count = len(several[0])
+        alone = [
+            _run(graph, tuple(each[row : row + 1] for each in several)) for row in range(count)
+        ]
+        try:
+            together = _run(graph, several)
+        except Exception as error:  # the runtime's types are its own
+            was = "any number of rows" if self.rows is None else f"batches of {self.rows}"
+            raise ValueError(
+                f"{self.name} was exported for {was}, and cannot run {count} rows at once; export "
+                f"it with a dynamic batch axis"
+            ) from error
+        for place, found in enumerate(together):
+            single = np.concatenate([each[place] for each in alone])
+            if single.shape != found.shape or not np.allclose(single, found, atol=1e-3, rtol=1e-3):
+                raise ValueError(
+                    f"{self.name} answers a row otherwise when it runs with others; export it in "
+                    f"evaluation mode and with a dynamic batch axis"
+                )
+
+
+def _varied(inputs: State) -> State:
+    """Fill images with noise, or token ids with the first few of every vocabulary."""
+    random = np.random.default_rng(0)
+    first, *others = inputs
+    if first.dtype == np.float32:
+        return (random.normal(size=first.shape).astype(np.float32), *others)
+    highest = 256 if first.dtype == np.uint8 else FEW_TOKENS
+    return (random.integers(0, highest, first.shape).astype(first.dtype), *others)
 
 
 def adapt(read: ReadModel, path: Path, preprocessing: Path | None) -> FirstGraph:
@@ -137,51 +171,17 @@ def adapt(read: ReadModel, path: Path, preprocessing: Path | None) -> FirstGraph
         free_rows(model, rows)
     given = read.given
     for each in (given, model):
-        if task == "image":
-            settings = _image_settings(path, preprocessing)
-            images = reader.images
-            assert images is not None, "it reads images"
-            form = image_form(each.graph.input[0])
-            take_image(each, form, (images.height, images.width), settings.channels)
-        else:
+        if reader.images is None:
             take_text(each)
+        else:
+            form, size = (
+                image_form(each.graph.input[0]),
+                (reader.images.height, reader.images.width),
+            )
+            take_image(each, form, size, reader.channels)
     for value in given.graph.output:
         value.type.tensor_type.ClearField("shape")
     return FirstGraph(name, given, model, rows, reader)
-
-
-def check_rows(first: FirstGraph, several: State) -> None:
-    """Check that every row of a batch gets the answer that it gets alone.
-
-    Raises:
-        ValueError: If the graph takes only the rows it was exported for, or mixes them.
-    """
-    graph = open_graph(first.model.SerializeToString(), CPU)
-    random = np.random.default_rng(0)
-    inputs = tuple(
-        random.normal(size=each.shape).astype(each.dtype)
-        if each.dtype == np.float32
-        else random.integers(0, 255, each.shape).astype(each.dtype)
-        if each.dtype == np.uint8
-        else each
-        for each in several
-    )
-    alone = [_run(graph, tuple(each[row : row + 1] for each in inputs)) for row in range(3)]
-    try:
-        together = _run(graph, inputs)
-    except Exception as error:  # the runtime's types are its own
-        was = "any number of rows" if first.rows is None else f"batches of {first.rows}"
-        raise ValueError(
-            f"{first.name} was exported for {was}, and cannot run 3 rows at once; export it with a "
-            f"dynamic batch axis"
-        ) from error
-    for place, whole in enumerate(together):
-        single = np.concatenate([each[place] for each in alone])
-        if single.shape != whole.shape or not np.allclose(single, whole, atol=1e-3, rtol=1e-3):
-            raise ValueError(
-                f"{first.name} answers a row otherwise when it runs with others; export it in "
-                f"evaluation mode and with a dynamic batch axis"
-            )
 
 
 def answers_as_given(models: Sequence[ModelProto], rows: int | None, few: State) -> list[Any]:
@@ -194,6 +194,9 @@ def answers_as_given(models: Sequence[ModelProto], rows: int | None, few: State)
 
     Returns:
         The outputs of the last.
+
+    Raises:
+        ValueError: If they cannot run on it.
     """
     graphs = [open_graph(model.SerializeToString(), CPU) for model in models]
     found = list[list[NDArray[Any]]]()
@@ -202,10 +205,15 @@ def answers_as_given(models: Sequence[ModelProto], rows: int | None, few: State)
         part = [each[start : start + size] for each in few]
         count = len(part[0])
         state = [np.concatenate([each, np.repeat(each[-1:], size - count, 0)]) for each in part]
-        for graph in graphs:
-            state = list(
-                graph.session.run(graph.outputs, dict(zip(graph.inputs, state, strict=True)))
-            )
+        try:
+            for graph in graphs:
+                state = _run(graph, tuple(state))
+        except Exception as error:  # the runtime's types are its own
+            first, *_ = str(error).splitlines()
+            raise ValueError(
+                f"the network cannot run on the dataset's inputs; check --preprocessing, and for "
+                f"texts that the tokenizer is the network's own: {first}"
+            ) from error
         found.append([each[:count] for each in state])
     return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
@@ -288,7 +296,7 @@ def _image_reader(model: ModelProto, path: Path, preprocessing: Path | None) -> 
         "fit": settings.resize,
         "crop": settings.crop,
     }
-    return Reader("image", input, ImagePreprocessor(**input))
+    return Reader("image", input, ImagePreprocessor(**input), channels=settings.channels)
 
 
 def _text_reader(model: ModelProto, path: Path, preprocessing: Path | None) -> Reader:

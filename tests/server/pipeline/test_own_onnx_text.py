@@ -111,3 +111,18 @@ def run_graphs(run: Path, ids: np.ndarray) -> np.ndarray:
 
 def serving(folder: Path) -> TestClient:
     return TestClient(create_app(Settings(bundle=(folder / "bundle",), window=50)))
+
+
+def test_the_tokenizer_of_another_network_is_refused(
+    backbone: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bert.onnx"
+    export(backbone, path, dynamo=False, length=None)
+    tokens = json.loads((backbone / "tokenizer.json").read_text())
+    words = tokens["model"]["vocab"]
+    tokens["model"]["vocab"] = {name: id + 900 * (id > 10) for name, id in words.items()}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokens))
+    flags = ("--dataset", reviews, "--calibration-from", "train", "--num-exits", 2)
+    assert main([*map(str, ("attach", "--onnx", path, *flags, "--out", tmp_path / "run"))]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "check --preprocessing, and for texts that the tokenizer is the network's own" in said
