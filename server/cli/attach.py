@@ -82,7 +82,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_training(parser, required=False)
 
 
-def run(args: argparse.Namespace) -> list[dict[str, Any]] | dict[str, Any] | None:
+def run(args: argparse.Namespace) -> list[dict[str, Any]] | dict[str, Any]:
     """Choose exits or train; return the reports of all epochs, or of an ONNX network's exits."""
     prepare_training()
     if (args.backbone is None) == (args.onnx is None):

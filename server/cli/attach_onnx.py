@@ -25,10 +25,10 @@ HEADS = {
 }
 
 
-def run_attach(args: argparse.Namespace) -> dict[str, Any] | None:
+def run_attach(args: argparse.Namespace) -> dict[str, Any]:
     """Choose exits or train their heads; print the figures of each exit.
 
-    Without a dataset it only lists and chooses the places of exits; then there is no document.
+    Without a dataset it only lists and chooses the places of exits.
 
     Raises:
         ValueError: If the file is no classifier, cannot be cut, or does not fit the dataset.
@@ -45,12 +45,12 @@ def run_attach(args: argparse.Namespace) -> dict[str, Any] | None:
     exits = (
         choose(points, args.num_exits, args.budget_ms)
         if args.exits is None
-        else [number for number in parse_exits(args.exits) if number <= len(points.tensors)]
+        else [number for number in parse_exits(args.exits) if number != len(points.tensors) + 1]
     )
     if args.exits is None:
         _print_places(points, exits)
     if options is None:
-        return None
+        return {"places": points.tensors, "ends_ms": points.ends_ms.tolist(), "exits": list(exits)}
     report = attach_exits(points, exits, training, options, step)
     _print(args.out, report)
     return {

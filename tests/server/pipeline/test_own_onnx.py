@@ -420,3 +420,55 @@ def test_settings_of_images_become_a_normalisation_of_rgb() -> None:
     found = caffe.normalisation
     assert found["mean"] == pytest.approx((123 / 255, 116 / 255, 103 / 255))
     assert found["std"] == pytest.approx((1 / 255,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("import --out run", "give one network: a CHECKPOINT with --arch and --classes, or --onnx"),
+        ("import a.pth --onnx a.onnx --out run", "give one network"),
+        ("import --onnx a.onnx --out run", "--onnx needs --dataset"),
+        ("import --onnx a.onnx --out run --arch msdnet", "--arch belongs to a checkpoint"),
+        ("import a.pth --out run", "a checkpoint needs --arch, its network, and --classes"),
+        ("import --onnx a b c --dataset d --out run", "give one file, or a folder of stages and"),
+        ("import --onnx a.onnx --dataset d --out run --image-size 8", "the network's own"),
+        ("import --onnx a.onnx --dataset d --out run", "a.onnx does not exist; give an .onnx file"),
+        ("attach --dataset d --out run", "give one network: --backbone, or --onnx"),
+        ("attach --backbone b --exits 1 --class-names a,b", "belong to --onnx"),
+        ("attach --onnx a.onnx --dataset d", "--onnx needs --dataset"),
+        ("attach --onnx a.onnx --compile", "--compile trains torch networks"),
+    ],
+)
+def test_flags_that_do_not_go_together(
+    words: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words.split()) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("exits", "said"),
+    [("9", "give rising numbers from 1 to 3"), ("2,1", "--exits is 2,1"), ("0,1", "from 1 to 3")],
+)
+def test_places_that_a_network_has_not(
+    exits: str, said: str, tmp_path: Path, colours: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save(plain_net(3), tmp_path / "plain.onnx")
+    flags = ("--preprocessing", save_preprocessing(tmp_path), "--exits", exits)
+    out = ("--dataset", colours, "--out", tmp_path / "run")
+    assert main(command("attach", "--onnx", path, *flags, *out)) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_numbered_files_without_gaps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder, names in (("stages", ("0", "2")), ("heads", ("0", "1"))):
+        for name in names:
+            save(plain_net(1), tmp_path / folder / f"{name}.onnx")
+    given = command("import", "--onnx", tmp_path / "stages", tmp_path / "heads")
+    assert main([*given, "--dataset", "d", "--out", str(tmp_path / "run")]) == 2
+    assert "holds no number 1; number the files without gaps" in capsys.readouterr().err
