@@ -79,8 +79,10 @@ def serve(parent: socket.socket) -> None:
     parent.sendall(READY)
     with contextlib.suppress(PeerGone, ConnectionError):
         while True:
-            height, width, fit, crop, *bounds, count = REQUEST.unpack(receive(parent, REQUEST.size))
-            decoder = ImageDecoder(height, width, FITS[fit], *bounds, crop=crop)
+            height, width, fit, crop, pixels, per_byte, scans, count = REQUEST.unpack(
+                receive(parent, REQUEST.size)
+            )
+            decoder = ImageDecoder(height, width, FITS[fit], pixels, per_byte, scans, crop)
             _bound_memory(decoder.max_pixels)
             data = receive(parent, count)
             with _ending_with(parent):

@@ -150,11 +150,11 @@ def _cut(
     """
     model, light = whole.model, light_tensors(whole.model)
     states = list[list[str]]()
-    for k, nodes in enumerate(reached):
-        ends = [name for name in (*exits[k:], last) if name is not None]
-        states.append(_state(model, nodes, ends, light, keep))
-    states.append(_last_state(model, states, last, light))
     ends: list[str | None] = [*exits, last]
+    for k, nodes in enumerate(reached):
+        needed = [name for name in ends[k:] if name is not None]
+        states.append(_state(model, nodes, needed, light, keep))
+    states.append(_last_state(model, states, last, light))
     wanted = [name for state in states for name in state] + [end for end in ends if end is not None]
     described = whole.described(wanted)
     stages, tails = list[ModelProto](), list[ModelProto | None]()
