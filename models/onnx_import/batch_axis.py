@@ -76,7 +76,7 @@ def _freed(node: NodeProto, shape: np.ndarray, first: int | None) -> np.ndarray:
 
 
 def _set_shape(model: ModelProto, node: NodeProto, shape: np.ndarray) -> None:
-    name = f"{node.name}_shape"
+    name = f"{node.output[0]}_shape"
     model.graph.initializer.append(numpy_helper.from_array(shape, name))
     node.input[1] = name
 
@@ -93,7 +93,7 @@ def _repeated_constants(
         name, values = node.input[place], constants[node.input[place]]
         if values.ndim < 2 or values.shape[0] != 1:
             continue
-        made = f"{node.name}_{place}"
+        made = f"{node.output[0]}_{place}"
         others = numpy_helper.from_array(np.ones(values.ndim - 1, np.int64), f"{made}_ones")
         first = numpy_helper.from_array(np.array([0]), f"{made}_first")
         model.graph.initializer.extend([others, first])
