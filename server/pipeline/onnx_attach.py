@@ -234,7 +234,7 @@ def _tensors_of(points: CutPoints, exits: Sequence[int]) -> list[str]:
 
 def _scores(first: FirstGraph, wanted: str | None) -> str:
     """Name the output of scores."""
-    outputs = [value.name for value in first.model.graph.output]
+    outputs: list[str] = [value.name for value in first.model.graph.output]
     found = run_graph(first.model, first.checked().large)
     scores = [
         name
