@@ -1,6 +1,6 @@
 """Write, load and verify bundles: folders that hold everything needed to serve a model.
 
-docs/bundles.md describes the format.
+docs/bundle.md describes the format.
 """
 
 import hashlib
@@ -72,6 +72,8 @@ class ImageInput(_Strict):
         mean: Mean of each channel, on a scale of 0 to 1.
         std: Standard deviation of each channel.
         fit: As in `ImagePreprocessor`.
+        crop: As in `ImagePreprocessor`. Manifests leave it out if it is 1, as versions before this
+            field did.
     """
 
     kind: Literal["image"] = "image"
@@ -81,6 +83,7 @@ class ImageInput(_Strict):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     fit: Literal["cover", "stretch"] = "cover"
+    crop: float = Field(default=1.0, gt=0, le=1, exclude_if=lambda crop: crop == 1)
 
 
 class TextInput(_Strict):

@@ -65,6 +65,7 @@ class ImagePreprocessor:
         max_pixels: Largest image that is decoded, checked in its header.
         max_pixels_per_byte: As in `ImageDecoder`.
         max_scans: As in `ImageDecoder`.
+        crop: As in `ImageDecoder`.
     """
 
     height: int
@@ -76,13 +77,14 @@ class ImagePreprocessor:
     max_pixels: int = 50_000_000
     max_pixels_per_byte: int = MAX_PIXELS_PER_BYTE
     max_scans: int = MAX_SCANS
+    crop: float = 1.0
 
     _decoder: ImageDecoder = field(init=False, repr=False, compare=False)
     _levels: NDArray[np.float32] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         bounds = self.max_pixels, self.max_pixels_per_byte, self.max_scans
-        decoder = ImageDecoder(self.height, self.width, self.fit, *bounds)
+        decoder = ImageDecoder(self.height, self.width, self.fit, *bounds, self.crop)
         object.__setattr__(self, "_decoder", decoder)
         # Normalised values of all 256 levels of each channel, so that normalising is a look-up.
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
@@ -239,10 +241,8 @@ class TextPreprocessor:
         if read <= 0:
             raise InvalidInput("the text holds no tokens of the model; send at least one word")
         unknown = 0 if self._unknown_id is None else ids.count(self._unknown_id)
-        step = self.length_step
-        length = min(-(-len(ids) // step) * step, self.max_tokens)
         return ModelInput(
-            self._pad([ids], length),
+            self._pad([ids], self._padded(len(ids))),
             bool(encoding.overflowing) or max(map(len, parts)) > limit,
             unknown_share=unknown / read,
             tokens=len(ids),
@@ -268,7 +268,7 @@ class TextPreprocessor:
         return ids, np.ones_like(ids)
 
     def batch(self, texts: Sequence[Text]) -> State:
-        """Tokenise N texts to token ids and mask, (N, L) int64 each, padded to the longest."""
+        """Tokenise N texts to token ids and mask, (N, L) int64 each, padded alike."""
         limit = CHARACTERS_PER_TOKEN * self.max_tokens
         cut = [
             text[:limit] if isinstance(text, str) else (text[0][:limit], text[1][:limit])
@@ -276,7 +276,12 @@ class TextPreprocessor:
         ]
         encodings = self._tokenizer.encode_batch(cut)
         rows = [encoding.ids for encoding in encodings]
-        return self._pad(rows, max(map(len, rows)))
+        return self._pad(rows, self._padded(max(map(len, rows))))
+
+    def _padded(self, length: int) -> int:
+        """Return the length to which texts of at most `length` tokens are padded."""
+        step = self.length_step
+        return min(-(-length // step) * step, self.max_tokens)
 
     def _pad(self, rows: Sequence[Sequence[int]], length: int) -> State:
         ids = np.full((len(rows), length), self.pad_id, np.int64)

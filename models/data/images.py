@@ -147,15 +147,22 @@ class LazyImages:
         rows: Indices of the selected images, (N,).
         height: Height of the decoded images.
         width: Width of the decoded images.
+        preprocessor: Decodes them in another way, to this height and width.
     """
 
     def __init__(
-        self, encoded: EncodedImages, rows: NDArray[np.int64], height: int, width: int
+        self,
+        encoded: EncodedImages,
+        rows: NDArray[np.int64],
+        height: int,
+        width: int,
+        preprocessor: ImagePreprocessor | None = None,
     ) -> None:
         self.encoded = encoded
         self.rows = rows
         self.shape: tuple[int, ...] = (len(rows), height, width, 3)
-        self.preprocessor = ImagePreprocessor(height, width, mean=(0, 0, 0), std=(1, 1, 1))
+        plain = ImagePreprocessor(height, width, mean=(0, 0, 0), std=(1, 1, 1))
+        self.preprocessor = preprocessor or plain
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -19,7 +19,7 @@ from models.data.summary import summarise, warnings_of
 from models.data.table_files import SUFFIXES as TABLE_SUFFIXES
 from models.data.table_files import kind_of_table
 from models.data.text_table import Columns, is_text_folder, read_texts
-from models.preprocess import Text
+from models.preprocess import ImagePreprocessor, Text
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +36,17 @@ class SplitInputs(NamedTuple):
     test: Split
 
 
-def load_dataset(config: DataConfig) -> Dataset:
+def load_dataset(config: DataConfig, images: ImagePreprocessor | None = None) -> Dataset:
     """Load, check and split a dataset.
 
     A training row is dropped if its input is also in the test set or in an earlier training row.
     Images are compared by their encoded bytes, texts without surrounding whitespace. Images stay
     encoded if they would take more than 2 GiB.
+
+    Args:
+        config: The dataset.
+        images: How a server decodes the network's images; None: to squares of the side
+            `config.image_size`.
 
     Raises:
         ValueError: If the dataset is unknown, damaged, or too small for the rows to hold out.
@@ -51,7 +56,7 @@ def load_dataset(config: DataConfig) -> Dataset:
         return load_shapes(config)
     samples = _read(path, config)
     if isinstance(samples.inputs, EncodedImages):
-        return _image_dataset(samples, samples.inputs, config)
+        return _image_dataset(samples, samples.inputs, config, images)
     return _text_dataset(samples, samples.inputs, config)
 
 
@@ -97,14 +102,21 @@ def _text_dataset(samples: Samples, texts: list[Text], config: DataConfig) -> Da
     return _dataset("text", samples, splits, config, notes)
 
 
-def _image_dataset(samples: Samples, encoded: EncodedImages, config: DataConfig) -> Dataset:
+def _image_dataset(
+    samples: Samples,
+    encoded: EncodedImages,
+    config: DataConfig,
+    images: ImagePreprocessor | None,
+) -> Dataset:
     log.info("checking %d images for duplicates and damage", len(samples.labels))
     if config.skip_damaged:
         samples, encoded = _without_damaged(samples, encoded)
     notes: list[str] = []
     parts = _split(samples, config, notes)
-    height, width = encoded.common_size(config.image_size)
-    lazy = [LazyImages(encoded, part, height, width) for part in parts]
+    height, width = encoded.common_size(config.image_size if images is None else images.height)
+    if images is not None:
+        height, width = images.height, images.width
+    lazy = [LazyImages(encoded, part, height, width, images) for part in parts]
     in_memory = sum(map(len, parts)) * height * width * 3 <= IN_MEMORY_BYTES
     notes.append(
         f"{sum(map(len, parts))} images of {width}x{height}, decoded "
@@ -112,8 +124,8 @@ def _image_dataset(samples: Samples, encoded: EncodedImages, config: DataConfig)
     )
     splits = SplitInputs(
         *(
-            Split(images[:] if in_memory else images, samples.labels[part])
-            for images, part in zip(lazy, parts, strict=True)
+            Split(each[:] if in_memory else each, samples.labels[part])
+            for each, part in zip(lazy, parts, strict=True)
         )
     )
     return _dataset("image", samples, splits, config, notes)

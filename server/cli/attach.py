@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models.networks.families import IMAGENET_RESNETS, Network
 from models.training.run import RUN_FILE, RunConfig, read_run
+from server.cli.attach_onnx import run_attach
+from server.cli.import_onnx import add_onnx_flags
 from server.cli.options import (
     IMAGENET_SIZE,
     add_data,
@@ -53,15 +55,22 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
         "--backbone",
-        required=True,
         help="folder or hub name of a transformers encoder (BERT, RoBERTa, DistilBERT, ELECTRA, "
         "ViT, DeiT ...), or a torchvision ResNet's state dict (.pth, .safetensors) with --arch",
     )
     parser.add_argument("--arch", help=f"network of a state dict: {', '.join(IMAGENET_RESNETS)}")
     parser.add_argument(
+        "--onnx",
+        metavar="FILE",
+        help="in place of a backbone: a classifier of any framework; its weights stay as they are",
+    )
+    parser.add_argument("--output", help="for --onnx: name of the output of scores, if several are")
+    add_onnx_flags(parser)
+    parser.add_argument(
         "--exits",
-        help="layers (for a ResNet: blocks), counted from 1, with an exit after them; the end "
-        "always has one (default: chosen for --budget-ms)",
+        help="layers (for a ResNet: blocks; for --onnx: the places that it lists without "
+        "--dataset), counted from 1, with an exit after them; the end always has one (default: "
+        "chosen for --budget-ms; for --onnx evenly by cost)",
     )
     parser.add_argument(
         "--budget-ms", type=float, help="mean latency to choose exits for, on this machine's CPU"
@@ -76,9 +85,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_training(parser, required=False)
 
 
-def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Choose exits or train; return the reports of all epochs."""
+def run(args: argparse.Namespace) -> list[dict[str, Any]] | dict[str, Any]:
+    """Choose exits or train; return the reports of all epochs, or of an ONNX network's exits."""
     prepare_training()
+    if (args.backbone is None) == (args.onnx is None):
+        raise ValueError("give one network: --backbone, or --onnx with an ONNX file")
+    if args.onnx is not None:
+        return run_attach(args)
+    if args.preprocessing is not None or args.class_names is not None or args.output is not None:
+        raise ValueError("--preprocessing, --class-names and --output belong to --onnx")
     return [report._asdict() for report in attach(args)]
 
 

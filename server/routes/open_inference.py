@@ -23,7 +23,7 @@ from server.open_inference import (
     read_call,
     write_response,
 )
-from server.routes.answers import PROBLEMS, caller_of, given_options, most_items
+from server.routes.answers import PROBLEMS, caller_of, given_options, most_items, require_one_label
 from server.routes.kserve import NAME, VERSION, check_ready
 from server.schemas import Options, Problem
 from server.tensor_inputs import input_tensors

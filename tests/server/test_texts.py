@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from models.networks.multi_exit import MultiExitModel
 from server.app import create_app
-from server.pipeline.builder import load_run
+from server.pipeline.runs import load_run
 from server.settings import Settings
 
 if TYPE_CHECKING:

@@ -130,6 +130,10 @@ FLAGS = {
     "train": ("arch", "settings", "exits", "heads", "init", "tokenizer", *DATA, *TRAINING),
     "attach": (
         "backbone",
+        "onnx",
+        "output",
+        "preprocessing",
+        "class-names",
         "arch",
         "exits",
         "budget-ms",
@@ -149,6 +153,10 @@ FLAGS = {
         "mean",
         "std",
         "out",
+        "onnx",
+        "preprocessing",
+        *DATA,
+        "json",
     ),
     "build": (
         "out",
@@ -185,8 +193,7 @@ def test_every_flag_is_in_the_help_and_explained(
     ("command", "needed"),
     [
         ("train", ["--arch", "--dataset", "--out"]),
-        ("attach", ["--backbone"]),
-        ("import", ["checkpoint", "--arch", "--classes", "--out"]),
+        ("import", ["--out"]),
         ("build", ["RUN", "--out"]),
     ],
 )
