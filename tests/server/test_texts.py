@@ -105,7 +105,6 @@ def test_the_answer_has_the_shape_of_the_contract(both: TestClient) -> None:
         LONG,
         "žluťoučký kůň 🐎 漢字 ‮abc",
         "a\n\tb\x00c\u200bd",
-        "\u200b",
     ],
 )
 def test_answers_are_those_of_the_network(
