@@ -196,6 +196,7 @@ class Dispatcher:
         request_ids: Sequence[str],
         on_done: Callable[[InferenceRequest], None],
         *,
+        on_exit: Callable[[ExitTrace], None] | None = None,
         owner: int = NOBODY,
     ) -> list[InferenceRequest]:
         """Begin to answer rows that came as arrays; they are submitted together.
@@ -206,6 +207,7 @@ class Dispatcher:
             received_s: As `infer`.
             request_ids: One of each row, N.
             on_done: As `begin`.
+            on_exit: As `begin`; of a stream there is one row.
             owner: As `infer`.
         """
         requests = []
@@ -213,6 +215,8 @@ class Dispatcher:
         for place, request_id in enumerate(request_ids):
             request = self._request(options, received_s, request_id, owner)
             request.on_done = functools.partial(on_done, request)
+            if on_exit is not None:
+                request.on_exit, request.streamed, request.traced = on_exit, True, True
             request.state = tuple([array[place : place + 1] for array in state])
             request.image_size = size
             requests.append(request)

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import numpy as np
+import pydantic_core
 from fastapi import APIRouter, Request, Response
 
 from server import __version__
@@ -24,6 +25,7 @@ from server.open_inference import (
     write_response,
 )
 from server.routes.answers import PROBLEMS, caller_of, given_options, most_items, require_one_label
+from server.routes.infer_stream import stream_row
 from server.routes.kserve import NAME, VERSION, check_ready
 from server.schemas import Options, Problem
 from server.tensor_inputs import input_tensors
@@ -143,11 +145,30 @@ async def infer(request: Request) -> Response:
     model = get_version(front.models, named["model"], named.get("version"))
     require_one_label(model)
     call = await _read(request, front, model)
+    is_stream = call.parameters.pop("stream", False)
+    if not isinstance(is_stream, bool):
+        raise InvalidContent("parameters.stream should be true or false")
     options = _options(request, call)
     ranked = "top_k" in call.parameters or "top_k" in request.query_params
     wanted = chosen_outputs(call.wanted, model, options, binary=call.binary, ranked=ranked)
     is_id = call.id is not None and REQUEST_ID.fullmatch(call.id) is not None
     caller = caller_of(request, call.id if is_id else None)
+    head = {
+        "model_name": model.name,
+        "model_version": model.version,
+        "id": call.id or caller.request_id,
+    }
+    if is_stream:
+
+        def as_fields(served: InferenceRequest) -> dict[str, Any]:
+            outputs = Outputs(model, [served], [], options.top_k)
+            content, _ = write_response(head, [(outputs.tensor(each), False) for each in wanted])
+            fields: dict[str, Any] = pydantic_core.from_json(content)
+            return fields
+
+        if model.task == "segmentation":
+            raise InvalidContent("parameters.stream: masks come with ordinary answers alone")
+        return await stream_row(request, front, model, call, options, wanted, caller, as_fields)
     if isinstance(call.rows, np.ndarray):
         planes = call.rows.dtype == np.float32
         state = (call.rows,) if planes else model.preprocess.batch(call.rows)  # type: ignore[arg-type]
@@ -157,11 +178,6 @@ async def infer(request: Request) -> Response:
     if (error := first_error(served)) is not None:
         raise error
     outputs = Outputs(model, served, await _masks(model, served), options.top_k)
-    head = {
-        "model_name": model.name,
-        "model_version": model.version,
-        "id": call.id or caller.request_id,
-    }
     tensors = [(outputs.tensor(each), each.binary) for each in wanted]
     content, json_bytes = write_response(head, tensors)
     if json_bytes is None:
