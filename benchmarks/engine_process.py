@@ -130,7 +130,7 @@ class Engine:
         self._control = Channel(
             control,
             asyncio.get_running_loop(),
-            lambda message, fds: self._ready.set() if message.kind == "ready" else None,
+            lambda message, fds: self._ready.set(),  # its first report
             self._ready.set,
         )
         self._pixels = test_pixels()
@@ -195,7 +195,10 @@ def run_engine(given: dict[str, Any], profile: Path | None) -> None:
     runner.set_workers(1)
     runner.engine.workers = 0
     host = EngineHost(
-        [runner], socket.socket(fileno=given["control"]), BlackBox(black_box.create())
+        settings,
+        socket.socket(fileno=given["control"]),
+        BlackBox(black_box.create()),
+        runners={0: runner},
     )
     if profile is None:
         uvloop.run(host.run())

@@ -47,6 +47,7 @@ BENCHMARKS = (  # the longest first, so that both cores stay busy
     "overload_http",
     "protocols",
     "large_bodies",
+    "metrics_scrape",
     "engine_process",
     "transport",
     "decoding",

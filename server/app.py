@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server import __version__
+from server.bundle_folders import name_repeats
 from server.control import Control
 from server.errors import ServeError
 from server.gate import Gate, Group, KeyFiles, admin_gate, main_gate, without_root
@@ -49,6 +50,7 @@ from server.routes import (
     models,
     open_inference,
     predict,
+    repository,
     scheduler,
     stream,
 )
@@ -108,7 +110,8 @@ def create_app(
 
     app = _App(**DESCRIPTION, lifespan=live)
     app.state.settings, app.state.gate, app.state.collect_s = settings, gates[0], None
-    app.state.metrics = Metrics(CollectorRegistry(), __version__)
+    by_version = settings.repository is not None or name_repeats(settings.bundle)
+    app.state.metrics = Metrics(CollectorRegistry(), __version__, by_version=by_version)
     app.state.spans = spans = make_sender(traces, app.state.metrics)
     if traces is None or spans is None:
         recorder = make_recorder(settings)
@@ -187,8 +190,9 @@ def _set_keys(gates: Iterable[Gate], keys: Mapping[Group, KeySet]) -> None:
 
 
 def _add_routes(app: FastAPI) -> None:
+    own = predict, stream, budget, audit, scheduler, feedback, health, models, repository
     others = kserve, open_inference, classify
-    for routes in (predict, stream, budget, audit, scheduler, feedback, health, models, *others):
+    for routes in (*own, *others):
         app.include_router(routes.router)
     app.add_exception_handler(ServeError, answer_known_error)
     app.add_exception_handler(RequestValidationError, answer_validation_error)

@@ -4,9 +4,11 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from starlette.requests import Request
 
+from server.choice import NONE_LOADED, ModelTable
 from server.metrics import Metrics
 from server.model import ModelControl
 from server.quality.feedback import LoggedPrediction, PredictionLog
+from server.repository import Repository
 
 DRAINING = "the server is draining; try another replica"
 
@@ -20,13 +22,16 @@ class Control:
         book: As below; None: there is nothing to book without waiting.
 
     Attributes:
-        models: Those that are served, by name.
+        models: Those that are served.
         answers: Remembers answers, so that true labels can come for them.
         starting: Whether no front takes requests yet.
         draining: Whether the server has begun to stop.
+        repository: Loads and unloads models; set before the server takes requests.
         collect: Returns once everything that fronts and engines have done is booked.
         book: Books what is known without waiting for another process.
     """
+
+    repository: Repository
 
     def __init__(
         self,
@@ -37,7 +42,7 @@ class Control:
         self.metrics = metrics
         self.collect = collect
         self.book = book or (lambda: None)
-        self.models: dict[str, ModelControl] = {}
+        self.models = ModelTable[ModelControl]()
         self.answers = PredictionLog()
         self.starting = self.draining = False
 
@@ -56,7 +61,8 @@ class Control:
         """Why the server takes no requests; None if it does."""
         if self.starting:
             return "the server is starting; try again"
-        return next(self._faults(), None) or (DRAINING if self.draining else None)
+        fault = next(self._faults(), None) or (None if len(self.models) else NONE_LOADED)
+        return fault or (DRAINING if self.draining else None)
 
     @property
     def unhealthy_reason(self) -> str | None:

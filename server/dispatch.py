@@ -1,9 +1,10 @@
 """Both directions of a request: bytes to the engine, and its result back to the client."""
 
 import asyncio
+import contextlib
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,8 @@ class Dispatcher:
         self._clock = clock
         self._answered: list[InferenceRequest] = []
         self._failed_ms: list[float] = []
+        self._open: set[InferenceRequest] = set()  # begun, and neither answered nor cancelled
+        self._reserved = 0
         self.terms: EntryTerms | None = None
 
     def start(
@@ -178,6 +181,7 @@ class Dispatcher:
         request.on_done = functools.partial(on_done, request)
         if on_exit is not None:
             request.on_exit, request.streamed, request.traced = on_exit, True, True
+        self._open.add(request)
         try:
             if not self._decode_small(request, payload, may_block):
                 self._decoders.quick.submit(self._decode_and_submit, request, payload)
@@ -220,6 +224,7 @@ class Dispatcher:
             request.state = tuple([array[place : place + 1] for array in state])
             request.image_size = size
             requests.append(request)
+        self._open.update(requests)
         self.client.submit(requests)
         return requests
 
@@ -227,6 +232,7 @@ class Dispatcher:
         """Drop a request that nobody waits for any more."""
         request.on_done = request.on_exit = None
         self._renewing.discard(request)
+        self._open.discard(request)
         self.client.cancel([request])
 
     async def draw_mask(self, request: InferenceRequest) -> bytes | None:
@@ -248,6 +254,20 @@ class Dispatcher:
     def on_exits(self, shown: Shown) -> None:
         """Hand what streamed requests passed to the event loop in one call; workers call this."""
         self.loop.call_soon_threadsafe(deliver_exits, shown)
+
+    @contextlib.contextmanager
+    def reserve(self) -> Iterator[None]:
+        """Keep the model in place for an HTTP request whose body is still being read."""
+        self._reserved += 1
+        try:
+            yield
+        finally:
+            self._reserved -= 1
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request waits for its answer, or is about to come."""
+        return not (self._open or self._reserved)
 
     @property
     def has_answers(self) -> bool:
@@ -384,6 +404,7 @@ class Dispatcher:
         request.result = error
         self._note_failure(request, self._clock())
         self._renewing.discard(request)
+        self._open.discard(request)
         if request.on_done is not None:  # its client may have left
             request.on_done()
 
@@ -426,6 +447,7 @@ class Dispatcher:
             else:
                 self._note_failure(request, now_s)
             self._renewing.discard(request)
+            self._open.discard(request)
             if request.on_done is not None:
                 request.on_done()
         if len(self._answered) >= REPORT_REQUESTS:

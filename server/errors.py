@@ -59,6 +59,12 @@ class UnknownModel(ServeError):
     status, code = HTTPStatus.NOT_FOUND, "unknown_model"
 
 
+class LoadRefused(ServeError):
+    """A model is not loaded, or not unloaded; the models before stay."""
+
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "load_refused"
+
+
 class UnknownAnswer(ServeError):
     """No prediction is stored under the id."""
 

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ from starlette.requests import Request
 from models.bundle import Bundle
 from models.preprocess import ImagePreprocessor
 from server.admission import Admission
-from server.choice import get_model
+from server.choice import NONE_LOADED, ModelTable
 from server.decode_pool import DecodePool
 from server.decoders import Decoders, make_decoders
 from server.dispatch import Dispatcher
@@ -65,18 +65,20 @@ class Front:
     """What the prediction routes share; at `app.state.front` while the server runs.
 
     Args:
-        bundles: Those to serve, by name.
         settings: The server's.
         inflight: Gauge of the samples in flight.
         seed: Of the audit's draws; another one for each front.
         clock: Seconds, monotonic.
         sends_pixels: Whether images leave as bytes, to be normalised where they arrive.
         beyond: As in `server.decoders.PixelRoom`.
+
+    Attributes:
+        models: Those that are served.
+        sole: The model that answers requests without a name, by what it reads.
     """
 
     def __init__(
         self,
-        bundles: Mapping[str, Bundle],
         settings: Settings,
         inflight: Gauge,
         seed: int = 0,
@@ -94,49 +96,79 @@ class Front:
         )
         self.parse_pool = DecodePool(1)  # of large bodies: hostile ones hold up no image
         self.admission = Admission(settings.max_queue, inflight, clock, settings.max_queue_s)
-        rng = random.Random(seed)
-        self.models = {
-            name: FrontModel(
-                bundle,
-                settings,
-                self.decoders,
-                rng,
-                clock,
-                sends_pixels=sends_pixels,
-            )
-            for name, bundle in bundles.items()
-        }
+        self.models = ModelTable[FrontModel]()
+        self.sole: dict[Modality, FrontModel] = {}
+        self._rng, self._clock, self._sends_pixels = random.Random(seed), clock, sends_pixels
+
+    def open(self, bundle: Bundle) -> FrontModel:
+        """Prepare to serve a bundle; blocks, and any thread may call.
+
+        Raises:
+            ValueError: If the tokenizer cannot be read.
+        """
+        return FrontModel(
+            bundle,
+            self.settings,
+            self.decoders,
+            self._rng,
+            self._clock,
+            sends_pixels=self._sends_pixels,
+        )
+
+    def add(self, model: FrontModel) -> None:
+        """Let requests reach a model from now on; its dispatcher has been started."""
+        self.models.add(model)
+        self._find_sole()
+
+    def remove(self, model: FrontModel) -> None:
+        """Let no more requests reach a model; those that have been dispatched go on."""
+        self.models.remove(model)
+        self._find_sole()
 
     def stop(self) -> None:
         """End the threads, and the process that decodes slow images; blocks."""
         self.decoders.shutdown()
         self.parse_pool.shutdown()
 
-    def select_model(self, name: str | None, reads: Modality) -> FrontModel:
+    def select_model(
+        self, name: str | None, reads: Modality | None = None, *, version: str | None = None
+    ) -> FrontModel:
         """Return the model a request asks for.
 
+        Dispatch requests to it without awaiting anything before: it may be unloaded meanwhile.
+
         Args:
-            name: The name in the request, if any.
-            reads: The modality of the request's input.
+            name: The name in the request, if any: `NAME` or `NAME@VERSION`.
+            reads: The modality of the request's input; None: whatever the model reads.
+            version: The version in the request; None: the name's, or else the latest.
 
         Raises:
-            UnknownModel: If no model of that name is loaded, or none that reads this modality.
+            UnknownModel: If no such model is loaded, or none that reads this modality.
             InvalidContent: If the named model reads another modality, or several models could
                 answer and the request names none.
         """
         if name is not None:
-            model = get_model(self.models, name)
-            if model.reads != reads:
+            model = self.models.find(name, version)
+            if reads not in (None, model.reads):
                 raise InvalidContent(f"{name} reads {model.reads}s; send it one, not {reads}s")
             return model
-        able = [model for model in self.models.values() if model.reads == reads]
+        able = [model for model in self.models.latest() if reads in (None, model.reads)]
+        inputs = "inputs" if reads is None else f"{reads}s"
         if len(able) > 1:
             names = ", ".join(sorted(model.name for model in able))
-            raise InvalidContent(f"several models read {reads}s; name one of {names} as model")
+            raise InvalidContent(f"several models read {inputs}; name one of {names} as model")
+        if not len(self.models):
+            raise UnknownModel(NONE_LOADED)
         if not able:
-            loaded = ", ".join(f"{m.name} ({m.reads}s)" for m in self.models.values())
-            raise UnknownModel(f"no model that reads {reads}s is loaded; loaded are {loaded}")
-        return able[0]
+            loaded = ", ".join(f"{m.name} ({m.reads}s)" for m in self.models)
+            raise UnknownModel(f"no model that reads {inputs} is loaded; loaded are {loaded}")
+        return able[0] if version is None else self.models.find(able[0].name, version)
+
+    def _find_sole(self) -> None:
+        able: dict[Modality, list[FrontModel]] = {"image": [], "text": []}
+        for model in self.models.latest():
+            able[model.reads].append(model)
+        self.sole = {reads: models[0] for reads, models in able.items() if len(models) == 1}
 
 
 def front_of(request: Request) -> Front:

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 PATH = "/predict"
 DEFAULTS = Options.model_validate({})
+UNNAMED = (None, None)  # a request's model and version
 CLIENT_LEFT = 499  # a status
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 MOST_BYTES = 256 * 1024  # of a body; a larger one costs more than the layers that are saved
@@ -128,10 +129,6 @@ class HotRoute:
         self._recorder = recorder or RequestRecorder()
         # A proxy that shows the server under a path may leave the path there.
         self.paths = frozenset({PATH.encode(), f"{self._gate.root_path}{PATH}".encode()})
-        able: dict[Modality, list[FrontModel]] = {"image": [], "text": []}
-        for model in front.models.values():
-            able[model.reads].append(model)
-        self._sole = {reads: models[0] for reads, models in able.items() if len(models) == 1}
         self._open: set[HotAnswer] = set()
         self._prefix = os.urandom(8).hex()  # of the ids; drawing each from the kernel costs 5 us
         self._numbers = itertools.count()
@@ -229,8 +226,9 @@ class HotRoute:
         try:
             if self._gate.keys:
                 owner = self._gate.owner_of(authorization, Group.PREDICTION)
-            model = self._sole.get(modality) if answer.options.model is None else None
-            model = model or self._front.select_model(answer.options.model, modality)
+            named = answer.options.model, answer.options.version
+            model = self._front.sole.get(modality) if named == UNNAMED else None
+            model = model or self._front.select_model(named[0], modality, version=named[1])
             # Masks are drawn on a thread; label sets have fields of their own.
             if model.task == "segmentation" or model.thresholds is not None:
                 return False

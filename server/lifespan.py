@@ -4,29 +4,33 @@ import asyncio
 import contextlib
 import functools
 import gc
+import itertools
 import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import uvicorn
 from fastapi import FastAPI
 
-from models.bundle import Bundle, load_bundle
+from models.bundle import Bundle
+from server.bundle_folders import BundleSource
+from server.choice import NONE_LOADED
 from server.control import DRAINING, Control
-from server.front import Front
+from server.front import Front, FrontModel
 from server.hot_route import HotRoute
 from server.metrics import Metrics
 from server.model import ModelControl
 from server.process_metrics import ProcessCollector, ProcessName
+from server.repository import Repository
 from server.runner import ModelRunner
 from server.settings import Settings
 from server.shortage import shortage_of
 from server.span_sender import SpanSender
+from server.unloading import drain, release_memory
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +44,16 @@ PROCESS = ProcessName("server", 0)
 YOUNG_OBJECTS = 20_000  # a request makes some dozens, nearly none of them in cycles
 
 
+class Opened(NamedTuple):
+    """A model in this process: its network, its front and its control."""
+
+    runner: ModelRunner
+    front: FrontModel
+    control: ModelControl
+
+
 class SingleProcess:
-    """Front, control and engines in one process.
+    """Front, control and engines in one process; a `ModelHost`.
 
     Args:
         settings: The configuration.
@@ -50,38 +62,34 @@ class SingleProcess:
 
     Raises:
         ValueError: If a bundle cannot be served.
+
+    Attributes:
+        runners: The network of each model.
     """
+
+    engines = 1  # which load a network
 
     def __init__(
         self, settings: Settings, metrics: Metrics, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self.metrics = metrics
         self.clock = clock
-        bundles = load_bundles(settings.bundle)
+        self._settings, self._numbers = settings, itertools.count()
         metrics.registry.register(ProcessCollector(lambda: {PROCESS: os.getpid()}))
-        self.front = Front(bundles, settings, metrics.inflight, clock=clock)
+        self.front = Front(settings, metrics.inflight, clock=clock)
         self.control = Control(metrics, self._collect, self._book_all)
-        self.runners: dict[str, ModelRunner] = {}
-        for name, bundle in bundles.items():
-            runner = ModelRunner(bundle, settings, clock=clock)
-            self.runners[name] = runner
-            self.control.models[name] = ModelControl(
-                bundle,
-                settings,
-                metrics,
-                self.control.answers,
-                runner.facts,
-                runner,
-                functools.partial(setattr, self.front.models[name].dispatcher, "terms"),
-                clock,
-            )
+        self.control.repository = Repository(settings, self.control.models, self)
+        self.runners: dict[ModelControl, ModelRunner] = {}
+        self._fronts: dict[ModelControl, FrontModel] = {}
+        found = self.control.repository.begin()
+        self._opened = [self._open(each.bundle, None) for each in found]
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the engines."""
-        for name, runner in self.runners.items():
-            dispatcher = self.front.models[name].dispatcher
-            dispatcher.start(runner, loop, functools.partial(self.book, name))
-            runner.start(dispatcher.on_done, on_exits=dispatcher.on_exits)
+        self._loop = loop
+        for opened in self._opened:
+            self._serve(opened)
+        self._opened.clear()
 
     async def run(self) -> None:
         """Heartbeat: book what was done and refresh gauges and windows; ends by cancellation."""
@@ -101,40 +109,78 @@ class SingleProcess:
         is still being decoded holds up nothing.
         """
         self.front.admission.not_ready, self.control.draining = DRAINING, True
-        for runner in self.runners.values():
+        for runner in list(self.runners.values()):
             await asyncio.to_thread(runner.stop)
         await self._collect()
         await asyncio.to_thread(self.front.stop)
 
-    def book(self, name: str) -> None:
+    async def load(
+        self, source: BundleSource, bundle: Bundle, predecessor: ModelControl | None
+    ) -> None:
+        """Serve a bundle; as `ModelHost`."""
+        try:
+            opened = await asyncio.to_thread(self._open, bundle, predecessor)
+        except (MemoryError, RuntimeError, OSError) as error:
+            if (shortage := shortage_of(error)) is None:
+                raise
+            raise ValueError(shortage) from error
+        self._serve(opened)
+
+    async def unload(self, model: ModelControl) -> None:
+        """Serve a model no more; as `ModelHost`."""
+        front, runner = self._fronts[model], self.runners[model]
+        self.front.remove(front)
+        self.control.models.remove(model)
+        await drain(front.dispatcher)
+        await asyncio.to_thread(runner.stop)
+        self.book(model)
+        del self._fronts[model], self.runners[model]
+        others = self.control.models.values()
+        same = [m for m in others if (m.name, m.version) == (model.name, model.version)]
+        model.close(successor=same[0] if same else None)
+        del front, runner
+        release_memory()
+
+    def book(self, model: ModelControl) -> None:
         """Tell control what a model's front and engine have done."""
-        model, work = self.control.models[name], self.runners[name].take_work()
+        work = self.runners[model].take_work()
         model.note_work(work)
         model.show_queues(work.queue_depths.tolist(), work.oldest_wait_s)
-        model.note_answers(self.front.models[name].dispatcher.take_answers())
+        model.note_answers(self._fronts[model].dispatcher.take_answers())
 
     async def _collect(self) -> None:
         self._book_all()
 
     def _book_all(self) -> None:
-        for name in self.control.models:
-            self.book(name)
+        for model in list(self.runners):
+            self.book(model)
 
+    def _open(self, bundle: Bundle, predecessor: ModelControl | None) -> Opened:
+        """Load a bundle and measure what it costs; any thread may call."""
+        front = self.front.open(bundle)
+        runner = ModelRunner(bundle, self._settings, clock=self.clock)
+        control = ModelControl(
+            bundle,
+            self._settings,
+            self.metrics,
+            self.control.answers,
+            runner.facts,
+            runner,
+            functools.partial(setattr, front.dispatcher, "terms"),
+            self.clock,
+            predecessor,
+            next(self._numbers),
+        )
+        return Opened(runner, front, control)
 
-def load_bundles(folders: Sequence[Path]) -> dict[str, Bundle]:
-    """Load and verify bundles; return them by name.
-
-    Raises:
-        ValueError: If one cannot be read, or two have one name.
-    """
-    bundles: dict[str, Bundle] = {}
-    for folder in folders:
-        bundle = load_bundle(folder)
-        name = bundle.manifest.name
-        if name in bundles:
-            raise ValueError(f"two bundles are named {name!r}; rename one in its bundle.json")
-        bundles[name] = bundle
-    return bundles
+    def _serve(self, opened: Opened) -> None:
+        """Let requests reach a model."""
+        runner, front, control = opened
+        front.dispatcher.start(runner, self._loop, functools.partial(self.book, control))
+        runner.start(front.dispatcher.on_done, on_exits=front.dispatcher.on_exits)
+        self.runners[control], self._fronts[control] = runner, front
+        self.control.models.add(control)
+        self.front.add(front)
 
 
 def until_next_s(period_s: float, now_s: float) -> float:
@@ -147,7 +193,10 @@ def until_next_s(period_s: float, now_s: float) -> float:
 
 
 def spare_the_collector() -> None:
-    """Let the garbage collector leave alone what is loaded by now, and look for more less often."""
+    """Let the garbage collector leave alone what is there by now, and look for more less often.
+
+    Call it before models are loaded: what it leaves alone is not found when a model is unloaded.
+    """
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS)
 
@@ -204,6 +253,7 @@ def end_at_once() -> NoReturn:
 @contextlib.asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Load, serve, drain."""
+    spare_the_collector()
     try:
         service = await asyncio.to_thread(SingleProcess, app.state.settings, app.state.metrics)
         service.start(asyncio.get_running_loop())
@@ -220,9 +270,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     spans: SpanSender | None = state.spans
     if spans is not None:
         await asyncio.to_thread(spans.start)
-    spare_the_collector()
     heartbeat = asyncio.create_task(service.run())
-    log.info("ready: %s", ", ".join(service.runners))
+    log.info("ready: %s", service.control.models.names() or NONE_LOADED)
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ from typing import Final
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.metrics import MetricWrapperBase
 
 from scheduler.control.controller import BudgetController
 from scheduler.guarantee import Certificate
@@ -12,12 +13,13 @@ from server.histogram import HistogramFamily
 from server.process_metrics import ProcessName
 from server.reports import Answers, Work
 
+REPOSITORY: Final = "/v2/repository"
 ROUTES: Final = (
     "/predict", "/predict/stream", "/budget", "/frontier", "/scheduler/reload", "/audit",
     "/audit/rows", "/feedback", "/metrics", "/livez", "/readyz", "/models", "/classify",
     "/v1/models", "/v1/models/{model}", "/v1/models/{model}:predict", "/v2", "/v2/health/live",
     "/v2/health/ready", "/v2/models/stats", "/v2/models/{model}", "/v2/models/{model}/ready",
-    "/v2/models/{model}/infer", "/v2/models/{model}/stats", "other",
+    "/v2/models/{model}/infer", "/v2/models/{model}/stats", REPOSITORY, "other",
 )  # fmt: skip
 LATENCY_BUCKETS: Final = tuple(
     round(1e-4 * 10 ** (i / 6), 7) for i in range(31)
@@ -41,15 +43,23 @@ class Metrics:
     Args:
         registry: Where they are registered.
         version: Of this program.
+        by_version: Whether series that belong to a model have the label `version` too, since the
+            server may have several versions of one.
     """
 
-    def __init__(self, registry: CollectorRegistry, version: str) -> None:
-        self.registry = registry
+    def __init__(
+        self, registry: CollectorRegistry, version: str, *, by_version: bool = False
+    ) -> None:
+        self.registry, self.by_version = registry, by_version
+        self.model_labels = ("model", "version") if by_version else ("model",)
         self.requests = Counter(
             "eenet_requests", "Requests answered.", ["route", "status"], registry=registry
         )
         self.predictions = Counter(
-            "eenet_predictions", "Samples answered.", ["model", "exit"], registry=registry
+            "eenet_predictions",
+            "Samples answered.",
+            [*self.model_labels, "exit"],
+            registry=registry,
         )
         self.rejected = Counter(
             "eenet_rejected", "Samples or requests turned away.", ["reason"], registry=registry
@@ -57,7 +67,7 @@ class Metrics:
         self.cancelled = Counter(
             "eenet_cancelled",
             "Samples dropped because their client had left.",
-            ["model"],
+            self.model_labels,
             registry=registry,
         )
         self.inflight = Gauge(
@@ -111,7 +121,7 @@ class Metrics:
         self.batch_size = HistogramFamily(
             "eenet_batch_size",
             "Rows of one executed batch.",
-            ["model", "stage"],
+            [*self.model_labels, "stage"],
             BATCH_BUCKETS,
             self.registry,
         )
@@ -141,11 +151,11 @@ class Metrics:
         )
 
     def _add_quality(self) -> None:
-        self.audit = AuditFamilies(self.registry)
+        self.audit = AuditFamilies(self.registry, self.model_labels)
         self.feedback_samples = Counter(
             "eenet_feedback_samples",
             "Answers that a true label came for.",
-            ["model", "exit"],
+            [*self.model_labels, "exit"],
             registry=self.registry,
         )
         self.feedback_accuracy = self._gauge(
@@ -189,6 +199,8 @@ class Metrics:
 
     def observe_request(self, route: str, status: int, count: int = 1) -> None:
         """Count answered requests under a known route, or as `other`."""
+        if route.startswith(f"{REPOSITORY}/"):
+            route = REPOSITORY
         self.requests.labels(route if route in ROUTES else "other", str(status)).inc(count)
 
     def show_restarts(self, restarts: Mapping[str, int]) -> None:
@@ -201,13 +213,27 @@ class Metrics:
         return HistogramFamily(
             f"eenet_{name}_latency_seconds",
             text,
-            ["model", *labels],
+            [*self.model_labels, *labels],
             LATENCY_BUCKETS,
             self.registry,
         )
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"eenet_{name}", text, ["model", *labels], registry=self.registry)
+        names = [*self.model_labels, *labels]
+        return Gauge(f"eenet_{name}", text, names, registry=self.registry)
+
+    def key_of(self, model: str, version: str) -> tuple[str, ...]:
+        """Return the values of a model's labels."""
+        return (model, version)[: len(self.model_labels)]
+
+    def remove_model(self, model: str, version: str) -> None:
+        """Remove all series of a model."""
+        labels = dict(zip(self.model_labels, (model, version), strict=False))
+        for family in (*vars(self).values(), *vars(self.audit).values()):
+            if isinstance(family, HistogramFamily):
+                family.remove_by_labels(labels)
+            elif isinstance(family, MetricWrapperBase) and "model" in family._labelnames:
+                family.remove_by_labels(labels)
 
 
 class AuditFamilies:
@@ -215,31 +241,32 @@ class AuditFamilies:
 
     Args:
         registry: Where.
+        model_labels: Names of the labels that tell models apart.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, model_labels: Sequence[str]) -> None:
         self.agreement = Gauge(
             "eenet_audit_agreement_ratio",
             "Share of the audited samples that left here whose answer is the last exit's.",
-            ["model", "exit"],
+            [*model_labels, "exit"],
             registry=registry,
         )
         self.samples = Counter(
             "eenet_audit_samples",
             "Audited samples, by the exit that they left at.",
-            ["model", "exit"],
+            [*model_labels, "exit"],
             registry=registry,
         )
         self.skipped = Counter(
             "eenet_audit_skipped",
             "Samples drawn for the audit and not audited: too many in flight, or the client left.",
-            ["model"],
+            model_labels,
             registry=registry,
         )
         self.lost = Counter(
             "eenet_audit_lost",
             "Samples whose audit failed or died with its engine; each counts as a disagreement.",
-            ["model"],
+            model_labels,
             registry=registry,
         )
 
@@ -249,16 +276,16 @@ class AuditMetrics:
 
     Args:
         families: The app's.
-        model: Its name.
+        key: Values of its labels.
         num_exits: K.
     """
 
-    def __init__(self, families: AuditFamilies, model: str, num_exits: int) -> None:
+    def __init__(self, families: AuditFamilies, key: Sequence[str], num_exits: int) -> None:
         exits = [str(k) for k in range(num_exits)]
-        self._agreement = [families.agreement.labels(model, k) for k in exits[:-1]]
-        self.samples = [families.samples.labels(model, k) for k in exits]
-        self.skipped = families.skipped.labels(model)
-        self.lost = families.lost.labels(model)
+        self._agreement = [families.agreement.labels(*key, k) for k in exits[:-1]]
+        self.samples = [families.samples.labels(*key, k) for k in exits]
+        self.skipped = families.skipped.labels(*key)
+        self.lost = families.lost.labels(*key)
 
     def show(self, agreement: Sequence[float | None]) -> None:
         """Set the gauges to the agreement of each exit but the last; NaN where it is unknown."""
@@ -267,39 +294,48 @@ class AuditMetrics:
 
 
 class ModelMetrics:
-    """One model's children of every family, looked up once."""
+    """One model's children of every family, looked up once.
 
-    def __init__(self, metrics: Metrics, model: str, num_exits: int) -> None:
+    Args:
+        metrics: The app's.
+        model: Its name.
+        version: Its version.
+        num_exits: K.
+    """
+
+    def __init__(self, metrics: Metrics, model: str, version: str, num_exits: int) -> None:
         exits = [str(k) for k in range(num_exits)]
-        self._model, self._info = model, metrics.model_info
+        key = metrics.key_of(model, version)
+        self._families, self._info = metrics, metrics.model_info
+        self._model, self._version = model, version
         self._shown_info: tuple[str, ...] | None = None
-        self.predictions = [metrics.predictions.labels(model, k) for k in exits]
-        self._cancelled = metrics.cancelled.labels(model)
-        self.request_latency = metrics.request_latency.labels(model)
-        self.compute_latency = metrics.compute_latency.labels(model)
-        self.queue_latency = metrics.queue_latency.labels(model)
-        self.decode_latency = metrics.decode_latency.labels(model)
-        self.stage_latency = [metrics.stage_latency.labels(model, k) for k in exits]
-        self.batch_size = [metrics.batch_size.labels(model, k) for k in exits]
-        self._queue_depth = [metrics.queue_depth.labels(model, k) for k in exits]
-        self._queue_oldest = metrics.queue_oldest.labels(model)
-        self._budget = metrics.budget.labels(model)
-        self._effective_budget = metrics.effective_budget.labels(model)
-        self._parameter = metrics.parameter.labels(model)
-        self._rolling_latency = metrics.rolling_latency.labels(model)
-        self._feasible = metrics.feasible.labels(model)
-        self._expected_accuracy = metrics.expected_accuracy.labels(model)
-        self._threshold = [metrics.threshold.labels(model, k) for k in exits[:-1]]
-        self._exit_rate = [metrics.exit_rate.labels(model, k) for k in exits]
-        self.audit = AuditMetrics(metrics.audit, model, num_exits)
-        self.feedback_samples = [metrics.feedback_samples.labels(model, k) for k in exits]
-        self._score_drift = [metrics.score_drift.labels(model, k) for k in exits[:-1]]
-        self._yields = {each: metrics.promise_yields.labels(model, each) for each in OBJECTIVES}
-        self._promise = {each: metrics.promise.labels(model, each) for each in PROMISES}
-        self._withdrawn = metrics.promise_withdrawn.labels(model)
-        self._certified_bound = metrics.certified_bound.labels(model)
-        self._certified_epsilon = metrics.certified_epsilon.labels(model)
-        self._feedback_accuracy = [metrics.feedback_accuracy.labels(model, k) for k in exits]
+        self.predictions = [metrics.predictions.labels(*key, k) for k in exits]
+        self._cancelled = metrics.cancelled.labels(*key)
+        self.request_latency = metrics.request_latency.labels(*key)
+        self.compute_latency = metrics.compute_latency.labels(*key)
+        self.queue_latency = metrics.queue_latency.labels(*key)
+        self.decode_latency = metrics.decode_latency.labels(*key)
+        self.stage_latency = [metrics.stage_latency.labels(*key, k) for k in exits]
+        self.batch_size = [metrics.batch_size.labels(*key, k) for k in exits]
+        self._queue_depth = [metrics.queue_depth.labels(*key, k) for k in exits]
+        self._queue_oldest = metrics.queue_oldest.labels(*key)
+        self._budget = metrics.budget.labels(*key)
+        self._effective_budget = metrics.effective_budget.labels(*key)
+        self._parameter = metrics.parameter.labels(*key)
+        self._rolling_latency = metrics.rolling_latency.labels(*key)
+        self._feasible = metrics.feasible.labels(*key)
+        self._expected_accuracy = metrics.expected_accuracy.labels(*key)
+        self._threshold = [metrics.threshold.labels(*key, k) for k in exits[:-1]]
+        self._exit_rate = [metrics.exit_rate.labels(*key, k) for k in exits]
+        self.audit = AuditMetrics(metrics.audit, key, num_exits)
+        self.feedback_samples = [metrics.feedback_samples.labels(*key, k) for k in exits]
+        self._score_drift = [metrics.score_drift.labels(*key, k) for k in exits[:-1]]
+        self._yields = {each: metrics.promise_yields.labels(*key, each) for each in OBJECTIVES}
+        self._promise = {each: metrics.promise.labels(*key, each) for each in PROMISES}
+        self._withdrawn = metrics.promise_withdrawn.labels(*key)
+        self._certified_bound = metrics.certified_bound.labels(*key)
+        self._certified_epsilon = metrics.certified_epsilon.labels(*key)
+        self._feedback_accuracy = [metrics.feedback_accuracy.labels(*key, k) for k in exits]
 
     def count_work(self, work: Work) -> None:
         """Count what an engine did."""
@@ -338,11 +374,18 @@ class ModelMetrics:
             for stage, ms in stages_ms:
                 self.stage_latency[stage].note_exemplar(ms / 1e3, trace_id)
 
-    def show_policy(self, version: str, policy: str, device: str, precision: str) -> None:
+    def remove(self, *, is_replaced: bool) -> None:
+        """Remove all series, but those that a model of the same name and version goes on with."""
+        if not is_replaced:
+            self._families.remove_model(self._model, self._version)
+        elif self._shown_info is not None:
+            self._info.remove(*self._shown_info)
+
+    def show_policy(self, policy: str, device: str, precision: str) -> None:
         """Say what is loaded, in place of what was."""
         if self._shown_info is not None:
             self._info.remove(*self._shown_info)
-        self._shown_info = (self._model, version, policy, device, precision)
+        self._shown_info = (self._model, self._version, policy, device, precision)
         self._info.labels(*self._shown_info).set(1)
 
     def show_control(

@@ -45,9 +45,16 @@ class ModelControl:
         engines: Those that run it.
         set_terms: Called with new terms under which requests enter.
         clock: Seconds, monotonic.
+        predecessor: Another version, whose budget and promise hold here too; None: those of the
+            settings.
+        number: Tells it from those that had its name and version before.
 
     Raises:
         ValueError: If the scheduler cannot be read or does not fit the network.
+
+    Attributes:
+        key: Names this model among all that were ever loaded.
+        shown_version: Its version in answers to operators; None: the server has one of each model.
     """
 
     def __init__(
@@ -60,6 +67,8 @@ class ModelControl:
         engines: Engines,
         set_terms: Callable[[EntryTerms], None],
         clock: Callable[[], float] = time.perf_counter,
+        predecessor: "ModelControl | None" = None,
+        number: int = 0,
     ) -> None:
         manifest = bundle.manifest
         self.name, self.version, self.classes = manifest.name, manifest.version, manifest.classes
@@ -67,11 +76,12 @@ class ModelControl:
         self.input = manifest.input
         self.statistics = InferenceStatistics()
         self.has_label_sets = manifest.thresholds is not None
+        self.shown_version = self.version if metrics.by_version else None
+        self.key = f"{self.name}@{self.version}#{number}"
         self.clock = clock
         self.engines = engines
         self._facts, self._set_terms = facts, set_terms
         self._prediction_log = prediction_log
-        self._metrics = ModelMetrics(metrics, self.name, self.num_exits)
         self.feedback = Feedback(self.num_exits)
         variant, self._policy_name = bundle.variant(facts.precision), settings.policy
         fitted = read_schedulers(variant, settings.policy)
@@ -85,6 +95,7 @@ class ModelControl:
             settings.confidence,
             audits=settings.audit_share > 0,
         )
+        self._metrics = ModelMetrics(metrics, self.name, self.version, self.num_exits)
         self.scheduler = schedulers.chosen  # as engines do when they start
         self._policy_version = 0
         self.audits = AuditJournal(
@@ -104,7 +115,24 @@ class ModelControl:
             for measure in get_args(Measure)
         }
         self._show_policy()
-        self.set_budget(budget_ms=settings.budget_ms, measure=settings.measure)
+        if predecessor is None:
+            self.set_budget(budget_ms=settings.budget_ms, measure=settings.measure)
+        else:
+            self.set_budget(
+                budget_ms=predecessor.controller.budget_ms,
+                measure=predecessor.measure,
+                max_disagreement=predecessor.promise.max_disagreement,
+            )
+
+    def close(self, successor: "ModelControl | None" = None) -> None:
+        """Take the metrics of a model that has been unloaded away.
+
+        Args:
+            successor: The model of the same name and version that serves in its place.
+        """
+        self._metrics.remove(is_replaced=successor is not None)
+        if successor is not None:
+            successor._show_policy()
 
     @property
     def precision(self) -> Precision:
@@ -215,9 +243,7 @@ class ModelControl:
         log.info("%s: scheduler %s (%s)", self.name, scheduler.shown_name, scheduler.sha256)
 
     def _show_policy(self) -> None:
-        self._metrics.show_policy(
-            self.version, self.scheduler.shown_name, self._facts.device, self.precision
-        )
+        self._metrics.show_policy(self.scheduler.shown_name, self._facts.device, self.precision)
 
     def _apply(self) -> None:
         """Let engines and fronts follow the controller in command."""
@@ -301,7 +327,7 @@ class ModelControl:
         )
         for key, exit, class_id in remembered:
             if key:
-                self._prediction_log.record(key, self.name, exit, class_id)
+                self._prediction_log.record(key, self.key, exit, class_id)
         now_s = self.clock()
         self._controllers["compute"].observe(answers.compute_samples(), now_s)
         self._controllers["end_to_end"].observe(answers.end_to_end_samples(), now_s)

@@ -99,6 +99,11 @@ def read_call(
     length = _header_length(header_length, len(body))
     given = read_object(memoryview(body)[:length] if length < len(body) else body)
     check_known(given, (*FIELDS, *REPEATED), "field")
+    if given.get("model_version") not in (None, "", model.version):
+        raise InvalidContent(
+            f"model_version is {given['model_version']!r:.80}, and the path means version "
+            f"{model.version}; name the version in the path"
+        )
     call_id = given.get("id")
     if not isinstance(call_id, str | None) or len(call_id or "") > LONGEST_ID:
         raise InvalidContent(f"id should be a text of at most {LONGEST_ID} characters")

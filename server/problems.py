@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Iterable
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic_core
@@ -19,6 +21,7 @@ from server.spelling import did_you_mean
 
 PROBLEM_TYPE = "application/problem+json"
 HTTP_CODES = {400: "malformed", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+FOLDERS = re.compile(r"""[^\s'":;,(]*/""")  # in front of a file's name
 TREE_BYTES = 16 * 1024  # up to which all values of a body may become objects at once
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -131,3 +134,15 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
         allowed = headers.get("Allow", "another method")
         detail = f"{request.method} is not allowed on {request.url.path}; use {allowed}"
     return problem_response(error.status_code, code, detail, request.state.request_id, headers)
+
+
+def without_folders(text: str, known: Iterable[Path]) -> str:
+    """A sentence with the names of files alone: where they are concerns this host's log only.
+
+    Args:
+        text: The sentence.
+        known: Folders that it may name, whose own names are kept.
+    """
+    for folder in known:
+        text = text.replace(str(folder), folder.name)
+    return FOLDERS.sub("", text)

@@ -8,6 +8,7 @@ from typing import Any
 from models.file_kinds import begins_as_image
 from server.errors import InvalidContent
 from server.front import Front, FrontModel, Modality
+from server.schemas import Options
 
 IMAGE_FIELDS, TEXT_FIELDS = ("image", "b64", "image_bytes", "data"), ("text", "inputs", "data")
 Sample = str | tuple[str, str]
@@ -34,26 +35,27 @@ def samples_of(given: Any, field: str, most: int) -> tuple[list[Sample], bool]:
     return [_sample(each, f"{field}.{place}") for place, each in enumerate(given)], True
 
 
-def select_reader(front: Front, name: str | None, samples: Sequence[Sample]) -> FrontModel:
+def select_reader(front: Front, options: Options, samples: Sequence[Sample]) -> FrontModel:
     """Return the model that is named, or else the only one that reads such samples.
 
     Args:
         front: The models.
-        name: The name in the request, if any.
+        options: The request's, which may name a model and a version.
         samples: Texts or images in base64; the first one decides which of both they are.
 
     Raises:
         UnknownModel: As `Front.select_model`.
         InvalidContent: As there.
     """
-    kinds: set[Modality] = {model.reads for model in front.models.values()}
-    if name is not None and name in front.models:
-        return front.select_model(name, front.models[name].reads)
-    if len(kinds) == 1:
-        return front.select_model(name, kinds.pop())
+    if options.model is not None:
+        return front.select_model(options.model, version=options.version)
+    kinds: set[Modality] = {model.reads for model in front.models.latest()}
     first = samples[0]
     is_image = isinstance(first, str) and looks_like_image(first)
-    return front.select_model(name, "image" if is_image else "text")
+    reads: Modality = "image" if is_image else "text"
+    if len(kinds) == 1:
+        (reads,) = kinds
+    return front.select_model(None, reads, version=options.version)
 
 
 def looks_like_image(text: str) -> bool:

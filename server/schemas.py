@@ -3,7 +3,15 @@
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from server.json_body import MOST_ITEMS
@@ -29,7 +37,7 @@ Text = Annotated[str, PlainValidator(_text, json_schema_input_type=str)]
 Items = Annotated[list[Text], Field(min_length=1, max_length=MOST_ITEMS, fail_fast=True)]
 
 
-class _KnownFields(BaseModel):
+class KnownFields(BaseModel):
     """Refuses an unknown field by the first one; a hostile body may hold thousands."""
 
     model_config = ConfigDict(extra="forbid")
@@ -45,11 +53,16 @@ class _KnownFields(BaseModel):
         return given
 
 
-class Options(_KnownFields):
+class Options(KnownFields):
     """Options of a prediction request, in the query, the form or the JSON body."""
 
     model: str | None = Field(
-        None, description="name of a loaded model; needed only if several read this input"
+        None,
+        description="name of a loaded model, or NAME@VERSION; needed only if several read this "
+        "input",
+    )
+    version: str | None = Field(
+        None, description="version of the model; default: the latest that is loaded"
     )
     budget_ms: Budget | None = Field(None, description="mean-latency budget of this request alone")
     deadline_ms: Positive | None = Field(
@@ -218,7 +231,7 @@ class Predictions(BaseModel):
     predictions: list[Prediction | LabelSetPrediction | ItemError]
 
 
-class BudgetChange(_KnownFields):
+class BudgetChange(KnownFields):
     """A change of the budget or the promise: any of the fields."""
 
     model_config = ConfigDict(strict=True)
@@ -245,7 +258,7 @@ class BudgetChange(_KnownFields):
         return self
 
 
-class ReloadRequest(_KnownFields):
+class ReloadRequest(KnownFields):
     """Body of a reload; it may be left out."""
 
     model_config = ConfigDict(strict=True)
@@ -257,7 +270,7 @@ class ReloadRequest(_KnownFields):
     )
 
 
-class FeedbackGiven(_KnownFields):
+class FeedbackGiven(KnownFields):
     """The true label of an earlier prediction."""
 
     model_config = ConfigDict(strict=True)
@@ -274,10 +287,10 @@ class FeedbackTaken(BaseModel):
     correct: bool
 
 
-class ModelQuery(_KnownFields):
+class ModelQuery(KnownFields):
     """Query of the routes that concern models."""
 
-    model: str | None = Field(None, description="name of a loaded model")
+    model: str | None = Field(None, description="name of a loaded model, or NAME@VERSION")
 
 
 class Certified(BaseModel):
@@ -290,10 +303,24 @@ class Certified(BaseModel):
     cost_ms: float
 
 
-class BudgetState(BaseModel):
-    """Budget of one model and how it is kept; docs/http.md describes the fields."""
+class OfModel(BaseModel):
+    """What concerns one model; `version` is there if the server may have several of a model."""
 
     model: str
+    version: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_version(self, handler: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
+        """Leave an unknown version out; an annotation here would replace the documented fields."""
+        fields = handler(self)
+        if fields["version"] is None:
+            del fields["version"]
+        return fields
+
+
+class BudgetState(OfModel):
+    """Budget of one model and how it is kept; docs/http.md describes the fields."""
+
     policy: str
     budget_ms: float | None
     measure: str
@@ -325,10 +352,9 @@ class Budgets(BaseModel):
     models: list[BudgetState]
 
 
-class Reloaded(BaseModel):
+class Reloaded(OfModel):
     """A model's scheduler after a reload; `sha256` is the hash of its `scheduler.npz`."""
 
-    model: str
     policy: str
     sha256: str
 
@@ -352,10 +378,9 @@ class AuditExit(BaseModel):
     feedback_accuracy_ci95: tuple[float, float] | None
 
 
-class AuditState(BaseModel):
+class AuditState(OfModel):
     """Agreement of a model's early exits with its last; docs/http.md describes the fields."""
 
-    model: str
     policy: str
     share: float
     samples: int

@@ -37,9 +37,19 @@ class Settings(BaseSettings):
 
     bundle: Annotated[tuple[Path, ...], NoDecode] = Field(
         SHIPPED_BUNDLES,
-        min_length=1,
         description="bundle folder; repeat for several models (':' between them in the "
-        "environment)",
+        "environment); with --repository default: none",
+    )
+    repository: Path | None = Field(
+        None,
+        description="folder with a folder NAME/VERSION for each version of a model, which may be "
+        "loaded and unloaded while the server runs",
+    )
+    version_policy: str = Field(
+        "latest",
+        pattern=r"^(all|latest(:[1-9][0-9]{0,3})?)$",
+        description="which versions of a model of --repository are served: latest, latest:N (the "
+        "N latest) or all",
     )
     backend: Literal["onnx", "torch", "replay"] = Field(
         "onnx",
@@ -357,6 +367,25 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"--max-url-kib {self.max_url_kib} is more than --max-head-kib "
                 f"{self.max_head_kib}, which includes the URL; give at most that"
+            )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _repository_alone(cls, given: Any) -> Any:
+        """Serve no shipped bundle beside a repository, unless it is asked for."""
+        if isinstance(given, dict) and given.get("repository") is not None:
+            return {"bundle": (), **given}
+        return given
+
+    @model_validator(mode="after")
+    def _check_models(self) -> "Settings":
+        if not self.bundle and self.repository is None:
+            raise ValueError("there is no bundle to serve; give --bundle, or --repository")
+        if self.repository is not None and not self.repository.is_dir():
+            raise ValueError(
+                f"--repository {self.repository} is not a folder; make it, with a folder "
+                f"NAME/VERSION for each version of a model"
             )
         return self
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 from urllib.parse import unquote
 
-from models.bundle import load_bundle
 from server.app import create_app
+from server.bundle_folders import bundles_at_start
 from server.cores import usable_cores
 from server.forwarded import proxy_options
 from server.gate import KeyFiles
@@ -90,9 +90,9 @@ def is_known(error: Exception) -> bool:
 def serve(settings: Settings, traces: TraceSettings | None) -> None:
     """Serve until a signal ends the process; the log has started."""
     log.info("settings %s", settings.model_dump_json())
-    for folder in settings.bundle:
+    for found in bundles_at_start(settings):
         # Report a bundle that is damaged or lacks precision or policy before anything is started.
-        variant = load_bundle(folder).variant(settings.named_precision)
+        variant = found.bundle.variant(settings.named_precision)
         if settings.policy is not None:
             variant.scheduler(settings.policy)
     plan = make_plan(settings, usable_cores(), device_names(settings))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_THREADS, MOST_ROWS = 257, 1024  # of an engine, and of a batch
-MOST_MODELS = 4096
+MOST_MODELS = 4096  # at a time
 ROWS = MOST_THREADS * (1 + MOST_ROWS)
 BYTES = (ROWS + MOST_MODELS) * 8
 FRONT_BIT = 48
@@ -73,12 +73,13 @@ class BlackBox:
         return set(mine.tolist())
 
     def count_draw(self, model: int) -> None:
-        """Count a sample of a model, by its index, that was drawn; one thread at a time."""
-        self._drawn[model] += 1
+        """Count a sample of a model, by its number, that was drawn; one thread at a time."""
+        self._drawn[model % MOST_MODELS] += 1
 
     def take_drawn(self, model: int) -> int:
         """Return how many samples of a model the engine drew, and count from 0 again."""
-        drawn, self._drawn[model] = int(self._drawn[model]), 0
+        place = model % MOST_MODELS
+        drawn, self._drawn[place] = int(self._drawn[place]), 0
         return drawn
 
     def clear(self) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import functools
-import itertools
 import logging
 import os
 import signal
@@ -12,40 +11,35 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from models.bundle import Bundle
 from server import __version__, shared_turn
 from server.app import admin_listener, create_control_app
+from server.bundle_folders import name_repeats
+from server.choice import NONE_LOADED
 from server.control import Control
 from server.gate import Group, KeyFiles, admin_gate
 from server.keys import KeySet
 from server.lifespan import FLUSH_SPANS_S, HEARTBEAT_S, end_at_once, until_next_s
 from server.listening import Listeners
 from server.metrics import Metrics
-from server.model import ModelControl
 from server.process_metrics import ProcessCollector, ProcessName
 from server.processes import proxy
+from server.processes.asking import Asker, ProcessGone
 from server.processes.channel import Channel, OnMessage
-from server.processes.engine_group import EngineGroup
 from server.processes.links import EngineProcess, FrontProcess, Process
-from server.processes.messages import (
-    facts_of,
-    pack_keys,
-    pack_terms,
-    unpack_answers,
-    unpack_work,
-)
+from server.processes.messages import pack_keys
+from server.processes.model_fleet import ModelFleet
 from server.processes.plan import ProcessPlan, fill_cores
 from server.processes.supervisor import Child, Supervisor
 from server.processes.timings import unpack_records
+from server.processes.trial import try_out
 from server.processes.wire import BEAT, Message
 from server.processes.zygote import Zygote
 from server.recording import make_recorder, make_sender
 from server.refusals import RefusalLog
-from server.reports import EntryTerms
+from server.repository import Repository
 from server.settings import Settings
 from server.trace_settings import TraceSettings
 
@@ -65,29 +59,28 @@ class ControlProcess:
     Args:
         settings: The server's.
         plan: How many processes of which kind.
-        bundles: The models, by name.
         listeners: The sockets of each front-end, all with the same addresses, and the admin's.
         zygote: Forks the children.
         clock: Seconds, monotonic; shared by all processes of the host.
         traces: What the environment says about traces; None: none are recorded.
 
     Raises:
-        ValueError: If a file of keys cannot be read.
+        ValueError: If a file of keys or a bundle cannot be read.
     """
 
     def __init__(
         self,
         settings: Settings,
         plan: ProcessPlan,
-        bundles: dict[str, Bundle],
         listeners: Listeners,
         zygote: Zygote,
         clock: Callable[[], float] = time.perf_counter,
         traces: TraceSettings | None = None,
     ) -> None:
-        self._settings, self._plan, self._bundles, self._zygote = settings, plan, bundles, zygote
+        self._settings, self._plan, self._zygote = settings, plan, zygote
         self._clock = clock
-        self.metrics = Metrics(CollectorRegistry(), __version__)
+        by_version = settings.repository is not None or name_repeats(settings.bundle)
+        self.metrics = Metrics(CollectorRegistry(), __version__, by_version=by_version)
         self.control = Control(self.metrics, self._collect)
         self.control.starting = True
         self._refusals = RefusalLog(self.metrics)
@@ -111,12 +104,20 @@ class ControlProcess:
         self._engines: list[EngineProcess] = []
         self.metrics.registry.register(ProcessCollector(self._pids))
         self._fronts = [FrontProcess(index, each) for index, each in enumerate(listeners.main)]
-        self._groups = [EngineGroup(m, self._engines, self._ask) for m in range(len(bundles))]
         self._image_turn = shared_turn.create()  # of images beyond a front-end's share of pixels
-        self._terms: dict[int, EntryTerms] = {}
-        self._facts: list[dict[str, Any]] = []
-        self._replies: dict[int, asyncio.Future[Message]] = {}
-        self._numbers = itertools.count(1)
+        self._asker = Asker()
+        self._fleet = ModelFleet(
+            settings,
+            self.control,
+            self._engines,
+            self._fronts,
+            self._asker,
+            functools.partial(try_out, zygote, self._settings_of_engine(0)),
+            clock,
+        )
+        self.control.repository = Repository(settings, self.control.models, self._fleet)
+        self._fleet.begin(self.control.repository.begin())
+        self._has_begun = False  # whether the first engine has loaded what a start loads
         self._tasks: set[asyncio.Future[Any]] = set()
         self._stopping = asyncio.Event()
         self._has_news = True  # whether anything but heartbeats has come lately
@@ -161,19 +162,10 @@ class ControlProcess:
         self._add_engine(0)
         first = self._engines[0]
         await first.ready.wait()
-        for model, (name, bundle) in enumerate(self._bundles.items()):
-            self.control.models[name] = ModelControl(
-                bundle,
-                self._settings,
-                self.metrics,
-                self.control.answers,
-                facts_of(self._facts[model]),
-                self._groups[model],
-                functools.partial(self._set_terms, model),
-                self._clock,
-            )
+        self._fleet.publish_all()
+        self._has_begun = True
         self._brief_engine(first)
-        workers = self._facts[0]["workers"]
+        workers = self._fleet.workers or 1
         plan = fill_cores(self._plan, workers)
         engines = plan.engines or 1
         log.info(
@@ -189,7 +181,7 @@ class ControlProcess:
             self._add_engine(index)
         waits = [each.ready.wait() for each in (*self._engines, *self._fronts)]
         await asyncio.gather(*waits)
-        log.info("ready: %s", ", ".join(self._bundles))
+        log.info("ready: %s", self.control.models.names() or NONE_LOADED)
 
     def _add_engine(self, index: int) -> None:
         engine = EngineProcess(index)
@@ -197,19 +189,45 @@ class ControlProcess:
         hear = functools.partial(self._hear_engine, engine)
 
         def make_setup() -> tuple[dict[str, Any], list[int]]:
-            server = self._settings.model_dump(mode="json")
-            if len(self._plan.devices) > 1:
-                server["device"] = self._plan.devices[index]
+            server = self._settings_of_engine(index).model_dump(mode="json")
             theirs = self._open_channel(engine, hear)
-            return {"server": server, "facts": self._facts}, [os.dup(engine.descriptor), theirs]
+            return {"server": server}, [os.dup(engine.descriptor), theirs]
 
         self._supervisor.add(
             ENGINE,
             index,
             make_setup,
-            functools.partial(setattr, engine, "child"),
+            functools.partial(self._equip_soon, engine),
             lambda child: self._lose_engine(engine),
         )
+
+    def _settings_of_engine(self, index: int) -> Settings:
+        if len(self._plan.devices) == 1:
+            return self._settings
+        return self._settings.model_copy(update={"device": self._plan.devices[index]})
+
+    def _equip_soon(self, engine: EngineProcess, child: Child) -> None:
+        engine.child = child
+        self._run(self._equip(engine))
+
+    async def _equip(self, engine: EngineProcess) -> None:
+        """Let an engine load the models; then it works for the front-ends."""
+        try:
+            await self._fleet.equip(engine)
+        except ProcessGone:
+            return  # the supervisor starts it again
+        except (ValueError, TimeoutError) as error:
+            if not self._has_begun:
+                self._fault = str(error)
+                self._stopping.set()
+                return
+            log.error("engine %d cannot start: %s", engine.index, error)
+            if engine.child is not None:
+                self._zygote.kill(engine.child.pid, signal.SIGKILL)
+            return
+        self._note_ready(engine)
+        if self._has_begun:  # not the first engine at the start
+            self._brief_engine(engine)
 
     def _add_front(self, front: FrontProcess) -> None:
         hear = functools.partial(self._hear_front, front)
@@ -254,8 +272,7 @@ class ControlProcess:
         front.send(pack_keys(self._key_files.keys))
         if self.control.draining:
             front.send(Message("deregister"))
-        for model, terms in self._terms.items():
-            front.send(pack_terms(model, terms))
+        self._fleet.brief_front(front)
         for engine in self._engines:
             if engine.ready.is_set():
                 self._connect(front, engine)
@@ -263,8 +280,7 @@ class ControlProcess:
 
     def _brief_engine(self, engine: EngineProcess) -> None:
         """Let a ready engine work for the front-ends."""
-        for group in self._groups:
-            group.brief(engine)
+        self._fleet.brief_engine(engine)
         for front in self._fronts:
             if front.channel is not None:
                 self._connect(front, engine)
@@ -275,23 +291,9 @@ class ControlProcess:
         if message.kind == BEAT:
             engine.loop_lag_s = message.fields["loop_lag_s"]
         elif message.kind == "work":
-            model = message.fields["model"]
-            engine.work[model] = work = unpack_work(message)
-            engine.audits_settled[model] += work.audits_settled
-            if self.control.models:
-                list(self.control.models.values())[model].note_work(work)
+            self._fleet.note_work(engine, message)
         elif message.kind == "reply":
-            self._resolve(message)
-        elif message.kind == "ready":
-            self._note_ready(engine)
-            self._facts = self._facts or message.fields["facts"]
-            if self.control.models:  # not the first engine at the start
-                self._brief_engine(engine)
-        elif message.kind == "failed" and not self.control.models:
-            self._fault = message.fields["fault"]
-            self._stopping.set()
-        elif message.kind == "failed":
-            log.error("engine %d cannot start: %s", engine.index, message.fields["fault"])
+            self._asker.resolve(message)
 
     def _hear_front(self, front: FrontProcess, message: Message, descriptors: list[int]) -> None:
         self._note_beat(front)
@@ -301,15 +303,14 @@ class ControlProcess:
         elif message.kind == "spans":
             self._send_spans(message)
         elif message.kind == "answers":
-            model = list(self.control.models.values())[message.fields["model"]]
-            model.note_answers(unpack_answers(message))
+            self._fleet.note_answers(message)
         elif message.kind == "counts":
             front.counts = dict(message.fields)
             self._count(front.counts)
         elif message.kind == "http":
             self._run(self._answer(front, message))
         elif message.kind == "reply":
-            self._resolve(message)
+            self._asker.resolve(message)
         elif message.kind == "ready":
             self._note_ready(front)
             self.control.starting = False
@@ -319,8 +320,7 @@ class ControlProcess:
             self.metrics.observe_request(route, status, count)
         for reason, count in counts["rejected"]:
             self.metrics.count_rejected(reason, count)
-        for model, count in zip(self.control.models.values(), counts["cancelled"], strict=True):
-            model.note_cancelled(count)
+        self._fleet.note_cancelled(counts["cancelled"])
 
     def _send_spans(self, message: Message) -> None:
         records, lost = unpack_records(message)
@@ -335,9 +335,9 @@ class ControlProcess:
     def _lose_engine(self, engine: EngineProcess) -> None:
         """Tell the front-ends which of their requests may have killed the engine."""
         engine.lose()
+        self._asker.give_up(engine)
         engine.work.clear()
-        for index, model in enumerate(self.control.models.values()):
-            model.note_lost_audits(engine.take_lost_audits(index))
+        self._fleet.note_loss(engine)
         for front in self._fronts:
             executing = sorted(engine.black_box.read(front.index))
             front.send(Message("died", {"index": engine.index, "executing": executing}))
@@ -360,25 +360,18 @@ class ControlProcess:
     def _give_up(self, child: Child) -> None:
         if child.role == ENGINE:
             self._engines[child.index].given_up = True
-        if not self.control.models:
+        if not self._has_begun:
             self._fault = self._fault or "no engine could be started; the log has the cause"
             self._stopping.set()
 
     def _lose_front(self, front: FrontProcess) -> None:
         front.lose()
+        self._asker.give_up(front)
         front.counts = {"inflight": 0}
 
     def _lose_zygote(self) -> None:
         self._fault = "the process that starts all others has ended"
         self._stopping.set()
-
-    def _set_terms(self, model: int, terms: EntryTerms) -> None:
-        before, self._terms[model] = self._terms.get(model), terms
-        message = pack_terms(model, terms)
-        if before is not None and before.policy_version == terms.policy_version:
-            message = message._replace(arrays=())  # the frontier is the same, and long
-        for front in self._fronts:
-            front.send(message)
 
     def _set_keys(self, keys: Mapping[Group, KeySet]) -> None:
         self._admin_gate.keys = keys
@@ -394,24 +387,9 @@ class ControlProcess:
     async def _collect(self) -> None:
         """Return once everything that front-ends and engines have done is booked."""
         able = [each for each in (*self._fronts, *self._engines) if each.ready.is_set()]
-        flushes = [self._ask(each, Message("flush"), FLUSH_S) for each in able]
+        flushes = [self._asker.ask(each, Message("flush"), FLUSH_S) for each in able]
         await asyncio.gather(*flushes, return_exceptions=True)  # a silent one is known elsewhere
         self._refresh()
-
-    async def _ask(self, process: Process, message: Message, timeout_s: float) -> Message:
-        number = next(self._numbers)
-        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._replies[number] = future
-        try:
-            process.send(message._replace(fields={**message.fields, "number": number}))
-            return await asyncio.wait_for(future, timeout_s)
-        finally:
-            self._replies.pop(number, None)
-
-    def _resolve(self, message: Message) -> None:
-        future = self._replies.get(message.fields["number"])
-        if future is not None and not future.done():
-            future.set_result(message)
 
     def _show(self) -> None:
         """Set the gauges that are sums over processes."""
@@ -421,11 +399,7 @@ class ControlProcess:
             for process in processes:
                 self.metrics.show_loop_lag(ProcessName(role, process.index), process.loop_lag_s)
         self.metrics.show_restarts(self._supervisor.restarts)
-        for index, model in enumerate(self.control.models.values()):
-            reports = [each.work[index] for each in self._engines if index in each.work]
-            depths = sum([r.queue_depths for r in reports], np.zeros(model.num_exits, np.int64))
-            oldest_s = max([report.oldest_wait_s for report in reports], default=0.0)
-            model.show_queues(depths.tolist(), oldest_s)
+        self._fleet.show_queues()
 
     async def _watch(self) -> None:
         """Refresh gauges and windows, and act on what is due; ends by cancellation."""

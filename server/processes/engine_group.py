@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 
 from scheduler.fitted import Scheduler
+from server.processes.asking import ProcessGone
 from server.processes.links import EngineProcess, Process
 from server.processes.messages import pack_scheduler
 from server.processes.wire import Message
@@ -15,8 +16,8 @@ class EngineGroup:
     """One model on all engines; `server.engines.Engines`.
 
     Args:
-        model: Its index.
-        engines: All engines.
+        model: Its number.
+        engines: All engines; those that have not loaded it are told nothing.
         ask: Sends a message to a process and waits for the reply.
     """
 
@@ -50,13 +51,13 @@ class EngineGroup:
         Raises:
             ValueError: If that fails.
         """
-        able = [engine for engine in self._engines if engine.ready.is_set()]
+        able = self._able
         if not able:
             raise ValueError(f"{NO_ENGINE} to try the scheduler; try again")
         message = pack_scheduler("try", scheduler, model=self._model)
         try:
             reply = await self._ask(able[0], message, TRY_S)
-        except TimeoutError as error:
+        except (TimeoutError, ProcessGone) as error:
             raise ValueError("the engine that tried the scheduler did not answer") from error
         if reply.fields["fault"] is not None:
             raise ValueError(reply.fields["fault"])
@@ -77,7 +78,7 @@ class EngineGroup:
     @property
     def fault(self) -> str | None:
         """Why none of them can answer; None while one works."""
-        able = [engine for engine in self._engines if engine.ready.is_set()]
+        able = self._able
         faults = [engine.work[self._model].fault for engine in able if self._model in engine.work]
         if not able:
             return NO_ENGINE
@@ -89,7 +90,11 @@ class EngineGroup:
         given_up = [engine.given_up for engine in self._engines]
         return "every engine has failed to start; see the log" if all(given_up) else None
 
+    @property
+    def _able(self) -> list[EngineProcess]:
+        return [each for each in self._engines if each.ready.is_set()]
+
     def _tell(self, message: Message) -> None:
         for engine in self._engines:
-            if engine.ready.is_set():
+            if self._model in engine.installed:
                 engine.send(message)

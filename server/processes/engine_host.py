@@ -6,20 +6,18 @@ import logging
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import uvloop
 
+from server.bundle_folders import BundleSource, open_source
 from server.cores import usable_cores
 from server.engine.request import ExitTrace, InferenceRequest, Shown
-from server.lifespan import (
-    HEARTBEAT_S,
-    QUIET_BEAT_S,
-    load_bundles,
-    spare_the_collector,
-    until_next_s,
-)
+from server.errors import UnknownModel
+from server.lifespan import HEARTBEAT_S, QUIET_BEAT_S, spare_the_collector, until_next_s
+from server.loading import device_names
 from server.processes.black_box import BlackBox
 from server.processes.channel import Channel
 from server.processes.messages import (
@@ -31,19 +29,22 @@ from server.processes.messages import (
     pack_work,
     unpack_requests,
     unpack_scheduler,
+    unpack_source,
 )
 from server.processes.plan import fill_cores, make_plan, workers_per_engine
-from server.processes.wire import Message, beat, encode
+from server.processes.wire import Message, beat
 from server.processes.zygote import ChildSetup
 from server.reports import RunnerFacts, Work
 from server.runner import ModelRunner
 from server.settings import Settings
 from server.shortage import shortage_of
+from server.unloading import UNLOADED, release_memory
 
 log = logging.getLogger(__name__)
 
 # Python for a row that comes over a connection, against the engine's and the policy's alone.
 TRANSPORT_FACTOR = 4
+NO_RUNNERS: Mapping[int, ModelRunner] = MappingProxyType({})
 # Batches that take no longer run on the event loop: on a CPU, whose core they would take from it
 # anyway, and on a device, beside which a thread could do nothing meanwhile.
 LONGEST_ON_LOOP_MS, LONGEST_ON_LOOP_OF_DEVICE_MS = 25.0, 0.1
@@ -68,36 +69,44 @@ class EngineHost:
     """Runs every model for the front-ends that control connects.
 
     Args:
-        runners: Those of the models, in the order of the bundles.
+        settings: The server's.
         control: The connection to the control process.
         black_box: Where to note what is being executed.
         clock: Seconds, monotonic; shared by all processes of the host.
+        runners: Models that are loaded already, by number; control tells the others.
     """
 
     def __init__(
         self,
-        runners: list[ModelRunner],
+        settings: Settings,
         control: socket.socket,
         black_box: BlackBox,
         clock: Callable[[], float] = time.perf_counter,
+        runners: Mapping[int, ModelRunner] = NO_RUNNERS,
     ) -> None:
-        self._runners = runners
+        self._settings = settings
+        self._runners: dict[int, ModelRunner] = dict(runners)
+        self._serving = set(runners)  # numbers of those whose workers run
+        self._workers: int | None = None  # threads of each model, once it is decided
         self._clock = clock
         self._black_box = black_box
         self._fronts: set[FrontLink] = set()
         self._control_socket = control
         self._ended = asyncio.Event()
-        self._had_work = set(range(len(runners)))  # so that the first report is whole
-        self._trials: set[asyncio.Future[None]] = set()
+        self._had_work = set(runners)  # so that the first report is whole
+        self._tasks: set[asyncio.Future[None]] = set()
         self._runs_batches = False  # whether this loop is about to
         self._beat_at_s: float | None = None  # when the next beat is due
         self._loop_lag_s = 0.0  # of the latest beat
         self._acts: dict[str, Callable[[Message, list[int]], None]] = {
+            "load": self._later(self._load),
+            "start": self._later(self._start),
+            "unload": self._later(self._unload),
             "front": self._connect,
             "parameter": self._set_parameter,
             "max_batch": self._set_max_batch,
             "activate": self._activate,
-            "try": self._try,
+            "try": self._later(self._try_scheduler),
             "flush": self._flush,
             "stop": lambda message, fds: self._ended.set(),
         }
@@ -105,20 +114,92 @@ class EngineHost:
     async def run(self) -> None:
         """Serve until control says so or is gone."""
         self._loop = asyncio.get_running_loop()
-        self._on_loop = [each for each in self._runners if each.engine.workers == 0]
+        self._on_loop: list[ModelRunner] = []
         self._control = Channel(self._control_socket, self._loop, self._obey, self._ended.set)
-        for model, runner in enumerate(self._runners):
-            runner.auditor.on_accept = functools.partial(self._black_box.count_draw, model)
-            runner.start(self._finished, self._note_start, self._run_batches_soon, self._show)
-        spare_the_collector()
-        facts = [facts_fields(runner.facts) for runner in self._runners]
-        self._control.send(Message("ready", {"facts": facts}))
+        for number, runner in self._runners.items():
+            self._serve(number, runner)
         self._beat()
         await self._ended.wait()
         self._next_beat.cancel()
-        for runner in self._runners:
-            runner.stop()
+        for number in self._serving:
+            self._runners[number].stop()
         self._report()
+
+    async def _load(self, message: Message) -> None:
+        """Load a model on a thread; once this engine has started, also run it."""
+        number, facts, fault = message.fields["model"], message.fields["facts"], None
+        try:
+            source = unpack_source(message.fields["source"])
+            known = None if facts is None else facts_of(facts)
+            runner = await asyncio.to_thread(open_runner, source, self._settings, known)
+            self._runners[number] = runner
+            facts = facts_fields(runner.facts)
+            if self._workers is not None:
+                self._set_workers(runner, self._workers)
+                self._serve(number, runner)
+        except Exception as error:
+            fault = shortage_of(error) or str(error)
+            if not isinstance(error, ValueError):
+                log.exception("a model could not be loaded")
+        self._reply(message, fault=fault, facts=facts)
+
+    async def _start(self, message: Message) -> None:
+        """Decide on the threads of each model, and run those that have been loaded."""
+        workers = message.fields["workers"]
+        if workers is None:
+            runners = list(self._runners.values())
+            workers = await asyncio.to_thread(count_workers, runners, self._settings)
+        self._workers = workers
+        for number, runner in self._runners.items():
+            self._set_workers(runner, workers)
+            self._serve(number, runner)
+        self._reply(message, workers=workers)
+
+    async def _unload(self, message: Message) -> None:
+        """End a model, whose requests have been answered, and give its memory back."""
+        number = message.fields["model"]
+        runner = self._runners.pop(number)
+        self._serving.discard(number)
+        if runner in self._on_loop:
+            self._on_loop.remove(runner)
+            runner.stop()  # the loop is the thread that runs its batches
+        else:
+            await asyncio.to_thread(runner.stop)
+        self._control.send(pack_work(number, runner.take_work()))
+        self._had_work.discard(number)
+        self._black_box.take_drawn(number)
+        del runner
+        release_memory()
+        self._reply(message)
+
+    @staticmethod
+    def _set_workers(runner: ModelRunner, workers: int) -> None:
+        runner.set_workers(workers)
+        if workers == 1 and runs_on_loop(runner.facts):
+            runner.engine.workers = 0
+
+    def _serve(self, number: int, runner: ModelRunner) -> None:
+        if runner.engine.workers == 0:
+            self._on_loop.append(runner)
+        runner.auditor.on_accept = functools.partial(self._black_box.count_draw, number)
+        runner.start(self._finished, self._note_start, self._run_batches_soon, self._show)
+        self._serving.add(number)
+        self._had_work.add(number)
+
+    def _later(
+        self, act: Callable[[Message], Coroutine[Any, Any, None]]
+    ) -> Callable[[Message, list[int]], None]:
+        """Return an act on a message that goes on while others come."""
+
+        def begin(message: Message, fds: list[int]) -> None:
+            task = asyncio.ensure_future(act(message))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        return begin
+
+    def _reply(self, message: Message, **fields: Any) -> None:
+        self._control.send(Message("reply", {"number": message.fields["number"], **fields}))
 
     def _beat(self) -> None:
         now_s = self._clock()
@@ -159,13 +240,24 @@ class EngineHost:
             (numbers,) = message.arrays
             self._cancel(link, numbers.tolist())
             return
-        runner = self._runners[message.fields["model"]]
+        runner = self._runners.get(message.fields["model"])
+        if runner is None:
+            self._refuse(link, message)
+            return
         if delivery := message.fields["delivery"]:
             runner.note_delivery(*delivery)
         requests = unpack_requests(message, link, runner.network_input)
         for request in requests:
             link.requests[request.number] = runner, request
         runner.submit(requests)
+
+    def _refuse(self, link: FrontLink, message: Message) -> None:
+        """Answer requests to a model that has been unloaded meanwhile."""
+        requests = unpack_requests(message, link, lambda arrays: arrays)
+        for request in requests:
+            request.result = UnknownModel(UNLOADED)
+        for answer in pack_results(requests, self._clock(), len(link.requests)):
+            link.channel.send(answer)  # type: ignore[union-attr]
 
     def _drop(self, link: FrontLink) -> None:
         """Drop all requests of a front-end that is gone."""
@@ -218,11 +310,6 @@ class EngineHost:
             unpack_scheduler(message), fields["policy_version"], fields["parameter"]
         )
 
-    def _try(self, message: Message, fds: list[int]) -> None:
-        task = asyncio.ensure_future(self._try_scheduler(message))
-        self._trials.add(task)
-        task.add_done_callback(self._trials.discard)
-
     async def _try_scheduler(self, message: Message) -> None:
         fault = None
         try:
@@ -230,17 +317,17 @@ class EngineHost:
             await runner.try_scheduler(unpack_scheduler(message))
         except ValueError as error:
             fault = str(error)
-        reply = {"number": message.fields["number"], "fault": fault}
-        self._control.send(Message("reply", reply))
+        self._reply(message, fault=fault)
 
     def _flush(self, message: Message, fds: list[int]) -> None:
         self._report()
-        self._control.send(Message("reply", {"number": message.fields["number"]}))
+        self._reply(message)
 
     def _report(self) -> bool:
         """Tell control what was done; without news, that this engine is alive: return False."""
         has_news = False
-        for model, runner in enumerate(self._runners):
+        for model in self._serving:
+            runner = self._runners[model]
             if runner.is_quiet and model not in self._had_work:
                 continue
             work = runner.take_work()
@@ -260,36 +347,25 @@ def has_work(work: Work) -> bool:
 
 
 def run_engine(setup: ChildSetup) -> None:
-    """Load the models and run them; the role of a child process.
+    """Run the models that control names; the role of a child process.
 
-    Its descriptors are the black box and the connection to control. Its settings hold the server's,
-    and what another engine has found out about each model, or nothing.
+    Its descriptors are the black box and the connection to control. Its settings hold the server's.
     """
     descriptor, control = setup.fds
     settings = Settings.model_validate(setup.settings["server"])
-    known: list[dict[str, Any]] = setup.settings["facts"]
-    sock = socket.socket(fileno=control)
-    try:
-        bundles = load_bundles(settings.bundle).values()
-        facts: list[RunnerFacts | None] = [facts_of(each) for each in known]
-        facts = facts or [None] * len(bundles)
-        runners = [
-            ModelRunner(bundle, settings, each) for bundle, each in zip(bundles, facts, strict=True)
-        ]
-    except (ValueError, MemoryError, RuntimeError, OSError) as error:
-        shortage = shortage_of(error)
-        if shortage is None and not isinstance(error, ValueError):
-            raise
-        _tell(sock, shortage or str(error))
-        raise SystemExit(1) from error
-    workers = _count_workers(runners, settings)
-    for runner in runners:
-        runner.set_workers(workers)
-        if workers == 1 and runs_on_loop(runner.facts):
-            runner.engine.workers = 0
     black_box = BlackBox(descriptor)
     black_box.clear()
-    uvloop.run(EngineHost(runners, sock, black_box).run())
+    spare_the_collector()
+    uvloop.run(EngineHost(settings, socket.socket(fileno=control), black_box).run())
+
+
+def open_runner(source: BundleSource, settings: Settings, facts: RunnerFacts | None) -> ModelRunner:
+    """Load a model.
+
+    Raises:
+        ValueError: If it cannot be loaded.
+    """
+    return ModelRunner(open_source(source), settings, facts)
 
 
 def runs_on_loop(facts: RunnerFacts) -> bool:
@@ -298,21 +374,20 @@ def runs_on_loop(facts: RunnerFacts) -> bool:
     return bool(facts.costs.stages_ms.max() <= longest_ms)
 
 
-def _count_workers(runners: Sequence[ModelRunner], settings: Settings) -> int:
-    """Return how many threads an engine has; the model with the shortest stage decides."""
-    device = runners[0].facts.device
+def count_workers(runners: Sequence[ModelRunner], settings: Settings) -> int:
+    """Return how many threads an engine has; the model with the shortest stage decides.
+
+    Without models it is one: an engine for each core suits the small networks that leave early.
+    """
+    device = runners[0].facts.device if runners else device_names(settings)[0]
     plan = make_plan(settings, usable_cores(), (device,))
     if plan.engine_workers is not None:
         return plan.engine_workers
-    python_ms = TRANSPORT_FACTOR * min([runner.measure_overhead_ms() for runner in runners])
-    stages_ms = [float(runner.facts.costs.stages_ms[:, 0].min()) for runner in runners]
-    workers = workers_per_engine(min(stages_ms), python_ms, plan.runs)
+    workers = 1
+    if runners:
+        python_ms = TRANSPORT_FACTOR * min([runner.measure_overhead_ms() for runner in runners])
+        stages_ms = [float(runner.facts.costs.stages_ms[:, 0].min()) for runner in runners]
+        workers = workers_per_engine(min(stages_ms), python_ms, plan.runs)
     filled = fill_cores(plan, workers).engine_workers
     assert filled is not None, "a filled plan knows the threads of an engine"
     return filled
-
-
-def _tell(control: socket.socket, fault: str) -> None:
-    """Tell control why this engine cannot start."""
-    for part in encode(Message("failed", {"fault": fault})):
-        control.sendall(part)

@@ -6,15 +6,17 @@ import logging
 import socket
 import time
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from starlette.datastructures import State
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from server.app import answer_prediction
+from server.bundle_folders import open_source
 from server.errors import NotReady
 from server.forwarded import proxy_options
-from server.front import Front
+from server.front import Front, FrontModel
 from server.gate import main_gate, without_root
 from server.hot_route import HotRoute
 from server.http_protocol import http_config
@@ -23,33 +25,44 @@ from server.lifespan import (
     HEARTBEAT_S,
     LAST_CALL_S,
     QUIET_BEAT_S,
-    load_bundles,
     spare_the_collector,
     until_next_s,
 )
 from server.listener import Listener
+from server.metrics import REPOSITORY
 from server.middleware import RequestMiddleware
 from server.prediction_paths import takes_samples
 from server.processes.channel import Channel
 from server.processes.front_counts import FrontCounts, SpanBuffer
-from server.processes.messages import pack_answers, unpack_keys, unpack_terms
+from server.processes.messages import pack_answers, unpack_keys, unpack_source, unpack_terms
 from server.processes.proxy import pack_request, unpack_response
 from server.processes.remote_engines import RemoteClient, RemoteEngines
 from server.processes.wire import Message, beat
 from server.processes.zygote import ChildSetup
 from server.recording import make_recorder
 from server.refusals import RefusalLog
+from server.reports import EntryTerms
 from server.request_recorder import RequestRecorder
 from server.settings import Settings, limits_of, share_of
 from server.shared_turn import SharedTurn
+from server.shortage import shortage_of
 from server.tls import tls_options
 from server.tracing import Sampler
+from server.unloading import drain, release_memory
 
 log = logging.getLogger(__name__)
 
 REPORT_S = 0.02  # at most, from an answer to control's knowing of it
 CONTROL_S = 30.0  # for control to answer an operator's request
+CHANGE_S = 900.0  # for control to load or unload a model
 NO_CONTROL = "the control process does not answer; try again"
+
+
+class ServedModel(NamedTuple):
+    """A model, and the client that sends its requests to the engines."""
+
+    model: FrontModel
+    client: RemoteClient
 
 
 class FrontEnd:
@@ -97,7 +110,9 @@ class FrontEnd:
         self._control_socket = control
         self._replies: dict[int, asyncio.Future[Message]] = {}
         self._numbers = itertools.count(1)
-        self._clients: dict[str, RemoteClient] = {}
+        self._served: dict[int, ServedModel] = {}  # by number
+        self._terms: dict[int, EntryTerms] = {}
+        self._orders: asyncio.Queue[Message] = asyncio.Queue()  # about models, one after another
         max_bytes = settings.max_body_mib * 2**20
         around = (refusals, max_bytes, clock, self._gate, recorder)
         self._predict = RequestMiddleware(answer_prediction, *around)
@@ -109,7 +124,7 @@ class FrontEnd:
             "terms": self._set_terms,
             "engine": self._connect,
             "keys": self._set_keys,
-            "start": lambda message, fds: self._started.set(),
+            **dict.fromkeys(("model", "publish", "withdraw", "start"), self._take_order),
             "accepting": self._set_accepting,
             "died": self._bury,
             "not_ready": self._set_not_ready,
@@ -141,17 +156,15 @@ class FrontEnd:
         loop = asyncio.get_running_loop()
         self._engines = RemoteEngines(loop, self._clock)
         self._control = Channel(self._control_socket, loop, self._obey, self._lose_control)
-        for index, (name, model) in enumerate(self._front.models.items()):
-            client = self._engines.client(index, model.dispatcher.deliver)
-            self._clients[name] = client
-            model.dispatcher.start(client, loop, self._report_soon)
-        await self._started.wait()
         spare_the_collector()
+        orders = asyncio.create_task(self._follow_orders())
+        await self._started.wait()
         heartbeat = asyncio.create_task(self._beat())
         self._control.send(Message("ready"))
         await send({"type": "lifespan.startup.complete"})
         await receive()
         heartbeat.cancel()
+        orders.cancel()
         self.state.hot.close()
         self._report()
         await asyncio.to_thread(self._front.stop)
@@ -175,9 +188,68 @@ class FrontEnd:
     def _obey(self, message: Message, fds: list[int]) -> None:
         self._acts[message.kind](message, fds)
 
+    def _take_order(self, message: Message, fds: list[int]) -> None:
+        self._orders.put_nowait(message)
+
+    async def _follow_orders(self) -> None:
+        """Do what control says about models; ends by cancellation."""
+        acts = {"model": self._prepare, "publish": self._publish, "withdraw": self._withdraw}
+        while True:
+            message = await self._orders.get()
+            if message.kind == "start":
+                self._started.set()
+            else:
+                await acts[message.kind](message)
+
+    async def _prepare(self, message: Message) -> None:
+        """Get ready to answer for a model; no request reaches it yet."""
+        number, fault = message.fields["model"], None
+        source = unpack_source(message.fields["source"])
+        try:
+            model = await asyncio.to_thread(lambda: self._front.open(open_source(source)))
+        except Exception as error:
+            fault = shortage_of(error) or str(error)
+            log.error("%s version %s is not loaded: %s", source.name, source.version, fault)
+            if not self._started.is_set():
+                raise SystemExit(1) from error  # control starts another front-end
+        else:
+            client = self._engines.client(number, model.dispatcher.deliver)
+            loop = asyncio.get_running_loop()
+            model.dispatcher.start(client, loop, self._report_soon)
+            model.dispatcher.terms = self._terms.get(number)
+            self._served[number] = ServedModel(model, client)
+        self._reply(message, fault=fault)
+
+    async def _publish(self, message: Message) -> None:
+        self._front.add(self._served[message.fields["model"]].model)
+
+    async def _withdraw(self, message: Message) -> None:
+        """Let no more requests reach a model, and reply once those that it has are answered."""
+        number = message.fields["model"]
+        served = self._served.get(number)
+        if served is not None:
+            self._front.remove(served.model)
+            await drain(served.model.dispatcher)
+            self._report()
+            del self._served[number]
+            del served
+            release_memory()
+        self._terms.pop(number, None)
+        self._reply(message)
+
+    def _reply(self, message: Message, **fields: Any) -> None:
+        """Reply to control, if it has asked."""
+        if (number := message.fields.get("number")) is not None:
+            self._control.send(Message("reply", {"number": number, **fields}))
+
     def _set_terms(self, message: Message, fds: list[int]) -> None:
-        dispatcher = list(self._front.models.values())[message.fields["model"]].dispatcher
-        dispatcher.terms = unpack_terms(message, dispatcher.terms)
+        number = message.fields["model"]
+        before = self._terms.get(number)
+        if before is None and not message.arrays:
+            return  # the whole terms are about to come
+        self._terms[number] = terms = unpack_terms(message, before)
+        if number in self._served:
+            self._served[number].model.dispatcher.terms = terms
 
     def _connect(self, message: Message, fds: list[int]) -> None:
         self._engines.connect(message.fields["index"], socket.socket(fileno=fds[0]))
@@ -200,7 +272,7 @@ class FrontEnd:
 
     def _flush(self, message: Message, fds: list[int]) -> None:
         self._report()
-        self._control.send(Message("reply", {"number": message.fields["number"]}))
+        self._reply(message)
 
     def _resolve(self, message: Message, fds: list[int]) -> None:
         future = self._replies.pop(message.fields["number"], None)
@@ -219,13 +291,14 @@ class FrontEnd:
         cancelled, has_news = [], self._counts.has_news
         if self._spans.has_news:
             self._control.send(self._spans.take())
-        for index, (name, model) in enumerate(self._front.models.items()):
+        for number, (model, client) in self._served.items():
             if model.dispatcher.has_answers:
-                self._control.send(pack_answers(index, model.dispatcher.take_answers()))
+                self._control.send(pack_answers(number, model.dispatcher.take_answers()))
                 has_news = True
-            cancelled.append(self._clients[name].take_cancelled())
+            if count := client.take_cancelled():
+                cancelled.append((number, count))
         samples = self._front.admission.samples
-        if not (has_news or any(cancelled) or samples or self._had_news):
+        if not (has_news or cancelled or samples or self._had_news):
             self._control.send(beat(self._counts.loop_lag_s))
             return False
         self._had_news = has_news or samples > 0  # one more report sets the gauges back
@@ -244,7 +317,8 @@ class FrontEnd:
             body = await request.body()
             self._report()  # what this front-end has answered comes first
             self._control.send(pack_request(number, scope, body))
-            reply = await asyncio.wait_for(future, CONTROL_S)
+            changes = scope["path"].startswith(f"{REPOSITORY}/models/")
+            reply = await asyncio.wait_for(future, CHANGE_S if changes else CONTROL_S)
         except TimeoutError as error:
             raise NotReady(NO_CONTROL, {"Retry-After": "1"}) from error
         finally:
@@ -265,7 +339,6 @@ def run_front_end(setup: ChildSetup) -> None:
     settings = share_of(settings, setup.settings["front_ends"])
     counts = FrontCounts()
     front = Front(
-        load_bundles(settings.bundle),
         settings,
         counts.inflight,
         seed=setup.index,

@@ -52,6 +52,7 @@ class EngineProcess(Process):
         black_box: What it executes; the memory is kept over restarts.
         work: Its last report on each model.
         audits_settled: Samples of each model that it drew for the audit and told the end of.
+        installed: Numbers of the models that it has loaded.
         given_up: Whether it is not started any more.
     """
 
@@ -61,7 +62,13 @@ class EngineProcess(Process):
         self.black_box = BlackBox(self.descriptor)
         self.work: dict[int, Work] = {}
         self.audits_settled = Counter[int]()
+        self.installed = set[int]()
         self.given_up = False
+
+    def lose(self) -> None:
+        """Forget a run that has ended, and what it had loaded."""
+        super().lose()
+        self.installed.clear()
 
     def take_lost_audits(self, model: int) -> int:
         """Return how many samples of a model it drew for the audit and died with."""

@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from models.backend import HeadOutput, Part, State, gather_arrays
 from models.stage_costs import StageCosts
 from scheduler.fitted import Scheduler, dump_scheduler, parse_scheduler
 from server import errors
+from server.bundle_folders import BundleSource
 from server.engine.request import AuditTrace, ExitTrace, InferenceRequest, Prediction
 from server.errors import ServeError
 from server.gate import Group
@@ -327,6 +329,16 @@ def unpack_terms(message: Message, before: EntryTerms | None) -> EntryTerms:
         return before._replace(**numbers)
     parameters, costs_ms = (array.copy() for array in message.arrays)
     return EntryTerms(parameters=parameters, costs_ms=costs_ms, **numbers)
+
+
+def pack_source(source: BundleSource) -> dict[str, str]:
+    """Return where a bundle lies, as fields of a message or of a child's settings."""
+    return {**source._asdict(), "folder": str(source.folder)}
+
+
+def unpack_source(fields: Mapping[str, str]) -> BundleSource:
+    """Return what `pack_source` was given."""
+    return BundleSource(**{**fields, "folder": Path(fields["folder"])})  # type: ignore[arg-type]
 
 
 def pack_keys(keys: Mapping[Group, KeySet]) -> Message:

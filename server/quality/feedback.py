@@ -17,7 +17,7 @@ class LoggedPrediction(NamedTuple):
 
     Attributes:
         key: Hash of the request's id and owner.
-        model: Name of the model.
+        model: What the model was recorded as.
         exit: Exit of the prediction.
         class_id: Predicted class.
     """
@@ -45,18 +45,16 @@ class PredictionLog:
 
     def __init__(self, capacity: int = REMEMBERED) -> None:
         self.capacity = capacity
-        self._models: list[str] = []
+        self._models: dict[str, int] = {}  # number of each
         self._keys = array("q", bytes(8 * capacity))
         self._answers = array("q", bytes(8 * capacity))  # model, exit and class in one number
         self._noted = 0
 
     def record(self, key: int, model: str, exit: int, class_id: int) -> None:
         """Store a prediction under the hash of its id, which an earlier one may have."""
-        if model not in self._models:
-            self._models.append(model)
         place = self._noted % self.capacity
         self._keys[place] = key
-        number = self._models.index(model) << EXIT_BITS | exit
+        number = self._models.setdefault(model, len(self._models)) << EXIT_BITS | exit
         self._answers[place] = number << CLASS_BITS | class_id
         self._noted += 1
 
@@ -69,7 +67,7 @@ class PredictionLog:
         place = max(places.tolist(), key=self._age)
         number, class_id = divmod(self._answers[place], 1 << CLASS_BITS)
         model, exit = divmod(number, 1 << EXIT_BITS)
-        return LoggedPrediction(key, self._models[model], exit, class_id)
+        return LoggedPrediction(key, list(self._models)[model], exit, class_id)
 
     def repeated(self) -> set[int]:
         """The keys that several predictions have; takes 10 ms."""

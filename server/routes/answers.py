@@ -81,6 +81,17 @@ def given_options(request: Request, *given: Mapping[str, Any] | None) -> Options
     return parse_options(merged)
 
 
+def check_unnamed(options: Options) -> None:
+    """Check that the options of a request, whose path names model and version, name neither.
+
+    Raises:
+        InvalidContent: If they do.
+    """
+    for name in ("model", "version"):
+        if getattr(options, name) is not None:
+            raise InvalidContent(f"{name}: the path names the model and its version; leave it out")
+
+
 def caller_of(request: Request, request_id: str | None = None) -> Caller:
     """Return who asks; by default under the id of the request."""
     state = request.state

@@ -66,6 +66,7 @@ def audit_state(model: ModelControl) -> AuditState:
     drift, tallies = model.quality.drift.psi(), model.feedback.tallies
     return AuditState(
         model=model.name,
+        version=model.shown_version,
         policy=model.scheduler.shown_name,
         share=1.0 if model.promise.renews(model.controller.budget_ms) else audits.share,
         samples=len(log.rows),

@@ -68,6 +68,7 @@ def budget_state(model: ModelControl) -> BudgetState:
     point = control.frontier.at_parameter(control.parameter)
     return BudgetState(
         model=model.name,
+        version=model.shown_version,
         policy=model.scheduler.shown_name,
         budget_ms=control.budget_ms,
         measure=model.measure,

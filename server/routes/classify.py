@@ -57,7 +57,7 @@ async def classify(request: Request) -> Response:
     if isinstance(body.input, list) and body.input and isinstance(body.input[0], int):
         raise InvalidContent("input holds token ids; send the text itself")
     samples, is_list = samples_of(body.input, "input", most_items(front))
-    model = select_reader(front, options.model, samples)
+    model = select_reader(front, options, samples)
     require_one_label(model)
     served = await infer_payloads(front, model, samples, options, caller_of(request))
     if not is_list and (error := first_error(served)) is not None:

@@ -2,10 +2,11 @@
 
 from fastapi import APIRouter, Request
 
-from server.control import control_of
+from server.control import Control, control_of
 from server.errors import InvalidContent, UnknownAnswer
 from server.model import ModelControl
 from server.problems import parse_json
+from server.quality.feedback import LoggedPrediction
 from server.schemas import FeedbackGiven, FeedbackTaken, Problem
 from server.spelling import did_you_mean
 
@@ -32,11 +33,23 @@ async def feedback(request: Request) -> FeedbackTaken:
             f"no prediction is stored under request_id {given.request_id!r:.140}; give the id of "
             f"one of the last {control.answers.capacity}, for an item of a list ID/0, ID/1 ..."
         )
-    model = control.models[answered.model]
+    model = _model(control, answered)
     class_id = _class_id(model, given.label)
     model.note_feedback(answered, class_id)
     correct = class_id == answered.class_id
     return FeedbackTaken(model=model.name, exit=answered.exit, correct=correct)
+
+
+def _model(control: Control, answered: LoggedPrediction) -> ModelControl:
+    """The model that has answered.
+
+    Raises:
+        UnknownAnswer: If it has been unloaded.
+    """
+    for model in control.models:
+        if model.key == answered.model:
+            return model
+    raise UnknownAnswer("the model of this prediction has been unloaded; label its later ones")
 
 
 def _class_id(model: ModelControl, label: str | int) -> int:

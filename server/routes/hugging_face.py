@@ -53,7 +53,7 @@ async def answer_if_asked(request: Request) -> Response | None:
     if options.trace:
         raise InvalidContent("trace: this shape holds none; send the field text or image")
     samples, is_list = samples_of(body.inputs, "inputs", most_items(front))
-    model = select_reader(front, options.model, samples)
+    model = select_reader(front, options, samples)
     served = await infer_payloads(front, model, samples, options, caller_of(request))
     if not is_list and (error := first_error(served)) is not None:
         raise error

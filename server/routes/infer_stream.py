@@ -46,6 +46,8 @@ async def stream_row(
         InvalidContent: If there are several rows, or outputs are to come as bytes.
         ServeError: If the row is refused before its first exit.
     """
+    if model.task == "segmentation":
+        raise InvalidContent("parameters.stream: masks come with ordinary answers alone")
     if len(call.rows) != 1:
         raise InvalidContent(
             f"parameters.stream: a stream takes one row, not {len(call.rows)}; open one for each"

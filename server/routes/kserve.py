@@ -5,7 +5,6 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from server.batch import infer_payloads
-from server.choice import get_version
 from server.control import control_of
 from server.errors import NotReady
 from server.front import front_of
@@ -14,6 +13,7 @@ from server.protocol_schemas import KServeBody, KServeModel, KServeModels, KServ
 from server.routes.answers import (
     PROBLEMS,
     caller_of,
+    check_unnamed,
     given_options,
     item_error,
     json_response,
@@ -56,13 +56,15 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 async def predict(request: Request) -> Response:
     """Classify the instances: texts, or images in base64."""
     front, named = front_of(request), request.path_params
-    model = get_version(front.models, named["model"], named.get("version"))
-    given = await read_nested(request)
-    body: KServeBody = parse_body(KServeBody, given)
-    own = {name: value for name, value in given.items() if name not in OWN_FIELDS}
-    options = given_options(request, own, body.parameters)
-    samples, _ = samples_of(body.instances, "instances", most_items(front))
-    served = await infer_payloads(front, model, samples, options, caller_of(request))
+    model = front.select_model(named["model"], version=named.get("version"))
+    with model.dispatcher.reserve():
+        given = await read_nested(request)
+        body: KServeBody = parse_body(KServeBody, given)
+        own = {name: value for name, value in given.items() if name not in OWN_FIELDS}
+        options = given_options(request, own, body.parameters)
+        check_unnamed(options)
+        samples, _ = samples_of(body.instances, "instances", most_items(front))
+        served = await infer_payloads(front, model, samples, options, caller_of(request))
     return json_response(
         {
             "predictions": [
@@ -76,14 +78,13 @@ async def predict(request: Request) -> Response:
 @router.get("/v1/models")
 async def list_models(request: Request) -> KServeModels:
     """List the names of the loaded models."""
-    return KServeModels(models=list(control_of(request).models))
+    return KServeModels(models=[model.name for model in control_of(request).models.latest()])
 
 
 @router.get("/v1/models/{model}", responses={code: {"model": Problem} for code in (404, 503)})
 async def model_ready(request: Request, model: str) -> KServeModel:
     """200 when the model takes requests."""
-    found = get_version(control_of(request).models, model, None)
-    check_ready(request, found)
+    check_ready(request, control_of(request).models.find(model))
     return KServeModel(name=model, ready=True)
 
 

@@ -8,8 +8,8 @@ import pydantic_core
 from fastapi import APIRouter, Request, Response
 
 from server import __version__
-from server.batch import first_error, infer_payloads, infer_state
-from server.choice import get_version
+from server.batch import Caller, first_error, infer_payloads, infer_state
+from server.choice import select_models
 from server.control import control_of
 from server.dispatch import SMALL_PAYLOAD
 from server.engine.request import InferenceRequest
@@ -24,11 +24,18 @@ from server.open_inference import (
     read_call,
     write_response,
 )
-from server.routes.answers import PROBLEMS, caller_of, given_options, most_items, require_one_label
+from server.routes.answers import (
+    PROBLEMS,
+    caller_of,
+    check_unnamed,
+    given_options,
+    most_items,
+    require_one_label,
+)
 from server.routes.infer_stream import stream_row
 from server.routes.kserve import NAME, VERSION, check_ready
 from server.schemas import Options, Problem
-from server.tensor_inputs import input_tensors
+from server.tensor_inputs import Rows, input_tensors
 from server.tensor_outputs import Outputs, chosen_outputs, output_tensors
 
 router = APIRouter(tags=["Open Inference Protocol"])
@@ -87,44 +94,45 @@ async def all_statistics(request: Request) -> dict[str, Any]:
 
 @router.get("/v2/models/{model}", responses=NOT_FOUND)
 async def model_metadata(request: Request, model: str) -> dict[str, Any]:
-    """Inputs and outputs of a model."""
-    return _metadata(get_version(control_of(request).models, model, None))
+    """Inputs and outputs of a model's latest version, and the versions that are loaded."""
+    found = select_models(control_of(request).models, model)
+    return _metadata(found[-1], [each.version for each in found])
 
 
 @router.get("/v2/models/{model}/versions/{version}", responses=NOT_FOUND)
 async def version_metadata(request: Request, model: str, version: str) -> dict[str, Any]:
     """Inputs and outputs of a version of a model."""
-    return _metadata(get_version(control_of(request).models, model, version))
+    return _metadata(control_of(request).models.find(model, version), [version])
 
 
 @router.get("/v2/models/{model}/ready", responses=NOT_FOUND | UNREADY)
 async def model_ready(request: Request, model: str) -> dict[str, Any]:
     """200 when the model takes requests."""
-    check_ready(request, get_version(control_of(request).models, model, None))
+    check_ready(request, control_of(request).models.find(model))
     return {"name": model, "ready": True}
 
 
 @router.get("/v2/models/{model}/versions/{version}/ready", responses=NOT_FOUND | UNREADY)
 async def version_ready(request: Request, model: str, version: str) -> dict[str, Any]:
     """200 when the version of the model takes requests."""
-    check_ready(request, get_version(control_of(request).models, model, version))
+    check_ready(request, control_of(request).models.find(model, version))
     return {"name": model, "ready": True}
 
 
 @router.get("/v2/models/{model}/stats", responses=NOT_FOUND)
 async def model_statistics(request: Request, model: str) -> dict[str, Any]:
-    """Statistics of a model."""
+    """Statistics of all versions of a model."""
     control = control_of(request)
-    found = get_version(control.models, model, None)
+    found = select_models(control.models, model)
     await control.collect()
-    return _statistics(found)
+    return _statistics(*found)
 
 
 @router.get("/v2/models/{model}/versions/{version}/stats", responses=NOT_FOUND)
 async def version_statistics(request: Request, model: str, version: str) -> dict[str, Any]:
     """Statistics of a version of a model."""
     control = control_of(request)
-    found = get_version(control.models, model, version)
+    found = control.models.find(model, version)
     await control.collect()
     return _statistics(found)
 
@@ -142,39 +150,33 @@ async def version_statistics(request: Request, model: str, version: str) -> dict
 async def infer(request: Request) -> Response:
     """Classify the rows of a tensor; each leaves at the first exit that is confident enough."""
     front, named = front_of(request), request.path_params
-    model = get_version(front.models, named["model"], named.get("version"))
+    model = front.select_model(named["model"], version=named.get("version"))
     require_one_label(model)
-    call = await _read(request, front, model)
-    is_stream = call.parameters.pop("stream", False)
-    if not isinstance(is_stream, bool):
-        raise InvalidContent("parameters.stream should be true or false")
-    options = _options(request, call)
-    ranked = "top_k" in call.parameters or "top_k" in request.query_params
-    wanted = chosen_outputs(call.wanted, model, options, binary=call.binary, ranked=ranked)
-    is_id = call.id is not None and REQUEST_ID.fullmatch(call.id) is not None
-    caller = caller_of(request, call.id if is_id else None)
-    head = {
-        "model_name": model.name,
-        "model_version": model.version,
-        "id": call.id or caller.request_id,
-    }
-    if is_stream:
+    with model.dispatcher.reserve():
+        call = await _read(request, front, model)
+        is_stream = call.parameters.pop("stream", False)
+        if not isinstance(is_stream, bool):
+            raise InvalidContent("parameters.stream should be true or false")
+        options = _options(request, call)
+        ranked = "top_k" in call.parameters or "top_k" in request.query_params
+        wanted = chosen_outputs(call.wanted, model, options, binary=call.binary, ranked=ranked)
+        is_id = call.id is not None and REQUEST_ID.fullmatch(call.id) is not None
+        caller = caller_of(request, call.id if is_id else None)
+        head = {
+            "model_name": model.name,
+            "model_version": model.version,
+            "id": call.id or caller.request_id,
+        }
+        if is_stream:
 
-        def as_fields(served: InferenceRequest) -> dict[str, Any]:
-            outputs = Outputs(model, [served], [], options.top_k)
-            content, _ = write_response(head, [(outputs.tensor(each), False) for each in wanted])
-            fields: dict[str, Any] = pydantic_core.from_json(content)
-            return fields
+            def as_fields(served: InferenceRequest) -> dict[str, Any]:
+                outputs = Outputs(model, [served], [], options.top_k)
+                tensors = [(outputs.tensor(each), False) for each in wanted]
+                fields: dict[str, Any] = pydantic_core.from_json(write_response(head, tensors)[0])
+                return fields
 
-        if model.task == "segmentation":
-            raise InvalidContent("parameters.stream: masks come with ordinary answers alone")
-        return await stream_row(request, front, model, call, options, wanted, caller, as_fields)
-    if isinstance(call.rows, np.ndarray):
-        planes = call.rows.dtype == np.float32
-        state = (call.rows,) if planes else model.preprocess.batch(call.rows)  # type: ignore[arg-type]
-        served = await infer_state(front, model, state, len(call.rows), options, caller)
-    else:
-        served = await infer_payloads(front, model, call.rows, options, caller)
+            return await stream_row(request, front, model, call, options, wanted, caller, as_fields)
+        served = await _infer_rows(front, model, call.rows, options, caller)
     if (error := first_error(served)) is not None:
         raise error
     outputs = Outputs(model, served, await _masks(model, served), options.top_k)
@@ -196,6 +198,17 @@ async def _read(request: Request, front: Front, model: FrontModel) -> InferenceC
     return await loop.run_in_executor(front.parse_pool, read_call, *given)
 
 
+async def _infer_rows(
+    front: Front, model: FrontModel, rows: Rows, options: Options, caller: Caller
+) -> list[InferenceRequest]:
+    """Answer rows that came as numbers, or as files or texts."""
+    if not isinstance(rows, np.ndarray):
+        return await infer_payloads(front, model, rows, options, caller)
+    planes = rows.dtype == np.float32
+    state = (rows,) if planes else model.preprocess.batch(rows)  # type: ignore[arg-type]
+    return await infer_state(front, model, state, len(rows), options, caller)
+
+
 def _options(request: Request, call: InferenceCall) -> Options:
     """Read the options; Triton's `timeout` in microseconds is a deadline."""
     given = dict(call.parameters)
@@ -204,9 +217,8 @@ def _options(request: Request, call: InferenceCall) -> Options:
         if type(timeout_us) is not int or not 0 < timeout_us < 2**63:
             raise InvalidContent("parameters.timeout should be a number of microseconds above 0")
         given.setdefault("deadline_ms", timeout_us / 1e3)
-    if "model" in given:
-        raise InvalidContent("parameters.model: the path names the model")
     options = given_options(request, given)
+    check_unnamed(options)
     if options.trace:
         raise InvalidContent("trace: tensors hold none; send POST /predict")
     return options
@@ -219,10 +231,10 @@ async def _masks(model: FrontModel, served: list[InferenceRequest]) -> list[byte
     return [mask for mask in masks if mask is not None]
 
 
-def _metadata(model: ModelControl) -> dict[str, Any]:
+def _metadata(model: ModelControl, versions: list[str]) -> dict[str, Any]:
     return {
         "name": model.name,
-        "versions": [model.version],
+        "versions": versions,
         "platform": PLATFORM,
         "inputs": input_tensors(model.input),
         "outputs": output_tensors(model.task, len(model.classes)),

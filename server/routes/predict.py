@@ -179,7 +179,7 @@ async def _answer_one(
 ) -> Response:
     """Answer a request that holds one sample."""
     front = front_of(request)
-    model = front.select_model(options.model, modality)
+    model = front.select_model(options.model, modality, version=options.version)
     request_id: str = request.state.request_id
     front.admission.admit(1)
     try:
@@ -200,7 +200,7 @@ async def _answer_list(
 ) -> Response:
     """Answer a request that holds a list: every item is a request of its own to the engine."""
     front = front_of(request)
-    model = front.select_model(options.model, modality)
+    model = front.select_model(options.model, modality, version=options.version)
     request_id: str = request.state.request_id
     front.admission.admit(len(payloads))
     may_block = len(payloads) <= FEW_ITEMS

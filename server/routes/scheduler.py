@@ -1,9 +1,6 @@
 """POST /scheduler/reload."""
 
 import logging
-import re
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -11,14 +8,12 @@ from fastapi import APIRouter, Query, Request
 from server.choice import select_models
 from server.control import control_of
 from server.errors import InvalidContent
-from server.problems import parse_json
+from server.problems import parse_json, without_folders
 from server.schemas import ModelQuery, Reloaded, ReloadRequest, Reloads
 
 log = logging.getLogger(__name__)
 
 router = APIRouter(tags=["scheduler"])
-
-FOLDERS = re.compile(r"""[^\s'":;,(]*/""")  # in front of a file's name
 
 
 @router.post(
@@ -47,20 +42,11 @@ async def reload_scheduler(request: Request, query: Annotated[ModelQuery, Query(
     return Reloads(
         models=[
             Reloaded(
-                model=model.name, policy=model.scheduler.shown_name, sha256=model.scheduler.sha256
+                model=model.name,
+                version=model.shown_version,
+                policy=model.scheduler.shown_name,
+                sha256=model.scheduler.sha256,
             )
             for model in meant
         ]
     )
-
-
-def without_folders(text: str, known: Iterable[Path]) -> str:
-    """A sentence with the names of files alone: where they are concerns this host's log only.
-
-    Args:
-        text: The sentence.
-        known: Folders that it may name, whose own names are kept.
-    """
-    for folder in known:
-        text = text.replace(str(folder), folder.name)
-    return FOLDERS.sub("", text)

@@ -43,7 +43,8 @@ async def predict_stream(request: Request) -> Response:
             f"the list to /predict"
         )
     front = front_of(request)
-    model = front.select_model(samples.options.model, samples.modality)
+    options = samples.options
+    model = front.select_model(options.model, samples.modality, version=options.version)
     return await start_stream(request, _events(request, front, model, samples))
 
 

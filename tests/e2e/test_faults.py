@@ -46,12 +46,12 @@ sys.exit(main())
 STILLBORN = """
 import os, sys
 import server.processes.engine_host as host
-load = host.load_bundles
-def stillborn(folders):
+load = host.open_runner
+def stillborn(*given):
     if os.path.exists(sys.argv[-1] + "/now"):
         os._exit(5)
-    return load(folders)
-host.load_bundles = stillborn
+    return load(*given)
+host.open_runner = stillborn
 from server.cli.main import main
 folder = sys.argv.pop()
 sys.argv.append(folder)

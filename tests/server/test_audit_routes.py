@@ -55,7 +55,7 @@ class Client(NamedTuple):
             time.sleep(0.001)
 
     def _in_flight(self) -> int:
-        self.service.book(self.model.name)
+        self.service.book(self.model)
         return self.runner.auditor.in_flight
 
     def ask(self, file: bytes, headers: dict[str, str] | None = None, **wish: Any) -> dict:

@@ -1,13 +1,19 @@
+import re
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_text
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 from starlette.testclient import TestClient
 
 from server.exposition import choose_format, render
+from server.histogram import HistogramFamily
 from server.metrics import Metrics, ModelMetrics
 from server.process_metrics import ProcessCollector, ProcessName
 from server.reports import Answers, Exemplar
@@ -61,7 +67,7 @@ def registry() -> CollectorRegistry:
     """Of metrics that have all counted something."""
     registry = CollectorRegistry()
     metrics = Metrics(registry, "1")
-    model = ModelMetrics(metrics, 'pe"t\\s\n', 3)
+    model = ModelMetrics(metrics, 'pe"t\\s\n', "1", 3)
     ms = np.array([0.05, 3.0, 20_000.0])
     ones = np.ones(3, np.int64)
     exemplars = [Exemplar(1, "a" * 32, [(0, 1.5), (1, 1.5)]), Exemplar(2, "b" * 32, [])]
@@ -133,3 +139,87 @@ def test_several_accept_headers_are_one(client: TestClient) -> None:
     fields = [(b"accept", b"text/plain;q=0.1"), (b"accept", b"application/openmetrics-text")]
     request.headers = type(request.headers)([(b"host", b"testserver"), *fields])
     assert client.send(request).headers["content-type"] == OPENMETRICS
+
+
+@pytest.fixture
+def many_kinds() -> CollectorRegistry:
+    """Every kind of metric of the server, with values that are hard to write."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, "1.0", by_version=True)
+    for name, version in (("cat", "1"), ("cat", 'a"b\\c\nd'), ("Ä", "2")):
+        model = ModelMetrics(metrics, name, version, 3)
+        model.show_policy("stopping", "cpu", "int8")
+        model.show_queues([1, 2, 3_000_000], float("inf"))
+        model.show_feedback([None, 1 / 3, 1e-9])
+        model.request_latency.observe(np.array([1e-4, 0.3, 99.0]))
+        model.request_latency.note_exemplar(0.3, "a" * 32)
+        model.request_latency.note_exemplar(99.0, 'b"\\\n')
+    metrics.observe_request("/predict", 200, 12_345_678)
+    registry.register(ProcessCollector(lambda: {ProcessName("server", 0): 1}))
+    Gauge("plain", 'Says "what"\nand \\ why.', registry=registry).set(-2.5)
+    Counter("counted", "Counts.", registry=registry).inc()
+    HistogramFamily("empty", "Nothing.", ["model"], (1.0,), registry)
+    return registry
+
+
+def text_of(registry: CollectorRegistry, accept: str = "") -> str:
+    return render(registry, accept)[0].decode()
+
+
+def lines(registry: CollectorRegistry, accept: str) -> list[str]:
+    return text_of(registry, accept).splitlines()
+
+
+def without_creation(text: bytes) -> list[str]:
+    """The lines of the client library, but for the times at which counters were made."""
+    return [line for line in text.decode().splitlines() if not re.search(r"_created[ {]", line)]
+
+
+def test_text_is_that_of_the_client_library(many_kinds: CollectorRegistry) -> None:
+    assert lines(many_kinds, "") == without_creation(generate_latest(many_kinds))
+
+
+def test_openmetrics_is_that_of_the_client_library(many_kinds: CollectorRegistry) -> None:
+    assert lines(many_kinds, OPENMETRICS) == without_creation(
+        openmetrics_text(many_kinds)  # type: ignore[no-untyped-call]
+    )
+
+
+def test_the_series_of_a_model_disappear_with_it() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, "1.0", by_version=True)
+    before = text_of(registry)
+    for version in ("1", "2"):
+        ModelMetrics(metrics, "cat", version, 3).show_policy("stopping", "cpu", "int8")
+    metrics.remove_model("cat", "1")
+    text = text_of(registry)
+    assert 'version="1"' not in text and 'model="cat",version="2"' in text
+    metrics.remove_model("cat", "2")
+    assert text_of(registry) == before
+    metrics.remove_model("dog", "1")
+
+
+def test_twenty_models_are_written_in_a_part_of_fifty_milliseconds() -> None:
+    metrics = Metrics(CollectorRegistry(), "1.0")
+    for number in range(20):
+        ModelMetrics(metrics, f"cat-{number}", "1", 3)
+    text_of(metrics.registry)
+
+    def took_s() -> float:
+        started_s = time.process_time()
+        text_of(metrics.registry)
+        return time.process_time() - started_s
+
+    assert min(took_s() for _ in range(5)) < 0.03
+
+
+def test_a_model_that_is_replaced_keeps_its_series() -> None:
+    metrics = Metrics(CollectorRegistry(), "1.0")
+    old, new = (ModelMetrics(metrics, "cat", "1", 3) for _ in range(2))
+    old.show_policy("stopping", "cpu", "int8")
+    new.show_policy("stopping", "cpu", "float32")
+    new.count_cancelled(1)
+    old.remove(is_replaced=True)
+    text = text_of(metrics.registry)
+    assert 'precision="int8"' not in text and 'precision="float32"' in text
+    assert 'eenet_cancelled_total{model="cat"} 1.0' in text

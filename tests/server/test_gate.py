@@ -16,7 +16,11 @@ from server.keys import KeySet
 from server.quality.feedback import NOBODY
 from server.settings import Settings
 
-ADMIN_ROUTES = ("/budget", "/frontier", "/audit", "/audit/rows", "/scheduler/reload", "/metrics")
+ADMIN_ROUTES = (
+    *("/budget", "/frontier", "/audit", "/audit/rows", "/scheduler/reload", "/metrics"),
+    "/v2/repository/index",
+    *(f"/v2/repository/models/{{model}}/{change}" for change in ("load", "unload")),
+)
 PREDICTION_ROUTES = (
     "/predict", "/predict/stream", "/feedback", "/models", "/classify", "/v1/models",
     "/v1/models/{model}", "/v1/models/{model}:predict",

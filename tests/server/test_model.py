@@ -206,7 +206,7 @@ def test_a_rest_after_an_overload_reaches_engines_and_rows_with_budgets_of_their
     shown = put_share(either, 0.4)
     model = served(either)
     dispatcher = either.app.state.front.models[model.name].dispatcher  # type: ignore[attr-defined]
-    engine = either.app.state.service.runners[model.name].engine  # type: ignore[attr-defined]
+    engine = either.app.state.service.runners[model].engine  # type: ignore[attr-defined]
     now_s = model.clock()
     model.clock = lambda: now_s
     slow = [Sample(0, 30 * shown["ceiling_ms"])] * 1000
@@ -239,7 +239,7 @@ def test_a_reason_says_present_only_of_what_was_measured_lately(
 
 def test_the_engine_heeds_its_queue_where_waiting_counts(either: TestClient) -> None:
     model = served(either)
-    active = either.app.state.service.runners[model.name].engine.active_policy  # type: ignore[attr-defined]
+    active = either.app.state.service.runners[model].engine.active_policy  # type: ignore[attr-defined]
     put_share(either, 0.5)
     assert not active.heeds_queue
     put_measure(either, "end_to_end")

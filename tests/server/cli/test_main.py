@@ -107,10 +107,12 @@ DATA = (
     "dataset",
     "text-column",
     "label-column",
+    "label-separator",
     "calibration-size",
     "calibration-from",
     "certification-size",
     "image-size",
+    "skip-damaged",
 )
 TRAINING = (
     "out",

@@ -28,7 +28,7 @@ def sampler_of(share: float, seed: int = 0) -> AuditSampler:
 
 
 def journal_of(registry: CollectorRegistry | None = None) -> AuditJournal:
-    metrics = AuditMetrics(AuditFamilies(registry or CollectorRegistry()), "pets", 2)
+    metrics = AuditMetrics(AuditFamilies(registry or CollectorRegistry(), ["model"]), ["pets"], 2)
     return AuditJournal(AuditLog(2), metrics, 1.0, OWN_OUTPUTS)
 
 
