@@ -1,6 +1,6 @@
 """Write, load and verify bundles: folders that hold everything needed to serve a model.
 
-docs/bundles.md describes the format.
+docs/bundle.md describes the format.
 """
 
 import hashlib
@@ -33,6 +33,7 @@ SCHEDULER_FILES = ("scheduler.json", "scheduler.npz")
 LABEL_FREE = "-label-free"  # ends the names of schedulers that are fitted to the last exit
 Task = Literal["image", "text", "segmentation"]
 Precision = Literal["float32", "float16", "int8"]
+Threshold = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
 
@@ -71,6 +72,8 @@ class ImageInput(_Strict):
         mean: Mean of each channel, on a scale of 0 to 1.
         std: Standard deviation of each channel.
         fit: As in `ImagePreprocessor`.
+        crop: As in `ImagePreprocessor`. Manifests leave it out if it is 1, as versions before this
+            field did.
     """
 
     kind: Literal["image"] = "image"
@@ -80,6 +83,7 @@ class ImageInput(_Strict):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     fit: Literal["cover", "stretch"] = "cover"
+    crop: float = Field(default=1.0, gt=0, le=1, exclude_if=lambda crop: crop == 1)
 
 
 class TextInput(_Strict):
@@ -90,6 +94,7 @@ class TextInput(_Strict):
     pad_id: int = Field(ge=0)
     length_step: int = Field(gt=0)
     typical_tokens: int = Field(gt=0)
+    pair: bool = False
 
 
 Input = Annotated[ImageInput | TextInput, Discriminator("kind")]
@@ -160,6 +165,8 @@ class Manifest(_Strict):
         task: The model's task.
         classes: Names of the C classes.
         num_exits: Number of exits, K.
+        thresholds: For rows that may have several classes: the probability of each class from which
+            on a row has it, at each exit, (K, C). None: a row has one class.
         inputs: What a request holds, by field. This program serves bundles with one input.
         precisions: The variants of the network, one per precision.
         trained: Accuracy and latency of the network as it was trained, in single precision.
@@ -174,6 +181,7 @@ class Manifest(_Strict):
     task: Task
     classes: tuple[str, ...] = Field(min_length=2)
     num_exits: int = Field(gt=0, le=MAX_EXITS)
+    thresholds: tuple[tuple[Threshold, ...], ...] | None = None
     inputs: dict[str, Input] = Field(min_length=1)
     precisions: dict[Precision, VariantEntry] = Field(min_length=1)
     trained: Measured | None = None
@@ -195,6 +203,14 @@ class Manifest(_Strict):
             )
         if (self.task == "text") != isinstance(self.input, TextInput):
             raise ValueError(f"the input does not fit the task {self.task}")
+        return self
+
+    @model_validator(mode="after")
+    def _thresholds_are_complete(self) -> "Manifest":
+        if self.thresholds is not None:
+            shape = [len(each) for each in self.thresholds]
+            if shape != [len(self.classes)] * self.num_exits:
+                raise ValueError("thresholds must hold one number for each exit and class")
         return self
 
     @model_validator(mode="after")

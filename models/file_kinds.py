@@ -16,6 +16,7 @@ BEGINNINGS = {
     b"\xff\x0a": "a JPEG XL",
     b"8BPS": "a Photoshop file",
     b"%PDF": "a PDF",
+    b"version https://git-lfs": "a Git LFS pointer",
     b"PK\3\4": "a ZIP archive",
     b"\x1f\x8b": "compressed by gzip",
     b"<svg": "an SVG",
@@ -55,6 +56,21 @@ def begins_as_image(data: bytes) -> bool:
     if data.startswith(b"BM"):  # as texts do; behind it are the size and four bytes of nothing
         return data[6:10] == bytes(4)
     return data.startswith(IMAGE_BEGINNINGS) or brand_of(data) is not None
+
+
+def is_lfs_pointer(data: bytes) -> bool:
+    """Whether the bytes are what Git leaves in place of a large file that was not fetched."""
+    return data.startswith(b"version https://git-lfs.github.com/spec/")
+
+
+def is_tiff(data: bytes) -> bool:
+    """Whether the bytes begin as a TIFF does."""
+    return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def is_heic(data: bytes) -> bool:
+    """Whether the bytes begin as an HEIC does."""
+    return brand_of(data) in HEIC_BRANDS and not is_avif(data)
 
 
 def kind_of(data: bytes) -> str | None:

@@ -107,6 +107,7 @@ class ImageDecoder:
         max_pixels: Largest image that is decoded, checked in its header.
         max_pixels_per_byte: Most pixels per byte of the file, for images of above 4 million pixels.
         max_scans: Most scans of a JPEG.
+        crop: Share of the image's sides that is kept, of the crop to the centre where there is one.
     """
 
     height: int
@@ -115,6 +116,7 @@ class ImageDecoder:
     max_pixels: int = 50_000_000
     max_pixels_per_byte: int = MAX_PIXELS_PER_BYTE
     max_scans: int = MAX_SCANS
+    crop: float = 1.0
 
     def decode(self, data: bytes) -> DecodedImage:
         """Decode an image; transparent pixels become white.
@@ -184,7 +186,7 @@ class ImageDecoder:
             pixels = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
         except ValueError:
             return None  # damaged or rare; Pillow decides, and words the refusal
-        if size != (self.width, self.height):
+        if size != (self.width, self.height) or self.crop < 1:
             pixels = np.asarray(self._resize(self._shrink(Image.fromarray(pixels))))
         return DecodedImage(pixels, size)
 
@@ -209,17 +211,21 @@ class ImageDecoder:
 
     def _resize(self, rgb: Image.Image) -> Image.Image:
         target = (self.width, self.height)
-        if rgb.size == target:
+        if rgb.size == target and self.crop == 1:
             return rgb
+        margin = (1 - self.crop) / 2
         if self.fit == "stretch":
-            return rgb.resize(target, Image.Resampling.BICUBIC)
-        return ImageOps.fit(rgb, target, Image.Resampling.BICUBIC)
+            left, top = margin * rgb.width, margin * rgb.height
+            box = (left, top, rgb.width - left, rgb.height - top)
+            return rgb.resize(target, Image.Resampling.BICUBIC, box)
+        return ImageOps.fit(rgb, target, Image.Resampling.BICUBIC, margin)
 
     def _jpeg_scale(self, size: tuple[int, int]) -> int:
         """By how much a JPEG's sides may be divided while it is decoded: 1, 2, 4 or 8."""
         side = max(self.width, self.height)  # on both axes, for the image may be turned
         least = max(JPEG_FACTOR * side, min(SHRINK_FACTOR * side, JPEG_SIDE))
-        return next((scale for scale in (8, 4, 2) if min(size) >= scale * least), 1)
+        short = self.crop * min(size)
+        return next((scale for scale in (8, 4, 2) if short >= scale * least), 1)
 
     def _shrink(self, image: Image.Image) -> Image.Image:
         """Crop margins that the final crop will not use and shrink, before any full-size copy.
@@ -230,14 +236,14 @@ class ImageDecoder:
         small, large = sorted((self.width, self.height))
         short = min(image.size)
         if self.fit == "stretch":
-            factor = short // (SHRINK_FACTOR * large)
+            factor = int(self.crop * short) // (SHRINK_FACTOR * large)
             return image.reduce(factor) if factor > 1 and image.mode == "RGB" else image
         keep = -(-short * large // small)  # rounded up
         margins = [max((side - keep) // 2, 0) for side in image.size]
         if any(margins):
             left, top = margins
             image = image.crop((left, top, image.width - left, image.height - top))
-        factor = short // (SHRINK_FACTOR * large)
+        factor = int(self.crop * short) // (SHRINK_FACTOR * large)
         if factor < 2:
             return image
         if image.mode in ("L", "LA", "RGB", "RGBA", "CMYK"):

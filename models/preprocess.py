@@ -27,6 +27,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SMALL_CHARACTERS = 512  # about 0.2 ms of tokenising
 # Texts are cut to this many characters per token of the limit before they are tokenised.
 CHARACTERS_PER_TOKEN = 64
+Text = str | tuple[str, str]
+"""A text, or a pair of texts that a network reads together."""
 
 
 class ModelInput(NamedTuple):
@@ -63,6 +65,7 @@ class ImagePreprocessor:
         max_pixels: Largest image that is decoded, checked in its header.
         max_pixels_per_byte: As in `ImageDecoder`.
         max_scans: As in `ImageDecoder`.
+        crop: As in `ImageDecoder`.
     """
 
     height: int
@@ -74,13 +77,14 @@ class ImagePreprocessor:
     max_pixels: int = 50_000_000
     max_pixels_per_byte: int = MAX_PIXELS_PER_BYTE
     max_scans: int = MAX_SCANS
+    crop: float = 1.0
 
     _decoder: ImageDecoder = field(init=False, repr=False, compare=False)
     _levels: NDArray[np.float32] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         bounds = self.max_pixels, self.max_pixels_per_byte, self.max_scans
-        decoder = ImageDecoder(self.height, self.width, self.fit, *bounds)
+        decoder = ImageDecoder(self.height, self.width, self.fit, *bounds, self.crop)
         object.__setattr__(self, "_decoder", decoder)
         # Normalised values of all 256 levels of each channel, so that normalising is a look-up.
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
@@ -183,6 +187,7 @@ class TextPreprocessor:
         length_step: Texts are padded to a multiple of this length, so that more of them share a
             length and can be batched.
         typical_tokens: Length of the example text, with which costs are measured.
+        pair: Whether an input is a pair of texts, which the tokenizer joins.
     """
 
     tokenizer: Path
@@ -190,6 +195,7 @@ class TextPreprocessor:
     pad_id: int
     length_step: int
     typical_tokens: int
+    pair: bool = False
     _tokenizer: Tokenizer = field(init=False, repr=False, compare=False)
     _added: int = field(init=False, repr=False, compare=False)  # special tokens around each text
     _unknown_id: int | None = field(init=False, repr=False, compare=False)
@@ -202,20 +208,30 @@ class TextPreprocessor:
         tokenizer.enable_truncation(self.max_tokens)
         tokenizer.no_padding()
         object.__setattr__(self, "_tokenizer", tokenizer)
-        object.__setattr__(self, "_added", tokenizer.num_special_tokens_to_add(False))
+        object.__setattr__(self, "_added", tokenizer.num_special_tokens_to_add(self.pair))
         object.__setattr__(self, "_unknown_id", _unknown_id(tokenizer))
 
-    def __call__(self, text: str) -> ModelInput:
-        """Tokenise a text to token ids and mask, (1, L) int64 each.
+    def __call__(self, text: Text) -> ModelInput:
+        """Tokenise a text, or a pair of texts, to token ids and mask, (1, L) int64 each.
 
         Raises:
-            InvalidInput: If the text holds nothing to read, or is not valid Unicode.
+            InvalidInput: If a text holds nothing to read or is not valid Unicode, or a pair came
+                where the network reads one text, or the other way round.
         """
         limit = CHARACTERS_PER_TOKEN * self.max_tokens
-        if is_blank(text[:limit]):
-            raise InvalidInput("the text is empty; send at least one word")
+        parts = (text,) if isinstance(text, str) else text
+        if (len(parts) > 1) != self.pair:
+            raise InvalidInput(
+                "the model reads pairs of texts; send the second as text_pair"
+                if self.pair
+                else "the model reads one text; leave text_pair out, or join the two into one"
+            )
+        for part in parts:
+            if is_blank(part[:limit]):
+                raise InvalidInput("the text is empty; send at least one word")
         try:
-            encoding = self._tokenizer.encode(text[:limit])
+            first, *second = [part[:limit] for part in parts]
+            encoding = self._tokenizer.encode(first, second[0] if second else None)
         except (TypeError, UnicodeError) as error:
             raise InvalidInput(
                 "the text holds half of a surrogate pair; send valid Unicode"
@@ -225,24 +241,23 @@ class TextPreprocessor:
         if read <= 0:
             raise InvalidInput("the text holds no tokens of the model; send at least one word")
         unknown = 0 if self._unknown_id is None else ids.count(self._unknown_id)
-        step = self.length_step
-        length = min(-(-len(ids) // step) * step, self.max_tokens)
         return ModelInput(
-            self._pad([ids], length),
-            bool(encoding.overflowing) or len(text) > limit,
+            self._pad([ids], self._padded(len(ids))),
+            bool(encoding.overflowing) or max(map(len, parts)) > limit,
             unknown_share=unknown / read,
             tokens=len(ids),
         )
 
-    def decode_if_small(self, text: str) -> ModelInput | None:
+    def decode_if_small(self, text: Text) -> ModelInput | None:
         """Tokenise a short text; return None if that may take more than a few 0.1 ms.
 
         Raises:
             InvalidInput: As for a call.
         """
-        return self(text) if len(text) <= SMALL_CHARACTERS else None
+        length = len(text) if isinstance(text, str) else sum(map(len, text))
+        return self(text) if length <= SMALL_CHARACTERS else None
 
-    def decode_if_fast(self, text: str) -> ModelInput | None:
+    def decode_if_fast(self, text: Text) -> ModelInput | None:
         """Tokenise a text; all are fast, since they are cut before."""
         return self(text)
 
@@ -252,12 +267,21 @@ class TextPreprocessor:
         ids = np.full((1, self.typical_tokens), self.pad_id, np.int64)
         return ids, np.ones_like(ids)
 
-    def batch(self, texts: Sequence[str]) -> State:
-        """Tokenise N texts to token ids and mask, (N, L) int64 each, padded to the longest."""
+    def batch(self, texts: Sequence[Text]) -> State:
+        """Tokenise N texts to token ids and mask, (N, L) int64 each, padded alike."""
         limit = CHARACTERS_PER_TOKEN * self.max_tokens
-        encodings = self._tokenizer.encode_batch([text[:limit] for text in texts])
+        cut = [
+            text[:limit] if isinstance(text, str) else (text[0][:limit], text[1][:limit])
+            for text in texts
+        ]
+        encodings = self._tokenizer.encode_batch(cut)
         rows = [encoding.ids for encoding in encodings]
-        return self._pad(rows, max(map(len, rows)))
+        return self._pad(rows, self._padded(max(map(len, rows))))
+
+    def _padded(self, length: int) -> int:
+        """Return the length to which texts of at most `length` tokens are padded."""
+        step = self.length_step
+        return min(-(-length // step) * step, self.max_tokens)
 
     def _pad(self, rows: Sequence[Sequence[int]], length: int) -> State:
         ids = np.full((len(rows), length), self.pad_id, np.int64)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.backend import StageBackend, State
+from profiling.axes import misplaced_axes
 from scheduler.combiner import Combiner
 from scheduler.confidence import SMALLEST_LOG, finite_log_probs
 from scheduler.npz import read_arrays
@@ -106,6 +107,21 @@ def load_predictions(path: Path) -> Recorded:
     return Recorded(calibration, None, test)
 
 
+def load_calibration(path: Path) -> tuple[Predictions, Predictions | None]:
+    """Read the calibration rows of a file, and its test rows if it has any.
+
+    Args:
+        path: As for `load_predictions`; `test_probs` and `test_labels` may both be missing.
+
+    Raises:
+        ValueError: If an array is missing or invalid.
+    """
+    tests = ("test_probs", "test_labels")
+    has_test = bool(read_arrays(path, tests.__contains__))
+    parts = _read_parts(path, ("calibration", "test") if has_test else ("calibration",))
+    return parts[0], parts[1] if has_test else None
+
+
 def load_certified_predictions(path: Path) -> Recorded:
     """Read predictions as `load_predictions` does, with the rows that certify a policy.
 
@@ -125,6 +141,10 @@ def _read_parts(path: Path, parts: Sequence[str]) -> list[Predictions]:
     missing = [name for name in names if name not in arrays]
     if missing:
         raise ValueError(f"{path} has no array {missing[0]}; it must hold {', '.join(names)}")
+    for part in parts:
+        probs, labels = arrays[f"{part}_probs"], arrays[f"{part}_labels"]
+        if misplaced := misplaced_axes(probs, labels):
+            raise ValueError(f"{part}_probs has the shape {probs.shape}, and {misplaced}")
     first, *others = read = [
         Predictions(
             _checked_log_probs(f"{part}_probs", arrays[f"{part}_probs"]),

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from models.backend import StageBackend, State, join_states
 from models.data.dataset import Split
-from models.preprocess import ImagePreprocessor, TextPreprocessor
+from models.preprocess import ImagePreprocessor, Text, TextPreprocessor
 from profiling.calibration import Predictions, record
 
 CHUNK_ROWS = 500
@@ -33,7 +33,7 @@ def first_rows(preprocess: ImagePreprocessor | TextPreprocessor, split: Split, r
     return preprocess.batch(texts_of(split)[:rows])
 
 
-def texts_of(split: Split) -> Sequence[str]:
+def texts_of(split: Split) -> Sequence[Text]:
     """Return the texts of a text split."""
     assert isinstance(split.inputs, list), "text readers return lists"
     return split.inputs

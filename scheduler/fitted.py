@@ -55,6 +55,8 @@ def dump_scheduler(scheduler: Scheduler) -> tuple[dict[str, Any], bytes]:
     head = {"format_version": version, "policy": policy.kind, "num_exits": policy.num_exits}
     if frontier.reference != "labels":
         head["reference"] = frontier.reference
+    if frontier.label_sets:
+        head["label_sets"] = True
     return head, file.getvalue()
 
 
@@ -74,6 +76,7 @@ def parse_scheduler(head: Mapping[str, Any], numbers: IO[bytes]) -> Scheduler:
             arrays["expected_accuracy"],
             arrays["costs_ms"],
             reference,
+            bool(head.get("label_sets", False)),
         )
         num_exits = int(head["num_exits"])
         policy: ExitPolicy = POLICIES[head["policy"]].load(arrays, num_exits)

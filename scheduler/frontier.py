@@ -36,6 +36,8 @@ class Frontier:
         costs_ms: Latency from the start until each exit, rising, (K,).
         reference: What `expected_accuracy` takes to be right: the labels, or the predictions of the
             last exit, where it is the agreement with them.
+        label_sets: Whether the pixels of a row are labels that it has or not. A row then differs
+            from another if any of its labels does.
     """
 
     parameters: Array
@@ -43,6 +45,7 @@ class Frontier:
     expected_accuracy: Array
     costs_ms: Array
     reference: Reference = "labels"
+    label_sets: bool = False
 
     def __post_init__(self) -> None:
         points, exits = self.parameters.shape, self.costs_ms.shape

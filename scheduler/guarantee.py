@@ -135,7 +135,7 @@ def certify(
     Raises:
         ValueError: If there are too few rows for the promise, even if none of them is a loss.
     """
-    losses = exit_losses(promise.measure, log_probs, labels)
+    losses = exit_losses(promise.measure, log_probs, labels, label_sets=frontier.label_sets)
     check_rows(promise, log_probs.shape[1], exact=losses.dtype == np.bool_)
     return bound_policy(policy, frontier, log_probs, losses, promise).certify(promise.epsilon)
 
@@ -177,7 +177,7 @@ def losses_along(policy: ExitPolicy, points: Frontier, log_probs: NDArray[np.flo
         points: Of its frontier, G.
         log_probs: (K, N, C), or (K, N, P, C), where the loss is a share of the pixels.
     """
-    losses = exit_losses("disagreement", log_probs, None)
+    losses = exit_losses("disagreement", log_probs, None, label_sets=points.label_sets)
     replayed, rows = replay(policy, log_probs), np.arange(log_probs.shape[1])
     exits = [exits_taken(policy, replayed, parameter) for parameter in points.parameters.tolist()]
     return losses[np.stack(exits), rows]
@@ -212,16 +212,21 @@ def upper_bound(losses: Losses, promise: Promise) -> float:
 
 
 def exit_losses(
-    measure: Measure, log_probs: NDArray[np.floating], labels: NDArray[np.int64] | None
+    measure: Measure,
+    log_probs: NDArray[np.floating],
+    labels: NDArray[np.int64] | None,
+    *,
+    label_sets: bool = False,
 ) -> Losses:
     """Return the loss of each row if it leaves at each exit, compared with the last exit, (K, N).
 
     Args:
         measure: `disagreement`: whether the answer differs, for a segmentation the share of pixels
-            where it does. `accuracy_loss`: what the last exit has right minus what this one has, in
-            [-1, 1].
+            where it does, for label sets whether any label does. `accuracy_loss`: what the last
+            exit has right minus what this one has, in [-1, 1].
         log_probs: (K, N, C) or (K, N, P, C).
         labels: (N,) or (N, P), for `accuracy_loss`.
+        label_sets: As in `Frontier`.
 
     Raises:
         ValueError: If labels are needed and missing.
@@ -229,6 +234,8 @@ def exit_losses(
     if measure == "disagreement":
         answers = log_probs.argmax(-1)
         differs: NDArray[np.bool_] = answers != answers[-1]
+        if label_sets:
+            return np.asarray(differs.any(2))
         return differs if differs.ndim == 2 else differs.mean(2)
     if labels is None:
         raise ValueError("an accuracy loss needs labels; give them, or promise a disagreement")

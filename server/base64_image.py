@@ -56,7 +56,7 @@ def _decode_in_blocks(text: str, start: int) -> bytes:
     for at in range(start, len(text), BLOCK):
         block = text[at : at + BLOCK].encode("ascii", "replace").translate(URL_SAFE, BLANKS)
         data = block.rstrip(b"=")
-        if is_padded and data:
+        if b"=" in data or (is_padded and data):
             raise binascii.Error("Excess data after padding")
         is_padded |= len(data) < len(block)
         data = rest + data

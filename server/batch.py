@@ -7,6 +7,7 @@ from server.dispatch import Payload
 from server.engine.request import InferenceRequest
 from server.errors import ServeError
 from server.front import Front, FrontModel
+from server.request_context import current_request
 from server.schemas import Options
 
 FEW_ITEMS = 4  # of a list; more are decoded on the threads, however small
@@ -41,6 +42,8 @@ async def infer_payloads(
         QueueFull: If the samples exceed a bound.
     """
     may_block = len(payloads) <= FEW_ITEMS
+    context = current_request.get()
+    trace = None if context is None else context.trace
 
     def begin(on_done: OnDone) -> list[InferenceRequest]:
         return [
@@ -52,6 +55,7 @@ async def infer_payloads(
                 on_done,
                 may_block=may_block,
                 owner=caller.owner,
+                trace=trace,
             )
             for place, payload in enumerate(payloads)
         ]
@@ -122,6 +126,8 @@ async def _all(front: Front, model: FrontModel, count: int, begin: Begin) -> lis
 
     try:
         begun = begin(finish)
+        if (context := current_request.get()) is not None:
+            context.samples += [(model.name, request) for request in begun]
         await future
     except BaseException:
         for request in begun:

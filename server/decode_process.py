@@ -22,7 +22,8 @@ from models.images import DecodedImage, ImageDecoder, InvalidInput
 
 READY = b"\1"
 FITS: tuple[Literal["cover", "stretch"], ...] = ("cover", "stretch")
-REQUEST = struct.Struct("!IIBQQIQ")  # height, width, place in FITS, the three bounds, bytes
+# Height, width, place in FITS, share to keep, the three bounds, bytes.
+REQUEST = struct.Struct("!IIBdQQIQ")
 ANSWER = struct.Struct("!?IIQ")  # whether it was decoded, the original's width and height, bytes
 OWN_MEMORY, BYTES_PER_PIXEL = 2**30, 32  # addresses: of libraries, and for some copies of an image
 
@@ -35,7 +36,8 @@ def send_image(peer: socket.socket, decoder: ImageDecoder, data: bytes) -> None:
     """Ask for an image to be decoded."""
     fit = FITS.index(decoder.fit)
     bounds = decoder.max_pixels, decoder.max_pixels_per_byte, decoder.max_scans
-    peer.sendall(REQUEST.pack(decoder.height, decoder.width, fit, *bounds, len(data)))
+    form = decoder.height, decoder.width, fit, decoder.crop
+    peer.sendall(REQUEST.pack(*form, *bounds, len(data)))
     peer.sendall(data)
 
 
@@ -77,8 +79,10 @@ def serve(parent: socket.socket) -> None:
     parent.sendall(READY)
     with contextlib.suppress(PeerGone, ConnectionError):
         while True:
-            height, width, fit, *bounds, count = REQUEST.unpack(receive(parent, REQUEST.size))
-            decoder = ImageDecoder(height, width, FITS[fit], *bounds)
+            height, width, fit, crop, pixels, per_byte, scans, count = REQUEST.unpack(
+                receive(parent, REQUEST.size)
+            )
+            decoder = ImageDecoder(height, width, FITS[fit], pixels, per_byte, scans, crop)
             _bound_memory(decoder.max_pixels)
             data = receive(parent, count)
             with _ending_with(parent):

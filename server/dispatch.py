@@ -28,7 +28,7 @@ from server.trace_records import RequestTrace
 
 log = logging.getLogger(__name__)
 
-Payload = bytes | str
+Payload = bytes | str | tuple[str, str]
 """The bytes of an image file, an image file in base64, or a text; the model knows which."""
 
 SMALL_PAYLOAD = 16 * 1024  # bytes or characters: larger ones are never decoded on the event loop
@@ -200,6 +200,7 @@ class Dispatcher:
         request_ids: Sequence[str],
         on_done: Callable[[InferenceRequest], None],
         *,
+        on_exit: Callable[[ExitTrace], None] | None = None,
         owner: int = NOBODY,
     ) -> list[InferenceRequest]:
         """Begin to answer rows that came as arrays; they are submitted together.
@@ -210,6 +211,7 @@ class Dispatcher:
             received_s: As `infer`.
             request_ids: One of each row, N.
             on_done: As `begin`.
+            on_exit: As `begin`; of a stream there is one row.
             owner: As `infer`.
         """
         requests = []
@@ -217,6 +219,8 @@ class Dispatcher:
         for place, request_id in enumerate(request_ids):
             request = self._request(options, received_s, request_id, owner)
             request.on_done = functools.partial(on_done, request)
+            if on_exit is not None:
+                request.on_exit, request.streamed, request.traced = on_exit, True, True
             request.state = tuple([array[place : place + 1] for array in state])
             request.image_size = size
             requests.append(request)
@@ -330,7 +334,7 @@ class Dispatcher:
 
         Handing a small payload to a thread and back costs more than decoding it.
         """
-        if not may_block or len(payload) > SMALL_PAYLOAD:
+        if not may_block or isinstance(payload, tuple) or len(payload) > SMALL_PAYLOAD:
             return False
         decode = self._preprocess.decode_if_small
         return self._decode(request, payload, lambda each: decode(each) or UNKNOWN) is None

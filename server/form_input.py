@@ -12,6 +12,7 @@ from models.file_kinds import begins_as_image
 from server.errors import InvalidContent, MalformedRequest
 from server.front import Modality
 
+PAIR_FIELD = "text_pair"
 CHARSET_FIELD = "_charset_"  # of browsers; checked by then
 IMAGE_FIELDS = ("image", "file")
 MOST_SHOWN = 5  # names of fields in a refusal
@@ -22,12 +23,12 @@ class FormInput(NamedTuple):
 
     Attributes:
         modality: Of the payload.
-        payload: The bytes of an image file, an image in base64, or a text.
+        payload: The bytes of an image file, an image in base64, a text, or a pair of texts.
         options: The other fields.
     """
 
     modality: Modality
-    payload: bytes | str
+    payload: bytes | str | tuple[str, str]
     options: dict[str, str]
 
 
@@ -40,8 +41,9 @@ def read_input(form: FormData) -> FormInput:
         InvalidContent: If there is no input, or more than one.
         MalformedRequest: If a text that came as a file is not UTF-8.
     """
-    inputs: list[tuple[str, Modality, bytes | str]] = []
+    inputs: list[tuple[str, Modality, bytes | str | tuple[str, str]]] = []
     options: dict[str, str] = {}
+    second: str | None = None
     has_empty_text = False
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
@@ -52,12 +54,16 @@ def read_input(form: FormData) -> FormInput:
             has_empty_text |= name == "text"
         elif name == "text":
             inputs.append((name, "text", value))
+        elif name == PAIR_FIELD:
+            second = value
         elif name in IMAGE_FIELDS:
             inputs.append((name, "image", value))
         elif name != CHARSET_FIELD:
             options[name] = value
     if len(inputs) == 1:
         _, modality, payload = inputs[0]
+        if second is not None:
+            payload = _paired(payload, second)
         return FormInput(modality, payload, options)
     if inputs:
         raise InvalidContent(
@@ -70,6 +76,12 @@ def read_input(form: FormData) -> FormInput:
     raise InvalidContent(
         f"the form holds no file and no text ({found}); send a file, or a field text"
     )
+
+
+def _paired(payload: bytes | str | tuple[str, str], second: str) -> tuple[str, str]:
+    if not isinstance(payload, str):
+        raise InvalidContent("text_pair is the second of two texts; give the first as text")
+    return payload, second
 
 
 def _read_file(name: str, file: UploadFile, content: bytes) -> tuple[Modality, bytes | str]:

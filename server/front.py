@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 from prometheus_client import Gauge
 from starlette.requests import Request
 
@@ -48,6 +49,7 @@ class FrontModel:
         manifest = bundle.manifest
         self.name, self.version, self.classes = manifest.name, manifest.version, manifest.classes
         self.task, self.num_exits = manifest.task, manifest.num_exits
+        self.thresholds = None if manifest.thresholds is None else np.array(manifest.thresholds)
         self.reads: Modality = "text" if manifest.task == "text" else "image"
         self.input = manifest.input
         sampler = AuditSampler(settings.audit_share, rng)

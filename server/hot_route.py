@@ -229,7 +229,8 @@ class HotRoute:
             named = answer.options.model, answer.options.version
             model = self._front.sole.get(modality) if named == UNNAMED else None
             model = model or self._front.select_model(named[0], modality, version=named[1])
-            if model.task == "segmentation":  # its masks are drawn on a thread
+            # Masks are drawn on a thread; label sets have fields of their own.
+            if model.task == "segmentation" or model.thresholds is not None:
                 return False
             self._front.admission.admit(1)
         except ServeError as error:
@@ -377,12 +378,19 @@ def prediction_fields(
             {"label": classes[c], "class_id": c, "probability": probability}
             for c, probability in listed
         ],
-        "latency_ms": {
-            "total": round(served.total_ms, 3),
-            "queue": round(prediction.queue_ms, 3),
-            "decode": round(served.decode_ms or 0.0, 3),
-            "compute": round(prediction.compute_ms, 3),
-        },
+        "latency_ms": latency_fields(served),
+    }
+
+
+def latency_fields(served: InferenceRequest) -> dict[str, float]:
+    """Return the latency of a prediction by phase, in milliseconds."""
+    prediction = served.result
+    assert isinstance(prediction, Prediction), "only answered requests have predictions"
+    return {
+        "total": round(served.total_ms, 3),
+        "queue": round(prediction.queue_ms, 3),
+        "decode": round(served.decode_ms or 0.0, 3),
+        "compute": round(prediction.compute_ms, 3),
     }
 
 

@@ -473,7 +473,11 @@ class HttpProtocol(HttpConnection):
         else:
             super().on_body(body)
         self._held += size
-        self._intake.hold(size, self._held)
+        intake = self._intake
+        if self._held <= SMALL_BODY_BYTES and intake.held_bytes + size <= intake.limits.max_held:
+            intake.held_bytes += size  # most bodies: there is room
+        else:
+            intake.hold(size, self._held)
 
     def _release(self) -> None:
         self._intake.held_bytes -= self._held

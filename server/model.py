@@ -75,6 +75,7 @@ class ModelControl:
         self.task, self.num_exits = manifest.task, manifest.num_exits
         self.input = manifest.input
         self.statistics = InferenceStatistics()
+        self.has_label_sets = manifest.thresholds is not None
         self.shown_version = self.version if metrics.by_version else None
         self.key = f"{self.name}@{self.version}#{number}"
         self.clock = clock
@@ -98,7 +99,7 @@ class ModelControl:
         self.scheduler = schedulers.chosen  # as engines do when they start
         self._policy_version = 0
         self.audits = AuditJournal(
-            AuditLog(self.num_exits),
+            AuditLog(self.num_exits, label_sets=self.has_label_sets),
             self._metrics.audit,
             settings.audit_share,
             self.scheduler.combiner,

@@ -11,15 +11,15 @@ from server.front import Front, FrontModel, Modality
 from server.schemas import Options
 
 IMAGE_FIELDS, TEXT_FIELDS = ("image", "b64", "image_bytes", "data"), ("text", "inputs", "data")
+Sample = str | tuple[str, str]
 MAGIC_CHARACTERS = 64  # of base64, in which the first bytes of a file are
-PAIRS = "no model here reads pairs of texts; join both into one text"
 
 
-def samples_of(given: Any, field: str, most: int) -> tuple[list[str], bool]:
-    """Return texts or images in base64, and whether they came as a list.
+def samples_of(given: Any, field: str, most: int) -> tuple[list[Sample], bool]:
+    """Return texts, pairs of texts, or images in base64, and whether they came as a list.
 
     Args:
-        given: A text, an object with one, or a list of them.
+        given: A text, a pair of texts, an object with either, or a list of them.
         field: The name of the field that held it.
         most: Most items of a list.
 
@@ -35,7 +35,7 @@ def samples_of(given: Any, field: str, most: int) -> tuple[list[str], bool]:
     return [_sample(each, f"{field}.{place}") for place, each in enumerate(given)], True
 
 
-def select_reader(front: Front, options: Options, samples: Sequence[str]) -> FrontModel:
+def select_reader(front: Front, options: Options, samples: Sequence[Sample]) -> FrontModel:
     """Return the model that is named, or else the only one that reads such samples.
 
     Args:
@@ -50,7 +50,9 @@ def select_reader(front: Front, options: Options, samples: Sequence[str]) -> Fro
     if options.model is not None:
         return front.select_model(options.model, version=options.version)
     kinds: set[Modality] = {model.reads for model in front.models.latest()}
-    reads: Modality = "image" if looks_like_image(samples[0]) else "text"
+    first = samples[0]
+    is_image = isinstance(first, str) and looks_like_image(first)
+    reads: Modality = "image" if is_image else "text"
     if len(kinds) == 1:
         (reads,) = kinds
     return front.select_model(None, reads, version=options.version)
@@ -68,21 +70,24 @@ def looks_like_image(text: str) -> bool:
         return False
 
 
-def _sample(given: Any, field: str) -> str:
+def _sample(given: Any, field: str) -> Sample:
     if isinstance(given, str):
         return given
     if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str):
         return given[0]  # of servers that read pairs, one that is alone
     if isinstance(given, list) and len(given) == 2 and all(isinstance(e, str) for e in given):
-        raise InvalidContent(f"{field} is a pair, and {PAIRS}")
+        return given[0], given[1]
     if isinstance(given, dict):
         return _of_object(given, field)
     raise InvalidContent(f"{field} should be a text or an image file in base64; send one")
 
 
-def _of_object(given: dict[str, Any], field: str) -> str:
-    if "text_pair" in given:
-        raise InvalidContent(f"{field}.text_pair: {PAIRS}")
+def _of_object(given: dict[str, Any], field: str) -> Sample:
+    if given.keys() == {"text", "text_pair"}:
+        first, second = given["text"], given["text_pair"]
+        if not isinstance(first, str) or not isinstance(second, str):
+            raise InvalidContent(f"{field}.text and {field}.text_pair should be texts")
+        return first, second
     names = [name for name in given if name in (*IMAGE_FIELDS, *TEXT_FIELDS)]
     if len(given) != 1 or len(names) != 1:
         raise InvalidContent(

@@ -83,7 +83,10 @@ class PredictBody(Options):
     images: Items | None = None
     text: Text | None = None
     texts: Items | None = None
-    text_pair: Text | None = Field(None, description="second text, of models that read pairs")
+    text_pair: Text | None = Field(
+        None, description="second text, for a model that reads pairs of texts"
+    )
+    text_pairs: Items | None = Field(None, description="second texts of `texts`, one for each")
 
     @model_validator(mode="after")
     def _one_input(self) -> "PredictBody":
@@ -93,7 +96,23 @@ class PredictBody(Options):
         if len(given) != 1:
             found = f"got {' and '.join(given)}" if given else "got none"
             raise ValueError(f"give exactly one of image, images, text and texts; {found}")
+        if self.text_pair is not None and self.text is None:
+            raise ValueError("text_pair is the second of two texts; give the first as text")
+        if self.text_pairs is not None and len(self.text_pairs) != len(self.texts or ()):
+            raise ValueError(
+                f"there are {len(self.text_pairs)} text_pairs and {len(self.texts or ())} texts; "
+                f"give one for each"
+            )
         return self
+
+    @property
+    def pairs(self) -> list[tuple[str, str]] | None:
+        """The inputs as pairs of texts; None if they are not pairs."""
+        if self.text is not None and self.text_pair is not None:
+            return [(self.text, self.text_pair)]
+        if self.texts is not None and self.text_pairs is not None:
+            return list(zip(self.texts, self.text_pairs, strict=True))
+        return None
 
     @property
     def items(self) -> tuple[list[str], bool]:
@@ -129,6 +148,38 @@ class TraceStep(BaseModel):
     score: float
     threshold: float | None
     elapsed_ms: float
+
+
+class LabelSetStep(BaseModel):
+    """Output of one exit of a model whose samples may have several labels."""
+
+    exit: int
+    labels: list[ClassProbability]
+    confidence: float
+    score: float
+    threshold: float | None
+    elapsed_ms: float
+
+
+class LabelSetPrediction(BaseModel):
+    """Prediction of one sample that may have several labels, by a model of such samples.
+
+    `labels` are those above their thresholds, which are fitted for each class; `top_k` has the
+    likeliest classes in any case.
+    """
+
+    model: str
+    version: str
+    labels: list[ClassProbability]
+    confidence: float
+    exit: int
+    num_exits: int
+    top_k: list[ClassProbability]
+    latency_ms: LatencyMs
+    request_id: str
+    trace: list[LabelSetStep] | None = None
+    truncated: bool | None = None
+    deadline_exceeded: bool | None = None
 
 
 class Prediction(BaseModel):
@@ -177,7 +228,7 @@ class ItemError(BaseModel):
 class Predictions(BaseModel):
     """Predictions in the order of the items."""
 
-    predictions: list[Prediction | ItemError]
+    predictions: list[Prediction | LabelSetPrediction | ItemError]
 
 
 class BudgetChange(KnownFields):

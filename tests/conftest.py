@@ -1,8 +1,11 @@
 import functools
 import gc
 import itertools
+import logging
 import os
 import shutil
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -51,6 +54,20 @@ class Texts(NamedTuple):
     texts: list[str]
     labels: list[int]
     rows: list[int]
+
+
+@pytest.fixture(autouse=True)
+def logging_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Logging is as before after each test, whatever of `eenet serve` ran in this process."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    hooks = [(sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook")]
+    for owner, name in hooks:
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    yield
+    logging.captureWarnings(False)
+    root.handlers[:] = before
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import Task
+from models.preprocess import Text
 
 CalibrationSource = Literal["train", "test"]
 
@@ -18,12 +19,16 @@ class DataConfig:
 
     Attributes:
         dataset: A path or, if nothing exists there, one of `load.NAMES`. The path is an `.npz` of
-            encoded images; a folder `train/CLASS/*` and `test/CLASS/*` (or `val`, `validation`),
-            or `CLASS/*` alone; a `.csv`, `.tsv` or `.jsonl` of texts, or a folder with two such
-            tables, `train` and `test` (or `validation`). If there is no test set, a tenth of every
-            class is held out as one.
+            encoded images; a folder `train/CLASS/*` and `test/CLASS/*` (or other usual names, see
+            `split_names`), or `CLASS/*` alone; a table of texts (see `table_files.SUFFIXES`), or a
+            folder with two such tables, `train` and `test` (or another usual name). If there is no
+            test set, a tenth of every class is held out as one.
         text_column: Header of the texts' column or, in a table without headers, its number from 0.
-        label_column: Header or number of the labels' column.
+            Two with a comma between them are pairs; a plus joins columns into one text.
+        label_column: Header or number of the labels' column. Several with commas between them are
+            one column per class, and a row may have several classes.
+        label_separator: What separates the labels of a row that may have several; None: one label
+            a row, except in JSON and Parquet where a list of labels is several.
         calibration_size: Number of rows to hold out for fitting schedulers. None: 5000, or a fifth
             of the rows they are taken from if that is less.
         calibration_from: Where calibration rows are taken from. `test` is for networks that have
@@ -33,6 +38,7 @@ class DataConfig:
         image_size: Images are scaled to cover a square of this side and cropped to it. None: images
             stay as they are and must all have the same size.
         seed: Seed of every split.
+        skip_damaged: Pass over damaged images, and rows of a table without text or label.
         stratified: Draw calibration and certification rows class by class, in proportion. False
             draws them as versions before this setting did, to find the rows of their runs again.
     """
@@ -40,11 +46,13 @@ class DataConfig:
     dataset: str
     text_column: str = "text"
     label_column: str = "label"
+    label_separator: str | None = None
     calibration_size: int | None = None
     calibration_from: CalibrationSource = "train"
     certification_size: int = 0
     image_size: int | None = None
     seed: int = 0
+    skip_damaged: bool = False
     stratified: bool = True
 
     def __post_init__(self) -> None:
@@ -80,9 +88,13 @@ class Images(Protocol):
 
 
 class Split(NamedTuple):
-    """N images or texts, and their labels (N,) or, for segmentation, masks (N, H, W)."""
+    """N images or texts, and their labels.
 
-    inputs: Images | Sequence[str]
+    Labels are (N,); for segmentation masks (N, H, W); where a row may have several classes (N, C),
+    1 for those that it has.
+    """
+
+    inputs: Images | Sequence[Text]
     labels: NDArray[np.int64]
 
 

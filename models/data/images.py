@@ -11,21 +11,24 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from models.data.transcode import to_known_format
 from models.images import FORMATS
 from models.orientation import oriented_size
-from models.preprocess import ImagePreprocessor
+from models.preprocess import ImagePreprocessor, InvalidInput
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 TAIL_BYTES = 4096  # of a file, compared before whole files are
 ITEMS_PER_TASK = 16
+MAX_LISTED_IMAGES = 50
+DATASET_FORMATS = (*FORMATS, "TIFF")
 
 
 class EncodedImages(NamedTuple):
-    """Images encoded as PNG, JPEG, WEBP, GIF or BMP.
+    """Images encoded as PNG, JPEG, WEBP, GIF, BMP, AVIF, TIFF or, with an extra, HEIC.
 
     Attributes:
         items: N images, as bytes or as paths of their files.
@@ -36,9 +39,13 @@ class EncodedImages(NamedTuple):
     source: str
 
     def read(self, row: int) -> bytes:
-        """Read the bytes of one image."""
+        """Read the bytes of one image, in a format that the server reads.
+
+        Raises:
+            InvalidInput: As `to_known_format` does.
+        """
         item = self.items[row]
-        return Path(item).read_bytes() if isinstance(item, str) else item
+        return to_known_format(Path(item).read_bytes() if isinstance(item, str) else item)
 
     def name(self, row: int) -> str:
         """Name one image in a message."""
@@ -50,6 +57,10 @@ class EncodedImages(NamedTuple):
         paths = [item for item in self.items if isinstance(item, str)]
         return _file_keys(paths) if paths else list(self.items)
 
+    def select(self, rows: NDArray[np.intp]) -> "EncodedImages":
+        """Return some of the images."""
+        return EncodedImages([self.items[row] for row in rows], self.source)
+
     def common_size(self, image_size: int | None) -> tuple[int, int]:
         """Check the header of every image, and return the height and width to decode to.
 
@@ -57,10 +68,13 @@ class EncodedImages(NamedTuple):
             image_size: Side of a square; None: the size that all images have.
 
         Raises:
-            ValueError: If a file is not an image or is too large, or the images differ in size
-                while `image_size` is None.
+            ValueError: If files are not images or are too large, all of which are listed, or the
+                images differ in size while `image_size` is None.
         """
         sizes = in_threads(self._header_size, range(len(self.items)))
+        if unusable := {row: each for row, each in enumerate(sizes) if isinstance(each, str)}:
+            unusable = dict(self.find_unusable()) | unusable
+            raise ValueError(self.describe_unusable(sorted(unusable.items())))
         if image_size is not None:
             return image_size, image_size
         first = sizes[0]
@@ -70,24 +84,55 @@ class EncodedImages(NamedTuple):
                     f"{self.name(row)} is {size[0]}x{size[1]}, but {self.name(0)} is {first[0]}x"
                     f"{first[1]}; give --image-size to resize all images"
                 )
-        return first[1], first[0]
+        return int(first[1]), int(first[0])
 
-    def _header_size(self, row: int) -> tuple[int, int]:
-        """Read the width and height of the upright image."""
+    def find_unusable(self) -> list[tuple[int, str]]:
+        """Decode all images; return the rows of those that are damaged, and the reasons."""
+        preprocessor = ImagePreprocessor(1, 1, mean=(0, 0, 0), std=(1, 1, 1))
+
+        def reason(row: int) -> str | None:
+            try:
+                preprocessor.decode(self.read(row))
+            except ValueError as error:
+                return f"cannot be used: {error}"
+            except OSError as error:
+                return f"cannot be read: {error.strerror}"
+            return None
+
+        reasons = in_threads(reason, range(len(self.items)))
+        return [(row, each) for row, each in enumerate(reasons) if each is not None]
+
+    def describe_unusable(self, unusable: Sequence[tuple[int, str]]) -> str:
+        """Say in one sentence which images cannot be used, and what to do."""
+        listed = ", ".join(f"{self.name(row)} {why}" for row, why in unusable[:MAX_LISTED_IMAGES])
+        if len(unusable) == 1:
+            return f"{listed}; replace it, or pass over it with --skip-damaged"
+        left = len(unusable) - MAX_LISTED_IMAGES
+        more = f", and {left} more" if left > 0 else ""
+        return (
+            f"{len(unusable)} images cannot be used: {listed}{more}; replace them, or pass over "
+            f"them with --skip-damaged"
+        )
+
+    def _header_size(self, row: int) -> tuple[int, int] | str:
+        """Read the width and height of the upright image, or say what is wrong."""
         item = self.items[row]
         file = item if isinstance(item, str) else io.BytesIO(item)
         try:
-            with Image.open(file, formats=FORMATS) as image:
-                width, height = oriented_size(image)
-        except Exception as error:  # Pillow raises a dozen types on damaged files
-            raise ValueError(
-                f"{self.name(row)} is damaged or not an image of a known format "
-                f"({', '.join(FORMATS)})"
-            ) from error
+            try:
+                with Image.open(file, formats=DATASET_FORMATS) as image:
+                    width, height = oriented_size(image)
+            except UnidentifiedImageError:  # perhaps an HEIC
+                with Image.open(io.BytesIO(self.read(row)), formats=FORMATS) as image:
+                    width, height = oriented_size(image)
+        except InvalidInput as error:
+            return f"cannot be used: {error}"
+        except Exception:  # Pillow raises a dozen types on damaged files
+            return f"is damaged or not an image of a known format ({', '.join(DATASET_FORMATS)})"
         if width * height > ImagePreprocessor.max_pixels:
-            raise ValueError(
-                f"{self.name(row)} is {width}x{height}, more than {ImagePreprocessor.max_pixels} "
-                f"pixels; scale it down"
+            return (
+                f"is {width}x{height}, more than {ImagePreprocessor.max_pixels} pixels; scale it "
+                f"down"
             )
         return width, height
 
@@ -102,15 +147,22 @@ class LazyImages:
         rows: Indices of the selected images, (N,).
         height: Height of the decoded images.
         width: Width of the decoded images.
+        preprocessor: Decodes them in another way, to this height and width.
     """
 
     def __init__(
-        self, encoded: EncodedImages, rows: NDArray[np.int64], height: int, width: int
+        self,
+        encoded: EncodedImages,
+        rows: NDArray[np.int64],
+        height: int,
+        width: int,
+        preprocessor: ImagePreprocessor | None = None,
     ) -> None:
         self.encoded = encoded
         self.rows = rows
         self.shape: tuple[int, ...] = (len(rows), height, width, 3)
-        self.preprocessor = ImagePreprocessor(height, width, mean=(0, 0, 0), std=(1, 1, 1))
+        plain = ImagePreprocessor(height, width, mean=(0, 0, 0), std=(1, 1, 1))
+        self.preprocessor = preprocessor or plain
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -119,7 +171,7 @@ class LazyImages:
         """Decode the images at some positions, (n, H, W, 3).
 
         Raises:
-            ValueError: If an image is damaged; the message names it.
+            ValueError: If an image is damaged; the message names all damaged images of the dataset.
         """
         rows = self.rows[index]
         decoded = np.empty((len(rows), *self.shape[1:]), np.uint8)
@@ -127,14 +179,15 @@ class LazyImages:
         def decode(position: int) -> None:
             decoded[position] = self._decode(int(rows[position]))
 
-        in_threads(decode, range(len(rows)))
+        try:
+            in_threads(decode, range(len(rows)))
+        except InvalidInput as error:
+            unusable = self.encoded.find_unusable()
+            raise ValueError(self.encoded.describe_unusable(unusable)) from error
         return decoded
 
     def _decode(self, row: int) -> NDArray[np.uint8]:
-        try:
-            return self.preprocessor.decode(self.encoded.read(row))
-        except ValueError as error:
-            raise ValueError(f"{self.encoded.name(row)} cannot be used: {error}") from error
+        return self.preprocessor.decode(self.encoded.read(row))
 
 
 def in_threads(work: Callable[[T], R], items: Sequence[T]) -> list[R]:

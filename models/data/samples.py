@@ -2,15 +2,18 @@
 
 import logging
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.data.class_names import sort_classes, unify_numbers
 from models.data.dataset import CalibrationSource
 from models.data.images import EncodedImages
+from models.data.split_names import is_split_name
+from models.preprocess import Text
 
 log = logging.getLogger(__name__)
 
@@ -27,20 +30,53 @@ class Samples(NamedTuple):
     Attributes:
         classes: Names of the C classes.
         inputs: N encoded images or texts.
-        labels: Class numbers, 0 to C-1, (N,).
+        labels: Class numbers, 0 to C-1, (N,). If a row may have several labels: 1 for each class
+            that it has, else 0, (N, C).
         is_test: Whether each sample is in the test set, (N,); None if the dataset has no test set.
+        notes: What was passed over, or read as something else, one sentence each.
     """
 
     classes: tuple[str, ...]
-    inputs: EncodedImages | list[str]
+    inputs: EncodedImages | list[Text]
     labels: NDArray[np.int64]
     is_test: NDArray[np.bool_] | None
+    notes: tuple[str, ...] = ()
 
     def keys(self) -> Sequence[Hashable]:
         """Compute one key per row, (N,); two keys are equal if the inputs are the same."""
         if isinstance(self.inputs, list):
-            return [text.strip() for text in self.inputs]
+            return [_text_key(text) for text in self.inputs]
         return self.inputs.keys()
+
+    def strata(self) -> NDArray[np.int64]:
+        """The class of each row, (N,); of several its rarest, and C where a row has none."""
+        if self.labels.ndim == 1:
+            return self.labels
+        counts = self.labels.sum(0)
+        rarity = np.where(self.labels > 0, counts, len(self.labels) + 1)
+        return np.where(self.labels.any(1), rarity.argmin(1), len(self.classes))
+
+
+class IndexedLabels(NamedTuple):
+    """The names of C classes, the labels (N,), and what was changed, one sentence each."""
+
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64]
+    notes: tuple[str, ...] = ()
+
+
+class _Duplicates(NamedTuple):
+    """The rows that are kept, ascending, and how many were dropped for which reason."""
+
+    kept: NDArray[np.int64]
+    in_test: int
+    repeats: int
+    contradicting: int
+
+    @property
+    def dropped(self) -> int:
+        """Number of dropped rows."""
+        return self.in_test + self.repeats
 
 
 class SplitRows(NamedTuple):
@@ -54,37 +90,69 @@ class SplitRows(NamedTuple):
 
 def index_labels(
     names: Sequence[str], is_test: NDArray[np.bool_] | None, source: str
-) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+) -> IndexedLabels:
     """Number the classes: by value if all names are integers, else by name.
+
+    A number that is written as 1 in some rows and as 1.0 in others is one class.
 
     Args:
         names: Class of every row, (N,).
         is_test: Whether each row is in the test set, (N,), or None.
         source: Where the rows come from, for messages.
 
-    Returns:
-        The C classes and the labels (N,).
-
     Raises:
-        ValueError: If there are fewer than two classes, or training and test rows differ in their
-            classes.
+        ValueError: If there are fewer than two classes, all of them have names of splits, or
+            training and test rows differ in their classes.
     """
+    unified = unify_numbers(Counter(names))
+    notes: tuple[str, ...] = ()
+    if unified:
+        pairs = ", ".join(f"{name!r} as {one!r}" for name, one in sorted(unified.items()))
+        notes = (f"labels in two number formats are one class: {pairs}",)
+        names = [unified.get(name, name) for name in names]
     if is_test is not None:
-        in_train, in_test = (set(compress(names, part)) for part in (~is_test, is_test))
-        for part, here, there in (("test", in_test, in_train), ("training", in_train, in_test)):
-            if missing := sorted(there - here):
-                raise ValueError(
-                    f"the {part} rows of {source} lack the class {_format_names(missing)}; add "
-                    f"rows of every class to both training and test"
-                )
-    classes = _sort_classes(set(names))
+        train, test = (Counter(compress(names, part)) for part in (~is_test, is_test))
+        _check_same_classes(train, test, source)
+    classes = sort_classes(set(names))
     if len(classes) < 2:
         raise ValueError(
             f"{source} has {len(classes)} class ({_format_names(classes)}); a classifier needs two "
             f"or more"
         )
+    if all(map(is_split_name, classes)):
+        raise ValueError(
+            f"the classes of {source} are {_format_names(classes)}, which are names of splits; "
+            f"images need one folder per class inside each split, and tables their labels' column "
+            f"as --label-column"
+        )
     numbers = {name: number for number, name in enumerate(classes)}
-    return classes, np.array([numbers[name] for name in names], np.int64)
+    return IndexedLabels(classes, np.array([numbers[name] for name in names], np.int64), notes)
+
+
+def _check_same_classes(train: Counter[str], test: Counter[str], source: str) -> None:
+    """Refuse classes that only the training rows or only the test rows have.
+
+    Raises:
+        ValueError: If there are any; the message names them.
+    """
+    foreign, missing = sorted(test.keys() - train.keys()), sorted(train.keys() - test.keys())
+    if foreign:
+        rows = sum(test[name] for name in foreign)
+        hint = "; add rows of every class to both training and test"
+        if foreign == ["-1"]:
+            hint = (
+                "; -1 marks labels that are kept secret: replace the test split by one that has "
+                "labels, such as validation"
+            )
+        raise ValueError(
+            f"the training rows of {source} lack the class {_format_names(foreign)}, which {rows} "
+            f"of {test.total()} test rows have{hint}"
+        )
+    if missing:
+        raise ValueError(
+            f"the test rows of {source} lack the class {_format_names(missing)}; add rows of every "
+            f"class to both training and test"
+        )
 
 
 def split_rows(
@@ -95,6 +163,7 @@ def split_rows(
     calibration_from: CalibrationSource = "train",
     certification_size: int = 0,
     stratified: bool = True,
+    note: Callable[[str], None] = log.info,
 ) -> SplitRows:
     """Drop duplicate inputs and split the rows.
 
@@ -111,18 +180,24 @@ def split_rows(
         certification_size: Number of test rows to hold out for certification.
         stratified: Hold out rows of every class in proportion, at least one where the class has
             two and the size allows it.
+        note: Called with each sentence on what was dropped or held out.
 
     Raises:
         ValueError: If too few rows are left to train on, to test on, or to hold out a test set.
     """
-    keys, labels = samples.keys(), samples.labels if stratified else None
-    kept, dropped = _drop_duplicates(samples, keys)
-    is_test = _hold_out(samples, kept, seed) if samples.is_test is None else samples.is_test[kept]
+    keys, labels = samples.keys(), samples.strata() if stratified else None
+    duplicates = _drop_duplicates(samples, keys, note)
+    kept = duplicates.kept
+    if samples.is_test is None:
+        is_test = _hold_out(samples, duplicates, seed, note)
+    else:
+        is_test = samples.is_test[kept]
     train, test = kept[~is_test], kept[is_test]
     if len(train) < 2:
         raise ValueError(
-            f"{len(train)} training rows are left after dropping {dropped} duplicates of other "
-            f"training or test rows; add training rows, at least 2 are needed"
+            f"{len(train)} training rows are left after dropping {duplicates.dropped} duplicates "
+            f"of other training or test rows{_contradictions(duplicates)}; add training rows, at "
+            f"least 2 are needed"
         )
     if calibration_from == "test":
         size = _calibration_size(calibration_size, len(test) - certification_size)
@@ -206,54 +281,73 @@ def _split_test(
     return parts, np.setdiff1d(test, np.concatenate(parts))
 
 
-def _drop_duplicates(samples: Samples, keys: Sequence[Hashable]) -> tuple[NDArray[np.int64], int]:
-    """Return the rows to keep, ascending, and the number of dropped rows."""
+def _drop_duplicates(
+    samples: Samples, keys: Sequence[Hashable], note: Callable[[str], None]
+) -> _Duplicates:
+    """Keep the first row of each training input that is not in the test set, and all test rows."""
+    labels = samples.labels.tolist()
     is_test = [False] * len(keys) if samples.is_test is None else samples.is_test.tolist()
-    in_test = {key for key, test in zip(keys, is_test, strict=True) if test}
-    in_train: set[Hashable] = set()
-    kept, shared = [], 0
-    for row, (key, test) in enumerate(zip(keys, is_test, strict=True)):
+    label_in_test = {
+        key: label for key, test, label in zip(keys, is_test, labels, strict=True) if test
+    }
+    label_in_train: dict[Hashable, object] = {}
+    kept, in_test, repeats, contradicting = [], 0, 0, 0
+    for row, (key, test, label) in enumerate(zip(keys, is_test, labels, strict=True)):
         if test:
             kept.append(row)
-        elif key in in_test:
-            shared += 1
-        elif key not in in_train:
+        elif key in label_in_test:
+            in_test += 1
+            contradicting += label_in_test[key] != label
+        elif key in label_in_train:
+            repeats += 1
+            contradicting += label_in_train[key] != label
+        else:
             kept.append(row)
-            in_train.add(key)
-    dropped = len(keys) - len(kept)
-    if dropped:
-        log.info(
-            "dropped %d training rows that are also in the test set and %d that repeat an earlier "
-            "training row",
-            shared,
-            dropped - shared,
+            label_in_train[key] = label
+    duplicates = _Duplicates(np.array(kept, np.int64), in_test, repeats, contradicting)
+    if duplicates.dropped:
+        note(
+            f"dropped {in_test} training rows that are also in the test set and {repeats} that "
+            f"repeat an earlier training row{_contradictions(duplicates)}"
         )
-    return np.array(kept, np.int64), dropped
+    return duplicates
 
 
-def _hold_out(samples: Samples, kept: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
+def _contradictions(duplicates: _Duplicates) -> str:
+    if not duplicates.contradicting:
+        return ""
+    return (
+        f"; {duplicates.contradicting} of {duplicates.dropped} dropped repeats contradict the row "
+        f"that stays: the same input with another label"
+    )
+
+
+def _hold_out(
+    samples: Samples, duplicates: _Duplicates, seed: int, note: Callable[[str], None]
+) -> NDArray[np.bool_]:
     """Mark a random tenth of every class, at least one row, as test rows."""
     # A separate random stream, because the same seed later permutes the training rows.
     rng = np.random.default_rng([seed, TEST_SHARE])
-    labels = samples.labels[kept]
+    kept = duplicates.kept
+    labels = samples.strata()[kept]
     is_test = np.zeros(len(kept), bool)
-    for label, name in enumerate(samples.classes):
+    is_single = samples.labels.ndim == 1
+    for label in range(len(samples.classes) + (not is_single)):
         members = rng.permutation(np.flatnonzero(labels == label))
-        if len(members) < 2:
+        if len(members) < 2 and is_single:
+            dropped = _contradictions(duplicates)
             raise ValueError(
-                f"class {name!r} has too few rows ({len(members)}); it needs at least one to train "
-                f"and one to test"
+                f"class {samples.classes[label]!r} has too few rows ({len(members)}); it needs at "
+                f"least one to train and one to test{dropped}"
             )
-        is_test[members[: max(round(len(members) / TEST_SHARE), 1)]] = True
-    log.info("held out %d of %d rows as the test set", is_test.sum(), len(kept))
+        if len(members) >= 2:
+            is_test[members[: max(round(len(members) / TEST_SHARE), 1)]] = True
+    note(f"held out {is_test.sum()} of {len(kept)} rows as the test set")
     return is_test
 
 
-def _sort_classes(names: set[str]) -> tuple[str, ...]:
-    try:
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
-    except ValueError:
-        return tuple(sorted(names))
+def _text_key(text: Text) -> Hashable:
+    return text.strip() if isinstance(text, str) else tuple(part.strip() for part in text)
 
 
 def _format_names(names: Sequence[str]) -> str:

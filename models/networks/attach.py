@@ -6,15 +6,16 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.bundle import Task
 from models.networks.encoder import Embed, PooledHead, check_exits, encoder_stages
 from models.networks.family import Family, check_count
 from models.networks.multi_exit import MultiExitModel
+from models.networks.pretrained_files import check_files, check_task
 
 
 class Layout(NamedTuple):
@@ -87,11 +88,14 @@ class AttachedConfig:
         exits_after_layer: Layers, counted from 1, that an exit follows; the last entry is the last
             layer.
         num_labels: C.
+        separator_id: Token between the texts of a pair, for a backbone that tells them apart by
+            segments; None: it reads single texts, or has no segments.
     """
 
     backbone: Mapping[str, Any]
     exits_after_layer: Sequence[int]
     num_labels: int
+    separator_id: int | None = None
 
     def __post_init__(self) -> None:
         layout = _layout(self.backbone)
@@ -103,6 +107,22 @@ class AttachedConfig:
                 )
         check_count("num_labels", self.num_labels)
         check_exits(self.exits_after_layer, self.backbone[layout.num_layers])
+
+
+class Projected(nn.Sequential):
+    """Embeddings and their projection to the width of the layers."""
+
+    def forward(self, input: Tensor, **more: Tensor) -> Tensor:
+        """Embed ids (N, L), and more that the embeddings take by name."""
+        hidden: Tensor = self[1](self[0](input, **more))
+        return hidden
+
+
+def has_segments(config: AttachedConfig) -> bool:
+    """Return whether the backbone tells the two texts of a pair apart by segments."""
+    return config.backbone["model_type"] in ("bert", "electra") and bool(
+        config.backbone.get("type_vocab_size", 0) > 1
+    )
 
 
 def max_tokens(config: AttachedConfig) -> int | None:
@@ -166,6 +186,7 @@ def describe(backbone: str | Path) -> AttachedConfig:
             f"{backbone} holds adapters; merge them into their backbone (peft's merge_and_unload) "
             f"and save the result"
         )
+    check_files(backbone)
     message = (
         f"{backbone} is neither a folder with the config.json that save_pretrained writes nor a "
         f"model of the Hugging Face hub that can be reached from here"
@@ -176,6 +197,7 @@ def describe(backbone: str | Path) -> AttachedConfig:
         raise ValueError(message) from error
     if not values:  # a folder without the file
         raise ValueError(message)
+    check_task(backbone, values)
     layout = _layout(values)
     known = {name: value for name, value in values.items() if name not in LEFT_OUT}
     try:
@@ -190,9 +212,38 @@ def describe(backbone: str | Path) -> AttachedConfig:
     return AttachedConfig(kept, (kept[layout.num_layers],), num_labels=1)
 
 
+Head = Literal["kept", "absent", "of other size"]
+
+
+class Attached(NamedTuple):
+    """A pretrained encoder with exits.
+
+    Attributes:
+        config: The configuration that rebuilds the network.
+        model: The network in single precision.
+        head: Whether the last exit has the backbone's classifier. If it has no classifier, or one
+            of another number of classes, the last exit is random.
+    """
+
+    config: AttachedConfig
+    model: MultiExitModel
+    head: Head
+
+
 def attach(
     backbone: str | Path, exits_after_layer: Sequence[int], num_labels: int
 ) -> tuple[AttachedConfig, MultiExitModel]:
+    """Add exits to a pretrained encoder; returns configuration and network of `load_attached`."""
+    attached = load_attached(backbone, exits_after_layer, num_labels)
+    return attached.config, attached.model
+
+
+def load_attached(
+    backbone: str | Path,
+    exits_after_layer: Sequence[int],
+    num_labels: int,
+    separator_id: int | None = None,
+) -> Attached:
     """Add exits to a pretrained encoder, fine-tuned or not.
 
     The last exit starts from the backbone's classifier, if it has one. A backbone that was
@@ -202,9 +253,7 @@ def attach(
         backbone: As for `describe`.
         exits_after_layer: As in `AttachedConfig`.
         num_labels: C.
-
-    Returns:
-        The configuration that rebuilds the network, and the network in single precision.
+        separator_id: As in `AttachedConfig`.
 
     Raises:
         ValueError: If there is no such backbone, exits cannot be added to it or not at these
@@ -214,7 +263,10 @@ def attach(
     from transformers.utils.logging import get_verbosity, set_verbosity
 
     config = replace(
-        describe(backbone), exits_after_layer=tuple(exits_after_layer), num_labels=num_labels
+        describe(backbone),
+        exits_after_layer=tuple(exits_after_layer),
+        num_labels=num_labels,
+        separator_id=separator_id,
     )
     layout, verbosity = _layout(config.backbone), get_verbosity()
     set_verbosity(logging.ERROR)  # its warnings about weights are handled below
@@ -234,14 +286,18 @@ def attach(
     finally:
         set_verbosity(verbosity)
     new = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}
-    head = (f"{layout.linear}.", f"{layout.pooler}.")
-    if lacking := sorted(key for key in new if not key.startswith(head)):
+    classifying = (f"{layout.linear}.", f"{layout.pooler}.")
+    if lacking := sorted(key for key in new if not key.startswith(classifying)):
         raise ValueError(
             f"{backbone} lacks {lacking[0]!r} of its {config.backbone['model_type']} or holds it "
             f"in another shape, {len(lacking)} such in all; give the folder that save_pretrained "
             f"wrote"
         )
-    return config, _with_exits(config, classifier)
+    parts = {f"{layout.linear}.weight", f"{layout.linear}.bias"}
+    head: Head = "absent" if parts & report["missing_keys"] else "kept"
+    if parts & new and head == "kept":
+        head = "of other size"
+    return Attached(config, _with_exits(config, classifier), head)
 
 
 def _layout(backbone: Mapping[str, Any]) -> Layout:
@@ -268,9 +324,10 @@ def _with_exits(config: AttachedConfig, classifier: Any) -> MultiExitModel:
     encoder = classifier.base_model
     embed = encoder.embeddings
     if hasattr(encoder, "embeddings_project"):  # an ELECTRA with embeddings narrower than D
-        embed = nn.Sequential(embed, encoder.embeddings_project)
+        embed = Projected(embed, encoder.embeddings_project)
     if not image_input(config):
-        embed = Embed(embed, settings.pad_token_id or 0)  # null in some old files
+        # The padding's id is null in some old files.
+        embed = Embed(embed, settings.pad_token_id or 0, config.separator_id)
     layers = list(encoder.get_submodule(layout.layers))
     stages = encoder_stages(embed, layers, config.exits_after_layer)
 

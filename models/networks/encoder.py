@@ -79,19 +79,27 @@ class Embed(nn.Module):
     """Map tokens to the state that text stages pass on.
 
     Args:
-        embeddings: Maps ids (N, L) to hidden states (N, L, D).
+        embeddings: Maps ids (N, L) to hidden states (N, L, D); for pairs of texts also their
+            segments, as `token_type_ids` (N, L).
         pad_id: The id that counts as padding if no mask is given.
+        separator_id: The id after the first text of a pair, which the second text follows as
+            segment 1; None: the embeddings know no segments.
     """
 
-    def __init__(self, embeddings: nn.Module, pad_id: int) -> None:
+    def __init__(self, embeddings: nn.Module, pad_id: int, separator_id: int | None = None) -> None:
         super().__init__()
         self.embeddings = embeddings
         self.pad_id = pad_id
+        self.separator_id = separator_id
 
     def forward(self, x: State) -> tuple[Tensor, Tensor]:
         """Map ids (N, L), or ids and a mask (N, L), to hidden states and the mask in int64."""
         ids, mask = x if isinstance(x, tuple) else (x, x != self.pad_id)
-        return self.embeddings(ids), mask.to(torch.int64)
+        if self.separator_id is None:
+            return self.embeddings(ids), mask.to(torch.int64)
+        ends = (ids == self.separator_id).to(torch.int64)
+        segments = ((ends.cumsum(1) - ends) > 0).to(torch.int64) * mask.to(torch.int64)
+        return self.embeddings(ids, token_type_ids=segments), mask.to(torch.int64)
 
 
 class Layers(nn.Module):

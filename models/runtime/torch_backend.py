@@ -24,6 +24,7 @@ from models.bundle import Bundle, BundleError
 from models.networks import multi_exit
 from models.networks.families import Network
 from models.networks.fcn import coarse_grid
+from models.networks.label_sets import with_label_sets
 from models.networks.multi_exit import MultiExitModel
 from models.runtime.cuda_graphs import CapturedSteps, Step, Tensors, capture_on
 
@@ -155,6 +156,8 @@ def open_torch_backend(
     chosen = choose_torch_device(device)
     try:
         model = Network(network.arch, network.settings).build()
+        if bundle.manifest.thresholds is not None:
+            model = with_label_sets(model, len(bundle.manifest.classes))
         model.load_state_dict(load_file(weights))
     except (ValueError, RuntimeError) as error:  # unknown settings, tensors that do not fit
         raise BundleError(

@@ -13,7 +13,7 @@ from torch import Tensor
 from models.bundle import Task
 from models.data.dataset import Images
 from models.networks.multi_exit import State
-from models.preprocess import TextPreprocessor
+from models.preprocess import Text, TextPreprocessor
 
 Rows = NDArray[np.intp]
 Inputs_contra = TypeVar("Inputs_contra", contravariant=True)
@@ -92,13 +92,13 @@ class TextBatches:
     def __init__(self, preprocess: TextPreprocessor) -> None:
         self.preprocess = preprocess
 
-    def order(self, inputs: Sequence[str], rows: Rows, size: int) -> Rows:
+    def order(self, inputs: Sequence[Text], rows: Rows, size: int) -> Rows:
         """Sort rows by length within pools of batches, and keep the batches of a pool shuffled.
 
         The order of the batches follows from that of their first rows in `rows`, so no second
         random draw is needed.
         """
-        lengths = np.array([len(inputs[row]) for row in rows])
+        lengths = np.array([_length(inputs[row]) for row in rows])
         batches: list[Rows] = []
         for start in range(0, len(rows), POOL_BATCHES * size):
             pool = np.arange(start, min(start + POOL_BATCHES * size, len(rows)))
@@ -108,16 +108,20 @@ class TextBatches:
             batches += sorted(of_pool, key=lambda batch: (len(batch) < size, batch[0]))
         return rows[np.concatenate(batches)]
 
-    def clean(self, inputs: Sequence[str], rows: Rows) -> tuple[Tensor, ...]:
+    def clean(self, inputs: Sequence[Text], rows: Rows) -> tuple[Tensor, ...]:
         """Prepare token ids and mask, (N, L) each."""
         state = self.preprocess.batch([inputs[row] for row in rows])
         return tuple(torch.from_numpy(array) for array in state)
 
     def augmented(
-        self, inputs: Sequence[str], labels: NDArray[np.int64], rows: Rows, seed: int
+        self, inputs: Sequence[Text], labels: NDArray[np.int64], rows: Rows, seed: int
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Prepare token ids and mask, (N, L) each, and labels (N,)."""
         return self.clean(inputs, rows), torch.from_numpy(labels[rows])
+
+
+def _length(text: Text) -> int:
+    return len(text) if isinstance(text, str) else sum(map(len, text))
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

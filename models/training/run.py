@@ -62,6 +62,7 @@ class RunConfig:
         input: Settings of the preprocessing: `mean` and `std` for images, `max_tokens` and
             `pad_id` for texts.
         costs_ms: Latency until each exit, measured elsewhere, (K,), or None.
+        label_sets: Whether a row may have several classes.
     """
 
     arch: str
@@ -72,6 +73,7 @@ class RunConfig:
     training: TrainConfig | None = None
     start: str | None = None
     costs_ms: tuple[float, ...] | None = None
+    label_sets: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The content as plain JSON values."""

@@ -98,10 +98,14 @@ def read_inputs(images: Path | None, texts: Path | None, columns: Columns = COLU
 def _read_table(path: Path, columns: Columns) -> Inputs:
     samples = read_texts(path, columns)
     classes = samples.classes
+    texts = [text for text in samples.inputs if isinstance(text, str)]
+    if len(texts) < len(samples.labels) or samples.labels.ndim > 1:
+        raise ValueError(
+            f"{path} holds pairs or several labels per row; a load test sends one text"
+        )
     are_numbers = all(name.isdecimal() for name in classes)
     labels = [int(classes[index]) if are_numbers else classes[index] for index in samples.labels]
-    assert isinstance(samples.inputs, list), "tables hold texts"
-    return Inputs("text", samples.inputs, labels)
+    return Inputs("text", texts, labels)
 
 
 def _read_folder(folder: Path) -> Inputs:

@@ -136,7 +136,7 @@ class AgreementCurve:
             ]
         )
         exits = leave.argmax(0).reshape(rows, len(points))
-        classes = _predicted_classes(log_probs)  # (K, n)
+        classes = _predicted_classes(log_probs, self.frontier.label_sets)  # (K, n)
         alike = classes[exits, np.arange(rows)[:, None]] == classes[-1][:, None]
         early = exits < len(classes) - 1
         outcomes: NDArray[np.int8] = np.where(early, 1 + alike, 0).astype(np.int8)
@@ -194,8 +194,16 @@ class AgreementFloor:
         return self.held
 
 
-def _predicted_classes(log_probs: NDArray[np.floating]) -> NDArray[np.intp]:
-    """Return the class that each exit predicts, (K, n), for P pixels the likeliest on average."""
+def _predicted_classes(log_probs: NDArray[np.floating], label_sets: bool) -> NDArray[np.intp]:
+    """Return the class that each exit predicts, (K, n), for P pixels the likeliest on average.
+
+    Of label sets, return a number for each set.
+    """
+    if label_sets:
+        labels = log_probs.argmax(-1)  # (K, n, P)
+        _, numbers = np.unique(labels.reshape(-1, labels.shape[-1]), axis=0, return_inverse=True)
+        sets: NDArray[np.intp] = numbers.reshape(labels.shape[:2])
+        return sets
     shares = log_probs if log_probs.ndim == 3 else np.exp(log_probs, dtype=np.float64).mean(2)
     classes: NDArray[np.intp] = shares.argmax(-1)
     return classes

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models.networks.families import IMAGENET_RESNETS, Network
 from models.training.run import RUN_FILE, RunConfig, read_run
+from server.cli.attach_onnx import run_attach
+from server.cli.import_onnx import add_onnx_flags
 from server.cli.options import (
     IMAGENET_SIZE,
     add_data,
@@ -21,6 +23,8 @@ from server.cli.options import (
     max_tokens_of,
     parse_exits,
     prepare_training,
+    reads_pairs,
+    separator_of,
     torchvision_resnets,
 )
 from server.cli.train import (
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from models.data.dataset import DataConfig, Dataset
+    from models.networks.attach import Head
     from models.networks.multi_exit import MultiExitModel, State
     from models.training.trainer import EpochReport
 
@@ -50,15 +55,22 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
         "--backbone",
-        required=True,
         help="folder or hub name of a transformers encoder (BERT, RoBERTa, DistilBERT, ELECTRA, "
         "ViT, DeiT ...), or a torchvision ResNet's state dict (.pth, .safetensors) with --arch",
     )
     parser.add_argument("--arch", help=f"network of a state dict: {', '.join(IMAGENET_RESNETS)}")
     parser.add_argument(
+        "--onnx",
+        metavar="FILE",
+        help="in place of a backbone: a classifier of any framework; its weights stay as they are",
+    )
+    parser.add_argument("--output", help="for --onnx: name of the output of scores, if several are")
+    add_onnx_flags(parser)
+    parser.add_argument(
         "--exits",
-        help="layers (for a ResNet: blocks), counted from 1, with an exit after them; the end "
-        "always has one (default: chosen for --budget-ms)",
+        help="layers (for a ResNet: blocks; for --onnx: the places that it lists without "
+        "--dataset), counted from 1, with an exit after them; the end always has one (default: "
+        "chosen for --budget-ms; for --onnx evenly by cost)",
     )
     parser.add_argument(
         "--budget-ms", type=float, help="mean latency to choose exits for, on this machine's CPU"
@@ -73,9 +85,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_training(parser, required=False)
 
 
-def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Choose exits or train; return the reports of all epochs."""
+def run(args: argparse.Namespace) -> list[dict[str, Any]] | dict[str, Any]:
+    """Choose exits or train; return the reports of all epochs, or of an ONNX network's exits."""
     prepare_training()
+    if (args.backbone is None) == (args.onnx is None):
+        raise ValueError("give one network: --backbone, or --onnx with an ONNX file")
+    if args.onnx is not None:
+        return run_attach(args)
+    if args.preprocessing is not None or args.class_names is not None or args.output is not None:
+        raise ValueError("--preprocessing, --class-names and --output belong to --onnx")
     return [report._asdict() for report in attach(args)]
 
 
@@ -85,12 +103,16 @@ def interrupted(args: argparse.Namespace) -> str:
 
 
 class _Start(NamedTuple):
-    """A network with exits on a backbone, its preprocessing settings and tokenizer."""
+    """A network with exits on a backbone, its preprocessing settings and tokenizer.
+
+    `head` says whether the last exit has the backbone's classifier.
+    """
 
     network: Network
     model: MultiExitModel
     input: dict[str, Any]
     tokenizer: str | None
+    head: Head = "absent"
 
 
 def attach(args: argparse.Namespace) -> list[EpochReport]:
@@ -121,8 +143,14 @@ def attach(args: argparse.Namespace) -> list[EpochReport]:
     dataset = load_dataset(data)
     torch.manual_seed(training.seed)
     start = (_from_resnet if is_resnet else _from_encoder)(args, exits, len(dataset.classes))
-    _align_classes(start, dataset.classes)
     _check_task(args, start, data, dataset)
+    if not is_resnet:
+        from models.training.class_match import rename
+        from models.training.pretrained_head import adopt_head
+
+        backbone = start.network.settings["backbone"]
+        match = adopt_head(str(args.backbone), start.model, backbone, dataset, start.head)
+        dataset = rename(dataset, match.names)
     config = RunConfig(
         arch=start.network.arch,
         settings=dict(start.network.settings),
@@ -202,30 +230,22 @@ def _from_encoder(args: argparse.Namespace, exits: Sequence[int], num_classes: i
     ends = network.settings["exits_after_layer"]
     most = attaching.max_tokens(attaching.AttachedConfig(**network.settings))
     tokenizer = None if most is None else read_pretrained_tokenizer(args.backbone)
-    _, model = attaching.attach(args.backbone, ends, num_classes)
+    separator = None
+    is_pair = tokenizer is not None and reads_pairs(args)
+    if is_pair and attaching.has_segments(attaching.AttachedConfig(**network.settings)):
+        separator = separator_of(tokenizer or "")
+        settings = {**network.settings, "separator_id": separator}
+        network = Network(network.arch, settings)
+    _, model, head = attaching.load_attached(args.backbone, ends, num_classes, separator)
     if most is None or tokenizer is None:
-        return _Start(network, model, _read_normalisation(args.backbone), None)
+        return _Start(network, model, _read_normalisation(args.backbone), None, head)
     backbone = network.settings["backbone"]
     check_vocabulary(tokenizer, backbone["vocab_size"])
     wanted = max_tokens_of(args, args.backbone, most)
-    input = {"max_tokens": wanted, "pad_id": backbone.get("pad_token_id") or 0}
-    return _Start(network, model, input, tokenizer)
-
-
-def _align_classes(start: _Start, classes: Sequence[str]) -> None:
-    """Reorder the last exit of a backbone that was fine-tuned on the same classes."""
-    import torch
-
-    named = start.network.settings.get("backbone", {}).get("id2label") or {}
-    before = [name for _, name in sorted(named.items(), key=lambda entry: int(entry[0]))]
-    if before == list(classes) or sorted(before) != sorted(classes):
-        return
-    linear = start.model.heads[-1].linear
-    assert isinstance(linear, torch.nn.Linear), "every head ends with a linear layer"
-    order = [before.index(name) for name in classes]
-    with torch.no_grad():
-        linear.weight.copy_(linear.weight[order].clone())
-        linear.bias.copy_(linear.bias[order].clone())
+    input: dict[str, Any] = {"max_tokens": wanted, "pad_id": backbone.get("pad_token_id") or 0}
+    if is_pair:
+        input["pair"] = True
+    return _Start(network, model, input, tokenizer, head)
 
 
 def _chosen_exits(args: argparse.Namespace, is_resnet: bool) -> list[int]:

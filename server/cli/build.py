@@ -88,7 +88,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
     warnings.filterwarnings("ignore", "# The axis name: .* will not be used", UserWarning)
-    from server.pipeline.builder import BuildOptions, build_bundle, load_run
+    from server.pipeline.builder import BuildOptions, build_bundle
+    from server.pipeline.runs import load_run
 
     trained = load_run(args.folder)
     options = BuildOptions(

@@ -139,11 +139,13 @@ def certify_subject(subject: Subject, promise: Promise, seed: int) -> Certified:
         ValueError: If there are no certification rows, or too few for the promise.
     """
     rows = _certification_rows(subject, seed)
-    count, exact = len(rows.labels), promise.measure == "disagreement" and rows.labels.ndim == 1
+    sets = subject.label_sets
+    one_answer = sets or rows.labels.ndim == 1
+    count, exact = len(rows.labels), promise.measure == "disagreement" and one_answer
     check_rows(promise, count, exact=exact)
     name, (policy, frontier, combiner) = _scheduler_of(subject, promise, seed)
     rows = rows.combined(combiner)
-    losses = exit_losses(promise.measure, rows.log_probs, rows.labels)
+    losses = exit_losses(promise.measure, rows.log_probs, rows.labels, label_sets=sets)
     widest = replace(promise, epsilon=max(promise.epsilon, *EPSILONS))
     bounds = bound_policy(policy, frontier, rows.log_probs, losses, widest)
     needed = [rows_needed(replace(promise, epsilon=each), exact=exact) for each in EPSILONS]

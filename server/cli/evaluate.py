@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from models.bundle import Precision, Variant, load_bundle
 from models.data.dataset import DataConfig
+from models.label_sets import f1_scores
 from profiling.calibration import Recorded, load_predictions, load_recorded
 from scheduler.fitted import Scheduler, load_scheduler
 from server.cli.options import (
@@ -99,6 +100,8 @@ def run(args: argparse.Namespace) -> None:
         log_step=StepLog(len(policies), similar=True),
     )
     print("\n".join(table_of(comparison)))
+    if subject.label_sets:
+        print("\n".join(f1_table(subject, comparison)))
     if args.json is not None:
         write_json(comparison, args.json)
     if args.exits is not None:
@@ -168,6 +171,11 @@ class Subject(NamedTuple):
     fitted: Scheduler | None
     split: dict[str, Any]
     variant: Variant | None
+
+    @property
+    def label_sets(self) -> bool:
+        """Whether a row may have several classes."""
+        return self.variant is not None and self.variant.bundle.manifest.thresholds is not None
 
 
 def subject_of(
@@ -265,6 +273,27 @@ def table_of(comparison: Comparison) -> list[str]:
     )
     lines.append(f"95 % intervals are at most {50 * widest:.2f} points to either side")
     return lines
+
+
+def f1_table(subject: Subject, comparison: Comparison) -> list[str]:
+    """Lines of a table: F1 scores in % of the exits alone, and of each policy at each budget.
+
+    The accuracy beside it is the share of labels, over all rows, that are right.
+    """
+    labels, log_probs = subject.recorded.test.labels, subject.recorded.test.log_probs
+    alone = [f1_scores(answers, labels) for answers in log_probs.argmax(-1)]
+    shown = ", ".join(f"{100 * each.micro:.2f} ({100 * each.macro:.2f})" for each in alone)
+    lines = [
+        f"F1 in %, micro (macro), of the exits alone: {shown}",
+        "accuracy above is the share of labels that are right; F1 in %, micro (macro), at each "
+        "budget",
+    ]
+    by_policy: dict[str, list[str]] = {}
+    for evaluation, _, answers in comparison.scored:
+        score = f1_scores(answers, labels)
+        cell = f"{100 * score.micro:.2f} ({100 * score.macro:.2f})"
+        by_policy.setdefault(evaluation.policy, []).append(f"{cell:>16}")
+    return lines + [f"{policy:18}" + "".join(cells) for policy, cells in by_policy.items()]
 
 
 def write_json(comparison: Comparison, path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scheduler.policies import DEFAULT_POLICY, POLICIES, describe_policies
+from server.cli.fit_predictions import fit_predictions
 from server.cli.options import (
     add_costs,
     add_json,
@@ -30,7 +31,24 @@ EXAMPLE = "eenet fit my-bundle --policy eenet --costs 2.3,4.1,4.9"
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("folder", metavar="BUNDLE", type=Path, help="folder of `eenet build`")
+    parser.add_argument(
+        "folder",
+        metavar="BUNDLE",
+        type=Path,
+        nargs="?",
+        help="folder of `eenet build`; or give --predictions",
+    )
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FILE.npz",
+        help="fit to predictions of any framework: calibration_probs (exits, rows, classes) and "
+        "calibration_labels (rows), to compare with also test_probs and test_labels; needs --costs "
+        "and --out",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="with --predictions: folder to write the scheduler to"
+    )
     parser.add_argument(
         "--policy",
         choices=POLICIES,
@@ -71,6 +89,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Fit the policy and print its results."""
     require_training_extra()
     log_to_stderr("warning")
+    if args.predictions is not None:
+        return fit_predictions(args, args.policy or DEFAULT_POLICY)
+    if args.folder is None or args.out is not None:
+        raise ValueError(
+            "give either a bundle, which keeps the scheduler, or --predictions FILE.npz and --out"
+        )
     from models.bundle import LABEL_FREE, load_bundle
     from server.pipeline.live import LiveServer
     from server.pipeline.refit import refit
@@ -185,4 +209,6 @@ def _describe_live(
 
 def interrupted(args: argparse.Namespace) -> str:
     """Sentence after Ctrl-C."""
+    if args.folder is None:
+        return "stopped; nothing was written; run the same command again"
     return f"stopped; {args.folder} keeps the scheduler that it had; run the same command again"

@@ -1,4 +1,4 @@
-"""`eenet import`: turns a checkpoint of the published EENet code into a run."""
+"""`eenet import`: turns a checkpoint of the published EENet code, or ONNX files, into a run."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,10 @@ import numpy as np
 
 from models.bundle import TOKENIZER
 from models.training.run import BEST, RunConfig, create_run_dir
+from server.cli.import_onnx import add_onnx_flags, run_import
 from server.cli.options import (
+    add_data,
+    add_json,
     imagenet_input,
     prepare_training,
     read_settings,
@@ -16,7 +19,7 @@ from server.cli.options import (
     text_input,
 )
 
-EXAMPLE = "eenet import model_best.pth.tar --arch resnet56_3 --classes 10 --out runs/published"
+EXAMPLE = "eenet import --onnx stages/ heads/ --dataset photos/ --out runs/given"
 # Normalisation of CIFAR-10 and CIFAR-100 in the published code, by the number of classes.
 PUBLISHED_IMAGES = {
     10: {"mean": (0.4914, 0.4824, 0.4467), "std": (0.2471, 0.2435, 0.2616)},
@@ -27,13 +30,23 @@ PUBLISHED_NAMES = {"bert_4": "bert"}  # that `load_published` knows by another n
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("checkpoint", type=Path, help=".tar, .pth or .safetensors")
-    parser.add_argument("--arch", required=True, help="resnet56_3, densenet121_4, msdnet or bert_4")
-    parser.add_argument("--classes", required=True, type=int, help="number of classes")
     parser.add_argument(
-        "--class-names",
-        help="their names in the checkpoint's order, NAME,NAME,... (default: the dataset's order)",
+        "checkpoint",
+        type=Path,
+        nargs="?",
+        help=".tar, .pth or .safetensors of the published EENet code",
     )
+    parser.add_argument("--arch", help="resnet56_3, densenet121_4, msdnet or bert_4")
+    parser.add_argument("--classes", type=int, help="number of classes of a checkpoint")
+    parser.add_argument(
+        "--onnx",
+        nargs="+",
+        metavar="PATH",
+        help="in place of a checkpoint: one ONNX file whose outputs are the exits, or a folder of "
+        "stages and a folder of heads (0.onnx, 1.onnx, ...); needs --dataset",
+    )
+    add_onnx_flags(parser)
+    add_data(parser, required=False)
     parser.add_argument(
         "--settings", type=Path, help="JSON of the network's settings (msdnet and bert_4)"
     )
@@ -52,13 +65,41 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             help=f"{name} of the images, R,G,B (10 and 100 classes: CIFAR's, else ImageNet's)",
         )
     parser.add_argument("--out", required=True, type=Path, help="folder of the run")
+    add_json(parser, "what was imported")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Import the checkpoint."""
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Import the checkpoint or the ONNX files."""
     prepare_training()
+    _check_source(args)
+    if args.onnx is not None:
+        return run_import(args)
     import_published(args)
     print(f"{args.out}: a run of {args.arch}; build it with eenet build {args.out} --dataset ...")
+    return {"run": str(args.out), "arch": args.arch}
+
+
+def _check_source(args: argparse.Namespace) -> None:
+    """Check that the flags belong to one kind of network.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    if (args.checkpoint is None) == (args.onnx is None):
+        raise ValueError("give one network: a CHECKPOINT with --arch and --classes, or --onnx")
+    kept = ("arch", "classes", "settings", "latencies", "tokenizer", "max_tokens", "mean", "std")
+    given = [name for name in kept if getattr(args, name) is not None]
+    if args.onnx is not None and given:
+        raise ValueError(
+            f"--{given[0].replace('_', '-')} belongs to a checkpoint; with --onnx, give "
+            f"--preprocessing"
+        )
+    if args.onnx is None and (args.arch is None or args.classes is None):
+        raise ValueError("a checkpoint needs --arch, its network, and --classes, their number")
+    if args.onnx is None and args.preprocessing is not None:
+        raise ValueError("--preprocessing belongs to --onnx; a checkpoint takes --mean and --std")
+    if args.onnx is None and args.dataset is not None:
+        raise ValueError("--dataset belongs to --onnx; eenet build takes it for a checkpoint")
 
 
 def interrupted(args: argparse.Namespace) -> str:

@@ -71,7 +71,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         "(default: 300 test images of CIFAR-10, in a checkout of the repository)",
     )
     inputs.add_argument("--texts", type=Path, metavar="FILE.tsv", help="a table of labelled texts")
-    for name, default in COLUMNS._asdict().items():
+    for name, default in (("text", COLUMNS.text), ("label", COLUMNS.label)):
         parser.add_argument(
             f"--{name}-column",
             default=default,

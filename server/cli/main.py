@@ -21,6 +21,8 @@ EXAMPLES = """examples:
   eenet info my-bundle                                    its exits, costs and accuracies
   eenet train --arch resnet56 --dataset cifar10_jpegs.npz --out runs/mine
   eenet attach --backbone my-bert --exits 3,6,9,12 --dataset reviews.csv --out runs/bert
+  eenet attach --onnx model.onnx --dataset photos/ --out runs/onnx
+  eenet import --onnx stages/ heads/ --dataset photos/ --out runs/given
   eenet import model_best.pth.tar --arch resnet56_3 --classes 10 --out runs/published
   eenet build runs/mine --out my-bundle
   eenet evaluate my-bundle --report report                which policy wins, and by how much
@@ -37,7 +39,10 @@ COMMANDS = {
     "info": ("info", "Describe a bundle: task, classes, exits, costs, accuracies, policy."),
     "train": ("train", "Train a multi-exit network, or resume its training."),
     "attach": ("attach", "Put exits onto a pretrained network and train them, or resume that."),
-    "import": ("import_run", "Make a run of a checkpoint of the published EENet code."),
+    "import": (
+        "import_run",
+        "Make a run of ONNX files, or of a checkpoint of the published EENet code.",
+    ),
     "build": ("build", "Export, calibrate, profile and fit: turn a run into a bundle."),
     "profile": (
         "profile",

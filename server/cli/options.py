@@ -22,17 +22,19 @@ if TYPE_CHECKING:
 
 DATASETS = (
     "cifar10, cifar100, fashion-mnist, tiny-imagenet, sst2, ag_news or shapes (synthetic masks); a "
-    "folder of images train/CLASS/* and test/CLASS/*; a CSV, TSV or JSONL of texts, or a folder "
-    "with train.* and test.*; an .npz of encoded images"
+    "folder of images train/CLASS/* and test/CLASS/*; a CSV, TSV, JSON, JSONL or Parquet of texts, "
+    "or a folder with train.* and test.*; an .npz of encoded images"
 )
 DATA_FLAGS = (
     "dataset",
     "text_column",
     "label_column",
+    "label_separator",
     "calibration_size",
     "calibration_from",
     "certification_size",
     "image_size",
+    "skip_damaged",
 )
 MAX_TOKENS = 128
 IMAGENET_SIZE = 224
@@ -146,10 +148,19 @@ def add_data(
     until = "" if default is None else f" (default: {default})"
     parser.add_argument("--dataset", required=required, help=DATASETS + until)
     parser.add_argument(
-        "--text-column", help="column of the texts in a table: a name, or a number from 0 (text)"
+        "--text-column",
+        help="column of the texts in a table: a name, or a number from 0 (text); a,b reads pairs "
+        "of texts, a+b joins two columns into one text",
     )
     parser.add_argument(
-        "--label-column", help="column of the labels in a table: a name, or a number from 0 (label)"
+        "--label-column",
+        help="column of the labels in a table: a name, or a number from 0 (label); a,b,c: one "
+        "column of 0 and 1 per class, of which a row may have several",
+    )
+    parser.add_argument(
+        "--label-separator",
+        metavar="TEXT",
+        help="what separates the labels of a row that may have several, as in news|sport",
     )
     parser.add_argument(
         "--calibration-size",
@@ -169,6 +180,12 @@ def add_data(
         "them (0)",
     )
     parser.add_argument("--image-size", type=int, help="resize images to this side length")
+    parser.add_argument(
+        "--skip-damaged",
+        action="store_true",
+        default=None,
+        help="pass over damaged images, and over rows of a table without text or label",
+    )
 
 
 def add_training(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -314,7 +331,27 @@ def text_input(args: argparse.Namespace, network: Network, tokenizer: str) -> di
     """
     check_vocabulary(tokenizer, network.settings["vocab_size"])
     most = network.settings["max_position_embeddings"]
-    return {"max_tokens": max_tokens_of(args, "this network", most), "pad_id": 0}
+    input = {"max_tokens": max_tokens_of(args, "this network", most), "pad_id": 0}
+    return input | {"pair": True} if reads_pairs(args) else input
+
+
+def reads_pairs(args: argparse.Namespace) -> bool:
+    """Whether --text-column names two columns that are a pair of texts."""
+    return "," in (getattr(args, "text_column", None) or "")
+
+
+def separator_of(tokenizer: str) -> int | None:
+    """The token that a tokenizer puts after the first text of a pair; None if it puts none.
+
+    Args:
+        tokenizer: Content of its `tokenizer.json`.
+    """
+    from tokenizers import Tokenizer
+
+    pair = Tokenizer.from_str(tokenizer).encode("a", "b")
+    second = next((place for place, segment in enumerate(pair.type_ids) if segment), 0)
+    is_special = second > 0 and pair.special_tokens_mask[second - 1] == 1
+    return int(pair.ids[second - 1]) if is_special else None
 
 
 def max_tokens_of(args: argparse.Namespace, network: str, most: int) -> int:

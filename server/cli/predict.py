@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, get_args
 
-from models.bundle import Bundle, load_bundle
+import numpy as np
+
+from models.bundle import Bundle, TextInput, load_bundle
 from models.data.image_folder import SUFFIXES
+from models.data.transcode import to_known_format
 from models.postprocess import mask_png
-from models.preprocess import ModelInput
+from models.preprocess import InvalidInput, ModelInput
 from scheduler.control.controller import BudgetController, ControllerConfig
 from server.cli.options import add_backend, backend_settings
 from server.cli.progress import Progress
@@ -24,6 +27,7 @@ from server.engine.engine import Engine
 from server.engine.request import InferenceRequest, Prediction
 from server.engine.warmup import measure_costs
 from server.hot_route import optional_fields, prediction_fields
+from server.label_sets import label_set_fields, label_set_options
 from server.loading import calibrate_to_host, open_served, read_schedulers
 from server.promise import PromiseKeeper
 from server.settings import Settings
@@ -76,6 +80,8 @@ def run(args: argparse.Namespace) -> None:
     bundle = load_bundle(args.folder)
     reads_text = bundle.manifest.task == "text"
     items, total = read_items(args.files, sys.stdin, reads_text=reads_text)
+    if isinstance(bundle.manifest.input, TextInput) and bundle.manifest.input.pair:
+        items = map(_as_pair, items)
     settings = backend_settings(args).model_copy(update={"precision": args.precision})
     with OfflineModel(bundle, settings, args.budget_ms, args.parameter, trace=args.trace) as model:
         printer = _Printer(lambda pending: _line(bundle, pending, args.top_k), total)
@@ -113,12 +119,12 @@ class Item(NamedTuple):
 
     Attributes:
         origin: First fields of the JSON line: file, line, text.
-        content: An image's bytes or a text; None if it cannot be read.
+        content: An image's bytes, a text or a pair of texts; None if it cannot be read.
         error: Reason why it cannot be read.
     """
 
     origin: dict[str, Any]
-    content: bytes | str | None
+    content: bytes | str | tuple[str, str] | None
     error: str | None = None
 
 
@@ -157,9 +163,11 @@ def _image(path: Path) -> Item:
     if path.is_dir():
         return Item(origin, None, "the folder holds no images")
     try:
-        return Item(origin, path.read_bytes())
+        return Item(origin, to_known_format(path.read_bytes()))
     except OSError as error:
         return Item(origin, None, f"cannot be read: {error.strerror or error}")
+    except InvalidInput as error:
+        return Item(origin, None, str(error))
 
 
 def _texts(file: str, stdin: TextIO) -> Iterator[Item]:
@@ -181,6 +189,14 @@ def _lines(file: str, lines: Iterable[str]) -> Iterator[Item]:
         text = line.rstrip("\r\n")
         if text:
             yield Item({"file": file, "line": number, "text": text}, text)
+
+
+def _as_pair(item: Item) -> Item:
+    """Split a line at its tab, for a model that reads pairs of texts."""
+    first, tab, second = str(item.content).partition("\t")
+    if item.content is None or not tab:
+        return item
+    return item._replace(content=(first, second))
 
 
 @dataclass(eq=False)
@@ -356,6 +372,13 @@ def _line(bundle: Bundle, pending: Pending, top_k: int) -> dict[str, Any]:
     if not isinstance(prediction, Prediction):
         return {**pending.item.origin, "error": pending.error or str(prediction)}
     manifest, mask = bundle.manifest, None
+    if manifest.thresholds is not None:
+        about = manifest.classes, np.array(manifest.thresholds)
+        return {
+            **pending.item.origin,
+            **label_set_fields(request, *about, top_k),
+            **label_set_options(request, *about),
+        }
     if manifest.task == "segmentation" and request.image_size is not None:
         mask = mask_png(prediction.output.logits, request.image_size)
     return {

@@ -260,11 +260,15 @@ def run_training(
             is not available.
     """
     from models.bundle import TOKENIZER
+    from models.networks.label_sets import with_label_sets
     from models.training.batches import batches_for
     from models.training.trainer import Trainer
 
     assert config.training is not None, "imported runs are not trained"
-    described = replace(config, data=asdict(data))
+    label_sets = dataset.task != "segmentation" and dataset.train.labels.ndim > 1
+    if label_sets:
+        model = with_label_sets(model, len(dataset.classes))
+    described = replace(config, data=asdict(data), label_sets=label_sets)
     args.out.mkdir(parents=True, exist_ok=True)
     if tokenizer is not None:
         _write_tokenizer(args.out / TOKENIZER, tokenizer)

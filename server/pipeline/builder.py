@@ -1,18 +1,16 @@
 """Turns a run into a bundle: export, then record, profile and fit each precision."""
 
 import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from models.backend import State, join_states
+from models.backend import State
 from models.bundle import (
     MANIFEST,
     TOKENIZER,
@@ -26,39 +24,28 @@ from models.bundle import (
 from models.data.dataset import DataConfig, Dataset
 from models.data.load import load_dataset
 from models.export.int8 import check_rows
-from models.export.onnx_graphs import (
-    Graphs,
-    export_graphs,
-    largest_disagreement,
-    write_graphs,
-)
+from models.export.onnx_graphs import Graphs
 from models.export.torch_weights import store_network
-from models.networks.families import Network
 from models.networks.fcn import coarse_labels
-from models.networks.multi_exit import MultiExitModel
 from models.preprocess import ImagePreprocessor, TextPreprocessor
-from models.training.run import BEST, RunConfig, read_run
+from models.training.class_match import match_classes, rename
+from models.training.run import RunConfig
 from models.training.vocabulary import prune_vocabulary
 from profiling.evaluation.evaluate import Evaluation
 from profiling.recording import first_rows, texts_of
 from scheduler.fitting.fit import MIN_ROWS
 from scheduler.fitting.prior import Prior
+from server.pipeline.label_thresholds import choose_thresholds
 from server.pipeline.precisions import PrecisionChoice, choose_precisions
 from server.pipeline.priors import OBSERVED, read_prior
+from server.pipeline.runs import OnnxRun, Run, TorchRun
+from server.pipeline.runs import load_run as load_run
 from server.pipeline.schedulers import SIDE_BY_SIDE, FitKind, warn_of_imbalance
 from server.pipeline.variants import BuiltVariant, VariantBuilder
 
 PARITY_ROWS = 64
 PARITY_LIMIT = 1e-4
 LENGTH_STEP = 8
-
-
-class Run(NamedTuple):
-    """A trained or imported network and its folder."""
-
-    folder: Path
-    config: RunConfig
-    model: MultiExitModel
 
 
 @dataclass(frozen=True)
@@ -119,20 +106,6 @@ class BuildResult(NamedTuple):
     left_out: list[str]
 
 
-def load_run(folder: Path) -> Run:
-    """Read a run from its folder.
-
-    Raises:
-        ValueError: If the folder holds no run, or no epoch of it is finished.
-    """
-    config = read_run(folder)
-    if not (folder / BEST).is_file():
-        raise ValueError(f"{folder} holds no {BEST} yet; let the training finish an epoch first")
-    model = Network(config.arch, config.settings).build()
-    model.load_state_dict(load_file(folder / BEST))
-    return Run(folder, config, model)
-
-
 def build_bundle(
     run: Run, out: Path, options: BuildOptions, log_step: Callable[[str], None]
 ) -> BuildResult:
@@ -151,13 +124,17 @@ def build_bundle(
     out = out.resolve()
     if out.is_file() or (out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
         raise ValueError(f"{out} is not a bundle; give an empty or new folder")
+    if isinstance(run, OnnxRun) and (options.torch or options.prune_vocabulary):
+        flag = "--torch-weights" if options.torch else "--prune-vocabulary"
+        raise ValueError(f"{run.folder} holds ONNX graphs, not a torch network; leave out {flag}")
     if options.prune_vocabulary and not (run.folder / TOKENIZER).is_file():
         raise ValueError(
             f"{run.folder} reads no texts, so there is no vocabulary to prune; leave out "
             f"--prune-vocabulary"
         )
     log_step("reading the dataset")
-    data = in_order(load_dataset(options.data), run.config.classes)
+    named = run.config.settings.get("backbone", {}).get("id2label") or {}
+    data = in_order(load_dataset(options.data, run.images), run.config.classes, named)
     _check_data(run, data)
     prior = read_prior(options.prior, data.classes)
     if prior is not None:
@@ -176,8 +153,19 @@ def build_bundle(
     return built._replace(bundle=Bundle(out, built.bundle.manifest))
 
 
-def in_order(data: Dataset, classes: tuple[str, ...]) -> Dataset:
-    """The dataset with labels in the network's order of classes, if the classes are the same."""
+def in_order(
+    data: Dataset, classes: tuple[str, ...], id2label: Mapping[str, str] | None = None
+) -> Dataset:
+    """The dataset with labels in the network's order of classes, if the classes are the same.
+
+    Args:
+        data: The dataset.
+        classes: The network's.
+        id2label: Names of the backbone's classes by their number, which the dataset may give.
+    """
+    if id2label and set(data.classes) != set(classes):
+        renamed = rename(data, match_classes(data.classes, id2label).names)
+        data = renamed if set(renamed.classes) == set(classes) else data
     if data.classes == classes or sorted(data.classes) != sorted(classes):
         return data
     places = np.array([classes.index(name) for name in data.classes])
@@ -185,19 +173,23 @@ def in_order(data: Dataset, classes: tuple[str, ...]) -> Dataset:
 
 
 def _check_data(run: Run, data: Dataset) -> None:
-    task = Network(run.config.arch).family.task
-    if data.task != task:
-        raise ValueError(f"the dataset is of the task {data.task}, but the run is of {task}")
+    if run.config.label_sets != (data.task != "segmentation" and data.test.labels.ndim > 1):
+        several = "several classes" if run.config.label_sets else "one class"
+        raise ValueError(
+            f"the run was trained on rows of {several}, the dataset's are not; give the same "
+            f"dataset, --label-column and --label-separator"
+        )
+    if data.task != run.task:
+        raise ValueError(f"the dataset is of the task {data.task}, but the run is of {run.task}")
     if run.config.classes and data.classes != run.config.classes:
         raise ValueError(
             f"the dataset has the classes {data.classes}, but the run {run.config.classes}; give "
             f"the same dataset"
         )
-    classes = Network(run.config.arch).family.classes
-    if run.config.settings.get(classes, len(data.classes)) != len(data.classes):
+    if run.num_classes not in (None, len(data.classes)):
         raise ValueError(
-            f"the dataset has {len(data.classes)} classes, the network "
-            f"{run.config.settings[classes]}; give the dataset that it was trained on"
+            f"the dataset has {len(data.classes)} classes, the network {run.num_classes}; give "
+            f"the dataset that it was trained on"
         )
     if len(data.calibration.labels) < MIN_ROWS:
         raise ValueError(
@@ -219,9 +211,14 @@ def _fill(
     preprocess = _preprocessor(run, folder, data)
     if data.task == "segmentation":
         data = data.map_labels(data.classes, coarse_labels)
+    thresholds = None
+    if run.config.label_sets:
+        log_step("choosing the thresholds of the labels")
+        assert isinstance(run, TorchRun), "given graphs have one label a row"
+        thresholds = choose_thresholds(run.model, preprocess, data.calibration)
     log_step("exporting one graph per stage and head")
-    graphs = export_graphs(run.model, *_two_sizes(preprocess.example))
-    disagreement = _check_parity(run.model, graphs, first_rows(preprocess, data.test, PARITY_ROWS))
+    graphs = run.graphs(preprocess.example)
+    disagreement = _check_parity(run, graphs, first_rows(preprocess, data.test, PARITY_ROWS))
     costs_ms = None if run.config.costs_ms is None else np.array(run.config.costs_ms)
     builder = VariantBuilder(
         folder,
@@ -233,6 +230,7 @@ def _fill(
         costs_ms,
         options.data.seed,
         log_step,
+        run.config.label_sets,
     )
     built = choose_precisions(builder, options.precision, options.max_precision_loss)
     variants = [builder.add_schedulers(variant, SIDE_BY_SIDE) for variant in built.variants]
@@ -244,7 +242,8 @@ def _fill(
         version="1",
         task=data.task,
         classes=data.classes,
-        num_exits=run.model.num_exits,
+        num_exits=run.num_exits,
+        thresholds=thresholds,
         inputs={"text" if data.task == "text" else "image": _described(preprocess)},
         precisions={variant.precision: variant.entry for variant in variants},
         trained=built.trained,
@@ -255,14 +254,13 @@ def _fill(
     return BuildResult(bundle, disagreement, evaluations, built.left_out)
 
 
-def _check_parity(model: MultiExitModel, graphs: Graphs, few: State) -> float:
+def _check_parity(run: Run, graphs: Graphs, few: State) -> float:
     """Compare the exported graphs with the network.
 
     Raises:
         ValueError: If they differ.
     """
-    with tempfile.TemporaryDirectory() as trial:
-        disagreement = largest_disagreement(model, write_graphs(graphs, Path(trial)), few)
+    disagreement = run.disagreement(graphs, few)
     if disagreement > PARITY_LIMIT:
         raise ValueError(
             f"the exported graphs differ from the network by {disagreement:.2g} on real inputs, "
@@ -274,6 +272,7 @@ def _check_parity(model: MultiExitModel, graphs: Graphs, few: State) -> float:
 def _stored_network(
     run: Run, folder: Path, preprocess: ImagePreprocessor | TextPreprocessor
 ) -> dict[str, Any]:
+    assert isinstance(run, TorchRun), "checked before the work"
     pad_id = preprocess.pad_id if isinstance(preprocess, TextPreprocessor) else None
     return store_network(run.model, run.config, folder, pad_id)
 
@@ -285,7 +284,11 @@ def _write_tokenizer(run: Run, folder: Path, data: Dataset, options: BuildOption
     if not options.prune_vocabulary:
         shutil.copyfile(source, folder / TOKENIZER)
         return
-    pruned = prune_vocabulary(run.model, source, texts_of(data.train))
+    texts = [text for text in texts_of(data.train) if isinstance(text, str)]
+    if len(texts) < len(data.train.labels):
+        raise ValueError("--prune-vocabulary takes no pairs of texts; leave it out")
+    assert isinstance(run, TorchRun), "checked before the work"
+    pruned = prune_vocabulary(run.model, source, texts)
     (folder / TOKENIZER).write_text(pruned)
 
 
@@ -305,26 +308,23 @@ def _pad_id(run: Run, tokenizer: Path) -> int:
 def _preprocessor(run: Run, folder: Path, data: Dataset) -> ImagePreprocessor | TextPreprocessor:
     """The preprocessing of the bundle; a text's typical length is the calibration set's median."""
     settings = run.config.input
+    if run.images is not None:
+        return run.images
     if data.task != "text":
         height, width = np.asarray(data.test.inputs[:1]).shape[1:3]
         fit: Literal["cover", "stretch"] = "stretch" if data.task == "segmentation" else "cover"
         return ImagePreprocessor(height, width, **settings, fit=fit)
+    length_step = settings.get("length_step", LENGTH_STEP)
     preprocess = TextPreprocessor(
         folder / TOKENIZER,
         max_tokens=settings["max_tokens"],
         pad_id=_pad_id(run, folder / TOKENIZER),
-        length_step=LENGTH_STEP,
-        typical_tokens=LENGTH_STEP,
+        pair=settings.get("pair", False),
+        length_step=length_step,
+        typical_tokens=length_step,
     )
     widths = [preprocess(text).state[0].shape[1] for text in texts_of(data.calibration)]
     return replace(preprocess, typical_tokens=int(np.median(widths)))
-
-
-def _two_sizes(example: State) -> tuple[State, State]:
-    """Inputs of two and three rows; those of texts have different lengths too."""
-    has_length = len(example) > 1
-    shorter = tuple(array[:, :-1] for array in example) if has_length else example
-    return join_states([shorter] * 2), join_states([example] * 3)
 
 
 def _described(preprocess: ImagePreprocessor | TextPreprocessor) -> dict[str, Any]:

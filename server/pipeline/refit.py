@@ -82,7 +82,13 @@ def refit(
     if target is None and live is None:  # live rows have the shares of what is served
         warn_of_imbalance(kind, recorded.calibration, classes)
     scheduler = fit_kind(
-        kind, recorded.calibration, costs_ms, prior=target, seed=seed, published=published
+        kind,
+        recorded.calibration,
+        costs_ms,
+        prior=target,
+        seed=seed,
+        published=published,
+        label_sets=variant.bundle.manifest.thresholds is not None,
     )
     variant = _store(variant, scheduler, None if live is None else recorded)
     evaluations = evaluate(scheduler, recorded, spread_budgets(costs_ms))

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +43,7 @@ def fit_kind(
     prior: Prior | None,
     seed: int,
     published: EENetPolicy | None = None,
+    label_sets: bool = False,
 ) -> Scheduler:
     """Fit one scheduler to calibration rows, for the class shares of a prior.
 
@@ -53,6 +55,7 @@ def fit_kind(
             never gives do not count. None: those of the rows.
         seed: As in `fit_scheduler`.
         published: As in `fit_scheduler`.
+        label_sets: As in `Frontier`.
 
     Raises:
         ValueError: If the rows do not fit together, or lack a class of the prior.
@@ -61,7 +64,7 @@ def fit_kind(
     if prior is not None:
         classes = _classes_of(kind, calibration)
         weights = prior.row_weights(classes, all_classes=not kind.label_free)
-    return fit_scheduler(
+    scheduler = fit_scheduler(
         kind.policy,
         calibration.log_probs,
         None if kind.label_free else calibration.labels,
@@ -70,6 +73,7 @@ def fit_kind(
         seed=seed,
         published=published,
     )
+    return scheduler._replace(frontier=replace(scheduler.frontier, label_sets=label_sets))
 
 
 def warn_of_imbalance(kind: FitKind, calibration: Predictions, classes: Sequence[str]) -> None:

@@ -74,6 +74,7 @@ class VariantBuilder:
         costs_ms: Latency until each exit, measured elsewhere, (K,); None: measured here.
         seed: Seed of the fit and of the choice of training rows.
         log_step: Called with each step as it begins.
+        label_sets: Whether a row may have several classes.
     """
 
     folder: Path
@@ -85,6 +86,7 @@ class VariantBuilder:
     costs_ms: NDArray[np.float64] | None
     seed: int
     log_step: Callable[[str], None]
+    label_sets: bool = False
 
     def float32(self, storage: Storage = "exact") -> BuiltVariant:
         """Build the network in single precision."""
@@ -134,12 +136,15 @@ class VariantBuilder:
             slow = kind.policy == "eenet" and calibration.log_probs.size > MANY_VALUES
             takes = ", which takes minutes for so many predictions" if slow else ""
             self.log_step(f"{variant.precision}: fitting {kind.name} beside it{takes}")
-            scheduler = fit_kind(
-                kind, calibration, variant.frontier.costs_ms, prior=self.prior, seed=self.seed
-            )
+            scheduler = self._fit(kind, calibration, variant.frontier.costs_ms)
             place = self._store(variant.precision, kind, scheduler)
             entry = entry.model_copy(update={"schedulers": entry.schedulers | {kind.name: place}})
         return variant._replace(entry=entry)
+
+    def _fit(self, kind: FitKind, rows: Predictions, costs_ms: NDArray[np.float64]) -> Scheduler:
+        return fit_kind(
+            kind, rows, costs_ms, prior=self.prior, seed=self.seed, label_sets=self.label_sets
+        )
 
     def _store(self, precision: Precision, kind: FitKind, scheduler: Scheduler) -> str:
         """Write a scheduler's files; returns their folder in the bundle."""
@@ -185,7 +190,7 @@ class VariantBuilder:
         log_step(f"{precision}: fitting {self.policy}")
         costs_ms = profile.costs_ms if self.costs_ms is None else self.costs_ms
         kind = FitKind(self.policy)
-        scheduler = fit_kind(kind, recorded.calibration, costs_ms, prior=self.prior, seed=self.seed)
+        scheduler = self._fit(kind, recorded.calibration, costs_ms)
         place = self._store(precision, kind, scheduler)
         measured = Measured(
             accuracy=recorded.test.correct.mean(0).round(4).tolist(),

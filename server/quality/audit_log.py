@@ -58,9 +58,15 @@ class AuditLog:
     """
 
     def __init__(
-        self, num_exits: int, most_rows: int = MOST_ROWS, most_bytes: int = MOST_BYTES
+        self,
+        num_exits: int,
+        most_rows: int = MOST_ROWS,
+        most_bytes: int = MOST_BYTES,
+        *,
+        label_sets: bool = False,
     ) -> None:
         self.num_exits = num_exits
+        self._label_sets = label_sets
         self._most_rows, self._most_bytes = most_rows, most_bytes
         self.clear()
 
@@ -95,18 +101,25 @@ class AuditLog:
         answers = log_probs.astype(np.float16)
         own = answers if heads is None else heads.astype(np.float16)
         row = AuditedRow(request_key, exit, parameter, answers, own)
-        answered, last = (int(probabilities(log_probs[k]).argmax()) for k in (exit, -1))
+        agrees = self._answer(log_probs[exit]) == self._answer(log_probs[-1])
         self.rows.append(row)
         self.added += 1
         self._labels[request_key] = None
-        self._agrees.append(answered == last)
-        self._count(row, answered == last, 1)
+        self._agrees.append(agrees)
+        self._count(row, agrees, 1)
         while len(self.rows) > self._most_rows or (
             self._bytes > self._most_bytes and len(self.rows) > 1
         ):
             oldest = self.rows.popleft()
             self._labels.pop(oldest.request_key, None)
             self._count(oldest, self._agrees.popleft(), -1)
+
+    def _answer(self, log_probs: NDArray[np.floating]) -> list[int]:
+        """Return the class that an exit answers, or of label sets which labels it sets."""
+        if self._label_sets:
+            marks: list[int] = log_probs.argmax(-1).tolist()
+            return marks
+        return [int(probabilities(log_probs).argmax())]
 
     def label(self, request_key: int, class_id: int) -> None:
         """Store the true label of a sample, if the log has its row."""

@@ -10,10 +10,11 @@ from pydantic import BaseModel, ValidationError
 
 from server.batch import Caller
 from server.dispatch import SMALL_PAYLOAD
-from server.engine.request import InferenceRequest, Prediction
+from server.engine.request import ExitTrace, InferenceRequest, Prediction
 from server.errors import InvalidContent, ServeError
 from server.front import Front, FrontModel, front_of
-from server.hot_route import DEFAULTS, optional_fields, prediction_fields
+from server.hot_route import DEFAULTS, optional_fields, prediction_fields, trace_entry
+from server.label_sets import label_set_fields, label_set_options, label_set_trace
 from server.nested_json import read_object
 from server.problems import format_validation_error, problem
 from server.schemas import Options
@@ -106,6 +107,10 @@ async def prediction_json(
     model: FrontModel, served: InferenceRequest, options: Options
 ) -> dict[str, Any]:
     """Return the JSON of one answer, with its mask if the model draws one."""
+    if options.raw_scores:
+        require_logits(model)
+    if model.thresholds is not None:
+        return _label_set_json(model, served, options)
     mask = await model.dispatcher.draw_mask(served) if model.task == "segmentation" else None
     fields = {
         "model": model.name,
@@ -119,6 +124,52 @@ async def prediction_json(
     return fields
 
 
+def _label_set_json(
+    model: FrontModel, served: InferenceRequest, options: Options
+) -> dict[str, Any]:
+    assert model.thresholds is not None, "models of label sets have thresholds"
+    about = model.classes, model.thresholds
+    return {
+        "model": model.name,
+        "version": model.version,
+        **label_set_fields(served, *about, options.top_k),
+        "request_id": served.request_id,
+        **label_set_options(served, *about),
+    }
+
+
+def trace_json(model: FrontModel, entry: ExitTrace) -> dict[str, Any]:
+    """Return the JSON of one exit in a trace."""
+    if model.thresholds is not None:
+        return label_set_trace(entry, model.classes, model.thresholds)
+    return trace_entry(entry, model.classes, model.num_exits)
+
+
+def require_one_label(model: FrontModel) -> None:
+    """Check that a model gives each sample one label, as a protocol needs it.
+
+    Raises:
+        InvalidContent: If it gives several.
+    """
+    if model.thresholds is not None:
+        raise InvalidContent(
+            f"{model.name} gives any number of labels, which this protocol has no place for; send "
+            f"POST /predict"
+        )
+
+
+def require_logits(model: FrontModel) -> None:
+    """Check that an answer of a model has logits, one for each class.
+
+    Raises:
+        InvalidContent: If it has none.
+    """
+    if model.thresholds is not None:
+        raise InvalidContent(f"raw_scores: {model.name} gives several labels; read top_k")
+    if model.task == "segmentation":
+        raise InvalidContent(f"raw_scores: {model.name} draws masks, one class for each pixel")
+
+
 def logits_of(model: FrontModel, served: InferenceRequest) -> list[float]:
     """Return the logits of an answer, (C,): its probabilities are their softmax.
 
@@ -127,8 +178,7 @@ def logits_of(model: FrontModel, served: InferenceRequest) -> list[float]:
     Raises:
         InvalidContent: If the model draws masks.
     """
-    if model.task == "segmentation":
-        raise InvalidContent(f"raw_scores: {model.name} draws masks, one class for each pixel")
+    require_logits(model)
     assert isinstance(served.result, Prediction), "only answered requests have predictions"
     logits: list[float] = served.result.output.logits.tolist()
     return logits

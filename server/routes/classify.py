@@ -21,6 +21,7 @@ from server.routes.answers import (
     most_items,
     parse_body,
     read_nested,
+    require_one_label,
 )
 from server.sample_forms import samples_of, select_reader
 from server.schemas import Options, Problem
@@ -57,6 +58,7 @@ async def classify(request: Request) -> Response:
         raise InvalidContent("input holds token ids; send the text itself")
     samples, is_list = samples_of(body.input, "input", most_items(front))
     model = select_reader(front, options, samples)
+    require_one_label(model)
     served = await infer_payloads(front, model, samples, options, caller_of(request))
     if not is_list and (error := first_error(served)) is not None:
         raise error

@@ -60,6 +60,8 @@ def _class_id(model: ModelControl, label: str | int) -> int:
     """
     if model.task == "segmentation":
         raise InvalidContent(f"{model.name} predicts masks; feedback takes labels of whole samples")
+    if model.has_label_sets:
+        raise InvalidContent(f"{model.name} predicts sets of labels; feedback takes one label")
     if isinstance(label, str):
         if label in model.classes:
             return model.classes.index(label)

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import Request, Response
 
+from models.label_sets import label_probabilities
 from scheduler.combiner import probabilities
 from server.batch import first_error, infer_payloads
 from server.engine.request import InferenceRequest, Prediction
@@ -74,7 +75,11 @@ def label_scores(
     """Return the best classes of an answer, with probabilities or with logits."""
     prediction = served.result
     assert isinstance(prediction, Prediction), "only answered requests have predictions"
-    scores = probabilities(prediction.batch_output.log_probs[prediction.place]).tolist()
+    log_probs = prediction.batch_output.log_probs[prediction.place]
+    if model.thresholds is not None:
+        scores = label_probabilities(log_probs, model.thresholds[prediction.exit]).tolist()
+    else:
+        scores = probabilities(log_probs).tolist()
     if raw_scores:
         scores = logits_of(model, served)
     ranking = sorted(zip(scores, model.classes, strict=True), key=lambda each: -each[0])

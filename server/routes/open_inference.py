@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import numpy as np
+import pydantic_core
 from fastapi import APIRouter, Request, Response
 
 from server import __version__
@@ -23,7 +24,15 @@ from server.open_inference import (
     read_call,
     write_response,
 )
-from server.routes.answers import PROBLEMS, caller_of, check_unnamed, given_options, most_items
+from server.routes.answers import (
+    PROBLEMS,
+    caller_of,
+    check_unnamed,
+    given_options,
+    most_items,
+    require_one_label,
+)
+from server.routes.infer_stream import stream_row
 from server.routes.kserve import NAME, VERSION, check_ready
 from server.schemas import Options, Problem
 from server.tensor_inputs import Rows, input_tensors
@@ -142,22 +151,35 @@ async def infer(request: Request) -> Response:
     """Classify the rows of a tensor; each leaves at the first exit that is confident enough."""
     front, named = front_of(request), request.path_params
     model = front.select_model(named["model"], version=named.get("version"))
+    require_one_label(model)
     with model.dispatcher.reserve():
         call = await _read(request, front, model)
+        is_stream = call.parameters.pop("stream", False)
+        if not isinstance(is_stream, bool):
+            raise InvalidContent("parameters.stream should be true or false")
         options = _options(request, call)
         ranked = "top_k" in call.parameters or "top_k" in request.query_params
         wanted = chosen_outputs(call.wanted, model, options, binary=call.binary, ranked=ranked)
         is_id = call.id is not None and REQUEST_ID.fullmatch(call.id) is not None
         caller = caller_of(request, call.id if is_id else None)
+        head = {
+            "model_name": model.name,
+            "model_version": model.version,
+            "id": call.id or caller.request_id,
+        }
+        if is_stream:
+
+            def as_fields(served: InferenceRequest) -> dict[str, Any]:
+                outputs = Outputs(model, [served], [], options.top_k)
+                tensors = [(outputs.tensor(each), False) for each in wanted]
+                fields: dict[str, Any] = pydantic_core.from_json(write_response(head, tensors)[0])
+                return fields
+
+            return await stream_row(request, front, model, call, options, wanted, caller, as_fields)
         served = await _infer_rows(front, model, call.rows, options, caller)
     if (error := first_error(served)) is not None:
         raise error
     outputs = Outputs(model, served, await _masks(model, served), options.top_k)
-    head = {
-        "model_name": model.name,
-        "model_version": model.version,
-        "id": call.id or caller.request_id,
-    }
     tensors = [(outputs.tensor(each), each.binary) for each in wanted]
     content, json_bytes = write_response(head, tensors)
     if json_bytes is None:

@@ -16,8 +16,14 @@ from server.front import Modality, front_of
 from server.problems import parse_json, problem
 from server.routes import hugging_face
 from server.routes.answers import JSON, json_response, media_type_of, parse_options, prediction_json
-from server.sample_forms import PAIRS
-from server.schemas import Options, PredictBody, Prediction, Predictions, Problem
+from server.schemas import (
+    LabelSetPrediction,
+    Options,
+    PredictBody,
+    Prediction,
+    Predictions,
+    Problem,
+)
 
 router = APIRouter(tags=["prediction"])
 
@@ -77,7 +83,7 @@ class Samples(NamedTuple):
 @router.post(
     "/predict",
     response_class=Response,
-    responses={200: {"model": Prediction | Predictions}, **PROBLEMS},
+    responses={200: {"model": Prediction | LabelSetPrediction | Predictions}, **PROBLEMS},
     openapi_extra=SAMPLE_REQUEST,
 )
 async def predict(request: Request) -> Response:
@@ -118,9 +124,9 @@ async def _read_json(request: Request) -> Samples:
         loop = asyncio.get_running_loop()
         parsed = await loop.run_in_executor(front.parse_pool, parse_json, PredictBody, body)
     modality: Modality = "image" if parsed.text is None and parsed.texts is None else "text"
-    if parsed.text_pair is not None:
-        raise InvalidContent(f"text_pair: {PAIRS}")
+    items: Sequence[Payload]
     items, is_list = parsed.items
+    items = items if parsed.pairs is None else parsed.pairs
     limit = min(front.settings.max_items, front.settings.max_queue)
     if len(items) > limit:
         raise InvalidContent(f"{len(items)} {modality}s in one list; {limit} is the most, split it")
@@ -139,8 +145,6 @@ async def _read_form(request: Request) -> Samples:
     else:
         loop = asyncio.get_running_loop()
         given = await loop.run_in_executor(front.parse_pool, _parse_form, *arguments)
-    if "text_pair" in given.options:
-        raise InvalidContent(f"text_pair: {PAIRS}")
     options = parse_options({**request.query_params, **given.options})
     return Samples(given.modality, [given.payload], False, options)
 

@@ -9,9 +9,9 @@ from server.engine.request import ExitTrace, InferenceRequest
 from server.errors import InvalidContent
 from server.event_stream import EVENT_STREAM, Event, OnDone, OnExit, start_stream, watch_exits
 from server.front import Front, FrontModel, front_of
-from server.hot_route import trace_entry
 from server.prediction_paths import PREDICT_STREAM
-from server.routes.answers import prediction_json
+from server.request_context import current_request
+from server.routes.answers import prediction_json, trace_json
 from server.routes.predict import PROBLEMS, SAMPLE_REQUEST, Samples, read_samples
 
 router = APIRouter(tags=["prediction"])
@@ -53,15 +53,20 @@ async def _events(
 ) -> AsyncGenerator[Event]:
     state, options = request.state, samples.options
     (payload,) = samples.payloads
+    context = current_request.get()
 
     def begin(on_done: OnDone, on_exit: OnExit) -> InferenceRequest:
         given = payload, options, state.received_s, state.request_id, on_done
-        return model.dispatcher.begin(*given, on_exit=on_exit, owner=state.owner)
+        trace = None if context is None else context.trace
+        begun = model.dispatcher.begin(*given, on_exit=on_exit, owner=state.owner, trace=trace)
+        if context is not None:
+            context.samples.append((model.name, begun))
+        return begun
 
     watched = watch_exits(front, model, begin, keeps_trace=options.trace)
     async with contextlib.aclosing(watched) as passed:
         async for each in passed:
             if isinstance(each, ExitTrace):
-                yield Event("exit", trace_entry(each, model.classes, model.num_exits))
+                yield Event("exit", trace_json(model, each))
             else:
                 yield Event("prediction", await prediction_json(model, each, options))

@@ -51,6 +51,9 @@ def test_a_bomb_of_scans_has_them() -> None:
     assert with_scans(64, 7).count(b"\xff\xda") == 9
 
 
+TELL_THE_TIME = {"server/routes/classify.py"}  # `created`, as vLLM shows it
+
+
 def test_a_clock_that_jumps_moves_nothing() -> None:
     """Only what people read knows the time of day; all else counts by a clock that never jumps."""
     found = {
@@ -61,4 +64,4 @@ def test_a_clock_that_jumps_moves_nothing() -> None:
         if isinstance(node, ast.Call)
         and ast.unparse(node.func) in ("time.time", "time.time_ns", "datetime.now", "time.ctime")
     }
-    assert found == set()
+    assert found == TELL_THE_TIME

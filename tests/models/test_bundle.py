@@ -377,8 +377,8 @@ def test_an_unknown_key_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_key_inside_is_named(tmp_path: Path) -> None:
-    edit(make_bundle(tmp_path), lambda m: m["inputs"]["image"].update(crop=True))
-    assert "inputs.image.image.crop" in refusal(tmp_path)
+    edit(make_bundle(tmp_path), lambda m: m["inputs"]["image"].update(gamma=2.2))
+    assert "inputs.image.image.gamma" in refusal(tmp_path)
     change_entry(make_bundle(tmp_path), colour="red")
     assert "precisions.int8.colour" in refusal(tmp_path)
 

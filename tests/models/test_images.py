@@ -3,7 +3,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -211,3 +211,22 @@ def test_too_many_parts_are_refused() -> None:
         decoder.decode(data[:2] + segment(0xFE, b"") * 1000 + data[2:])
     with pytest.raises(InvalidInput, match="more than 10000 chunks"):
         decoder.decode(png_with([(b"abCd", b"")] * 10_000))
+
+
+@pytest.mark.parametrize("fit", ["cover", "stretch"])
+def test_a_crop_keeps_the_middle(fit: Literal["cover", "stretch"]) -> None:
+    pixels = np.zeros((80, 160, 3), np.uint8)
+    pixels[10:70, 20:140] = 200  # three quarters of both sides
+    data = encode(pixels, "PNG")
+    whole = ImageDecoder(32, 32, fit).decode(data).pixels
+    cropped = ImageDecoder(32, 32, fit, crop=0.75).decode(data).pixels
+    assert whole[0].max() == 0 and cropped[2:-2, 2:-2].min() == 200
+    assert (cropped[0, 0] > 100).all()
+
+
+def test_a_plain_jpeg_of_the_right_size_is_cropped_too() -> None:
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[4:28, 4:28] = 200
+    data = encode(pixels, "JPEG", quality=95)
+    cropped = ImageDecoder(32, 32, crop=0.75).decode(data).pixels
+    assert cropped[4:-4, 4:-4].min() > 150 and cropped[0, 16].min() > 60

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
 import server.engine.warmup
-import server.pipeline.builder
+import server.pipeline.runs
 import server.pipeline.variants
 from models.bundle import PREDICTIONS, PROFILE, SCHEDULER_FILES, write_manifest
 from models.training.trainer import Trainer
@@ -298,7 +298,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the mistake was not found before the long work")
 
     monkeypatch.setattr(Trainer, "run", never)
-    monkeypatch.setattr(server.pipeline.builder, "export_graphs", never)
+    monkeypatch.setattr(server.pipeline.runs, "export_graphs", never)
 
 
 @pytest.fixture

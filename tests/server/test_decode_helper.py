@@ -192,7 +192,7 @@ def test_the_process_ends_with_its_parent(busy: bool) -> None:
             data = png_with([], side=7000)  # 49 megapixels
             running.connection.settimeout(30)
             running.connection.sendall(
-                REQUEST.pack(32, 32, 0, 50_000_000, 1000, 32, len(data)) + data
+                REQUEST.pack(32, 32, 0, 1.0, 50_000_000, 1000, 32, len(data)) + data
             )
             select.select([], [], [], 0.05)
         running.connection.close()
@@ -252,4 +252,4 @@ def test_a_process_that_does_not_start_is_named(
 
 
 def test_a_request_is_of_a_fixed_size() -> None:
-    assert REQUEST.size == struct.calcsize("!IIBQQIQ") == 37
+    assert REQUEST.size == struct.calcsize("!IIBdQQIQ") == 45

@@ -374,6 +374,10 @@ class FullRoute:
     """A route that admits nothing."""
 
     refusal = QueueFull("512 samples are in flight", {"Retry-After": "3"})
+    paths = frozenset({b"/predict"})
+
+    def cors_headers(self, url: bytes, headers: Any) -> Any:
+        return []
 
     def takes(self, headers: Any) -> bool:
         raise AssertionError("a full queue is known before the headers are looked at")

@@ -18,7 +18,7 @@ from server.hot_route import HotRoute
 from server.http_connection import LINGER_BYTES
 from server.http_protocol import HttpProtocol
 from server.limits import Limits
-from server.refusals import NoCounts
+from server.refusals import RefusalLog
 
 KIB = 1024
 MAX_FIELDS, MAX_HEAD_BYTES = Limits.max_fields, Limits.max_head
@@ -461,7 +461,7 @@ def test_a_web_page_may_read_why_its_request_was_refused(
     gate = Gate(origins=("https://a.example",), root_path="/ml")
     front: Any = SimpleNamespace(models={}, admission=SimpleNamespace(refusal=lambda samples: None))
     app: Any = recorder([])
-    app.state = SimpleNamespace(hot=HotRoute(front, NoCounts(), gate=gate), intake=None)
+    app.state = SimpleNamespace(hot=HotRoute(front, RefusalLog(), gate=gate), intake=None)
     length = Limits.max_body + 1
     head = b"POST %s HTTP/1.1\r\nOrigin: %s\r\nContent-Length: %d\r\n\r\n" % (url, origin, length)
 

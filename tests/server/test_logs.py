@@ -4,7 +4,6 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,20 +26,6 @@ from server.trace_records import RequestTrace
 
 PROCESS = ProcessName("front-end", 1)
 TRACE = RequestTrace("a" * 32, "b" * 16, None, 1, "", True)
-
-
-@pytest.fixture
-def logging_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Logging is as before afterwards."""
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    hooks = [(sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook")]
-    for owner, name in hooks:
-        monkeypatch.setattr(owner, name, getattr(owner, name))
-    yield
-    logging.captureWarnings(False)
-    root.handlers[:] = before
-    root.setLevel(level)
 
 
 def started(form: LogFormat, *secrets: str) -> io.StringIO:
@@ -139,7 +124,6 @@ def test_an_address_without_a_password_stays() -> None:
     assert in_json(record(text), "")["message"] == text
 
 
-@pytest.mark.usefixtures("logging_alone")
 def test_warnings_threads_and_uncaught_errors_are_lines() -> None:
     stream = started("json")
     with warnings.catch_warnings():
@@ -160,7 +144,6 @@ def test_warnings_threads_and_uncaught_errors_are_lines() -> None:
     assert "ZeroDivisionError" in lines[1]["exception"] and "end" in lines[2]["exception"]
 
 
-@pytest.mark.usefixtures("logging_alone")
 def test_a_forked_process_bears_its_own_name() -> None:
     stream = started("json")
     name_process("engine", 7)

@@ -20,7 +20,7 @@ from models.networks.multi_exit import MultiExitModel
 from models.postprocess import mask_png
 from models.preprocess import ImagePreprocessor
 from server.app import create_app
-from server.pipeline.builder import load_run
+from server.pipeline.runs import load_run
 from server.settings import Settings
 
 PNG = {"content-type": "image/png"}

@@ -136,8 +136,7 @@ def test_models_that_are_ready(both: TestClient) -> None:
         ({"instances": [[[[1.0]]]]}, "instances.0 should be a text or an image"),
         ({"instances": [{"x": 1}]}, "exactly one field"),
         ({"instances": [{"text": 1}]}, "instances.0.text should be a text"),
-        ({"instances": [{"text": "a", "text_pair": "b"}]}, "no model here reads pairs"),
-        ({"instances": [["a", "b"]]}, "no model here reads pairs"),
+        ({"instances": [{"text": "a", "text_pair": 1}]}, "instances.0.text_pair should be texts"),
         ({"instances": ["a"] * 21}, "20 is the most"),
         ({"instances": ["a"], "instnces": 1}, "unknown field"),
         ({"instances": ["a"], "parameters": {"topk": 1}}, "did you mean 'top_k'"),
@@ -199,8 +198,7 @@ def test_inputs_beside_other_texts_of_that_word(both: TestClient) -> None:
         ({"inputs": 5}, "inputs should be a text"),
         ({"inputs": ""}, "the text is empty"),
         ({"inputs": None}, "inputs should be a text"),
-        ({"inputs": [["a", "b"]]}, "no model here reads pairs"),
-        ({"inputs": {"text": "a", "text_pair": "b"}}, "no model here reads pairs"),
+        ({"inputs": {"text": "a", "text_pair": "b"}}, "the model reads one text"),
         ({"inputs": TEXT, "trace": True}, "trace"),
         ({"inputs": TEXT, "parameters": {"function_to_apply": "sigmoid"}}, "function_to_apply"),
         ({"inputs": TEXT, "parameters": {"topk": 1}}, "did you mean 'top_k'"),
@@ -258,11 +256,16 @@ def test_input_that_is_refused(both: TestClient, body: Any, sentence: str) -> No
 # text_pair and raw_scores on /predict
 
 
-def test_no_model_reads_pairs(both: TestClient) -> None:
+def test_a_model_of_one_text_reads_no_pairs(both: TestClient) -> None:
     body = {"text": TEXT, "text_pair": OTHER}
-    assert "no model here reads pairs" in refusal(both, "/predict", body)
+    assert "leave text_pair out" in refusal(both, "/predict", body)
     form = both.post("/predict", data=body, files={"x": b""})
-    assert form.status_code == 422 and "pairs" in form.json()["detail"]
+    assert form.status_code == 422 and "leave text_pair out" in form.json()["detail"]
+    pair = [[TEXT, OTHER], TEXT]
+    of_kserve = post(both, V1_TEXT, {"instances": pair})["predictions"]
+    of_hugging_face = post(both, "/predict", {"inputs": pair})
+    for wrong, right in (of_kserve, of_hugging_face):
+        assert "leave text_pair out" in wrong["error"]["detail"] and "error" not in right
 
 
 def test_raw_scores_add_logits_whose_softmax_is_answered(
@@ -504,6 +507,9 @@ def test_statistics_count_samples_batches_and_failures(both: TestClient) -> None
 
 def test_metrics_know_the_routes_and_not_the_names(both: TestClient) -> None:
     post(both, V1_TEXT, {"instances": [TEXT]})
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": [TEXT]}
+    post(both, V2_TEXT, {"inputs": [tensor]})
+    post(both, "/classify", {"input": TEXT})
     text = both.get("/metrics").text
     for label in ("/v1/models/{model}:predict", "/v2/models/{model}/infer", "/classify"):
         assert f'eenet_requests_total{{route="{label}",status="200"}}' in text

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from models.bundle import load_bundle
 from server.app import create_app
 from server.cli.main import main
-from server.pipeline.builder import load_run
+from server.pipeline.runs import load_run
 from server.settings import Settings
 
 MSDNET = {

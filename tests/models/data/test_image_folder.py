@@ -38,6 +38,9 @@ def test_classes_are_in_the_order_of_their_names(tmp_path: Path) -> None:
         (("train", "validation"), "validation"),
         (("train", "test", "val"), "test"),
         (("train", "validation", "test", "val"), "test"),
+        (("Train", "Test"), "Test"),
+        (("TRAINING", "valid"), "valid"),
+        (("training", "DEV"), "DEV"),
     ],
 )
 def test_the_test_set_may_be_called_validation(
@@ -59,6 +62,42 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     for name in ("bus", "train", "test"):
         save(tmp_path / name / "0.png")
     assert read_image_folder(tmp_path).classes == ("bus", "test", "train")
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (("test", "val"), "the folders test, val of .* look like splits"),
+        (("fold1", "fold2"), r"fold1, fold2 of .* same sub-folders \(ape, cat, dog\); call them"),
+        (("train", "Train"), "holds both Train and train; remove one"),
+    ],
+)
+def test_classes_that_look_like_splits_are_refused(
+    tmp_path: Path, parts: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_image_folder(write_folder(tmp_path, parts))
+
+
+def test_splits_without_class_folders_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "train/0.png")
+    save(tmp_path / "test/0.png")
+    with pytest.raises(ValueError, match="'test', 'train', which are names of splits; images need"):
+        read_image_folder(tmp_path)
+
+
+def test_what_is_passed_over_is_told(tmp_path: Path) -> None:
+    path = write_folder(tmp_path, ("train", "test", "val"))
+    (path / "train/cat/notes.txt").write_text("no image")
+    (path / "train/cat/more.TXT").write_text("no image")
+    (path / "test/dog/0.mp4").write_bytes(b"")
+    (path / "LICENSE").write_text("")
+    notes = read_image_folder(path).notes
+    assert f"passed over other folders of {path}: val" in notes
+    assert any(
+        "passed over 1 files" in note and "1 of no suffix; LICENSE" in note for note in notes
+    )
+    assert any("3 files" in note and "2 of .txt, 1 of .mp4" in note for note in notes)
 
 
 def test_integer_classes_are_in_the_order_of_their_values(tmp_path: Path) -> None:
@@ -106,7 +145,7 @@ def test_a_folder_without_a_test_folder_says_what_to_do(tmp_path: Path) -> None:
     path = write_folder(tmp_path, ("train", "later"))
     with pytest.raises(
         ValueError,
-        match=r"train but none of test, val, validation; add one, or give .*/train to hold",
+        match=r"train but none of test, testing, val, .*; add one, or give .*/train to hold",
     ):
         read_image_folder(path)
 

@@ -64,6 +64,21 @@ def test_a_damaged_image_is_named_when_it_is_asked_for() -> None:
         images[:]
 
 
+def test_all_damaged_images_are_named_at_once() -> None:
+    files = [png(1), png(2)[:50], png(3), b"", png(4)[:50]]
+    encoded = EncodedImages(files, "d")
+    with pytest.raises(ValueError, match=r"3 images .* image 1 of d .*image 3 of d .*image 4 of d"):
+        encoded.common_size(4)
+    images = LazyImages(EncodedImages([png(1), png(2)[:50], png(4)[:50]], "d"), np.arange(3), 4, 4)
+    with pytest.raises(ValueError, match=r"2 images cannot be used: image 1 .* --skip-damaged"):
+        images[:1], images[1:2]
+
+
+def test_damaged_images_are_found_by_decoding() -> None:
+    found = EncodedImages([png(1), png(2)[:50], b"no image"], "d").find_unusable()
+    assert [row for row, _ in found] == [1, 2]
+
+
 def test_the_common_size_is_height_and_width() -> None:
     assert EncodedImages([png(1, 6, 4), png(2, 6, 4)], "d").common_size(None) == (4, 6)
 

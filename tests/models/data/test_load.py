@@ -1,5 +1,6 @@
 import io
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -195,9 +196,33 @@ def test_what_is_neither_path_nor_name_is_refused(name: str) -> None:
 
 
 def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "d.parquet").write_text("")
-    with pytest.raises(ValueError, match=r"d\.parquet has an unknown format; give an \.npz, \.csv"):
-        load_dataset(DataConfig(str(tmp_path / "d.parquet")))
+    (tmp_path / "d.xlsx").write_text("")
+    with pytest.raises(ValueError, match=r"d\.xlsx has an unknown format; give an \.npz, \.csv"):
+        load_dataset(DataConfig(str(tmp_path / "d.xlsx")))
+
+
+def test_damaged_images_may_be_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_folder(tmp_path)
+    for name in ("train/ape/02.png", "test/bee/09.png"):
+        (path / name).write_bytes((path / name).read_bytes()[:45])
+    with pytest.raises(
+        ValueError, match=r"2 images cannot be used: .*02\.png .*09\.png .*--skip-da"
+    ):
+        load_dataset(DataConfig(str(path)))
+    with caplog.at_level(logging.INFO, "models"):
+        data = load_dataset(DataConfig(str(path), skip_damaged=True))
+    assert sum(len(split.labels) for split in data[2:5]) == 14
+    assert "passed over 2 damaged images: " in caplog.text
+
+
+def test_a_class_of_damaged_images_alone_is_named(tmp_path: Path) -> None:
+    path = write_folder(tmp_path)
+    for file in path.glob("*/ape/*"):
+        file.write_bytes(b"no image")
+    with pytest.raises(ValueError, match="all images of the class 'ape' are damaged"):
+        load_dataset(DataConfig(str(path), skip_damaged=True))
 
 
 def test_imagenet_is_given_as_a_folder() -> None:

@@ -143,7 +143,7 @@ def test_a_training_set_that_is_the_test_set_is_refused() -> None:
     ],
 )
 def test_classes_are_sorted(names: list[str], classes: tuple[str, ...]) -> None:
-    found, labels = index_labels(names, None, "d")
+    found, labels, _ = index_labels(names, None, "d")
     assert found == classes
     assert [found[label] for label in labels] == names
 

@@ -1,4 +1,5 @@
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -30,10 +31,15 @@ def write(path: Path, content: str | bytes) -> Path:
         ("d.csv", "text,label\ngood,yes\nbad,no\n"),
         ("d.csv", 'text, label\r\n"good",yes\r\n\r\nbad, no \r\n'),
         ("d.jsonl", '{"text": "good", "label": "yes"}\n\n{"label": "no", "text": "bad", "x": 1}'),
+        ("d.csv", "text;label\ngood;yes\nbad;no\n"),
+        ("d.csv", "sep=|\ntext|label\ngood|yes\nbad|no\n"),
+        ("d.csv", "text,label\n,\ngood,yes\n , ,\nbad,no\n,\n"),
+        ("d.csv", "text\tlabel\ngood\tyes\nbad\tno\n".encode("utf-16")),
+        ("d.csv.gz", gzip.compress(b"text,label\ngood,yes\nbad,no\n")),
     ],
 )
 def test_rows_are_read_by_the_names_of_their_columns(
-    tmp_path: Path, name: str, content: str
+    tmp_path: Path, name: str, content: str | bytes
 ) -> None:
     found = read_texts(write(tmp_path / name, content), NAMED)
     assert found.inputs == ["good", "bad"]
@@ -136,7 +142,7 @@ def test_a_folder_holds_training_and_test_table(
 
 def test_a_folder_without_a_test_table_says_what_to_do(tmp_path: Path) -> None:
     write(tmp_path / "train.tsv", TSV)
-    with pytest.raises(ValueError, match=r"holds train.tsv but no table test or validation; add"):
+    with pytest.raises(ValueError, match=r"holds train.tsv but no table test, testing, val"):
         read_texts(tmp_path, NAMED)
 
 
@@ -167,16 +173,19 @@ BAD = [
     ("d.tsv", TSV + " \tyes\n", "line 4 of .* has an empty text; remove the row"),
     ("d.tsv", TSV + "fine\t \n", "line 4 of .* has an empty label; remove the row"),
     ("d.tsv", TSV.encode() + b"caf\xe9\tyes\n", "line 4 of .* is not UTF-8; save the file"),
-    ("d.csv", "text,label\na,b\n".encode("utf-16"), "line 1 of .* is not UTF-8; save"),
+    ("d.csv", "text,label\na,b\n".encode("utf-16")[:-1], "line 2 of .* is not UTF-8; save"),
     ("d.jsonl", '{"text": "a", "label": 1}\n{"text"\n', "line 2 of .* is not valid JSON: "),
-    ("d.jsonl", "[1]\n", "line 1 of .* is not a JSON object"),
+    ("d.jsonl", "[1]\n", "item 0 of .* is not a JSON object"),
+    ("d.jsonl", "1\n", "line 1 of .* is not a JSON object"),
     ("d.jsonl", '{"text": 1, "label": 1}', "line 1 of .* has the text 1; it must be a string"),
     ("d.jsonl", '{"text": "a", "label": 0.5}', r"has the label 0\.5; it must be a string or an"),
-    ("d.jsonl", '{"text": "a", "label": null}', "has the label None; it must be"),
+    ("d.jsonl", '{"text": "a", "label": null}', "line 1 of .* has an empty label"),
+    ("d.tsv", TSV + " \tyes\na\t\n", r"has an empty text; remove the row \(2 such rows in all\)"),
     ("d.jsonl", '{"text": "a"}', "line 1 of .* has the columns 'text', not 'text' and 'label'"),
     ("d.csv", "a,label\nb,c\n", "columns 'a', 'label', not 'text' and 'label'; name the right"),
     ("d.csv", f"{'x' * 99},label\nb,c\n", r"columns 'x{30}\.\.\.', 'label', not"),
-    ("d.csv", "text;label\nb;c\n", "columns 'text;label', not"),
+    ("d.csv", "text:label\nb:c\n", "columns 'text:label', not"),
+    ("d.csv", "text,label\na,test\nb,train\n", "'test', 'train', which are names of splits"),
     ("d.tsv", "text\tlabel\na\tyes\n", r"has 1 class \('yes'\); a classifier needs two"),
 ]
 
@@ -214,3 +223,35 @@ def test_a_text_may_be_longer_than_the_csv_modules_limit(tmp_path: Path) -> None
     rows = "".join(f"{'word ' * 30_000}{i},{i % 2}\n" for i in range(40))
     (tmp_path / "t.csv").write_text("text,label\n" + rows)
     assert len(load_dataset(DataConfig(str(tmp_path / "t.csv"))).train.inputs[0]) > 100_000
+
+
+def test_rows_that_lack_a_part_may_be_passed_over(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.tsv", TSV + " \tyes\na\t\n")
+    found = read_texts(path, NAMED, skip_damaged=True)
+    assert found.inputs == ["good", "bad"]
+    assert found.notes == (f"passed over rows of {path} without text or label: 2 (line 4, line 5)",)
+
+
+def test_tables_are_found_in_any_case_and_others_are_told(tmp_path: Path) -> None:
+    write(tmp_path / "TRAIN.csv", "text,label\na,x\nb,y\n")
+    write(tmp_path / "Dev.csv", "text,label\nc,x\nd,y\n")
+    write(tmp_path / "sample_submission.csv", "id\n")
+    found = read_texts(tmp_path, NAMED)
+    assert found.inputs == ["a", "b", "c", "d"]
+    assert found.notes == (f"passed over other tables of {tmp_path}: sample_submission.csv",)
+
+
+def test_the_parts_of_a_table_are_read_in_order(tmp_path: Path) -> None:
+    for part, text in enumerate("ab"):
+        name = f"train-0000{part}-of-00002.csv"
+        write(tmp_path / name, f"text,label\n{text},x\n{text}{text},y\n")
+    write(tmp_path / "test.csv", "text,label\nc,x\nd,y\n")
+    assert read_texts(tmp_path, NAMED).inputs == ["a", "aa", "b", "bb", "c", "d"]
+
+
+def test_two_columns_are_a_pair_and_a_plus_joins(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.csv", "a,b,label\none,two,x\nthree,four,y\n")
+    assert read_texts(path, Columns("a,b", "label")).inputs == [("one", "two"), ("three", "four")]
+    assert read_texts(path, Columns("a+b", "label")).inputs == ["one two", "three four"]
+    with pytest.raises(ValueError, match=r"names 3 columns; a pair has two, and a plus joins"):
+        Columns("a,b,c", "label")

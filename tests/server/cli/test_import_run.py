@@ -25,7 +25,8 @@ from models.published import network_of, published_name
 from models.runtime.onnx_backend import OnnxBackend
 from models.training.run import read_run
 from server.cli.main import main
-from server.pipeline.builder import in_order, load_run
+from server.pipeline.builder import in_order
+from server.pipeline.runs import load_run
 from tests.bundles import recorded_of, scheduler_of
 
 pytestmark = pytest.mark.usefixtures("quick_builds")

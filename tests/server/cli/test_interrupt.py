@@ -72,7 +72,7 @@ def test_a_build_leaves_the_older_bundle_and_no_remains(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("server.pipeline.builder.export_graphs", press_ctrl_c)
+    monkeypatch.setattr("server.pipeline.runs.export_graphs", press_ctrl_c)
     out = tmp_path / "bundle"
     assert ended(capsys, "build", text_run, "--out", out) == (
         f"eenet: stopped; {out} is as it was; the same command builds it from the start"

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from server.cli.main import COMMANDS, main
+from tests.onnx_models import exits_net, save
 
 TRAIN = ("--epochs", "1", "--batch-size", "8")
 # The load test needs a server: its own tests parse all of its standard output.
-TESTED = ("train", "attach", "build", "profile", "fit", "simulate", "info", "loadtest")
+TESTED = ("train", "attach", "import", "build", "profile", "fit", "simulate", "info", "loadtest")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -45,6 +46,14 @@ def test_attach(
     # The choice of exits is printed too.
     (report,) = document(capfd, "attach", "--budget-ms", 1000, "--num-exits", 2, *flags)
     assert report["epoch"] == 1
+
+
+def test_import(capfd: pytest.CaptureFixture[str], image_folder: Path, tmp_path: Path) -> None:
+    path = save(exits_net(2), tmp_path / "net.onnx")
+    (tmp_path / "preprocessing.json").write_text('{"size": 16}')
+    flags = ("--preprocessing", tmp_path / "preprocessing.json", "--calibration-size", 3)
+    given = ("--onnx", path, "--dataset", image_folder, "--out", tmp_path / "run")
+    assert document(capfd, "import", *given, *flags)["exits"] == ["exit_0", "exit_1"]
 
 
 @pytest.mark.slow

@@ -107,10 +107,12 @@ DATA = (
     "dataset",
     "text-column",
     "label-column",
+    "label-separator",
     "calibration-size",
     "calibration-from",
     "certification-size",
     "image-size",
+    "skip-damaged",
 )
 TRAINING = (
     "out",
@@ -130,6 +132,10 @@ FLAGS = {
     "train": ("arch", "settings", "exits", "heads", "init", "tokenizer", *DATA, *TRAINING),
     "attach": (
         "backbone",
+        "onnx",
+        "output",
+        "preprocessing",
+        "class-names",
         "arch",
         "exits",
         "budget-ms",
@@ -149,6 +155,10 @@ FLAGS = {
         "mean",
         "std",
         "out",
+        "onnx",
+        "preprocessing",
+        *DATA,
+        "json",
     ),
     "build": (
         "out",
@@ -185,8 +195,7 @@ def test_every_flag_is_in_the_help_and_explained(
     ("command", "needed"),
     [
         ("train", ["--arch", "--dataset", "--out"]),
-        ("attach", ["--backbone"]),
-        ("import", ["checkpoint", "--arch", "--classes", "--out"]),
+        ("import", ["--out"]),
         ("build", ["RUN", "--out"]),
     ],
 )

@@ -36,10 +36,9 @@ from server.cli.main import main
 from server.pipeline.builder import (
     BuildOptions,
     BuildResult,
-    Run,
     build_bundle,
-    load_run,
 )
+from server.pipeline.runs import Run, load_run
 from server.pipeline.variants import default_budget_ms
 from server.settings import Settings
 

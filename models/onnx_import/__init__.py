@@ -1,0 +1,1 @@
+"""Take in classifiers that come as ONNX graphs of any framework."""
