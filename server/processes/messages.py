@@ -252,8 +252,8 @@ def pack_answers(model: int, answers: Answers) -> Message:
 def unpack_answers(message: Message) -> Answers:
     """Unpack what `pack_answers` packed."""
     exemplars = [Exemplar(*each) for each in message.fields.get("exemplars", ())]
-    *columns, failed_ms = message.arrays
-    return Answers(*columns, exemplars, failed_ms)
+    columns: Any = message.arrays
+    return Answers(*columns[:-1], exemplars, columns[-1])
 
 
 def pack_work(model: int, work: Work) -> Message:

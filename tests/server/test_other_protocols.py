@@ -259,7 +259,7 @@ def test_input_that_is_refused(both: TestClient, body: Any, sentence: str) -> No
 def test_a_model_of_one_text_reads_no_pairs(both: TestClient) -> None:
     body = {"text": TEXT, "text_pair": OTHER}
     assert "leave text_pair out" in refusal(both, "/predict", body)
-    form = both.post("/predict", data=body, files={"x": b""})
+    form = both.post("/predict", files={name: (None, text) for name, text in body.items()})
     assert form.status_code == 422 and "leave text_pair out" in form.json()["detail"]
     pair = [[TEXT, OTHER], TEXT]
     of_kserve = post(both, V1_TEXT, {"instances": pair})["predictions"]

@@ -260,9 +260,10 @@ def test_a_change_goes_on_when_its_client_leaves(stage: Stage) -> None:
     stage.put("cat", "2")
 
     async def leave() -> None:
+        loads = asyncio.Event()
+        stage.host.on_step = loads.set
         task = asyncio.ensure_future(stage.repository.load("cat"))
-        while stage.states()["cat@2"] != "LOADING":
-            await asyncio.sleep(0.001)
+        await loads.wait()
         task.cancel()
         while stage.states()["cat@2"] != "READY" or stage.states()["cat@1"] != "UNAVAILABLE":
             await asyncio.sleep(0.001)
