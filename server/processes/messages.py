@@ -253,7 +253,8 @@ def unpack_answers(message: Message) -> Answers:
     """Unpack what `pack_answers` packed."""
     exemplars = [Exemplar(*each) for each in message.fields.get("exemplars", ())]
     columns: Any = message.arrays
-    return Answers(*columns[:-1], exemplars, columns[-1])
+    answers = Answers(*columns[:-1])
+    return answers._replace(exemplars=exemplars, failed_ms=columns[-1])
 
 
 def pack_work(model: int, work: Work) -> Message:
