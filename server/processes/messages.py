@@ -241,16 +241,19 @@ def _traced(trace: Sequence[Sequence[Any]]) -> list[ExitTrace]:
 
 def pack_answers(model: int, answers: Answers) -> Message:
     """Pack what a front-end has answered."""
-    *columns, exemplars = answers
-    fields = {"model": model, "exemplars": exemplars} if exemplars else {"model": model}
-    return Message("answers", fields, tuple(map(np.asarray, columns)))
+    fields: dict[str, Any] = {"model": model}
+    if answers.exemplars:
+        fields["exemplars"] = answers.exemplars
+    columns = answers._asdict()
+    del columns["exemplars"]
+    return Message("answers", fields, tuple(map(np.asarray, columns.values())))
 
 
 def unpack_answers(message: Message) -> Answers:
     """Unpack what `pack_answers` packed."""
     exemplars = [Exemplar(*each) for each in message.fields.get("exemplars", ())]
-    columns: Any = message.arrays
-    return Answers(*columns)._replace(exemplars=exemplars)
+    *columns, failed_ms = message.arrays
+    return Answers(*columns, exemplars, failed_ms)
 
 
 def pack_work(model: int, work: Work) -> Message:

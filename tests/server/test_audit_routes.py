@@ -142,7 +142,12 @@ def test_the_numbers_are_those_worked_out_by_hand_from_what_the_network_says(
         exits.append(auditing.ask(file)["exit"])
         auditing.settled()
     said = by_hand(shipped_bundle, files)
-    alike = said.argmax(-1)[exits, range(COUNT)] == said[-1].argmax(-1)
+    # An exit answers from all heads so far, so which class wins is not its own head's alone.
+    pools = auditing.model.scheduler.combiner.weights
+    answers = np.stack(
+        [np.tensordot(pool, said[: k + 1], 1).argmax(-1) for k, pool in enumerate(pools)]
+    )
+    alike = answers[exits, range(COUNT)] == answers[-1]
 
     shown, left = auditing.audit(), np.array(exits)
     assert (shown["samples"], shown["skipped"]) == (COUNT, 0)

@@ -253,7 +253,7 @@ def test_a_client_that_leaves_between_two_events_cancels_its_sample(
     monkeypatch.setattr(model.dispatcher, "cancel", note)
     on_exits = model.dispatcher.on_exits
     monkeypatch.setattr(  # nothing comes after the first exit
-        client.app.state.service.runners[model.name],  # type: ignore[attr-defined]
+        next(iter(client.app.state.service.runners.values())),  # type: ignore[attr-defined]
         "_on_exits",
         lambda shown: on_exits(shown) if shown[0][1].exit == 0 else None,
     )

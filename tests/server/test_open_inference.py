@@ -17,8 +17,8 @@ from server.tensor_inputs import input_tensors
 
 PIXELS = ImageInput(height=2, width=4, mean=(0, 0, 0), std=(1, 1, 1))
 WORDS = TextInput(max_tokens=8, pad_id=0, length_step=8, typical_tokens=8)
-IMAGES = cast("FrontModel", SimpleNamespace(name="pets", reads="image", input=PIXELS))
-TEXTS = cast("FrontModel", SimpleNamespace(name="news", reads="text", input=WORDS))
+IMAGES = cast("FrontModel", SimpleNamespace(name="pets", version="1", reads="image", input=PIXELS))
+TEXTS = cast("FrontModel", SimpleNamespace(name="news", version="1", reads="text", input=WORDS))
 MOST_ROWS = 5
 NUMBERS = np.linspace(-2, 2, 48, dtype=np.float32).reshape(2, 3, 2, 4)
 

@@ -186,7 +186,7 @@ def test_outputs_of_several_shapes_take_several_messages() -> None:
 
 def test_answers_work_terms_and_facts_survive() -> None:
     whole, real = np.arange(3), np.array([1.0, np.nan, 3.0])
-    answers = Answers(whole, whole, whole, real, real, real, real, whole > 0)
+    answers = Answers(whole, whole, whole, real, real, real, real, whole > 0, (), real[:1])
     for mine, theirs in zip(unpack_answers(sent(pack_answers(1, answers))), answers, strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
