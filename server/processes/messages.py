@@ -253,7 +253,8 @@ def unpack_answers(message: Message) -> Answers:
     """Unpack what `pack_answers` packed."""
     exemplars = [Exemplar(*each) for each in message.fields.get("exemplars", ())]
     *columns, failed_ms = message.arrays
-    return Answers(*columns, exemplars, failed_ms)
+    answers: Any = (*columns, exemplars, failed_ms)
+    return Answers(*answers)
 
 
 def pack_work(model: int, work: Work) -> Message:
