@@ -66,6 +66,7 @@ class Intake:
         idle: Connections before their first request or between two; the one that has waited longest
             is the first.
         next_look_s: When the connections are next looked at, by the loop's clock.
+        newest_s: When the newest connection came, by this object's clock.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Intake:
         self.most_large = int(limits.max_held * (1 - SMALL_SHARE))
         self.held_bytes = self.drained_bytes = 0
         self.idle: dict[Connection, None] = {}
-        self.next_look_s = math.inf
+        self.next_look_s, self.newest_s = math.inf, -math.inf
         self._most_descriptors = descriptors_for(limits.max_connections) - SPARE_DESCRIPTORS // 2
         self._connections: set[Connection] = set()
         self._refused: set[Connection] = set()
@@ -96,7 +97,7 @@ class Intake:
             descriptor: Its number. The kernel gives the smallest that is free, so a large one
                 means that hardly any is left.
         """
-        full = None
+        full, self.newest_s = None, self._clock()
         if descriptor >= self._most_descriptors:
             full = TooManyConnections("the server is out of file descriptors; try again")
             full.reason = "descriptors"

@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 
 # From the signal until the listeners close. What clients sent by then has been accepted and read: a
 # request that waits in the kernel is reset with the listener, or closed with a silent connection.
-LAST_CALL_S = 0.3
+# Connections that still come prolong it: where cores are scarce, clients and this loop are late.
+LAST_CALL_S, MOST_LAST_CALL_S = 0.3, 1.5
 HEARTBEAT_S = 0.25
 QUIET_BEAT_S = 0.5  # where there is nothing to report: each wake-up of an idle core costs a ms
 FLUSH_SPANS_S = 1.0  # for a collector to take the last spans
@@ -201,6 +202,16 @@ def spare_the_collector() -> None:
     gc.set_threshold(YOUNG_OBJECTS)
 
 
+def last_call_end_s(began_s: float, newest_s: float) -> float:
+    """Return when the listeners close.
+
+    Args:
+        began_s: When the time of the last call began.
+        newest_s: When the newest connection was accepted.
+    """
+    return min(max(began_s, newest_s) + LAST_CALL_S, began_s + MOST_LAST_CALL_S)
+
+
 class DrainingServer(uvicorn.Server):
     """Drains in two phases, and ends with status 0.
 
@@ -218,29 +229,31 @@ class DrainingServer(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self._deregister_s, self._clock = deregister_s, clock
-        self._close_at_s: float | None = None  # set by the first signal
+        self._last_call_s: float | None = None  # when it begins; set by the first signal
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Fail readiness probes from now on; a second signal ends the process at once.
 
         uvicorn would note the signal, and end the process by it in the end.
         """
-        if self._close_at_s is not None:
+        if self._last_call_s is not None:
             end_at_once()
         app: Any = self.config.app
         if not self.started:  # nobody has been told of this server
-            self._close_at_s, self.should_exit = self._clock(), True
+            self._last_call_s, self.should_exit = self._clock(), True
             return
         app.state.control.draining = app.state.gate.closing = True
         wait_s = self._deregister_s if sig == signal.SIGTERM else 0.0
-        self._close_at_s = self._clock() + max(wait_s, LAST_CALL_S)
+        self._last_call_s = self._clock() + wait_s
         if wait_s:
             log.info("draining: requests are taken for another %g s", wait_s)
 
     async def on_tick(self, counter: int) -> bool:
         """Leave the first phase once its time is over."""
-        if self._close_at_s is not None and self._clock() >= self._close_at_s:
-            self.should_exit = True
+        if self._last_call_s is not None:
+            app: Any = self.config.app
+            end_s = last_call_end_s(self._last_call_s, app.state.intake.newest_s)
+            self.should_exit |= self._clock() >= end_s
         return await super().on_tick(counter)
 
 

@@ -23,8 +23,8 @@ from server.http_protocol import http_config
 from server.intake import Intake
 from server.lifespan import (
     HEARTBEAT_S,
-    LAST_CALL_S,
     QUIET_BEAT_S,
+    last_call_end_s,
     spare_the_collector,
     until_next_s,
 )
@@ -149,7 +149,15 @@ class FrontEnd:
     def drain(self) -> None:
         """Answer what has come and what comes within a moment, then end."""
         self._close_connections()
-        asyncio.get_running_loop().call_later(LAST_CALL_S, self.server.end)
+        self._end_after_last_call(time.monotonic())
+
+    def _end_after_last_call(self, began_s: float) -> None:
+        intake: Intake = self.state.intake
+        left_s = last_call_end_s(began_s, intake.newest_s) - time.monotonic()
+        if left_s <= 0:
+            self.server.end()
+        else:
+            asyncio.get_running_loop().call_later(left_s, self._end_after_last_call, began_s)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()

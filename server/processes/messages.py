@@ -252,9 +252,9 @@ def pack_answers(model: int, answers: Answers) -> Message:
 def unpack_answers(message: Message) -> Answers:
     """Unpack what `pack_answers` packed."""
     exemplars = [Exemplar(*each) for each in message.fields.get("exemplars", ())]
-    columns: Any = message.arrays
-    answers = Answers(*columns[:-1])
-    return answers._replace(exemplars=exemplars, failed_ms=columns[-1])
+    *columns, failed_ms = message.arrays
+    answers: Any = (*columns, exemplars, failed_ms)
+    return Answers(*answers)
 
 
 def pack_work(model: int, work: Work) -> Message:

@@ -53,12 +53,12 @@ def inflate(parts: list[bytes], most: int = 1000) -> bytes:
 def test_members_are_inflated_whatever_the_parts(
     members: list[bytes], size: int, most: int
 ) -> None:
-    packed = b"".join([gzip.compress(member) for member in members])
+    packed = b"".join([gzip.compress(member, mtime=0) for member in members])
     parts = [packed[at : at + size] for at in range(0, len(packed), size)]
     assert inflate(parts, most) == b"".join(members)
 
 
-WHOLE = gzip.compress(b"Oil prices fell. " * 20)
+WHOLE = gzip.compress(b"Oil prices fell. " * 20, mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_what_is_not_whole_gzip_is_malformed(body: bytes, sentence: str) -> None
 
 
 def test_empty_members_are_bounded() -> None:
-    empty = gzip.compress(b"")
+    empty = gzip.compress(b"", mtime=0)
     assert inflate([empty * MOST_MEMBERS]) == b""
     with pytest.raises(TooComplex, match="compress it as one"):
         inflate([empty * (MOST_MEMBERS + 1)])
@@ -147,7 +147,7 @@ def with_room(body: InflatedBody, max_held: int, pool: DecodePool) -> Intake:
 
 def test_a_large_body_comes_in_steps_and_counts_until_it_is_released() -> None:
     content, pool = b"0123456789abcdef" * 2**18, DecodePool(1)
-    body = sender([gzip.compress(content)])
+    body = sender([gzip.compress(content, mtime=0)])
     intake = with_room(body, 2**30, pool)
     parts = asyncio.run(receive_all(body))
     pool.shutdown()
@@ -170,7 +170,7 @@ def test_a_bomb_ends_where_there_is_no_room() -> None:
 
 
 def test_a_client_that_leaves_half_way_is_noticed() -> None:
-    body = sender([gzip.compress(b"text")[:9]], {"type": "http.disconnect"})
+    body = sender([gzip.compress(b"text", mtime=0)[:9]], {"type": "http.disconnect"})
     assert asyncio.run(body.receive()) == {"type": "http.disconnect"}
 
 
@@ -191,14 +191,17 @@ def test_compressed_bodies_of_every_shape_are_answered(client: TestClient, image
          b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n%s\r\n--b--\r\n'
          % file),
     ]:  # fmt: skip
-        for packed in (gzip.compress(body), gzip.compress(body[:99]) + gzip.compress(body[99:])):
+        for packed in (
+            gzip.compress(body, mtime=0),
+            gzip.compress(body[:99]) + gzip.compress(body[99:]),
+        ):
             headers = {**GZIP, "content-type": content_type}
             answer = client.post("/predict", content=packed, headers=headers).json()
             assert answer.get("label", answer.get("code")) in (plain["label"], "unknown_model")
 
 
 def test_other_routes_inflate_too(client: TestClient) -> None:
-    packed = gzip.compress(b'{"request_id": "nobody", "label": "ship"}')
+    packed = gzip.compress(b'{"request_id": "nobody", "label": "ship"}', mtime=0)
     answer = client.post("/feedback", content=packed, headers=JSON | GZIP)
     assert answer.json()["code"] == "unknown_answer"
     refused = client.put("/budget", content=b"{}", headers=JSON | {"content-encoding": "br"})

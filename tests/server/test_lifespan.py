@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,21 @@ import pytest
 from starlette.testclient import TestClient
 
 from server.app import create_app
+from server.lifespan import last_call_end_s
 from server.settings import Settings
 
 if TYPE_CHECKING:
     from tests.conftest import Images
 
 JPEG = {"content-type": "image/jpeg"}
+
+
+@pytest.mark.parametrize(
+    ("newest_s", "end_s"),
+    [(-math.inf, 10.3), (9.0, 10.3), (10.2, 10.5), (11.1, 11.4), (12.0, 11.5)],
+)
+def test_connections_prolong_the_last_call_but_not_for_ever(newest_s: float, end_s: float) -> None:
+    assert last_call_end_s(10.0, newest_s) == pytest.approx(end_s)
 
 
 def renamed(bundle: Path, out: Path, name: str) -> Path:
