@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -212,3 +213,31 @@ def test_two_versions_of_one_model_by_bundle(shipped_bundle: Path, tmp_path: Pat
     with TestClient(create_app(settings)) as client:
         budgets = client.get("/budget", params={"model": NAME}).json()["models"]
         assert [each["version"] for each in budgets] == ["1", "2"]
+
+
+def test_other_protocols_choose_versions_by_their_paths(
+    serve: Callable[..., TestClient], repository: Path, shipped_bundle: Path, images: Images
+) -> None:
+    put_version(repository, shipped_bundle, "2")
+    client = serve(version_policy="all")
+    image = base64.b64encode(images.files[0]).decode()
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [image]}
+    for path, version in (("", "2"), ("/versions/1", "1"), ("/versions/2", "2")):
+        answer = post(client, f"/v1/models/{NAME}{path}:predict", {"instances": [image]})
+        assert answer["predictions"][0]["version"] == version
+        about = client.get(f"/v2/models/{NAME}{path}").json()
+        assert about["versions"] == (["1", "2"] if path == "" else [version])
+        answer = post(client, f"/v2/models/{NAME}{path}/infer", {"inputs": [tensor]})
+        assert answer["model_version"] == version
+    for path in (f"/v2/models/{NAME}/versions/3/infer", f"/v1/models/{NAME}/versions/3:predict"):
+        assert client.post(path, json={"inputs": [tensor]}).status_code == 404
+    wrong = client.post(
+        f"/v2/models/{NAME}/versions/1/infer", json={"inputs": [tensor], "model_version": "2"}
+    )
+    assert wrong.status_code == 422 and "model_version" in wrong.json()["detail"]
+    twice = client.post(
+        f"/v1/models/{NAME}:predict", json={"instances": [image], "parameters": {"version": "1"}}
+    )
+    assert twice.status_code == 422 and "the path names the model" in twice.json()["detail"]
+    listed = client.get("/models").json()["models"]
+    assert [(each["model"], each["version"]) for each in listed] == [(NAME, "1"), (NAME, "2")]
