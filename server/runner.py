@@ -138,7 +138,7 @@ class ModelRunner:
 
     def network_input(self, arrays: State) -> State:
         """Return what the network takes of rows that came over a connection."""
-        return arrays if self._normalises is None else self._normalises.batch(*arrays)
+        return arrays if self._normalises is None else self._normalises.from_pixels(arrays)
 
     def submit(self, requests: Sequence[InferenceRequest]) -> None:
         """Let requests wait for stage 0, each under the policy that it entered with."""

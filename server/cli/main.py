@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   eenet attach --backbone my-bert --exits 3,6,9,12 --dataset reviews.csv --out runs/bert
   eenet import model_best.pth.tar --arch resnet56_3 --classes 10 --out runs/published
   eenet build runs/mine --out my-bundle
+  eenet cascade small large --out both                    two networks under one budget
   eenet evaluate my-bundle --report report                which policy wins, and by how much
   eenet fit my-bundle --policy eenet
   eenet certify my-bundle --max-disagreement 0.01         the cheapest point that keeps a promise
@@ -39,6 +40,10 @@ COMMANDS = {
     "attach": ("attach", "Put exits onto a pretrained network and train them, or resume that."),
     "import": ("import_run", "Make a run of a checkpoint of the published EENet code."),
     "build": ("build", "Export, calibrate, profile and fit: turn a run into a bundle."),
+    "cascade": (
+        "cascade",
+        "Join bundles, such as a small and a large network, into one under one budget.",
+    ),
     "profile": (
         "profile",
         "Measure the latency to each exit on this machine and write it into the bundle.",

@@ -40,7 +40,7 @@ from server.pipeline.builder import (
     build_bundle,
     load_run,
 )
-from server.pipeline.variants import default_budget_ms
+from server.pipeline.fitting import default_budget_ms
 from server.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("quick_builds")
