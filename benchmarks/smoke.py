@@ -23,6 +23,7 @@ BENCHMARKS = (  # the longest first, so that both cores stay busy
     "policy_bars",
     "combined_answers",
     "priors",
+    "cascades",
     "engine",
     "soak.run",
     "policies",

@@ -4,6 +4,7 @@ docs/bundle.md describes the format.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pydantic import (
 )
 
 from models.preprocess import ImagePreprocessor, TextPreprocessor
+from models.several_inputs import SeveralImages, SeveralTexts
 
 FORMAT_VERSION = 2
 OLD_FORMAT_VERSION = 1
@@ -155,6 +157,22 @@ class StoredNetwork(_Strict):
     settings: dict[str, Any]
 
 
+class CascadeMember(_Strict):
+    """One network of a cascade, as in the manifest.
+
+    Attributes:
+        name: The name of the bundle that it came from, for people to read.
+        version: That bundle's version.
+        first_stage: Its first stage, which reads an input of the request.
+        input: That input, by its field.
+    """
+
+    name: str
+    version: str
+    first_stage: int = Field(ge=0)
+    input: str
+
+
 class Manifest(_Strict):
     """Content of `bundle.json`.
 
@@ -167,7 +185,9 @@ class Manifest(_Strict):
         num_exits: Number of exits, K.
         thresholds: For rows that may have several classes: the probability of each class from which
             on a row has it, at each exit, (K, C). None: a row has one class.
-        inputs: What a request holds, by field. This program serves bundles with one input.
+        inputs: What networks make of a request, by field. A cascade may have several, each made
+            of the same image or text; other bundles have one.
+        cascade: The networks of a cascade, in order; empty for a single network.
         precisions: The variants of the network, one per precision.
         trained: Accuracy and latency of the network as it was trained, in single precision.
         network: The network in torch, if the bundle holds its weights, else None.
@@ -183,6 +203,7 @@ class Manifest(_Strict):
     num_exits: int = Field(gt=0, le=MAX_EXITS)
     thresholds: tuple[tuple[Threshold, ...], ...] | None = None
     inputs: dict[str, Input] = Field(min_length=1)
+    cascade: tuple[CascadeMember, ...] = ()
     precisions: dict[Precision, VariantEntry] = Field(min_length=1)
     trained: Measured | None = None
     network: StoredNetwork | None = None
@@ -191,17 +212,16 @@ class Manifest(_Strict):
 
     @property
     def input(self) -> ImageInput | TextInput:
-        """The only input of a bundle that this program serves."""
-        (only,) = self.inputs.values()
-        return only
+        """The input of the first stage."""
+        return next(iter(self.inputs.values()))
 
     @model_validator(mode="after")
     def _task_fits_input(self) -> "Manifest":
-        if len(self.inputs) > 1:
+        if len(self.inputs) > 1 and not self.cascade:
             raise ValueError(
                 f"inputs are {', '.join(self.inputs)}; this version serves one input per request"
             )
-        if (self.task == "text") != isinstance(self.input, TextInput):
+        if any((self.task == "text") != isinstance(i, TextInput) for i in self.inputs.values()):
             raise ValueError(f"the input does not fit the task {self.task}")
         return self
 
@@ -211,6 +231,25 @@ class Manifest(_Strict):
             shape = [len(each) for each in self.thresholds]
             if shape != [len(self.classes)] * self.num_exits:
                 raise ValueError("thresholds must hold one number for each exit and class")
+        return self
+
+    @model_validator(mode="after")
+    def _cascade_is_whole(self) -> "Manifest":
+        if not self.cascade:
+            return self
+        starts = [member.first_stage for member in self.cascade]
+        stages = [*starts, self.num_exits]
+        if starts[0] != 0 or any(a >= b for a, b in itertools.pairwise(stages)):
+            raise ValueError(
+                f"the networks of the cascade start at the stages {starts}; they must rise from 0 "
+                f"and end before num_exits, {self.num_exits}"
+            )
+        read = list(dict.fromkeys(member.input for member in self.cascade))
+        if read != list(self.inputs):
+            raise ValueError(
+                f"the cascade reads the inputs {read}, but inputs has {list(self.inputs)}; they "
+                f"must be the same, in the same order"
+            )
         return self
 
     @model_validator(mode="after")
@@ -327,10 +366,32 @@ class Bundle:
         Raises:
             ValueError: If the tokenizer cannot be read.
         """
-        settings = self.manifest.input.model_dump(exclude={"kind"})
-        if isinstance(self.manifest.input, TextInput):
-            return TextPreprocessor(self.folder / TOKENIZER, **settings)
-        return ImagePreprocessor(**settings, max_pixels=max_pixels, **bounds)
+        bounds = {"max_pixels": max_pixels, **bounds}
+        names = list(self.manifest.inputs)
+        if self.manifest.task == "text":
+            first, *others = [self._text_settings(name) for name in names]
+            if not others:
+                return TextPreprocessor(**first)
+            return SeveralTexts(
+                **first, others=tuple([TextPreprocessor(**each) for each in others])
+            )
+        settings = [
+            each.model_dump(exclude={"kind"}) | bounds for each in self.manifest.inputs.values()
+        ]
+        if len(settings) == 1:
+            return ImagePreprocessor(**settings[0])
+        first, *others = settings
+        return SeveralImages(**first, others=tuple([ImagePreprocessor(**each) for each in others]))
+
+    def _text_settings(self, name: str) -> dict[str, Any]:
+        place = tokenizer_file(name, first=name == next(iter(self.manifest.inputs)))
+        settings = self.manifest.inputs[name].model_dump(exclude={"kind"})
+        return {"tokenizer": self.folder / place, **settings}
+
+
+def tokenizer_file(name: str, *, first: bool) -> str:
+    """Return the tokenizer's file of an input, by the input's field and whether it is the first."""
+    return TOKENIZER if first else f"tokenizer-{name}.json"
 
 
 def write_manifest(folder: Path, **fields: Any) -> Bundle:
@@ -344,7 +405,9 @@ def write_manifest(folder: Path, **fields: Any) -> Bundle:
     files = {path.relative_to(folder).as_posix(): _describe(path) for path in paths}
     manifest = Manifest(format_version=FORMAT_VERSION, files=files, **fields)
     part = folder / f".{MANIFEST}.part"
-    part.write_text(manifest.model_dump_json(indent=1) + "\n")
+    # Programs that know no cascades read all other bundles.
+    unused = None if manifest.cascade else {"cascade"}
+    part.write_text(manifest.model_dump_json(indent=1, exclude=unused) + "\n")
     part.replace(folder / MANIFEST)
     return Bundle(folder, manifest)
 
@@ -442,7 +505,11 @@ def graph_files(folder: Path, num_exits: int) -> tuple[list[Path], list[Path]]:
 
 
 def _check_listed(bundle: Bundle) -> None:
-    needed = [TOKENIZER] if bundle.manifest.task == "text" else []
+    needed = [
+        tokenizer_file(name, first=not place)
+        for place, name in enumerate(bundle.manifest.inputs)
+        if bundle.manifest.task == "text"
+    ]
     for entry in bundle.manifest.precisions.values():
         folder = Path(entry.folder)
         stages, heads = graph_files(folder, bundle.manifest.num_exits)

@@ -164,6 +164,10 @@ class ImagePreprocessor:
         """
         return (images if self.dtype == "uint8" else self.normalise(images),)
 
+    def from_pixels(self, pixels: State) -> State:
+        """Make network input of the states of `of_pixels`."""
+        return self.batch(*pixels)
+
     def normalise(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Normalise images (N, H, W, 3) to network input (N, 3, H, W)."""
         planes = np.empty((len(images), 3, *images.shape[1:3]), np.float32)

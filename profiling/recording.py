@@ -50,7 +50,8 @@ def served_states(
             yield rows, preprocess.batch(np.asarray(split.inputs[start : start + CHUNK_ROWS]))
         return
     states = [preprocess(text).state for text in texts_of(split)]
-    widths = np.array([ids.shape[1] for ids, _ in states])
-    for width in np.unique(widths):
-        rows = np.flatnonzero(widths == width)
+    # A cascade may tokenise a text more than once.
+    widths = np.array([[ids.shape[1] for ids in state[::2]] for state in states])
+    for width in np.unique(widths, axis=0):
+        rows = np.flatnonzero((widths == width).all(1))
         yield rows, join_states([states[row] for row in rows])

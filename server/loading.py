@@ -1,7 +1,7 @@
 """From a bundle to what a server runs: backend, policy and frontier at this host's costs."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from models.bundle import (
     Variant,
     load_bundle,
 )
+from models.runtime.cascade_backend import open_cascade
 from models.runtime.onnx_backend import Device
 from models.runtime.onnx_devices import (
     available_providers,
@@ -107,14 +108,17 @@ def _open_device(settings: Settings) -> Device:
 
 
 def _open_on(device: Device, variant: Variant, settings: Settings) -> StageBackend:
-    return open_backend_on(
-        device,
-        variant.stage_files,
-        variant.head_files,
-        BUCKETS,
-        row_independent=variant.entry.row_independent,
-        threads_per_run=settings.threads_per_run,
-    )
+    def open_graphs(stages: Sequence[Path], heads: Sequence[Path]) -> StageBackend:
+        return open_backend_on(
+            device,
+            stages,
+            heads,
+            BUCKETS,
+            row_independent=variant.entry.row_independent,
+            threads_per_run=settings.threads_per_run,
+        )
+
+    return open_cascade(variant, open_graphs)
 
 
 def _open_torch(variant: Variant, settings: Settings) -> StageBackend:
@@ -122,6 +126,11 @@ def _open_torch(variant: Variant, settings: Settings) -> StageBackend:
         raise ValueError(
             f"the torch backend computes in float32, not in {variant.precision}; leave out "
             f"--precision, or use --backend onnx"
+        )
+    if variant.bundle.manifest.cascade:
+        raise ValueError(
+            f"{variant.bundle.folder} is a cascade, which the torch backend does not run; use "
+            f"--backend onnx"
         )
     # Imported here because torch is not on the serving path.
     try:
@@ -312,7 +321,7 @@ def _network(variant: Variant) -> object:
     torch_weights = manifest.files.get(TORCH_WEIGHTS)
     independent = variant.entry.row_independent
     interface = (manifest.name, manifest.task, manifest.classes, manifest.inputs)
-    return interface, independent, graphs, torch_weights
+    return interface, manifest.cascade, independent, graphs, torch_weights
 
 
 def _listed(variant: Variant, path: Path) -> File:

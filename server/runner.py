@@ -145,7 +145,7 @@ class ModelRunner:
         """Return what the network takes of rows that came over a connection."""
         if self._normalises is None or arrays[0].dtype == np.float32:  # a client's own planes
             return arrays
-        return self._normalises.batch(*arrays)
+        return self._normalises.from_pixels(arrays)
 
     def submit(self, requests: Sequence[InferenceRequest]) -> None:
         """Let requests wait for stage 0, each under the policy that it entered with."""

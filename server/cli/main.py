@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   eenet import --onnx stages/ heads/ --dataset photos/ --out runs/given
   eenet import model_best.pth.tar --arch resnet56_3 --classes 10 --out runs/published
   eenet build runs/mine --out my-bundle
+  eenet cascade small large --out both                    two networks under one budget
   eenet evaluate my-bundle --report report                which policy wins, and by how much
   eenet fit my-bundle --policy eenet
   eenet certify my-bundle --max-disagreement 0.01         the cheapest point that keeps a promise
@@ -44,6 +45,10 @@ COMMANDS = {
         "Make a run of ONNX files, or of a checkpoint of the published EENet code.",
     ),
     "build": ("build", "Export, calibrate, profile and fit: turn a run into a bundle."),
+    "cascade": (
+        "cascade",
+        "Join bundles, such as a small and a large network, into one under one budget.",
+    ),
     "profile": (
         "profile",
         "Measure the latency to each exit on this machine and write it into the bundle.",

@@ -35,13 +35,14 @@ from profiling.evaluation.evaluate import Evaluation
 from profiling.recording import first_rows, texts_of
 from scheduler.fitting.fit import MIN_ROWS
 from scheduler.fitting.prior import Prior
+from server.pipeline.fitting import BuiltVariant
 from server.pipeline.label_thresholds import choose_thresholds
 from server.pipeline.precisions import PrecisionChoice, choose_precisions
 from server.pipeline.priors import OBSERVED, read_prior
 from server.pipeline.runs import OnnxRun, Run, TorchRun
 from server.pipeline.runs import load_run as load_run
 from server.pipeline.schedulers import SIDE_BY_SIDE, FitKind, warn_of_imbalance
-from server.pipeline.variants import BuiltVariant, VariantBuilder
+from server.pipeline.variants import VariantBuilder
 
 PARITY_ROWS = 64
 PARITY_LIMIT = 1e-4

@@ -10,7 +10,8 @@ from models.export.graph_parts import CannotQuantise
 from models.export.int8 import LosesAccuracy
 from models.runtime.onnx_devices import open_device
 from profiling.calibration import Predictions
-from server.pipeline.variants import BuiltVariant, VariantBuilder
+from server.pipeline.fitting import BuiltVariant
+from server.pipeline.variants import VariantBuilder
 
 PrecisionChoice = Literal["float32", "float16", "int8", "auto"]
 COMPACT_LOSS = 0.001  # accuracy that float32 may lose by storing its weights in 8 bits

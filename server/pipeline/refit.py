@@ -20,10 +20,10 @@ from profiling.calibration import Predictions, Recorded, load_recorded, save_rec
 from profiling.evaluation.evaluate import Evaluation, evaluate, spread_budgets
 from scheduler.eenet import load_published_scheduler
 from scheduler.fitted import Scheduler, save_scheduler
+from server.pipeline.fitting import default_budget_ms
 from server.pipeline.live import LabelledRows, LiveRows, labelled
 from server.pipeline.priors import OBSERVED, read_prior
 from server.pipeline.schedulers import FitKind, fit_kind, warn_of_imbalance
-from server.pipeline.variants import default_budget_ms
 
 
 class RefitResult(NamedTuple):

@@ -1,26 +1,17 @@
 """Builds one precision of a bundle: write its graphs, record, profile and fit."""
 
-import math
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.backend import State
-from models.bundle import (
-    KNOWN_ANSWERS,
-    PREDICTIONS,
-    PROFILE,
-    Measured,
-    Precision,
-    VariantEntry,
-    graph_files,
-)
+from models.bundle import KNOWN_ANSWERS, Precision, graph_files
 from models.data.dataset import Dataset, Split
 from models.export.float16 import to_float16
 from models.export.int8 import quantise_graphs
@@ -29,35 +20,15 @@ from models.export.weights import Storage
 from models.known_answers import record_known_answers, save_known_answers
 from models.preprocess import ImagePreprocessor, TextPreprocessor
 from models.runtime.onnx_devices import open_onnx_backend
-from profiling.calibration import Predictions, Recorded, save_recorded
-from profiling.evaluation.evaluate import Evaluation, evaluate, spread_budgets
-from profiling.latency import measure_latency, save_profile
+from profiling.calibration import Predictions, Recorded
+from profiling.latency import measure_latency
 from profiling.recording import first_rows, record_split, served_states
-from scheduler.fitted import Scheduler, save_scheduler
 from scheduler.fitting.prior import Prior
-from scheduler.frontier import Frontier
-from server.pipeline.schedulers import FitKind, fit_kind
+from server.pipeline.fitting import BuiltVariant, VariantFitter
+from server.pipeline.schedulers import FitKind
 
 SCALE_ROWS, CHOICE_ROWS = 300, 500  # clean training rows that fix and that choose int8 scales
 KNOWN_ROWS = 8
-ACCURACY_GIVEN_UP = 0.005  # in accuracy, by the suggested budget
-MANY_VALUES = 10_000_000  # log-probabilities from which on a fit of eenet takes minutes
-
-
-class BuiltVariant(NamedTuple):
-    """One precision of a bundle, and its results."""
-
-    precision: Precision
-    entry: VariantEntry
-    measured: Measured
-    recorded: Recorded
-    scheduler: Scheduler
-    evaluations: list[Evaluation]
-
-    @property
-    def frontier(self) -> Frontier:
-        """The frontier of its policy, at the latency of this machine."""
-        return self.scheduler.frontier
 
 
 @dataclass(frozen=True)
@@ -127,31 +98,13 @@ class VariantBuilder:
 
     def add_schedulers(self, variant: BuiltVariant, kinds: Sequence[FitKind]) -> BuiltVariant:
         """Fit further schedulers to a variant that the bundle will hold, beside its policy's."""
-        if len(variant.frontier.costs_ms) == 1:  # nothing to decide
-            return variant
-        entry, calibration = variant.entry, variant.recorded.calibration
-        for kind in kinds:
-            if kind.name in entry.schedulers:
-                continue
-            slow = kind.policy == "eenet" and calibration.log_probs.size > MANY_VALUES
-            takes = ", which takes minutes for so many predictions" if slow else ""
-            self.log_step(f"{variant.precision}: fitting {kind.name} beside it{takes}")
-            scheduler = self._fit(kind, calibration, variant.frontier.costs_ms)
-            place = self._store(variant.precision, kind, scheduler)
-            entry = entry.model_copy(update={"schedulers": entry.schedulers | {kind.name: place}})
-        return variant._replace(entry=entry)
+        return self._fitter.add_schedulers(variant, kinds)
 
-    def _fit(self, kind: FitKind, rows: Predictions, costs_ms: NDArray[np.float64]) -> Scheduler:
-        return fit_kind(
-            kind, rows, costs_ms, prior=self.prior, seed=self.seed, label_sets=self.label_sets
+    @property
+    def _fitter(self) -> VariantFitter:
+        return VariantFitter(
+            self.folder, self.policy, self.prior, self.seed, self.log_step, self.label_sets
         )
-
-    def _store(self, precision: Precision, kind: FitKind, scheduler: Scheduler) -> str:
-        """Write a scheduler's files; returns their folder in the bundle."""
-        place = f"{precision}/schedulers/{kind.name}"
-        (self.folder / place).mkdir(parents=True)
-        save_scheduler(scheduler, self.folder / place)
-        return place
 
     def discard(self, variant: BuiltVariant) -> None:
         """Remove the files of a variant that the bundle will not hold."""
@@ -181,39 +134,11 @@ class VariantBuilder:
             None if held_out is None else record_split(backend, self.preprocess, held_out),
             record_split(backend, self.preprocess, data.test),
         )
-        save_recorded(recorded, folder / PREDICTIONS)
         log_step(f"{precision}: profiling this machine")
         # float16 is for GPUs: where there is one, its latency is measured there.
         timed = open_onnx_backend(stages, heads) if precision == "float16" else backend
         profile = measure_latency(timed, self.preprocess.example)
-        save_profile(profile, folder / PROFILE)
-        log_step(f"{precision}: fitting {self.policy}")
-        costs_ms = profile.costs_ms if self.costs_ms is None else self.costs_ms
-        kind = FitKind(self.policy)
-        scheduler = self._fit(kind, recorded.calibration, costs_ms)
-        place = self._store(precision, kind, scheduler)
-        measured = Measured(
-            accuracy=recorded.test.correct.mean(0).round(4).tolist(),
-            latency_ms=profile.costs_ms.round(4).tolist(),
-        )
-        entry = VariantEntry(
-            folder=precision,
-            predictions=f"{precision}/{PREDICTIONS}",
-            schedulers={self.policy: place},
-            policy=self.policy,
-            default_budget_ms=default_budget_ms(scheduler.frontier),
-            measured=measured,
-            method=method,
-        )
-        evaluations = evaluate(scheduler, recorded, spread_budgets(costs_ms))
-        return BuiltVariant(precision, entry, measured, recorded, scheduler, evaluations)
-
-
-def default_budget_ms(frontier: Frontier) -> float:
-    """The smallest budget that loses at most half a point of accuracy, rounded up to 0.01 ms."""
-    good = frontier.expected_accuracy >= frontier.expected_accuracy.max() - ACCURACY_GIVEN_UP
-    rounded = math.ceil(float(frontier.expected_costs_ms[good].min()) * 100) / 100
-    return min(rounded, round(float(frontier.costs_ms[-1]), 4))
+        return self._fitter.fit(precision, recorded, profile, method, self.costs_ms)
 
 
 def _rows_of(split: Split, rows: NDArray[np.intp]) -> Split:

@@ -7,6 +7,7 @@ import numpy as np
 import pydantic_core
 from fastapi import APIRouter, Request, Response
 
+from models.several_inputs import SeveralImages
 from server import __version__
 from server.batch import Caller, first_error, infer_payloads, infer_state
 from server.choice import select_models
@@ -154,6 +155,10 @@ async def infer(request: Request) -> Response:
     require_one_label(model)
     with model.dispatcher.reserve():
         call = await _read(request, front, model)
+        if isinstance(call.rows, np.ndarray) and isinstance(model.preprocess, SeveralImages):
+            raise InvalidContent(
+                f"{model.name} makes several inputs of an image; send encoded images as BYTES"
+            )
         is_stream = call.parameters.pop("stream", False)
         if not isinstance(is_stream, bool):
             raise InvalidContent("parameters.stream should be true or false")

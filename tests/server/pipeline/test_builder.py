@@ -38,8 +38,8 @@ from server.pipeline.builder import (
     BuildResult,
     build_bundle,
 )
+from server.pipeline.fitting import default_budget_ms
 from server.pipeline.runs import Run, load_run
-from server.pipeline.variants import default_budget_ms
 from server.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("quick_builds")

@@ -18,8 +18,9 @@ from scheduler.baselines import ConfidencePolicy
 from scheduler.fitted import Scheduler
 from scheduler.frontier import Frontier
 from scheduler.thresholds import ThresholdTable
+from server.pipeline.fitting import BuiltVariant
 from server.pipeline.precisions import choose_precisions
-from server.pipeline.variants import BuiltVariant, VariantBuilder
+from server.pipeline.variants import VariantBuilder
 
 ROWS, EXITS = 2000, 2
 ACCURACY = (0.8, 0.9)
