@@ -94,7 +94,11 @@ def build_document(routes: Sequence[BaseRoute], settings: Settings) -> dict[str,
     }
     if keyed:
         document["components"]["securitySchemes"] = {
-            SCHEMES[group]: {"type": "http", "scheme": "bearer", "description": f"Of {group} routes"}
+            SCHEMES[group]: {
+                "type": "http",
+                "scheme": "bearer",
+                "description": f"Of {group} routes",
+            }
             for group in keyed
         }
     return document

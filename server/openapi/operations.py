@@ -100,7 +100,7 @@ OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
     ),
     ("post", "/predict/stream"): Operation(
         body=PredictBody,
-        media={EVENT_STREAM: _TEXT},
+        media={EVENT_STREAM: {"schema": {}}},  # of 3.1 it could only be a text as a whole
         examples={"a text": {"text": SENTENCE, "top_k": 1}},
         form={"text": SENTENCE},
     ),
