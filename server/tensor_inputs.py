@@ -109,10 +109,9 @@ def _shape(tensor: Mapping[str, Any], model: FrontModel, most_rows: int) -> tupl
     if not isinstance(given, list) or not all(_is_size(each) for each in given):
         raise InvalidContent(f"input {model.reads!r} needs a shape, a list of integers")
     inner = {each["datatype"]: each["shape"][1:] for each in input_tensors(model.input)}
-    if not isinstance(datatype, str):
-        raise InvalidContent(f"input {model.reads!r} needs a datatype, {' or '.join(inner)}")
-    fits = given[1:] == inner.get(datatype) or (datatype == "BYTES" and given[1:] == [1])
-    if datatype not in inner or not given or not fits:
+    known = inner.get(datatype) if isinstance(datatype, str) else None
+    fits = known is not None and (given[1:] == known or (datatype == "BYTES" and given[1:] == [1]))
+    if not given or not fits:
         raise InvalidContent(
             f"input {model.reads!r} is {datatype!r:.40} of shape {given!r:.80}; {model.name} takes "
             f"{described_inputs(model)}"

@@ -1,7 +1,7 @@
 """The OpenAPI document of the server, as it is sent."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import pydantic_core
@@ -20,7 +20,7 @@ from server.openapi.errors import (
     header_refs,
 )
 from server.openapi.operations import JSON, OPERATIONS, PATH_EXAMPLES, Operation
-from server.schemas import Problem
+from server.schemas import Options, Problem
 from server.settings import Settings
 
 SCHEMAS: Final = "#/components/schemas/"
@@ -152,9 +152,13 @@ def _describe(operation: dict[str, Any], path: str, method: str, schemas: _Schem
     known = OPERATIONS.get((method, path), Operation())
     operation["operationId"] = known.id or _function_name(operation, path, method)
     operation["summary"] = operation["description"].partition("\n")[0].removesuffix(".")
-    for parameter in operation.get("parameters", ()):
+    operation["parameters"] = [*operation.get("parameters", ()), *_query(known.options)]
+    for parameter in operation["parameters"]:
+        name = parameter["name"]
         if parameter["in"] == "path":
-            parameter["example"] = PATH_EXAMPLES[parameter["name"]]
+            parameter["example"] = PATH_EXAMPLES[name]
+        elif name in known.query:
+            parameter["example"] = known.query[name]
     _describe_body(operation, known, schemas)
     done = {status: each for status, each in operation["responses"].items() if status < "300"}
     for response in done.values():
@@ -167,6 +171,12 @@ def _function_name(operation: dict[str, Any], path: str, method: str) -> str:
     characters = "".join([each if each.isalnum() else "_" for each in path])
     name: str = operation["operationId"].removesuffix(f"{characters}_{method}")
     return name
+
+
+def _query(names: Iterable[str]) -> list[dict[str, Any]]:
+    """Options as parameters of a query."""
+    schemas = Options.model_json_schema()["properties"]
+    return [{"name": name, "in": "query", "schema": schemas[name]} for name in names]
 
 
 def _describe_body(operation: dict[str, Any], known: Operation, schemas: _Schemas) -> None:

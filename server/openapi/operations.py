@@ -17,7 +17,7 @@ from server.openapi.tensor_schemas import (
     Statistics,
 )
 from server.protocol_schemas import HuggingFaceBody, LabelScore
-from server.schemas import ItemError, PredictBody, Prediction, Predictions
+from server.schemas import ItemError, Options, PredictBody, Prediction, Predictions
 
 JSON: Final = "application/json"
 TEXT_MODEL: Final = "ag-news-minilm"
@@ -54,6 +54,8 @@ class Operation(NamedTuple):
         media: Further media types of its answer, with their schemas.
         examples: JSON bodies that run as they are, by their summaries.
         form: A form that runs as it is.
+        options: Options that it also takes in its query, where its route does not say so.
+        query: Parameters of a query that runs as it is.
     """
 
     id: str | None = None
@@ -62,8 +64,12 @@ class Operation(NamedTuple):
     media: dict[str, Any] = {}  # noqa: RUF012 - never changed
     examples: dict[str, Any] = {}  # noqa: RUF012
     form: dict[str, str] | None = None
+    options: tuple[str, ...] = ()
+    query: dict[str, str] = {}  # noqa: RUF012
 
 
+_OPTIONS: Final = tuple(name for name in Options.model_fields if name not in ("model", "trace"))
+_MODEL: Final = {"model": TEXT_MODEL}
 _TENSOR: Final = {
     "inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [SENTENCE]}]
 }
@@ -71,6 +77,7 @@ _INFER: Final = Operation(
     body=InferenceRequestBody,
     answer=InferenceAnswer,
     media={BINARY: _BYTES},
+    options=_OPTIONS,
     examples={
         "a text": _TENSOR,
         "two texts, and one output": {
@@ -81,10 +88,11 @@ _INFER: Final = Operation(
     },
 )
 _KSERVE: Final = Operation(
+    options=(*_OPTIONS, "trace"),
     examples={
         "two texts": {"instances": [SENTENCE, {"text": "It won 3-1."}]},
         "with options": {"instances": [SENTENCE], "parameters": {"top_k": 1}},
-    }
+    },
 )
 _PREDICT_EXAMPLES: Final = {
     "a text": {"text": SENTENCE, "top_k": 2},
@@ -105,7 +113,8 @@ OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
         form={"text": SENTENCE},
     ),
     ("post", "/classify"): Operation(
-        examples={"a text": {"input": SENTENCE}, "a list": {"input": [SENTENCE, "It won 3-1."]}}
+        options=("model", *_OPTIONS),
+        examples={"a text": {"input": SENTENCE}, "a list": {"input": [SENTENCE, "It won 3-1."]}},
     ),
     ("post", "/v1/models/{model}:predict"): _KSERVE._replace(id="kserve_predict"),
     ("post", "/v1/models/{model}/versions/{version}:predict"): _KSERVE._replace(
@@ -131,8 +140,9 @@ OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
             "a promise in its place": {"budget_ms": None, "max_disagreement": 0.01},
         }
     ),
+    ("get", "/frontier"): Operation(query=_MODEL),
     ("get", "/audit/rows"): Operation(
-        id="get_audit_rows", media={"application/octet-stream": _BYTES}
+        id="get_audit_rows", media={"application/octet-stream": _BYTES}, query=_MODEL
     ),
     ("post", "/scheduler/reload"): Operation(examples={"the bundle's own": {}}),
     ("post", "/feedback"): Operation(

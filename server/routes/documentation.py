@@ -1,5 +1,6 @@
 """GET /openapi.json, and GET /docs, a page that shows it and needs no other server."""
 
+import asyncio
 import functools
 from importlib.resources import files
 from typing import Final
@@ -31,7 +32,8 @@ _KEPT: Final = {**_SAFE, "Cache-Control": "public, max-age=3600"}
 async def get_document(request: Request) -> Response:
     """The OpenAPI document."""
     document: Document = request.app.state.document
-    return Response(document.content, media_type="application/json")
+    content = await asyncio.to_thread(lambda: document.content)  # the first time it takes long
+    return Response(content, media_type="application/json")
 
 
 @router.get("/docs")
