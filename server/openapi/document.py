@@ -38,6 +38,7 @@ TAGS: Final = (
     ("budget", "The latency budget, and what each budget buys"),
     ("quality", "Agreement with the last exit, and true labels"),
     ("scheduler", "The exit policy in force"),
+    ("repository", "Versions of models, loaded and unloaded while the server runs"),
     ("operations", "What is loaded, probes and metrics"),
     ("other protocols", "The shapes of KServe's first protocol and of vLLM"),
     ("Open Inference Protocol", "The second version of KServe's protocol, which Triton speaks"),

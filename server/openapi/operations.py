@@ -17,7 +17,14 @@ from server.openapi.tensor_schemas import (
     Statistics,
 )
 from server.protocol_schemas import HuggingFaceBody, LabelScore
-from server.schemas import ItemError, Options, PredictBody, Prediction, Predictions
+from server.schemas import (
+    ItemError,
+    LabelSetPrediction,
+    Options,
+    PredictBody,
+    Prediction,
+    Predictions,
+)
 
 JSON: Final = "application/json"
 TEXT_MODEL: Final = "ag-news-minilm"
@@ -30,6 +37,7 @@ IMAGE: Final = (
 EXAMPLE_ID: Final = "example-1"
 _BYTES: Final = {"schema": {"type": "string", "format": "binary"}}
 _TEXT: Final = {"schema": {"type": "string"}}
+_EVENTS: Final = {EVENT_STREAM: {"schema": {}}}  # OpenAPI 3.1 has no schemas of single events
 
 
 class LiveProbe(BaseModel):
@@ -68,7 +76,9 @@ class Operation(NamedTuple):
     query: dict[str, str] = {}  # noqa: RUF012
 
 
-_OPTIONS: Final = tuple(name for name in Options.model_fields if name not in ("model", "trace"))
+_OPTIONS: Final = tuple(
+    name for name in Options.model_fields if name not in ("model", "version", "trace")
+)
 _MODEL: Final = {"model": TEXT_MODEL}
 _TENSOR: Final = {
     "inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [SENTENCE]}]
@@ -76,7 +86,7 @@ _TENSOR: Final = {
 _INFER: Final = Operation(
     body=InferenceRequestBody,
     answer=InferenceAnswer,
-    media={BINARY: _BYTES},
+    media={BINARY: _BYTES, **_EVENTS},
     options=_OPTIONS,
     examples={
         "a text": _TENSOR,
@@ -85,6 +95,7 @@ _INFER: Final = Operation(
             "inputs": [{**_TENSOR["inputs"][0], "shape": [2], "data": [SENTENCE, "It won 3-1."]}],
             "outputs": [{"name": "label"}],
         },
+        "an event at each exit": {**_TENSOR, "parameters": {"stream": True}},
     },
 )
 _KSERVE: Final = Operation(
@@ -102,18 +113,18 @@ _PREDICT_EXAMPLES: Final = {
 OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
     ("post", "/predict"): Operation(
         body=PredictBody | HuggingFaceBody,
-        answer=Prediction | Predictions | list[list[LabelScore] | ItemError],
+        answer=Prediction | LabelSetPrediction | Predictions | list[list[LabelScore] | ItemError],
         examples={**_PREDICT_EXAMPLES, "as Hugging Face has it": {"inputs": SENTENCE}},
         form={"text": SENTENCE, "top_k": "1"},
     ),
     ("post", "/predict/stream"): Operation(
         body=PredictBody,
-        media={EVENT_STREAM: {"schema": {}}},  # of 3.1 it could only be a text as a whole
+        media=_EVENTS,
         examples={"a text": {"text": SENTENCE, "top_k": 1}},
         form={"text": SENTENCE},
     ),
     ("post", "/classify"): Operation(
-        options=("model", *_OPTIONS),
+        options=("model", "version", *_OPTIONS),
         examples={"a text": {"input": SENTENCE}, "a list": {"input": [SENTENCE, "It won 3-1."]}},
     ),
     ("post", "/v1/models/{model}:predict"): _KSERVE._replace(id="kserve_predict"),
@@ -144,6 +155,9 @@ OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
     ("get", "/audit/rows"): Operation(
         id="get_audit_rows", media={"application/octet-stream": _BYTES}, query=_MODEL
     ),
+    ("post", "/v2/repository/index"): Operation(examples={"what is served": {"ready": True}}),
+    ("post", "/v2/repository/models/{model}/load"): Operation(examples={"the folder's own": {}}),
+    ("post", "/v2/repository/models/{model}/unload"): Operation(examples={"all versions": {}}),
     ("post", "/scheduler/reload"): Operation(examples={"the bundle's own": {}}),
     ("post", "/feedback"): Operation(
         id="give_feedback",

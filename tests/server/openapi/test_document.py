@@ -77,8 +77,8 @@ def test_each_operation_says_in_which_media_types_it_answers(document: dict[str,
         "predict_stream": {"text/event-stream"},
         "get_audit_rows": {"application/octet-stream"},
         "get_metrics": {"text/plain", "application/openmetrics-text"},
-        "infer": {"application/json", "application/octet-stream"},
-        "infer_version": {"application/json", "application/octet-stream"},
+        "infer": {"application/json", "application/octet-stream", "text/event-stream"},
+        "infer_version": {"application/json", "application/octet-stream", "text/event-stream"},
     }
 
 

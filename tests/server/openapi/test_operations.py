@@ -65,6 +65,8 @@ def test_an_example_is_answered_in_the_shape_that_the_document_says(
         given = {"files": {name: (None, value) for name, value in example.body.items()}}
     answer = client.request(example.method, example.path, params=example.query, **given)
     assert answer.status_code == 200, answer.text
+    if example.path.endswith("/unload"):
+        assert client.post(example.path.replace("/unload", "/load")).status_code == 200
     media_type = answer.headers["content-type"].partition(";")[0]
     schema = example.answers[media_type]["schema"]
     if media_type == "application/json":
