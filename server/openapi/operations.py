@@ -37,7 +37,8 @@ IMAGE: Final = (
 EXAMPLE_ID: Final = "example-1"
 _BYTES: Final = {"schema": {"type": "string", "format": "binary"}}
 _TEXT: Final = {"schema": {"type": "string"}}
-_EVENTS: Final[dict[str, Any]] = {EVENT_STREAM: {"schema": {}}}  # OpenAPI 3.1 has no schemas of single events
+# OpenAPI 3.1 has no schemas of single events.
+_EVENTS: Final[dict[str, Any]] = {EVENT_STREAM: {"schema": {}}}
 
 
 class LiveProbe(BaseModel):
