@@ -57,7 +57,7 @@ control-http: $(DEV)
 	.venv/bin/python -m benchmarks.control.report build/control/real.npz
 	.venv/bin/python -m benchmarks.control.after_overload
 
-## Attack servers of both process modes, as CI does; TARGET=http://... attacks that one instead.
+## Attack servers of both process modes and compare them with their OpenAPI document, as CI does; TARGET=http://... attacks that one instead.
 conformance: $(DEV)
 	EENET_CONFORMANCE_URL=$(or $(TARGET),own) .venv/bin/python -m pytest tests/conformance -q -rA --tb=line
 

@@ -27,6 +27,7 @@ from server.lifespan import lifespan
 from server.listener import AdminListener
 from server.metrics import Metrics
 from server.middleware import SMALL_BODY_BYTES, RequestMiddleware
+from server.openapi.document import Document
 from server.prediction_paths import (
     CLASSIFY,
     INFER,
@@ -44,6 +45,7 @@ from server.routes import (
     audit,
     budget,
     classify,
+    documentation,
     feedback,
     health,
     kserve,
@@ -66,10 +68,8 @@ SAMPLE_HANDLERS: Final[dict[str, Callable[[Request], Awaitable[Response]]]] = {
     KSERVE: kserve.predict,
     INFER: open_inference.infer,
 }
-DESCRIPTION: Final[dict[str, Any]] = {
-    "title": "EENet Serve",
-    "version": __version__,
-    "summary": "Multi-exit networks under a latency budget",
+BARE: Final[dict[str, Any]] = {
+    "openapi_url": None,  # routes/documentation.py has its pages
     "redirect_slashes": False,  # to where the client's Host header says
 }
 
@@ -108,7 +108,7 @@ def create_app(
         finally:
             watching.cancel()
 
-    app = _App(**DESCRIPTION, lifespan=live)
+    app = _App(**BARE, lifespan=live)
     app.state.settings, app.state.gate, app.state.collect_s = settings, gates[0], None
     by_version = settings.repository is not None or name_repeats(settings.bundle)
     app.state.metrics = Metrics(CollectorRegistry(), __version__, by_version=by_version)
@@ -120,7 +120,7 @@ def create_app(
     app.state.recorder = recorder
     app.state.refusals = refusals = RefusalLog(app.state.metrics)
     app.state.intake = Intake(limits_of(settings), refusals)
-    _add_routes(app)
+    _add_routes(app, settings)
     around = {
         "refusals": refusals,
         "max_body_bytes": settings.max_body_mib * 2**20,
@@ -133,19 +133,20 @@ def create_app(
 
 
 def create_control_app(
-    control: Control, refusals: RefusalLog, collect_s: float | None = None
+    control: Control, refusals: RefusalLog, settings: Settings, collect_s: float | None = None
 ) -> FastAPI:
     """Build the app of a control process or of --admin-port, which answers all but predictions.
 
     Args:
         control: What its routes share.
         refusals: Records refusals.
+        settings: The server's.
         collect_s: How long metrics wait for reports of other processes; None: until all have come.
     """
-    app = FastAPI(**DESCRIPTION)
+    app = FastAPI(**BARE)
     app.state.control, app.state.metrics = control, control.metrics
     app.state.refusals, app.state.collect_s = refusals, collect_s
-    _add_routes(app)
+    _add_routes(app, settings)
     return app
 
 
@@ -171,7 +172,7 @@ async def admin_listener(
     if not sockets:
         yield
         return
-    control_app = create_control_app(control, refusals, ADMIN_COLLECT_S)
+    control_app = create_control_app(control, refusals, settings, ADMIN_COLLECT_S)
     guarded = RequestMiddleware(
         control_app, refusals, SMALL_BODY_BYTES, gate=gate, recorder=recorder
     )
@@ -189,9 +190,10 @@ def _set_keys(gates: Iterable[Gate], keys: Mapping[Group, KeySet]) -> None:
         gate.keys = keys
 
 
-def _add_routes(app: FastAPI) -> None:
+def _add_routes(app: FastAPI, settings: Settings) -> None:
+    app.state.document = Document(app.routes, settings)
     own = predict, stream, budget, audit, scheduler, feedback, health, models, repository
-    others = kserve, open_inference, classify
+    others = kserve, open_inference, classify, documentation
     for routes in (*own, *others):
         app.include_router(routes.router)
     app.add_exception_handler(ServeError, answer_known_error)

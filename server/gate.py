@@ -38,7 +38,6 @@ GROUPS = (
     ("/ping", Group.OPEN),
     ("/v2/health", Group.OPEN),
     ("/docs", Group.OPEN),
-    ("/redoc", Group.OPEN),
     ("/openapi.json", Group.OPEN),
     ("/predict", Group.PREDICTION),
     ("/feedback", Group.PREDICTION),

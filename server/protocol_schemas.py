@@ -1,8 +1,8 @@
 """Bodies and answers in the shapes of other servers, as pydantic models."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, WithJsonSchema
 
 from server.schemas import ItemError, Options, Prediction
 
@@ -16,7 +16,10 @@ class HuggingFaceBody(Options):
     )
     options: dict[str, Any] | None = Field(None, description="use_cache, wait_for_model: no effect")
     truncate: bool = Field(True, description="no effect: long texts are always cut")
-    truncation_direction: Literal["right", "Right"] = "right"
+    truncation_direction: Annotated[
+        Literal["right", "Right"],
+        WithJsonSchema({"type": "string", "const": "right"}),  # two that differ in case alone
+    ] = Field("right", description="no effect: texts are cut at their end")
 
 
 class HuggingFaceParameters(Options):

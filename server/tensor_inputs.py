@@ -67,7 +67,7 @@ def read_rows(
     """
     name = tensor.get("name")
     check_known(tensor, ("name", "shape", "datatype", "parameters", "data"), "field of inputs.0")
-    if name != model.reads:
+    if not isinstance(name, str) or name != model.reads:
         raise InvalidContent(
             f"{model.name} has no input {name!r:.80}; send {described_inputs(model)}"
         )
@@ -109,8 +109,9 @@ def _shape(tensor: Mapping[str, Any], model: FrontModel, most_rows: int) -> tupl
     if not isinstance(given, list) or not all(_is_size(each) for each in given):
         raise InvalidContent(f"input {model.reads!r} needs a shape, a list of integers")
     inner = {each["datatype"]: each["shape"][1:] for each in input_tensors(model.input)}
-    fits = given[1:] == inner.get(datatype) or (datatype == "BYTES" and given[1:] == [1])
-    if datatype not in inner or not given or not fits:
+    known = inner.get(datatype) if isinstance(datatype, str) else None
+    fits = known is not None and (given[1:] == known or (datatype == "BYTES" and given[1:] == [1]))
+    if not given or not fits:
         raise InvalidContent(
             f"input {model.reads!r} is {datatype!r:.40} of shape {given!r:.80}; {model.name} takes "
             f"{described_inputs(model)}"

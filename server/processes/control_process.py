@@ -84,7 +84,7 @@ class ControlProcess:
         self.control = Control(self.metrics, self._collect)
         self.control.starting = True
         self._refusals = RefusalLog(self.metrics)
-        self._app: FastAPI = create_control_app(self.control, self._refusals)
+        self._app: FastAPI = create_control_app(self.control, self._refusals, settings)
         self._spans = make_sender(traces, self.metrics)
         self._sampler = None if traces is None or self._spans is None else traces.sampler
         emit = self._spans.send if self._spans is not None else lambda record: None

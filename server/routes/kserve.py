@@ -51,7 +51,6 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     response_class=Response,
     responses=_RESPONSES,
     openapi_extra={"parameters": [NAME, VERSION], "requestBody": _BODY},
-    include_in_schema=False,
 )
 async def predict(request: Request) -> Response:
     """Classify the instances: texts, or images in base64."""

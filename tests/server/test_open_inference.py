@@ -65,6 +65,17 @@ def test_numbers_come_as_bytes_behind_the_json() -> None:
     assert rows.dtype == np.uint8 and np.array_equal(rows, pixels)
 
 
+@pytest.mark.parametrize("given", [{}, [], [1.0], 5, None, True])
+@pytest.mark.parametrize("field", ["name", "datatype"])
+@pytest.mark.parametrize("padding", [0, 20_000])
+def test_a_name_or_a_datatype_that_is_no_text_is_refused(
+    field: str, given: object, padding: int
+) -> None:
+    body = body_of(tensor(**{field: given})) + b" " * padding
+    with pytest.raises(InvalidContent, match=r"has no input|takes image as FP32"):
+        read(body)
+
+
 def elements(*values: bytes) -> bytes:
     return b"".join([len(value).to_bytes(4, "little") + value for value in values])
 
