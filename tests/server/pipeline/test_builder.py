@@ -447,6 +447,7 @@ def test_a_text_bundle_says_how_texts_are_read(text_bundle: Path, text_run: Path
         "pad_id": 0,
         "length_step": 8,
         "typical_tokens": 8,
+        "pair": False,
     }
     assert list(manifest.precisions) == ["float32"]
     recorded = load_recorded(load_bundle(text_bundle).variant().predictions)
