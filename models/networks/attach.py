@@ -19,7 +19,6 @@ from models.networks.family import Family, check_count
 from models.networks.multi_exit import MultiExitModel
 from models.networks.pretrained_files import check_files, check_task
 
-
 # Settings that change the computation or the input, and the only supported value of each.
 KNOWN_SETTINGS = {
     "is_decoder": False,

@@ -95,7 +95,8 @@ class MPNetTerms(nn.Module):
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Map hidden states and mask to what is added to attention logits, (N, H, L, L)."""
         bias: Tensor = self.bias(self.buckets[distances(hidden) - self.nearest])  # (L, L, H)
-        return bias.permute(2, 0, 1) + self.barrier(hidden, mask)
+        barrier: Tensor = self.barrier(hidden, mask)
+        return bias.permute(2, 0, 1) + barrier
 
 
 class MPNetLayer(nn.Module):

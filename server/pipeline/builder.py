@@ -39,7 +39,7 @@ from server.pipeline.fitting import BuiltVariant
 from server.pipeline.label_thresholds import choose_thresholds
 from server.pipeline.precisions import PrecisionChoice, choose_precisions
 from server.pipeline.priors import OBSERVED, read_prior
-from server.pipeline.runs import OnnxRun, Run, TorchRun
+from server.pipeline.runs import OnnxRun, OwnRun, Run, TorchRun
 from server.pipeline.runs import load_run as load_run
 from server.pipeline.schedulers import SIDE_BY_SIDE, FitKind, warn_of_imbalance
 from server.pipeline.variants import VariantBuilder
@@ -128,6 +128,9 @@ def build_bundle(
     if isinstance(run, OnnxRun) and (options.torch or options.prune_vocabulary):
         flag = "--torch-weights" if options.torch else "--prune-vocabulary"
         raise ValueError(f"{run.folder} holds ONNX graphs, not a torch network; leave out {flag}")
+    if isinstance(run, OwnRun) and (options.torch or options.prune_vocabulary):
+        flag = "--torch-weights" if options.torch else "--prune-vocabulary"
+        raise ValueError(f"{flag} is for networks of this package, not for --model; leave it out")
     if options.prune_vocabulary and not (run.folder / TOKENIZER).is_file():
         raise ValueError(
             f"{run.folder} reads no texts, so there is no vocabulary to prune; leave out "
