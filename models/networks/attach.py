@@ -17,7 +17,7 @@ from models.networks.encoder_layouts import LAYOUTS as LAYOUTS
 from models.networks.encoder_layouts import Layout, layout_of
 from models.networks.family import Family, check_count
 from models.networks.multi_exit import MultiExitModel
-from models.networks.pretrained_files import check_files, check_task
+from models.networks.pretrained_files import check_files, check_task, encoder_of, pooling_of
 
 # Settings that change the computation or the input, and the only supported value of each.
 KNOWN_SETTINGS = {
@@ -131,6 +131,8 @@ def describe(backbone: str | Path) -> AttachedConfig:
             f"{backbone} holds adapters; merge them into their backbone (peft's merge_and_unload) "
             f"and save the result"
         )
+    pooling = pooling_of(backbone)
+    backbone = encoder_of(backbone)
     check_files(backbone)
     message = (
         f"{backbone} is neither a folder with the config.json that save_pretrained writes nor a "
@@ -142,6 +144,11 @@ def describe(backbone: str | Path) -> AttachedConfig:
         raise ValueError(message) from error
     if not values:  # a folder without the file
         raise ValueError(message)
+    if values.get("auto_map"):
+        raise ValueError(
+            f"{backbone} needs code of its own (auto_map in its config.json), which is not run; "
+            f"give a model whose code is part of transformers"
+        )
     check_task(backbone, values)
     layout = layout_of(values)
     known = {name: value for name, value in values.items() if name not in LEFT_OUT}
@@ -154,7 +161,8 @@ def describe(backbone: str | Path) -> AttachedConfig:
         ) from error
     plain = json.loads(json.dumps(filled))  # label ids become text
     kept = {name: value for name, value in plain.items() if name not in LEFT_OUT}
-    return AttachedConfig(kept, (kept[layout.num_layers],), num_labels=1)
+    exits = (kept[layout.num_layers],)
+    return AttachedConfig(kept, exits, num_labels=1, pooling=pooling)
 
 
 Head = Literal["kept", "absent", "of other size"]
@@ -217,7 +225,7 @@ def load_attached(
     set_verbosity(logging.ERROR)  # its warnings about weights are handled below
     try:
         classifier, report = getattr(transformers, layout.classifier).from_pretrained(
-            backbone,
+            encoder_of(backbone),
             config=_transformers_config(config),
             dtype=torch.float32,
             ignore_mismatched_sizes=True,

@@ -89,6 +89,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="store the trained network too, for serve --backend torch",
     )
+    parser.add_argument(
+        "--license",
+        help="licence for the bundle's model card, as the Hugging Face hub writes it: apache-2.0",
+    )
     add_json(parser, "the results")
 
 
@@ -141,6 +145,7 @@ def _build(args: argparse.Namespace, folder: Path) -> BuildResult:
         max_precision_loss=args.max_precision_loss,
         prune_vocabulary=args.prune_vocabulary,
         torch=args.torch_weights,
+        licence=args.license,
     )
     return build_bundle(trained, args.out, options, StepLog())
 
