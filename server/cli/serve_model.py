@@ -51,6 +51,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--exits", help="layers with an exit (default: four, evenly spaced)")
     group.add_argument("--epochs", type=int, help="passes over the dataset (default: 3)")
+    group.add_argument("--peak-lr", type=float, help="highest learning rate (default: 5e-5)")
     group.add_argument("--max-tokens", type=int, help="most tokens of a text (default: 128)")
     add_data(group, required=False)
 
@@ -123,7 +124,7 @@ def _model(args: argparse.Namespace) -> tuple[Path, str]:
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
     """The flags of dataset and training that were given."""
-    names = (*DATA_FLAGS, "exits", "epochs", "max_tokens")
+    names = (*DATA_FLAGS, "exits", "epochs", "peak_lr", "max_tokens")
     values = {name: getattr(args, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 

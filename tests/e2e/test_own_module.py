@@ -13,7 +13,7 @@ from tests.e2e.conftest import StartServer
 from tests.onnx_models import COLOURS, colour_dataset, colour_images
 from tests.server.pipeline.test_own_onnx import png
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def run_example(folder: Path) -> Path:
