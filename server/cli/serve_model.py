@@ -22,11 +22,10 @@ from server.pipeline.hub import (
     SCHEME,
     Address,
     check_safetensors,
-    download_bundle,
-    download_model,
     is_name,
     parse_address,
 )
+from server.pipeline.hub_process import fetch_bundle, fetch_model
 from server.settings import CACHE_VARIABLE
 
 NUM_EXITS = 4
@@ -69,7 +68,7 @@ def bundle_of(text: str, cache: Path) -> str:
     if not address.startswith(SCHEME):
         return text
     log_line(f"looking for {address}")
-    return str(download_bundle(parse_address(address), cache))
+    return str(fetch_bundle(parse_address(address), cache))
 
 
 def bundle_of_model(args: argparse.Namespace, cache: Path) -> Path:
@@ -118,7 +117,7 @@ def _model(args: argparse.Namespace) -> tuple[Path, str]:
             f"--model is {args.model!r}, which is neither a folder nor ORG/NAME on the hub"
         )
     log_line(f"looking for {args.model} on the hub")
-    folder = download_model(Address(args.model, args.revision))
+    folder = fetch_model(Address(args.model, args.revision))
     return folder, folder.name  # the commit
 
 

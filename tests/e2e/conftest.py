@@ -109,7 +109,9 @@ def running_server(
         try:
             while not is_ready(client):
                 assert process.poll() is None, "the server ended at start"
-                assert time.perf_counter() - started < ready_within_s, "the server does not get ready"
+                assert time.perf_counter() - started < ready_within_s, (
+                    "the server does not get ready"
+                )
                 time.sleep(0.02)
             yield Server(process, client, time.perf_counter() - started)
         finally:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,34 @@ def test_exported_stages_answer_as_transformers_at_every_length(tmp_path: Path, 
             assert np.abs(np.where(real, last[0] - expected, 0)).max() < 1e-4
         logits = backend.run_head(1, last).logits
         assert np.abs(logits - given.logits.detach().numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize("inside", ["", "0_Transformer"])
+def test_exits_on_sentence_transformers_read_the_mean_of_the_tokens(
+    tmp_path: Path, inside: str
+) -> None:
+    classifier = save_encoder(tmp_path / inside, "mpnet", pad_token_id=1)
+    (tmp_path / "1_Pooling").mkdir()
+    pooling = {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
+    (tmp_path / "1_Pooling/config.json").write_text(json.dumps(pooling))
+    modules = [{"idx": 0, "path": inside}, {"idx": 1, "path": "1_Pooling"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    config, model = attach(tmp_path, (1, 3), 3)
+    assert config.pooling == "mean"
+    read = list[Tensor]()
+    model.heads[0].pooler.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    ids, mask = rows(2, 6, 1)
+    model.eval()((ids, mask))
+    hidden = classifier.base_model(ids, mask, output_hidden_states=True).hidden_states[1]
+    for row, tokens in enumerate(mask.sum(1)):
+        expected = hidden[row, :tokens].mean(0)
+        torch.testing.assert_close(read[0][row], expected, atol=1e-5, rtol=0)
+
+
+def test_a_model_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
+    save_encoder(tmp_path, "mpnet", pad_token_id=1)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text()) | {"auto_map": {"AutoModel": "code.Model"}}
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"needs code of its own \(auto_map in its config.json\)"):
+        attach(tmp_path, (1, 3), 3)
