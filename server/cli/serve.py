@@ -66,19 +66,19 @@ def _metavar(name: str, annotation: Any) -> str:
 def run(args: argparse.Namespace) -> None:
     """Serve until a signal ends the process."""
     flags = {name: value for name, value in vars(args).items() if name in Settings.model_fields}
-    given = flags.pop("bundle", ())
-    if args.model is not None and given:
+    if "bundle" in flags:
+        flags["bundle"] = tuple(flags["bundle"])
+    if args.model is not None and "bundle" in flags:
         raise ValueError("--model makes a bundle of its own; leave out --bundle")
     if args.model is None and (args.dataset is not None or args.revision is not None):
         raise ValueError("--dataset and --revision belong to --model; give it, or leave them out")
-    # Before a build that takes long, report other settings that are wrong.
-    load_settings({**flags, "bundle": (Path(),)}, args.config, os.environ)
+    settings = load_settings(flags, args.config, os.environ)
     cache = cache_of(args, os.environ)
     if args.model is not None:
-        given = (bundle_of_model(args, cache),)
-    if given:
-        flags["bundle"] = tuple(bundle_of(str(bundle), cache) for bundle in given)
-    settings = load_settings(flags, args.config, os.environ)
+        bundles: tuple[Path, ...] = (bundle_of_model(args, cache),)
+    else:
+        bundles = tuple(bundle_of(bundle, cache) for bundle in settings.bundle)
+    settings = settings.model_copy(update={"bundle": bundles})
     check_addresses(settings)
     check_tls(settings)
     KeyFiles(settings)  # whoever serves reads them again

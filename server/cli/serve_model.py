@@ -61,14 +61,14 @@ def cache_of(args: argparse.Namespace, environ: Mapping[str, str]) -> Path:
     return Path(given).expanduser() if given else Path.home() / ".cache" / "eenet"
 
 
-def bundle_of(text: str, cache: Path) -> str:
+def bundle_of(path: Path, cache: Path) -> Path:
     """Return the folder of a bundle that may be an address of the hub."""
-    # A path loses the second slash.
-    address = re.sub(r"^hf:/+", SCHEME, text)
+    # A path has lost the second slash.
+    address = re.sub(r"^hf:/+", SCHEME, str(path))
     if not address.startswith(SCHEME):
-        return text
+        return path
     log_line(f"looking for {address}")
-    return str(fetch_bundle(parse_address(address), cache))
+    return fetch_bundle(parse_address(address), cache)
 
 
 def bundle_of_model(args: argparse.Namespace, cache: Path) -> Path:
