@@ -27,6 +27,7 @@ from models.several_inputs import SeveralImages, SeveralTexts
 FORMAT_VERSION = 2
 OLD_FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
+CARD = "README.md"  # for people; nothing lists it, so that they may edit it
 TOKENIZER = "tokenizer.json"
 TORCH_WEIGHTS = "weights.safetensors"
 PROFILE, KNOWN_ANSWERS, PREDICTIONS = "profile.json", "known_answers.npz", "predictions.npz"
@@ -402,6 +403,7 @@ def write_manifest(folder: Path, **fields: Any) -> Bundle:
         **fields: The fields of `Manifest` except the format version and the files.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    paths = [path for path in paths if path != folder / CARD]
     files = {path.relative_to(folder).as_posix(): _describe(path) for path in paths}
     manifest = Manifest(format_version=FORMAT_VERSION, files=files, **fields)
     part = folder / f".{MANIFEST}.part"

@@ -19,6 +19,7 @@ from server.limits import SMALL_SHARE, Limits
 from server.spelling import did_you_mean
 
 ENV_PREFIX = "EENET_"
+CACHE_VARIABLE = "EENET_CACHE"  # of `--model` and hf://, which no server reads
 SEE_HELP = "; see `eenet serve --help`"
 GPU = r"(cuda|tensorrt)(:(0|[1-9][0-9]?))?"
 DEVICE = rf"^(auto|cpu|{GPU}(,{GPU})*|openvino(:[A-Z]+(\.[0-9]+)?)?)$"
@@ -514,7 +515,7 @@ def load_settings(
     """
     known = Settings.model_fields.keys()
     for name in environ:
-        if name == VARIABLE:  # it is for the commands that ask a server
+        if name in (VARIABLE, CACHE_VARIABLE):  # they are for commands, not for the server
             continue
         if name.startswith(ENV_PREFIX) and name.removeprefix(ENV_PREFIX).lower() not in known:
             variables = [f"{ENV_PREFIX}{each.upper()}" for each in known]

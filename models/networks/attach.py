@@ -3,76 +3,28 @@
 import copy
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from models.bundle import Task
 from models.networks.encoder import Embed, PooledHead, check_exits, encoder_stages
+from models.networks.encoder_layouts import LAYOUTS as LAYOUTS
+from models.networks.encoder_layouts import Layout, layout_of
 from models.networks.family import Family, check_count
 from models.networks.multi_exit import MultiExitModel
-from models.networks.pretrained_files import check_files, check_task
+from models.networks.pretrained_files import check_files, check_task, encoder_of, pooling_of
 
-
-class Layout(NamedTuple):
-    """The places of the parts of an encoder and its classifier in transformers.
-
-    Attributes:
-        classifier: The class that holds both.
-        layers: The list of layers inside the encoder.
-        linear: The classifier's last layer.
-        pooler: The layer before it; None if the last hidden states are normalised instead.
-        activation: The activation after the pooler.
-        num_layers: The setting with the number of layers.
-        dropout: The setting with the classifier's dropout.
-        counts_from_pad_id: Whether positions start at the padding's id plus one instead of 0.
-    """
-
-    classifier: str
-    layers: str = "encoder.layer"
-    linear: str = "classifier.out_proj"
-    pooler: str | None = "classifier.dense"
-    activation: Callable[[], nn.Module] = nn.Tanh
-    num_layers: str = "num_hidden_layers"
-    dropout: str = "classifier_dropout"
-    counts_from_pad_id: bool = False
-
-
-VIT = Layout(
-    "ViTForImageClassification",
-    layers="layers",
-    linear="classifier",
-    pooler=None,
-    dropout="hidden_dropout_prob",
-)
-LAYOUTS = {
-    "bert": Layout(
-        "BertForSequenceClassification", linear="classifier", pooler="bert.pooler.dense"
-    ),
-    "roberta": Layout("RobertaForSequenceClassification", counts_from_pad_id=True),
-    "xlm-roberta": Layout("XLMRobertaForSequenceClassification", counts_from_pad_id=True),
-    "distilbert": Layout(
-        "DistilBertForSequenceClassification",
-        layers="transformer.layer",
-        linear="classifier",
-        pooler="pre_classifier",
-        activation=nn.ReLU,
-        num_layers="n_layers",
-        dropout="seq_classif_dropout",
-    ),
-    "electra": Layout("ElectraForSequenceClassification", activation=nn.GELU),
-    "vit": VIT,
-    "deit": VIT._replace(classifier="DeiTForImageClassification"),
-}
 # Settings that change the computation or the input, and the only supported value of each.
 KNOWN_SETTINGS = {
     "is_decoder": False,
     "num_channels": 3,
     "position_embedding_type": "absolute",
+    "inner_group_num": 1,
     "quantization_config": None,
 }
 # Settings that describe the file of a backbone, not the network.
@@ -90,15 +42,18 @@ class AttachedConfig:
         num_labels: C.
         separator_id: Token between the texts of a pair, for a backbone that tells them apart by
             segments; None: it reads single texts, or has no segments.
+        pooling: What exits read: `mean`, the mean of all tokens; None: the first token, or what
+            the backbone's classifier reads.
     """
 
     backbone: Mapping[str, Any]
     exits_after_layer: Sequence[int]
     num_labels: int
     separator_id: int | None = None
+    pooling: Literal["mean"] | None = None
 
     def __post_init__(self) -> None:
-        layout = _layout(self.backbone)
+        layout = layout_of(self.backbone)
         for name, known in KNOWN_SETTINGS.items():
             if (value := self.backbone.get(name, known)) != known:
                 raise ValueError(
@@ -109,20 +64,10 @@ class AttachedConfig:
         check_exits(self.exits_after_layer, self.backbone[layout.num_layers])
 
 
-class Projected(nn.Sequential):
-    """Embeddings and their projection to the width of the layers."""
-
-    def forward(self, input: Tensor, **more: Tensor) -> Tensor:
-        """Embed ids (N, L), and more that the embeddings take by name."""
-        hidden: Tensor = self[1](self[0](input, **more))
-        return hidden
-
-
 def has_segments(config: AttachedConfig) -> bool:
     """Return whether the backbone tells the two texts of a pair apart by segments."""
-    return config.backbone["model_type"] in ("bert", "electra") and bool(
-        config.backbone.get("type_vocab_size", 0) > 1
-    )
+    layout, types = layout_of(config.backbone), config.backbone.get("type_vocab_size", 0)
+    return layout.has_segments and bool(types > 1)
 
 
 def max_tokens(config: AttachedConfig) -> int | None:
@@ -131,7 +76,7 @@ def max_tokens(config: AttachedConfig) -> int | None:
         return None
     backbone = config.backbone
     positions: int = backbone["max_position_embeddings"]
-    skipped = backbone["pad_token_id"] + 1 if _layout(backbone).counts_from_pad_id else 0
+    skipped = backbone["pad_token_id"] + 1 if layout_of(backbone).counts_from_pad_id else 0
     return positions - skipped
 
 
@@ -163,7 +108,7 @@ def attached_encoder(config: AttachedConfig) -> MultiExitModel:
     """
     import transformers  # takes seconds; other networks do not need it
 
-    classifier = getattr(transformers, _layout(config.backbone).classifier)
+    classifier = getattr(transformers, layout_of(config.backbone).classifier)
     return _with_exits(config, classifier(_transformers_config(config)))
 
 
@@ -186,6 +131,8 @@ def describe(backbone: str | Path) -> AttachedConfig:
             f"{backbone} holds adapters; merge them into their backbone (peft's merge_and_unload) "
             f"and save the result"
         )
+    pooling = pooling_of(backbone)
+    backbone = encoder_of(backbone)
     check_files(backbone)
     message = (
         f"{backbone} is neither a folder with the config.json that save_pretrained writes nor a "
@@ -197,8 +144,13 @@ def describe(backbone: str | Path) -> AttachedConfig:
         raise ValueError(message) from error
     if not values:  # a folder without the file
         raise ValueError(message)
+    if values.get("auto_map"):
+        raise ValueError(
+            f"{backbone} needs code of its own (auto_map in its config.json), which is not run; "
+            f"give a model whose code is part of transformers"
+        )
     check_task(backbone, values)
-    layout = _layout(values)
+    layout = layout_of(values)
     known = {name: value for name, value in values.items() if name not in LEFT_OUT}
     try:
         filled = AutoConfig.for_model(**known).to_dict()
@@ -209,7 +161,8 @@ def describe(backbone: str | Path) -> AttachedConfig:
         ) from error
     plain = json.loads(json.dumps(filled))  # label ids become text
     kept = {name: value for name, value in plain.items() if name not in LEFT_OUT}
-    return AttachedConfig(kept, (kept[layout.num_layers],), num_labels=1)
+    exits = (kept[layout.num_layers],)
+    return AttachedConfig(kept, exits, num_labels=1, pooling=pooling)
 
 
 Head = Literal["kept", "absent", "of other size"]
@@ -268,11 +221,11 @@ def load_attached(
         num_labels=num_labels,
         separator_id=separator_id,
     )
-    layout, verbosity = _layout(config.backbone), get_verbosity()
+    layout, verbosity = layout_of(config.backbone), get_verbosity()
     set_verbosity(logging.ERROR)  # its warnings about weights are handled below
     try:
         classifier, report = getattr(transformers, layout.classifier).from_pretrained(
-            backbone,
+            encoder_of(backbone),
             config=_transformers_config(config),
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
@@ -286,8 +239,7 @@ def load_attached(
     finally:
         set_verbosity(verbosity)
     new = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}
-    classifying = (f"{layout.linear}.", f"{layout.pooler}.")
-    if lacking := sorted(key for key in new if not key.startswith(classifying)):
+    if lacking := sorted(key for key in new if not key.startswith(layout.head)):
         raise ValueError(
             f"{backbone} lacks {lacking[0]!r} of its {config.backbone['model_type']} or holds it "
             f"in another shape, {len(lacking)} such in all; give the folder that save_pretrained "
@@ -300,16 +252,6 @@ def load_attached(
     return Attached(config, _with_exits(config, classifier), head)
 
 
-def _layout(backbone: Mapping[str, Any]) -> Layout:
-    model_type = backbone.get("model_type")
-    if model_type not in LAYOUTS:
-        raise ValueError(
-            f"exits cannot be added to a backbone of model_type {model_type!r}; use "
-            f"{', '.join(LAYOUTS)}"
-        )
-    return LAYOUTS[model_type]
-
-
 def _transformers_config(config: AttachedConfig) -> Any:
     from transformers import AutoConfig
 
@@ -320,35 +262,60 @@ def _transformers_config(config: AttachedConfig) -> Any:
 
 def _with_exits(config: AttachedConfig, classifier: Any) -> MultiExitModel:
     """Cut a transformers model into stages; its classifier becomes the last exit."""
-    layout, settings = _layout(config.backbone), classifier.config
+    layout, settings = layout_of(config.backbone), classifier.config
     encoder = classifier.base_model
-    embed = encoder.embeddings
-    if hasattr(encoder, "embeddings_project"):  # an ELECTRA with embeddings narrower than D
-        embed = Projected(embed, encoder.embeddings_project)
+    parts = layout.parts(encoder, layout.layers)
+    embed = parts.embed
     if not image_input(config):
         # The padding's id is null in some old files.
-        embed = Embed(embed, settings.pad_token_id or 0, config.separator_id)
-    layers = list(encoder.get_submodule(layout.layers))
-    stages = encoder_stages(embed, layers, config.exits_after_layer)
+        pad_id = settings.pad_token_id or 0
+        embed = Embed(embed, pad_id, config.separator_id, takes_mask=parts.embeds_mask)
+    stages = encoder_stages(embed, parts.layers, config.exits_after_layer, parts.terms)
 
-    width, dropout = settings.hidden_size, getattr(settings, layout.dropout)
-    if dropout is None:
-        dropout = settings.hidden_dropout_prob
-    norm = None if layout.pooler else encoder.layernorm
-    heads = [
-        PooledHead(
-            nn.Linear(width, width),
-            nn.Linear(width, config.num_labels),
-            dropout,
-            layout.activation(),
+    def new_head() -> PooledHead:
+        return _head(
+            config,
+            settings,
+            nn.Linear(settings.hidden_size, settings.hidden_size),
+            nn.Linear(settings.hidden_size, config.num_labels),
+            _activation(layout, classifier),
             copy.deepcopy(norm),
         )
-        for _ in stages[1:]
-    ]
+
+    norm = encoder.get_submodule(layout.norm) if layout.norm else None
+    heads = [new_head() for _ in stages[1:]]
     pooler = classifier.get_submodule(layout.pooler) if layout.pooler else nn.Identity()
-    activation = layout.activation() if layout.pooler else nn.Identity()
+    activation = _activation(layout, classifier) if layout.pooler else nn.Identity()
     linear = classifier.get_submodule(layout.linear)
-    return MultiExitModel(stages, [*heads, PooledHead(pooler, linear, dropout, activation, norm)])
+    last = _head(config, settings, pooler, linear, activation, norm)
+    return MultiExitModel(stages, [*heads, last])
+
+
+def _head(
+    config: AttachedConfig,
+    settings: Any,
+    pooler: nn.Module,
+    linear: nn.Module,
+    activation: nn.Module,
+    norm: nn.Module | None,
+) -> PooledHead:
+    dropout = getattr(settings, layout_of(config.backbone).dropout, None)
+    if dropout is None:
+        dropout = settings.hidden_dropout_prob
+    means = "mean" in (config.pooling, config.backbone.get("classifier_pooling"))
+    return PooledHead(pooler, linear, dropout, activation, norm, means=means)
+
+
+def _activation(layout: Layout, classifier: Any) -> nn.Module:
+    """A new activation after the pooler, with a copy of the norm that follows it."""
+    from transformers.activations import ACT2FN
+
+    activation: nn.Module = layout.activation()
+    if layout.activation_setting:
+        activation = ACT2FN[getattr(classifier.config, layout.activation_setting)]
+    if layout.pooled_norm is None:
+        return activation
+    return nn.Sequential(activation, copy.deepcopy(classifier.get_submodule(layout.pooled_norm)))
 
 
 def _family(task: Task) -> Family:

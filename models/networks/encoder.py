@@ -3,10 +3,12 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from models.networks.encoder_parts import Barrier
 from models.networks.family import Family, check_count
 from models.networks.multi_exit import MultiExitModel, State
 
@@ -84,22 +86,32 @@ class Embed(nn.Module):
         pad_id: The id that counts as padding if no mask is given.
         separator_id: The id after the first text of a pair, which the second text follows as
             segment 1; None: the embeddings know no segments.
+        takes_mask: Whether the embeddings take the mask too, as `mask`.
     """
 
-    def __init__(self, embeddings: nn.Module, pad_id: int, separator_id: int | None = None) -> None:
+    def __init__(
+        self,
+        embeddings: nn.Module,
+        pad_id: int,
+        separator_id: int | None = None,
+        *,
+        takes_mask: bool = False,
+    ) -> None:
         super().__init__()
         self.embeddings = embeddings
         self.pad_id = pad_id
         self.separator_id = separator_id
+        self.takes_mask = takes_mask
 
     def forward(self, x: State) -> tuple[Tensor, Tensor]:
         """Map ids (N, L), or ids and a mask (N, L), to hidden states and the mask in int64."""
         ids, mask = x if isinstance(x, tuple) else (x, x != self.pad_id)
-        if self.separator_id is None:
-            return self.embeddings(ids), mask.to(torch.int64)
-        ends = (ids == self.separator_id).to(torch.int64)
-        segments = ((ends.cumsum(1) - ends) > 0).to(torch.int64) * mask.to(torch.int64)
-        return self.embeddings(ids, token_type_ids=segments), mask.to(torch.int64)
+        mask = mask.to(torch.int64)
+        more = {"mask": mask} if self.takes_mask else {}
+        if self.separator_id is not None:
+            ends = (ids == self.separator_id).to(torch.int64)
+            more["token_type_ids"] = ((ends.cumsum(1) - ends) > 0).to(torch.int64) * mask
+        return self.embeddings(ids, **more), mask
 
 
 class Layers(nn.Module):
@@ -107,10 +119,19 @@ class Layers(nn.Module):
 
     The state of texts is hidden states (N, L, D) and a mask (N, L) int64, 0 where a token is
     padding. The state of images, which have no padding, is the hidden states alone.
+
+    Args:
+        layers: The layers; each maps hidden states and terms to hidden states.
+        first: Place of the first of them.
+        terms: Maps hidden states and mask to the terms; if not given, to what is added to
+            attention logits to hide padding. Images have None in place of terms.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], first: int) -> None:
+    def __init__(
+        self, layers: Sequence[nn.Module], first: int, terms: nn.Module | None = None
+    ) -> None:
         super().__init__()
+        self.terms = terms or Barrier()
         self.layers = nn.ModuleDict({str(i): layer for i, layer in enumerate(layers, first)})
 
     def forward(self, state: State) -> State:
@@ -118,19 +139,17 @@ class Layers(nn.Module):
         if isinstance(state, Tensor):
             return self._through(state, None)
         hidden, mask = state
-        # Added to the attention logits; finite, so that a row of only padding gives no NaN.
-        barrier = hidden.new_zeros(mask.shape).masked_fill(mask == 0, torch.finfo(hidden.dtype).min)
         # Copy the mask: the exporter mishandles an output that is also an input.
-        return self._through(hidden, barrier[:, None, None]), mask.clone()
+        return self._through(hidden, self.terms(hidden, mask)), mask.clone()
 
-    def _through(self, hidden: Tensor, barrier: Tensor | None) -> Tensor:
+    def _through(self, hidden: Tensor, terms: Any) -> Tensor:
         for layer in self.layers.values():
-            hidden = layer(hidden, barrier)
+            hidden = layer(hidden, terms)
         return hidden
 
 
 class PooledHead(nn.Module):
-    """Classify from the first token, which is never padding.
+    """Classify from the first token, which is never padding, or from the mean of all tokens.
 
     Args:
         pooler: Maps the first hidden state (N, D) to the input of `linear`.
@@ -138,6 +157,7 @@ class PooledHead(nn.Module):
         dropout: Share of the pooled values that training drops.
         activation: Activation of the pooled values; tanh if not given.
         norm: Normalises the hidden state first, for layers that do not.
+        means: Whether to pool the mean of the tokens in place of the first.
     """
 
     def __init__(
@@ -147,6 +167,8 @@ class PooledHead(nn.Module):
         dropout: float,
         activation: nn.Module | None = None,
         norm: nn.Module | None = None,
+        *,
+        means: bool = False,
     ) -> None:
         super().__init__()
         self.norm = norm or nn.Identity()
@@ -154,27 +176,37 @@ class PooledHead(nn.Module):
         self.activation = activation or nn.Tanh()
         self.dropout = nn.Dropout(dropout)
         self.linear = linear
+        self.means = means
 
     def forward(self, state: State) -> Tensor:
         """Map a state to logits (N, C)."""
         hidden = state if isinstance(state, Tensor) else state[0]  # (N, L, D)
-        pooled = self.activation(self.pooler(self.norm(hidden[:, 0])))
+        if self.means and not isinstance(state, Tensor):
+            counted = state[1][:, :, None].to(hidden.dtype)  # (N, L, 1)
+            read = (self.norm(hidden) * counted).sum(1) / counted.sum(1).clamp(min=1)
+        else:
+            read = self.norm(hidden[:, 0])
+        pooled = self.activation(self.pooler(read))
         logits: Tensor = self.linear(self.dropout(pooled))
         return logits
 
 
 def encoder_stages(
-    embed: nn.Module, layers: Sequence[nn.Module], exits_after_layer: Sequence[int]
+    embed: nn.Module,
+    layers: Sequence[nn.Module],
+    exits_after_layer: Sequence[int],
+    terms: nn.Module | None = None,
 ) -> list[nn.Module]:
     """Cut an encoder into stages, one ending at each exit.
 
     Args:
         embed: Maps the input to the first state; becomes the start of the first stage.
-        layers: All layers; each takes hidden states and a term added to its attention logits.
+        layers: All layers, as `Layers` takes them.
         exits_after_layer: As in `EncoderConfig`.
+        terms: As for `Layers`.
     """
     stages: list[nn.Module] = [
-        Layers(layers[first:last], first)
+        Layers(layers[first:last], first, terms)
         for first, last in itertools.pairwise([0, *exits_after_layer])
     ]
     return [nn.Sequential(embed, stages[0]), *stages[1:]]

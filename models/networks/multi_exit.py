@@ -19,12 +19,19 @@ class MultiExitModel(nn.Module):
     Args:
         stages: The backbone parts, K modules, state in and state out.
         heads: The exit heads, K modules, state in and logits (N, C) out.
+        classes: Names of the C classes in the order of the logits. `eenet build --model` needs
+            them; runs keep them elsewhere.
 
     Raises:
         ValueError: If the two lists differ in length or are empty.
     """
 
-    def __init__(self, stages: Sequence[nn.Module], heads: Sequence[nn.Module]) -> None:
+    def __init__(
+        self,
+        stages: Sequence[nn.Module],
+        heads: Sequence[nn.Module],
+        classes: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         if not stages or len(stages) != len(heads):
             raise ValueError(
@@ -33,6 +40,7 @@ class MultiExitModel(nn.Module):
             )
         self.stages = nn.ModuleList(stages)
         self.heads = nn.ModuleList(heads)
+        self.classes = tuple(classes)
 
     @property
     def num_exits(self) -> int:

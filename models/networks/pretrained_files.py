@@ -3,11 +3,12 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from models.file_kinds import is_lfs_pointer
 
 CONFIG, MODULES = "config.json", "modules.json"  # the latter: of sentence-transformers
+POOLING = "pooling_mode_"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 POINTER_BYTES = 1024  # Git LFS leaves less than this in place of a file
 MULTI_LABEL = "multi_label_classification"
@@ -58,16 +59,11 @@ def check_files(backbone: str | Path) -> None:
     """Refuse a local folder whose files are not those of an encoder.
 
     Raises:
-        ValueError: If its encoder is in a sub-folder, a file is a pointer of Git LFS, or weights
-            are damaged.
+        ValueError: If a file is a pointer of Git LFS, or weights are damaged.
     """
     folder = Path(backbone)
     if not folder.is_dir():
         return
-    if not (folder / CONFIG).is_file() and (inside := _encoder_inside(folder)):
-        raise ValueError(
-            f"{folder} is a folder of sentence-transformers; its encoder is in {inside}: give that"
-        )
     weights = [path for pattern in WEIGHTS for path in sorted(folder.glob(pattern))]
     for path in [folder / CONFIG, folder / "tokenizer.json", *weights]:
         if path.is_file() and _is_pointer(path):
@@ -77,6 +73,37 @@ def check_files(backbone: str | Path) -> None:
     for path in weights:
         if path.suffix == ".safetensors":
             _check_safetensors(path)
+
+
+def encoder_of(backbone: str | Path) -> str | Path:
+    """Return the place of the encoder: a sub-folder in some folders of sentence-transformers."""
+    folder = Path(backbone)
+    if not folder.is_dir() or (folder / CONFIG).is_file():
+        return backbone
+    return _encoder_inside(folder) or backbone
+
+
+def pooling_of(backbone: str | Path) -> Literal["mean"] | None:
+    """Return how a folder of sentence-transformers pools tokens; None: the first token.
+
+    Raises:
+        ValueError: If it pools in a way that exits cannot.
+    """
+    folder = Path(backbone)
+    places = sorted(folder.glob("*_Pooling/config.json")) if folder.is_dir() else []
+    if not places:
+        return None
+    values = json.loads(places[0].read_text())
+    old = [name for name, value in values.items() if name.startswith(POOLING) and value is True]
+    modes = [name.removeprefix(POOLING) for name in old] or [str(values.get("pooling_mode"))]
+    if modes in (["mean_tokens"], ["mean"]):
+        return "mean"
+    if modes in (["cls_token"], ["cls"]):
+        return None
+    raise ValueError(
+        f"{places[0]} pools by {', '.join(modes)}; exits pool by the mean or the first token: give "
+        f"the folder without its pooling"
+    )
 
 
 def _encoder_inside(folder: Path) -> Path | None:

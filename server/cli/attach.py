@@ -303,12 +303,14 @@ def read_pretrained_tokenizer(backbone: str) -> str:
     """
     from transformers import AutoTokenizer
 
+    from models.networks.pretrained_files import encoder_of
+
     sentence = (
         f"{backbone} has no tokenizer that can be read; save one there with "
         f"tokenizer.save_pretrained"
     )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(backbone)
+        tokenizer = AutoTokenizer.from_pretrained(encoder_of(backbone), trust_remote_code=False)
         own: Tokenizer = tokenizer.backend_tokenizer
     except Exception as error:  # transformers raises many types
         raise ValueError(sentence) from error

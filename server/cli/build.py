@@ -6,10 +6,12 @@ import argparse
 import logging
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, get_args
 
 from models.bundle import Manifest, Measured, Precision
 from scheduler.policies import DEFAULT_POLICY, POLICIES, describe_policies
+from server.cli.import_onnx import held_out_data
 from server.cli.options import (
     add_data,
     add_json,
@@ -33,7 +35,21 @@ MIB = 2**20
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
-        "folder", metavar="RUN", type=Path, help="folder of train, attach or import"
+        "folder", metavar="RUN", type=Path, nargs="?", help="folder of train, attach or import"
+    )
+    parser.add_argument(
+        "--model",
+        metavar="PACKAGE.MODULE:FUNCTION",
+        help="in place of a run: a function without arguments that returns a "
+        "models.MultiExitModel; its module is looked for in the current folder first, and its "
+        "code runs (docs/own-models.md)",
+    )
+    parser.add_argument("--weights", metavar="FILE", help="for --model: its .safetensors")
+    parser.add_argument(
+        "--preprocessing",
+        type=Path,
+        metavar="FILE",
+        help="for --model: JSON of how images or texts are prepared, or a tokenizer.json",
     )
     parser.add_argument("--out", required=True, type=Path, help="folder of the bundle")
     parser.add_argument(
@@ -63,7 +79,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="accuracy that an exit may lose by another precision than float32; one that loses "
         "more is left out (default: %(default)s)",
     )
-    parser.add_argument("--weights", choices=get_args(Precision), help=argparse.SUPPRESS)
     parser.add_argument(
         "--prune-vocabulary",
         action="store_true",
@@ -74,13 +89,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="store the trained network too, for serve --backend torch",
     )
+    parser.add_argument(
+        "--license",
+        help="licence for the bundle's model card, as the Hugging Face hub writes it: apache-2.0",
+    )
     add_json(parser, "the results")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Build the bundle and print what it reaches."""
     prepare_training()
-    if args.weights is not None:
+    if args.model is None and args.weights in get_args(Precision):
         args.precision = args.weights
         log.warning("--weights is called --precision now; this build computes in %s", args.weights)
     # The exporter warns of libraries that are not needed, of its own changes, and of names that
@@ -88,22 +107,51 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
     warnings.filterwarnings("ignore", "# The axis name: .* will not be used", UserWarning)
-    from server.pipeline.builder import BuildOptions, build_bundle
-    from server.pipeline.runs import load_run
+    _check_source(args)
+    with TemporaryDirectory() as folder:
+        built = _build(args, Path(folder))
+    _print(built)
+    return _document(args, built)
 
-    trained = load_run(args.folder)
+
+def _check_source(args: argparse.Namespace) -> None:
+    if (args.folder is None) == (args.model is None):
+        raise ValueError("give one network: the folder of a run, or --model with --weights")
+    if args.model is None and args.preprocessing is not None:
+        raise ValueError("--preprocessing belongs to --model; a run has its own")
+    if args.model is not None and None in (args.weights, args.dataset):
+        raise ValueError("--model needs --weights, a .safetensors, and --dataset to calibrate on")
+
+
+def _build(args: argparse.Namespace, folder: Path) -> BuildResult:
+    """Build the run, or the module of --model; `folder` is empty and for files in between."""
+    from server.pipeline.builder import BuildOptions, build_bundle
+    from server.pipeline.own_module import OwnModule, load_own
+    from server.pipeline.runs import Run, load_run
+
+    if args.model is None:
+        trained: Run = load_run(args.folder)
+        data = data_of_run(args, trained.config)
+    else:
+        module = OwnModule(args.model, Path(args.weights), args.preprocessing, args.image_size)
+        trained = load_own(module, folder)
+        data = held_out_data(args)
     options = BuildOptions(
         name=args.name or args.out.resolve().name,
-        data=data_of_run(args, trained.config),
+        data=data,
         policy=args.policy,
         prior=args.prior,
         precision=args.precision,
         max_precision_loss=args.max_precision_loss,
         prune_vocabulary=args.prune_vocabulary,
         torch=args.torch_weights,
+        licence=args.license,
     )
-    built = build_bundle(trained, args.out, options, StepLog())
-    _print(built)
+    return build_bundle(trained, args.out, options, StepLog())
+
+
+def _document(args: argparse.Namespace, built: BuildResult) -> dict[str, Any]:
+    """What a bare --json prints."""
     first, *_ = built.evaluations
     evaluations = {
         precision: [row._asdict() for row in rows] for precision, rows in built.evaluations.items()

@@ -17,6 +17,7 @@ from server.spelling import did_you_mean
 EXAMPLES = """examples:
   eenet serve                                             the shipped bundles on port 8000
   eenet serve --bundle my-bundle --budget-ms 1.5
+  eenet serve --model my-bert --dataset reviews.csv       attach exits, build, keep, serve
   eenet predict my-bundle photo.jpg folder-of-images      predictions without a server
   eenet info my-bundle                                    its exits, costs and accuracies
   eenet train --arch resnet56 --dataset cifar10_jpegs.npz --out runs/mine
@@ -26,6 +27,8 @@ EXAMPLES = """examples:
   eenet import model_best.pth.tar --arch resnet56_3 --classes 10 --out runs/published
   eenet build runs/mine --out my-bundle
   eenet cascade small large --out both                    two networks under one budget
+  eenet build --model my_network:make --weights my.safetensors --dataset photos/ --out my-bundle
+  eenet push my-bundle my-org/my-bundle
   eenet evaluate my-bundle --report report                which policy wins, and by how much
   eenet fit my-bundle --policy eenet
   eenet certify my-bundle --max-disagreement 0.01         the cheapest point that keeps a promise
@@ -49,6 +52,7 @@ COMMANDS = {
         "cascade",
         "Join bundles, such as a small and a large network, into one under one budget.",
     ),
+    "push": ("push", "Upload a bundle to the Hugging Face hub."),
     "profile": (
         "profile",
         "Measure the latency to each exit on this machine and write it into the bundle.",

@@ -142,7 +142,7 @@ def backend_settings(args: argparse.Namespace) -> Settings:
 
 
 def add_data(
-    parser: argparse.ArgumentParser, *, required: bool = True, default: str | None = None
+    parser: argparse._ActionsContainer, *, required: bool = True, default: str | None = None
 ) -> None:
     """Add the flags that choose a dataset."""
     until = "" if default is None else f" (default: {default})"

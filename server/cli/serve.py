@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from server.app import create_app
 from server.bundle_folders import bundles_at_start
+from server.cli.serve_model import add_model_flags, bundle_of, bundle_of_model, cache_of
 from server.cores import usable_cores
 from server.forwarded import proxy_options
 from server.gate import KeyFiles
@@ -52,6 +53,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="TOML file of the same settings, named with underscores",
     )
+    add_model_flags(parser)
 
 
 def _metavar(name: str, annotation: Any) -> str:
@@ -66,7 +68,17 @@ def run(args: argparse.Namespace) -> None:
     flags = {name: value for name, value in vars(args).items() if name in Settings.model_fields}
     if "bundle" in flags:
         flags["bundle"] = tuple(flags["bundle"])
+    if args.model is not None and "bundle" in flags:
+        raise ValueError("--model makes a bundle of its own; leave out --bundle")
+    if args.model is None and (args.dataset is not None or args.revision is not None):
+        raise ValueError("--dataset and --revision belong to --model; give it, or leave them out")
     settings = load_settings(flags, args.config, os.environ)
+    cache = cache_of(args, os.environ)
+    if args.model is not None:
+        bundles: tuple[Path, ...] = (bundle_of_model(args, cache),)
+    else:
+        bundles = tuple(bundle_of(bundle, cache) for bundle in settings.bundle)
+    settings = settings.model_copy(update={"bundle": bundles})
     check_addresses(settings)
     check_tls(settings)
     KeyFiles(settings)  # whoever serves reads them again

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from models.backend import State
 from models.bundle import (
+    CARD,
     MANIFEST,
     TOKENIZER,
     Bundle,
@@ -37,9 +38,10 @@ from scheduler.fitting.fit import MIN_ROWS
 from scheduler.fitting.prior import Prior
 from server.pipeline.fitting import BuiltVariant
 from server.pipeline.label_thresholds import choose_thresholds
+from server.pipeline.model_card import model_card
 from server.pipeline.precisions import PrecisionChoice, choose_precisions
 from server.pipeline.priors import OBSERVED, read_prior
-from server.pipeline.runs import OnnxRun, Run, TorchRun
+from server.pipeline.runs import OnnxRun, OwnRun, Run, TorchRun
 from server.pipeline.runs import load_run as load_run
 from server.pipeline.schedulers import SIDE_BY_SIDE, FitKind, warn_of_imbalance
 from server.pipeline.variants import VariantBuilder
@@ -65,6 +67,7 @@ class BuildOptions:
             left out.
         prune_vocabulary: Keep only the tokens that the training texts use.
         torch: Also store the network itself, for the torch backend.
+        licence: Identifier of the licence for the model card, as the Hugging Face hub writes it.
     """
 
     name: str
@@ -75,6 +78,7 @@ class BuildOptions:
     max_precision_loss: float = 0.005
     prune_vocabulary: bool = False
     torch: bool = False
+    licence: str | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -128,6 +132,9 @@ def build_bundle(
     if isinstance(run, OnnxRun) and (options.torch or options.prune_vocabulary):
         flag = "--torch-weights" if options.torch else "--prune-vocabulary"
         raise ValueError(f"{run.folder} holds ONNX graphs, not a torch network; leave out {flag}")
+    if isinstance(run, OwnRun) and (options.torch or options.prune_vocabulary):
+        flag = "--torch-weights" if options.torch else "--prune-vocabulary"
+        raise ValueError(f"{flag} is for networks of this package, not for --model; leave it out")
     if options.prune_vocabulary and not (run.folder / TOKENIZER).is_file():
         raise ValueError(
             f"{run.folder} reads no texts, so there is no vocabulary to prune; leave out "
@@ -251,6 +258,7 @@ def _fill(
         network=_stored_network(run, folder, preprocess) if options.torch else None,
         training=_training(run.config, options.data, variants[0]),
     )
+    (folder / CARD).write_text(model_card(bundle, options.licence))
     evaluations = {variant.precision: variant.evaluations for variant in variants}
     return BuildResult(bundle, disagreement, evaluations, built.left_out)
 
@@ -355,6 +363,7 @@ def _training(config: RunConfig, data: DataConfig, best: BuiltVariant) -> dict[s
         "calibration_from": data.calibration_from,
         "seed": data.seed,
         "stratified": data.stratified,
+        "certification_size": data.certification_size,
         "calibration_accuracy": best.recorded.calibration.correct.mean(0).round(4).tolist(),
         "test_accuracy": list(best.measured.accuracy),
     }

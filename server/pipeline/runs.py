@@ -65,6 +65,44 @@ class TorchRun(NamedTuple):
             return largest_disagreement(self.model, write_graphs(graphs, Path(trial)), few)
 
 
+class OwnRun(TorchRun):
+    """A network of a user's own module; its folder holds the tokenizer of one that reads texts."""
+
+    @property
+    def task(self) -> Task:
+        """The network's task."""
+        task: Task = self.config.settings["task"]
+        return task
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.config.classes)
+
+    @property
+    def images(self) -> ImagePreprocessor | None:
+        """How the network's images are decoded; None for texts."""
+        return None if self.task == "text" else ImagePreprocessor(**self.config.input)
+
+    def graphs(self, example: State) -> Graphs:
+        """Export the network in single precision.
+
+        Args:
+            example: Input of one row.
+
+        Raises:
+            ValueError: If torch cannot trace it.
+        """
+        try:
+            return super().graphs(example)
+        except Exception as error:  # the exporter raises many types
+            first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+            raise ValueError(
+                f"{self.config.arch} cannot be exported to ONNX: {first}; stages and heads must "
+                f"compute the same for every input, without branches on values"
+            ) from error
+
+
 @dataclass(frozen=True)
 class OnnxRun:
     """A network that is given as graphs of its stages and heads, and its folder.

@@ -82,6 +82,7 @@ def running_server(
     entry: Sequence[str] = CLI,
     trust: ssl.SSLContext | None = None,
     ready_on: int | None = None,
+    ready_within_s: float = 30,
     **process_options: Any,
 ) -> Iterator[Server]:
     """Run a server, ready to be asked, on a free port.
@@ -91,6 +92,7 @@ def running_server(
         entry: What Python runs.
         trust: Certificates to trust; the server speaks TLS then.
         ready_on: Port that tells whether it is ready, and that the client asks; by default --port.
+        ready_within_s: Time after which it has failed.
         process_options: Of subprocess.Popen.
     """
     port = free_port()
@@ -107,7 +109,9 @@ def running_server(
         try:
             while not is_ready(client):
                 assert process.poll() is None, "the server ended at start"
-                assert time.perf_counter() - started < 30, "the server does not get ready"
+                assert time.perf_counter() - started < ready_within_s, (
+                    "the server does not get ready"
+                )
                 time.sleep(0.02)
             yield Server(process, client, time.perf_counter() - started)
         finally:

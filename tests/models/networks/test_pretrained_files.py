@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from models.networks.pretrained_files import check_files, check_task
+from models.networks.pretrained_files import check_files, check_task, encoder_of, pooling_of
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 438\n"
 TWO = {"id2label": {"0": "a", "1": "b"}}
@@ -53,17 +53,43 @@ def test_encoders_and_classifiers_are_taken(config: dict[str, Any]) -> None:
     check_task("my-model", config)
 
 
-def test_a_folder_of_sentence_transformers_names_its_encoder(tmp_path: Path) -> None:
+def test_the_encoder_of_sentence_transformers_is_found(tmp_path: Path) -> None:
+    assert encoder_of(tmp_path) == tmp_path and encoder_of("org/name") == "org/name"
     (tmp_path / "0_Transformer").mkdir()
     (tmp_path / "0_Transformer/config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"its encoder is in .*/0_Transformer: give that"):
-        check_files(tmp_path)
+    assert encoder_of(tmp_path) == tmp_path / "0_Transformer"
     modules = [{"idx": 0, "path": "inner"}, {"idx": 1, "path": "1_Pooling"}]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner/config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"its encoder is in .*/inner: give that"):
-        check_files(tmp_path)
+    assert encoder_of(tmp_path) == tmp_path / "inner"
+    (tmp_path / "config.json").write_text("{}")
+    assert encoder_of(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
+        ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, None),
+        ({"pooling_mode": "mean"}, "mean"),
+        ({"pooling_mode": "cls"}, None),
+    ],
+)
+def test_the_pooling_of_sentence_transformers_is_read(
+    tmp_path: Path, config: dict[str, Any], pooling: str | None
+) -> None:
+    assert pooling_of(tmp_path) is None
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling/config.json").write_text(json.dumps(config))
+    assert pooling_of(tmp_path) == pooling
+
+
+def test_other_pooling_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling/config.json").write_text('{"pooling_mode_max_tokens": true}')
+    with pytest.raises(ValueError, match="pools by max_tokens; exits pool by the mean or"):
+        pooling_of(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "tokenizer.json"])

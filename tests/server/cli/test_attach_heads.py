@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -184,11 +183,6 @@ def test_files_that_are_not_an_encoder_are_one_sentence(
 ) -> None:
     checkpoint = make_checkpoint()
     flags = ["--exits", "1", "--dataset", reviews, "--out", tmp_path / "run"]
-    outer = tmp_path / "sentence-transformers"
-    shutil.copytree(checkpoint, outer / "0_Transformer")
-    (outer / "modules.json").write_text(json.dumps([{"path": "0_Transformer"}]))
-    said = sentence("attach", "--backbone", outer, *flags)
-    assert f"its encoder is in {outer}/0_Transformer: give that" in said
     weights = checkpoint / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-99])
     said = sentence("attach", "--backbone", checkpoint, *flags)

@@ -170,6 +170,10 @@ FLAGS = {
         "max-precision-loss",
         "prune-vocabulary",
         "torch-weights",
+        "model",
+        "weights",
+        "preprocessing",
+        "license",
         "json",
     ),
 }
@@ -196,7 +200,7 @@ def test_every_flag_is_in_the_help_and_explained(
     [
         ("train", ["--arch", "--dataset", "--out"]),
         ("import", ["--out"]),
-        ("build", ["RUN", "--out"]),
+        ("build", ["--out"]),
     ],
 )
 def test_what_must_be_given_is_named(
