@@ -34,8 +34,9 @@ def save_encoder(folder: Path, model_type: str = "bert") -> Path:
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, **dict(zip(names, SPECIAL, strict=True))
     ).save_pretrained(folder)
+    pad_id = 1 if model_type == "mpnet" else 0  # an MPNet counts positions from 1
     config = transformers.AutoConfig.for_model(
-        model_type, vocab_size=len(words), pad_token_id=0, **SIZES
+        model_type, vocab_size=len(words), pad_token_id=pad_id, **SIZES
     )
     transformers.AutoModel.from_config(config).save_pretrained(folder)
     return folder

@@ -75,6 +75,18 @@ def test_a_model_is_served_by_one_command_and_at_once_the_second_time(
     assert not any("pytorch_model.bin" in asked for asked in hub.asked)
 
 
+@pytest.mark.parametrize("kind", ["albert", "deberta-v2", "modernbert", "mpnet"])
+def test_encoders_of_a_folder_are_served(tmp_path: Path, kind: str) -> None:
+    model = save_encoder(tmp_path / kind, kind)
+    dataset = write_reviews(tmp_path / "reviews.csv")
+    flags = [
+        *("--model", model, "--dataset", dataset, "--epochs", 1),
+        *("--cache", tmp_path / "cache", "--front-ends", 0),
+    ]
+    with running_server(*map(str, flags), ready_within_s=240) as server:
+        assert label_of(server, "the film was great") in ("blame", "praise")
+
+
 def test_a_bundle_is_pushed_and_served_from_its_address(
     hub: Hub, tmp_path: Path, shipped_text_bundle: Path
 ) -> None:
