@@ -10,6 +10,9 @@ from server.errors import NotReady, QueueFull, ServeError
 
 RATE_MEMORY_S = 10.0
 FEW_SAMPLES = 32  # always find a place: at low load the rate that is seen is the clients'
+# From so many answers or so much busy time on, a rate is one. The first answer of a burst, whose
+# batch has answered one sample and not yet the others, says nothing.
+ENOUGH_ANSWERS, ENOUGH_BUSY_S = 32, 2.0
 
 
 class Admission:
@@ -84,7 +87,10 @@ class Admission:
 
     def _drain_s(self) -> float:
         """Seconds until the samples in flight are answered at the recent rate; 0 if unknown."""
-        return self.samples * self._busy_s / self._answered if self._answered else 0.0
+        is_known = self._answered >= ENOUGH_ANSWERS or self._busy_s >= ENOUGH_BUSY_S
+        if not is_known or not self._answered:
+            return 0.0
+        return self.samples * self._busy_s / self._answered
 
     def _pass_time(self) -> None:
         now = self._clock()

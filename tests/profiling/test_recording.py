@@ -211,8 +211,8 @@ def test_masks_on_a_grid_are_recorded_with_their_images() -> None:
 def test_the_first_rows_are_one_input(tokenizer: Path) -> None:
     split = Split(["1 2 3", "4", "5 6", "7 8 9 10"], np.zeros(4, np.int64))
     ids, mask = first_rows(reader(tokenizer), split, 3)
-    assert ids.tolist() == [[1, 2, 3], [4, 7, 7], [5, 6, 7]]
-    assert mask.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
+    assert ids.tolist() == [[1, 2, 3, 7], [4, 7, 7, 7], [5, 6, 7, 7]]  # padded as served
+    assert mask.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0]]
     images = Images(9)
     (state,) = first_rows(plain(), Split(images, np.zeros(9, np.int64)), 4)
     assert state.shape == (4, 3, 2, 3) and images.asked == [4]

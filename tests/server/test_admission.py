@@ -84,3 +84,16 @@ def test_few_samples_always_find_a_place() -> None:
         gate.admit(1)
     with pytest.raises(QueueFull):
         gate.admit(1)
+
+
+def test_the_first_answers_of_a_burst_are_no_rate() -> None:
+    now = [0.0]
+    gate = Admission(1000, Gauge("inflight", "", registry=None), lambda: now[0], max_wait_s=1.0)
+    gate.admit(200)
+    now[0] += 0.4  # the first batch took so long
+    for _ in range(8):
+        gate.release(1)
+        assert gate.refusal(50) is None
+    gate.release(8)
+    now[0] += 2.0  # and nothing was answered since: this is slow
+    assert gate.refusal(50) is not None

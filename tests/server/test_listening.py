@@ -44,7 +44,7 @@ def test_a_taken_port_is_one_sentence_before_models_load(
     def never(*given: object) -> None:
         raise AssertionError("a bundle was read first")
 
-    monkeypatch.setattr(serve, "load_bundle", never)
+    monkeypatch.setattr(serve, "bundles_at_start", never)
     of = "admin-" if admin else ""
     assert main(["serve", "--port", "0", f"--{of}port", str(taken)]) == 2
     assert capsys.readouterr().err == (

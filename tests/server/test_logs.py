@@ -124,7 +124,8 @@ def test_an_address_without_a_password_stays() -> None:
     assert in_json(record(text), "")["message"] == text
 
 
-def test_warnings_threads_and_uncaught_errors_are_lines() -> None:
+def test_warnings_threads_and_uncaught_errors_are_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "level", logging.NOTSET)  # of others
     stream = started("json")
     with warnings.catch_warnings():
         warnings.simplefilter("always")

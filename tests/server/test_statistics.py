@@ -8,7 +8,7 @@ def answers(count: int, failed: int = 0) -> Answers:
     whole, real = np.zeros(count, np.int64), np.ones(count)
     return Answers(
         whole, whole, whole, 2 * real, real, 4 * real, np.full(count, np.nan), real > 0,
-        np.full(failed, 3.0),
+        (), np.full(failed, 3.0),
     )  # fmt: skip
 
 

@@ -10,10 +10,14 @@ import pytest
 
 from server.cli.main import COMMANDS, main
 from tests.onnx_models import exits_net, save
+from tests.small_bundles import write_image_bundle
 
 TRAIN = ("--epochs", "1", "--batch-size", "8")
-# The load test needs a server: its own tests parse all of its standard output.
-TESTED = ("train", "attach", "import", "build", "profile", "fit", "simulate", "info", "loadtest")
+# The load test needs a server and push a hub: their own tests parse all of their standard output.
+TESTED = (
+    "train", "attach", "import", "build", "profile", "fit", "simulate", "info", "loadtest", "cascade",
+    "push",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -72,6 +76,16 @@ def test_fit_profile_and_info(
     few = ("--batch-sizes", "1", "--repeats", "1")
     assert "costs_ms" in document(capfd, "profile", folder, *few)
     assert "precisions" in document(capfd, "info", folder)
+
+
+@pytest.mark.slow
+def test_cascade(capfd: pytest.CaptureFixture[str], tmp_path: Path, quick_fits: None) -> None:
+    folders = [
+        write_image_bundle(tmp_path / name, 8, accuracies).folder
+        for name, accuracies in (("small", (0.7,)), ("large", (0.8, 0.95)))
+    ]
+    flags = ("--out", tmp_path / "both", "--policy", "maxprob")
+    assert "float32" in document(capfd, "cascade", *folders, *flags)["precisions"]
 
 
 def test_simulate(capfd: pytest.CaptureFixture[str]) -> None:
