@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -90,10 +91,10 @@ def test_encoders_of_a_folder_are_served(tmp_path: Path, kind: str) -> None:
 def test_a_bundle_is_pushed_and_served_from_its_address(
     hub: Hub, tmp_path: Path, shipped_text_bundle: Path
 ) -> None:
-    pushed = eenet("push", shipped_text_bundle, "org/news")
+    pushed = eenet("push", shipped_text_bundle, "org/news", "--json")
     assert pushed.returncode == 0, pushed.stderr
     sha = hub.branches["org/news"]["main"]
-    assert f"org/news@{sha}" in pushed.stdout
+    assert json.loads(pushed.stdout) == {"name": "org/news", "commit": sha}
     cache = ("--cache", str(tmp_path / "cache"))
     for address in ("hf://org/news", f"hf://org/news@{sha}"):
         with running_server("--bundle", address, *cache, ready_within_s=60) as server:

@@ -15,8 +15,8 @@ from tests.small_bundles import write_image_bundle
 TRAIN = ("--epochs", "1", "--batch-size", "8")
 # The load test needs a server and push a hub: their own tests parse all of their standard output.
 TESTED = (
-    "train", "attach", "import", "build", "profile", "fit", "simulate", "info", "loadtest", "cascade",
-    "push",
+    "train", "attach", "import", "build", "profile", "fit", "simulate", "info", "cascade",
+    "loadtest", "push",
 )  # fmt: skip
 
 
