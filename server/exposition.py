@@ -53,7 +53,7 @@ FORMATS: Final = (
     Format(CONTENT_TYPE_PLAIN_1_0_0, ("text/plain", "text/*", "*/*"), frozenset({"", "1.0.0"})),
     Format(CONTENT_TYPE_PLAIN_0_0_4, ("text/plain",), frozenset({"0.0.4"})),
 )
-PLAIN: Final = FORMATS[1]  # for whoever accepts nothing of all this
+PLAIN: Final = FORMATS[1]  # for a scraper that accepts none of these
 
 
 def render(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:

@@ -375,7 +375,7 @@ class ModelMetrics:
                 self.stage_latency[stage].note_exemplar(ms / 1e3, trace_id)
 
     def remove(self, *, is_replaced: bool) -> None:
-        """Remove all series, but those that a model of the same name and version goes on with."""
+        """Remove all series, except those that a model of the same name and version still uses."""
         if not is_replaced:
             self._families.remove_model(self._model, self._version)
         elif self._shown_info is not None:

@@ -11,7 +11,7 @@ from server.trace_settings import TraceSettings
 
 log = logging.getLogger(__name__)
 
-ABORT_S = 0.2  # for an export that is told to give up
+ABORT_S = 0.2  # for an export that was cancelled
 
 
 class Exporter(Protocol):

@@ -116,7 +116,7 @@ class Started(NamedTuple):
     Attributes:
         url: Its address.
         process: Its first process.
-        mark: Stands in the environment of the process and of all its children.
+        mark: Set in the environment of the process and of all its children.
         log: Its log file.
     """
 

@@ -9,7 +9,7 @@ from models.data.class_names import name_warnings
 from models.data.counts import class_counts, count_classes
 from models.data.dataset import Dataset
 
-MANY_TIMES = 10  # as many rows of the most frequent class as of the rarest are told
+MANY_TIMES = 10  # as many rows of the most frequent class as of the rarest cause a warning
 FEW_ROWS = 10  # of a class in training, below which little can be learned of it
 
 

@@ -17,7 +17,7 @@ class EngineGroup:
 
     Args:
         model: Its number.
-        engines: All engines; those that have not loaded it are told nothing.
+        engines: All engines; those that have not loaded it get no message.
         ask: Sends a message to a process and waits for the reply.
     """
 

@@ -1,4 +1,4 @@
-"""The program in docs/bundle.md writes a bundle that is served; it uses nothing of ours."""
+"""The program in docs/bundle.md writes a bundle that is served; it uses nothing of this project."""
 
 import io
 import re

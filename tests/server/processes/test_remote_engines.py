@@ -24,7 +24,7 @@ LOG_PROBS: NDArray[np.float32] = np.log(np.array([0.25, 0.75], np.float32))
 
 
 class Engine:
-    """The other end: takes requests and sends what it is told to."""
+    """The other end: takes requests and sends what a test names."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
         self.link = FrontLink(0)
@@ -118,6 +118,6 @@ def test_another_engine_begins_again_with_what_waited_in_one_that_died() -> None
         front.bury(0, [])
         requests = await second.take()
         second.show(requests, 0)
-        assert await happened.get() == 0, "whoever listens counts the exits"
+        assert await happened.get() == 0, "the listener counts the exits"
 
     against(2, test)
