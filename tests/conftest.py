@@ -60,14 +60,16 @@ class Texts(NamedTuple):
 def logging_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Logging is as before after each test, whatever of `eenet serve` ran in this process."""
     root = logging.getLogger()
-    before, level = root.handlers[:], root.level
+    uvicorn = logging.getLogger("uvicorn.error")
+    before, levels = root.handlers[:], [(each, each.level) for each in (root, uvicorn)]
     hooks = [(sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook")]
     for owner, name in hooks:
         monkeypatch.setattr(owner, name, getattr(owner, name))
     yield
     logging.captureWarnings(False)
     root.handlers[:] = before
-    root.setLevel(level)
+    for each, level in levels:
+        each.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.conftest import Images
     from tests.e2e.conftest import Server
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 IMAGES, TEXTS = "cifar10-resnet56", "ag-news-minilm"
 GOOD = (
     {"budget_ms": 1.5},

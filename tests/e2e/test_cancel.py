@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.conftest import Images
     from tests.e2e.conftest import Server
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 STAGES_MS = (150, 20, 20)
 MODEL = "cifar10-resnet56"

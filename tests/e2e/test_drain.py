@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.conftest import Images
     from tests.e2e.conftest import Server, StartServer
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 JPEG = {"content-type": "image/jpeg"}
 FOR_EVER = ("--deregister-s", "600")
 # On a connection of its own, without the certificates that it would read for nothing.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.conftest import Images
     from tests.e2e.conftest import Server, StartServer
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 JPEG = {"content-type": "image/jpeg"}
 CLIENTS = 8
 ONE_BY_ONE = ("--engine-workers", "1", "--max-batch", "1")

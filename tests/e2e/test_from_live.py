@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 JPEG = {"content-type": "image/jpeg"}
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 class Traffic:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.conftest import Images
     from tests.e2e.conftest import Server
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 POST = b"POST /predict HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = POST + b"Content-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n"

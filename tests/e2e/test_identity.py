@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.conftest import Images
     from tests.e2e.conftest import Server, StartServer
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 JPEG = {"content-type": "image/jpeg"}
 LARGE = bytes(300_000)  # behind an image, where decoders stop: too large for the short path
 

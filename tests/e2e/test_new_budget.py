@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tests.conftest import Images
     from tests.e2e.conftest import StartServer
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 REACHES_ALL_S = 0.05
 # Else some front-ends would never be asked.
 EACH_ON_A_NEW_CONNECTION = {"content-type": "image/jpeg", "connection": "close"}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.conftest import Images
     from tests.e2e.conftest import Server
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 JPEG = {"content-type": "image/jpeg"}
 OPENMETRICS = {"accept": "application/openmetrics-text"}
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.conftest import Images
     from tests.e2e.conftest import StartServer
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 JPEG = {"content-type": "image/jpeg"}
 
 

@@ -157,6 +157,7 @@ def test_certify_writes_what_a_replay_answers(
     assert np.array_equal(written["last"], last)
 
 
+@pytest.mark.slow
 def test_served_answers_are_those_of_a_replay(client: TestClient, bundle: Path) -> None:
     """The parameter may move between two answers; those during which it did do not count."""
     files = images(40)

@@ -124,8 +124,8 @@ def test_an_address_without_a_password_stays() -> None:
     assert in_json(record(text), "")["message"] == text
 
 
-def test_warnings_threads_and_uncaught_errors_are_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "level", logging.NOTSET)  # of others
+def test_warnings_threads_and_uncaught_errors_are_lines() -> None:
+    logging.getLogger("uvicorn.error").setLevel(logging.NOTSET)  # servers of other tests set one
     stream = started("json")
     with warnings.catch_warnings():
         warnings.simplefilter("always")

@@ -217,6 +217,7 @@ def share_shown(client: TestClient) -> float:
     return share
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_drift", [True, False])
 def test_a_withdrawn_promise_is_renewed_by_some_hundred_requests(
     several_fits: Path, monkeypatch: pytest.MonkeyPatch, images: Images, by_drift: bool

@@ -31,6 +31,7 @@ def backends(
 Backends = tuple[Exported, OnnxBackend, OnnxBackend]
 
 
+@pytest.mark.slow
 def test_half_precision_answers_nearly_the_same(backends: Backends) -> None:
     network, single, half = backends
     state = network.inputs(12)

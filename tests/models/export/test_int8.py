@@ -52,6 +52,7 @@ def divergence(expected: NDArray[Any], found: NDArray[Any]) -> float:
     return float((np.exp(expected) * (expected - found)).sum(-1).mean())
 
 
+@pytest.mark.slow
 def test_quantised_answers_are_near_those_in_float(built: Built) -> None:
     state = built.network.inputs(40, 11, seed=7)
     for exact, near in zip(answers(built.float, state), answers(built.backend, state), strict=True):

@@ -44,6 +44,7 @@ def test_weights_that_half_precision_holds_are_stored_in_it(tmp_path: Path) -> N
     assert torch.float32 in kinds.values() and torch.int64 in kinds.values()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("left", "pad_id"), [(30, 29), (12, 11)])
 def test_the_network_of_a_pruned_vocabulary_is_rebuilt_with_what_is_left(
     tmp_path: Path, left: int, pad_id: int

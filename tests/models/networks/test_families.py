@@ -191,6 +191,7 @@ def made(request: pytest.FixtureRequest, trained: Callable[[str], Trained]) -> T
     return trained(request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 3), (1, 16), (2, 9), (7, 5), (4, 13)])
 def test_graphs_of_what_was_trained_agree_with_it(made: Trained, rows: int, tokens: int) -> None:
     state = made.inputs(rows, tokens)

@@ -201,6 +201,7 @@ def test_every_policy_keeps_budgets_under_the_prior_it_is_fitted_for(
     assert max(spent) > 1.005, "a fit to the observed shares overspends under other ones"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stopping", "maxprob-opt"])
 @pytest.mark.usefixtures("quick_fits")
 def test_the_frontier_expects_what_the_prior_brings(

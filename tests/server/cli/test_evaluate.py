@@ -450,6 +450,7 @@ def test_bundles_of_every_task_are_judged(
     assert (out / "report" / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_texts_are_no_examples_of_a_report(
     text_bundle: Path, reviews: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,7 @@ def command(predictions: Path, *more: object) -> list[str]:
     return ["fit", "--predictions", str(predictions), *map(str, more)]
 
 
+@pytest.mark.slow
 def test_a_scheduler_is_fitted_to_predictions_and_costs(
     predictions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -41,6 +42,7 @@ def test_a_scheduler_is_fitted_to_predictions_and_costs(
     assert scheduler.frontier.costs_ms.tolist() == [1.0, 3.0]
 
 
+@pytest.mark.slow
 def test_test_rows_may_be_missing(predictions: Path, tmp_path: Path) -> None:
     with np.load(predictions) as arrays:
         kept = {name: arrays[name] for name in arrays.files if name.startswith("calibration")}

@@ -68,6 +68,7 @@ def test_build(
     assert "exit_accuracy" in document(capfd, "build", text_run, *flags)
 
 
+@pytest.mark.slow
 def test_fit_profile_and_info(
     capfd: pytest.CaptureFixture[str], shipped_bundle: Path, tmp_path: Path, quick_fits: None
 ) -> None:

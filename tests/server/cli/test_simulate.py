@@ -112,6 +112,7 @@ def overload_flags(tmp_path: Path, *flags: str) -> list[str]:
     return ["--trace", str(tmp_path / "trace.npz"), "--seconds", "20", *flags]
 
 
+@pytest.mark.slow
 def test_ways_to_serve_an_overload_are_compared(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, shipped_bundle: Path
 ) -> None:

@@ -187,6 +187,7 @@ def imbalanced(folder: Path) -> DataConfig:
     return DataConfig(str(dataset), calibration_size=12)
 
 
+@pytest.mark.slow
 def test_all_schedulers_are_fitted_for_the_prior(
     case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -211,6 +212,7 @@ def test_a_prior_that_names_no_class_stops_a_build_before_it_exports(
     assert said == ["reading the dataset"]
 
 
+@pytest.mark.slow
 def test_imbalanced_calibration_rows_are_told(
     case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -294,6 +296,7 @@ class Interrupted(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_an_old_bundle_survives_a_build_that_fails(case: Case, plain: Run, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     shutil.copytree(case.built.bundle.folder, out)

@@ -436,6 +436,7 @@ def test_bundles_of_every_task_can_be_fitted_again(
     assert after.model_dump(exclude=other) == before.model_dump(exclude=other)
 
 
+@pytest.mark.slow
 def test_the_shipped_bundle_can_be_fitted_again(shipped_bundle: Path, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(shipped_bundle, tmp_path / "bundle"))
     refitted = refit(bundle, policy="stopping")

@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+import pytest
+
 from server.processes.child_life import LifeLimits
 from server.processes.supervisor import Child, Supervisor
 from server.processes.zygote import StartFailed, Zygote
@@ -180,17 +182,20 @@ def test_a_killed_child_is_replaced() -> None:
     assert "was killed by SIGKILL" in output
 
 
+@pytest.mark.slow
 def test_a_hung_child_is_suspect_then_killed_and_replaced() -> None:
     value, output = run("hung")
     assert value.index("suspect True") < value.index("ended 1") < value.index("ready 2")
     assert "is silent: suspect" in output and "has given no sign for" in output
 
 
+@pytest.mark.slow
 def test_a_child_that_goes_on_is_suspect_no_more() -> None:
     value = run("paused").value
     assert value[:3] == ["ready 1", "suspect True", "suspect False"] and "ready 2" not in value
 
 
+@pytest.mark.slow
 def test_a_pause_of_control_is_no_silence_of_children() -> None:
     assert "ready 2" not in run("stalled").value
 
