@@ -17,7 +17,7 @@ from tests.onnx_models import (
     plain_net,
     save,
 )
-from tests.server.pipeline.test_own_onnx import ask, build, command, serve
+from tests.server.pipeline.test_own_onnx import ask, build, colours, command, serve  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("quick_builds")
 
@@ -63,7 +63,7 @@ def test_a_classifier_gets_exits_and_answers(
     assert "eenet build --name colours" in printed
 
     out = build(run, "--name", "colours")
-    described = load_bundle(out)
+    described = load_bundle(out).manifest
     assert described.num_exits == 3 and described.classes == COLOURS
     with serve(out) as client:
         client.put("/budget", json={"budget_ms": 1000}).raise_for_status()
@@ -84,7 +84,30 @@ def test_several_outputs_are_the_exits(tmp_path: Path) -> None:
     dataset, run = colour_dataset(tmp_path / "data"), tmp_path / "run"
     flags = ("--dataset", dataset, "--out", run, "--calibration-size", 60, "--json")
     assert main(command("import", "--triton", folder, *flags)) == 0
-    assert load_bundle(build(run)).num_exits == 2  # the output that is left out is none
+    assert load_bundle(build(run)).manifest.num_exits == 2  # the output that is left out is none
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ("blue\ngreen\nRed", "have 'Red', which is no class of the dataset; its classes are blue"),
+        ("blue\ngreen", "have 2 names, not every class of the dataset; its classes are blue"),
+    ],
+)
+def test_labels_that_are_not_the_classes(
+    labels: str,
+    said: str,
+    tmp_path: Path,
+    colours: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = entry(tmp_path / "colours", CONFIG)
+    (folder / "labels.txt").write_text(labels)
+    save(plain_net(2), folder / "2" / "model.onnx")
+    flags = ("--dataset", colours, "--out", tmp_path / "run", "--calibration-size", 60)
+    assert main(command("import", "--triton", folder, *flags)) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
