@@ -103,7 +103,7 @@ def _check_source(args: argparse.Namespace) -> None:
     sources = (args.checkpoint, args.onnx, args.triton)
     if sum(source is not None for source in sources) != 1:
         raise ValueError(
-            "give one network: a CHECKPOINT with --arch and --classes, --onnx or --triton"
+            "give one network: a CHECKPOINT with --arch and --classes, or --onnx, or --triton"
         )
     if args.num_exits is not None and args.triton is None:
         raise ValueError("--num-exits belongs to --triton; the exits of other networks are given")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.onnx_models import (
     save,
 )
 from tests.server.pipeline.test_own_onnx import ask, build, colours, command, serve  # noqa: F401
+from tests.server.pipeline.test_own_onnx_text import NAMES, export
 
 pytestmark = pytest.mark.usefixtures("quick_builds")
 
@@ -85,6 +87,22 @@ def test_several_outputs_are_the_exits(tmp_path: Path) -> None:
     flags = ("--dataset", dataset, "--out", run, "--calibration-size", 60, "--json")
     assert main(command("import", "--triton", folder, *flags)) == 0
     assert load_bundle(build(run)).manifest.num_exits == 2  # the output that is left out is none
+
+
+@pytest.mark.slow
+def test_token_ids_with_mask_and_types(backbone: Path, reviews: Path, tmp_path: Path) -> None:
+    inputs = ", ".join(f'{{ name: "{name}" data_type: TYPE_INT64 dims: [ -1 ] }}' for name in NAMES)
+    output = 'output { name: "scores" data_type: TYPE_FP32 dims: [ 2 ] }'
+    folder = entry(tmp_path / "bert", f"max_batch_size: 4 input [ {inputs} ] {output}")
+    (folder / "preprocessor_config.json").unlink()
+    shutil.copy(backbone / "tokenizer.json", folder)
+    (folder / "2").mkdir()
+    export(backbone, folder / "2" / "model.onnx", dynamo=False, length=None)
+    flags = ("--dataset", reviews, "--calibration-from", "train", "--num-exits", 2)
+    run = tmp_path / "run"
+    assert main(command("import", "--triton", folder, *flags, "--out", run)) == 0
+    described = load_bundle(build(run)).manifest
+    assert described.task == "text" and described.num_exits == 2
 
 
 @pytest.mark.slow
