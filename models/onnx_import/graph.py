@@ -62,6 +62,14 @@ def replace_nodes(model: ModelProto, nodes: Sequence[NodeProto]) -> None:
     model.graph.node.extend(nodes)
 
 
+def keep_outputs(model: ModelProto, names: Collection[str]) -> None:
+    """Leave out all other outputs, and what only they need."""
+    kept = [value for value in model.graph.output if value.name in names]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    remove_unread(model)
+
+
 def remove_unread(model: ModelProto) -> None:
     """Remove the nodes and constants that no output depends on."""
     kept = ancestors(model, [value.name for value in model.graph.output])

@@ -48,20 +48,15 @@ def run_attach(args: argparse.Namespace) -> dict[str, Any]:
         else [number for number in parse_exits(args.exits) if number != len(points.tensors) + 1]
     )
     if args.exits is None:
-        _print_places(points, exits)
+        print_places(points, exits)
     if options is None:
         return {"places": points.tensors, "ends_ms": points.ends_ms.tolist(), "exits": list(exits)}
     report = attach_exits(points, exits, training, options, step)
-    _print(args.out, report)
-    return {
-        **report._asdict(),
-        "scale": report.scale.name.lower(),
-        "weakness": report.weakness,
-        "run": str(args.out),
-    }
+    return print_attached(args.out, report)
 
 
-def _print_places(points: CutPoints, exits: Sequence[int]) -> None:
+def print_places(points: CutPoints, exits: Sequence[int]) -> None:
+    """Print the places of a network, and which become exits."""
     print("place: ms until it, tensor")
     for place, (name, ms) in enumerate(
         zip([*points.tensors, "the end"], points.ends_ms, strict=True), start=1
@@ -70,7 +65,8 @@ def _print_places(points: CutPoints, exits: Sequence[int]) -> None:
     print(f"exits: --exits {','.join(map(str, exits))}, and the network's own at the end")
 
 
-def _print(out: Path, report: AttachReport) -> None:
+def print_attached(out: Path, report: AttachReport) -> dict[str, Any]:
+    """Print the exits of a network; return the document of --json."""
     print(
         f"{out}: {len(report.test_accuracy)} exits; the output is {report.scale.value}; stages and "
         f"file differ by {report.disagreement:.1e} in a probability at most"
@@ -89,3 +85,9 @@ def _print(out: Path, report: AttachReport) -> None:
         print(report.weakness)
     print_order(report.order)
     print(f"build it with eenet build {out} --out BUNDLE")
+    return {
+        **report._asdict(),
+        "scale": report.scale.name.lower(),
+        "weakness": report.weakness,
+        "run": str(out),
+    }

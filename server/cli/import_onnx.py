@@ -39,7 +39,8 @@ def onnx_options(args: argparse.Namespace) -> OnnxOptions:
     from server.pipeline.onnx_import import OnnxOptions
 
     if args.dataset is None or args.out is None:
-        raise ValueError("--onnx needs --dataset, to check and calibrate on, and --out")
+        kind = "--onnx" if args.onnx is not None else "--triton"
+        raise ValueError(f"{kind} needs --dataset, to check and calibrate on, and --out")
     if args.image_size is not None:
         raise ValueError(
             f"--image-size is {args.image_size}; the size of the images is the network's own, or "
@@ -76,12 +77,11 @@ def run_import(args: argparse.Namespace) -> dict[str, Any]:
         report = import_folders(paths[0], paths[1], options, StepLog())
     else:
         report = import_file(paths[0], options, StepLog())
-    print_report(args.out, report)
-    return {**report._asdict(), "scale": report.scale.name.lower(), "run": str(args.out)}
+    return print_imported(args.out, report)
 
 
-def print_report(out: Path, report: ImportReport) -> None:
-    """Print the exits of an imported network."""
+def print_imported(out: Path, report: ImportReport) -> dict[str, Any]:
+    """Print the exits of an imported network; return the document of --json."""
     print(
         f"{out}: {len(report.exits)} exits; the outputs are {report.scale.value}; stages and file "
         f"differ by {report.disagreement:.1e} in a probability at most"
@@ -91,6 +91,7 @@ def print_report(out: Path, report: ImportReport) -> None:
         print(f"{exit:4d} {100 * share:17.2f}   {name}")
     print_order(report.order)
     print(f"build it with eenet build {out} --out BUNDLE")
+    return {**report._asdict(), "scale": report.scale.name.lower(), "run": str(out)}
 
 
 def print_order(order: tuple[str, ...] | None) -> None:

@@ -1,4 +1,4 @@
-"""`eenet import`: turns a checkpoint of the published EENet code, or ONNX files, into a run."""
+"""`eenet import`: turns ONNX files, or a checkpoint of the published EENet code, into a run."""
 
 import argparse
 from pathlib import Path
@@ -9,6 +9,7 @@ import numpy as np
 from models.bundle import TOKENIZER
 from models.training.run import BEST, RunConfig, create_run_dir
 from server.cli.import_onnx import add_onnx_flags, run_import
+from server.cli.import_triton import run_triton
 from server.cli.options import (
     add_data,
     add_json,
@@ -45,6 +46,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="in place of a checkpoint: one ONNX file whose outputs are the exits, or a folder of "
         "stages and a folder of heads (0.onnx, 1.onnx, ...); needs --dataset",
     )
+    parser.add_argument(
+        "--triton",
+        type=Path,
+        metavar="DIR",
+        help="in place of a checkpoint: an entry of a Triton repository with an ONNX classifier, "
+        "DIR/config.pbtxt and DIR/VERSION/model.onnx; needs --dataset",
+    )
+    parser.add_argument(
+        "--num-exits",
+        type=int,
+        help="for --triton: number of exits of a network with one output (default: 4)",
+    )
     add_onnx_flags(parser)
     add_data(parser, required=False)
     parser.add_argument(
@@ -69,9 +82,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Import the checkpoint or the ONNX files."""
+    """Import the checkpoint, the ONNX files or the entry of a Triton repository."""
     prepare_training()
     _check_source(args)
+    if args.triton is not None:
+        return run_triton(args)
     if args.onnx is not None:
         return run_import(args)
     import_published(args)
@@ -85,20 +100,27 @@ def _check_source(args: argparse.Namespace) -> None:
     Raises:
         ValueError: If they do not.
     """
-    if (args.checkpoint is None) == (args.onnx is None):
-        raise ValueError("give one network: a CHECKPOINT with --arch and --classes, or --onnx")
+    sources = (args.checkpoint, args.onnx, args.triton)
+    if sum(source is not None for source in sources) != 1:
+        raise ValueError(
+            "give one network: a CHECKPOINT with --arch and --classes, or --onnx, or --triton"
+        )
+    if args.num_exits is not None and args.triton is None:
+        raise ValueError("--num-exits belongs to --triton; the exits of other networks are given")
     kept = ("arch", "classes", "settings", "latencies", "tokenizer", "max_tokens", "mean", "std")
     given = [name for name in kept if getattr(args, name) is not None]
-    if args.onnx is not None and given:
-        raise ValueError(
-            f"--{given[0].replace('_', '-')} belongs to a checkpoint; with --onnx, give "
-            f"--preprocessing"
-        )
-    if args.onnx is None and (args.arch is None or args.classes is None):
+    if args.checkpoint is None:
+        if given:
+            raise ValueError(
+                f"--{given[0].replace('_', '-')} belongs to a checkpoint; with "
+                f"{'--triton' if args.onnx is None else '--onnx'}, give --preprocessing"
+            )
+        return
+    if args.arch is None or args.classes is None:
         raise ValueError("a checkpoint needs --arch, its network, and --classes, their number")
-    if args.onnx is None and args.preprocessing is not None:
+    if args.preprocessing is not None:
         raise ValueError("--preprocessing belongs to --onnx; a checkpoint takes --mean and --std")
-    if args.onnx is None and args.dataset is not None:
+    if args.dataset is not None:
         raise ValueError("--dataset belongs to --onnx; eenet build takes it for a checkpoint")
 
 

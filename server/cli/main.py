@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   eenet attach --backbone my-bert --exits 3,6,9,12 --dataset reviews.csv --out runs/bert
   eenet attach --onnx model.onnx --dataset photos/ --out runs/onnx
   eenet import --onnx stages/ heads/ --dataset photos/ --out runs/given
+  eenet import --triton repository/mine --dataset photos/ --out runs/mine
   eenet import model_best.pth.tar --arch resnet56_3 --classes 10 --out runs/published
   eenet build runs/mine --out my-bundle
   eenet cascade small large --out both                    two networks under one budget
@@ -45,7 +46,8 @@ COMMANDS = {
     "attach": ("attach", "Put exits onto a pretrained network and train them, or resume that."),
     "import": (
         "import_run",
-        "Make a run of ONNX files, or of a checkpoint of the published EENet code.",
+        "Make a run of ONNX files, of an entry of a Triton repository, or of a checkpoint of the "
+        "published EENet code.",
     ),
     "build": ("build", "Export, calibrate, profile and fit: turn a run into a bundle."),
     "cascade": (

@@ -16,7 +16,7 @@ from models.data.dataset import Dataset, Split
 from models.data.load import load_dataset
 from models.export.onnx_graphs import Graphs
 from models.onnx_import.exit_heads import feature_graph, head_graph
-from models.onnx_import.graph import remove_unread
+from models.onnx_import.graph import keep_outputs
 from models.onnx_import.outputs import Scale, as_head, log_softmax, order_of_classes, scale_of
 from models.onnx_import.parts import Parts, Whole, cut_at
 from models.onnx_import.reading import read_model
@@ -122,10 +122,7 @@ def find_cut_points(
     name = _scores(first, output)
     model = ModelProto()
     model.CopyFrom(first.model)
-    kept = [value for value in model.graph.output if value.name == name]
-    del model.graph.output[:]
-    model.graph.output.extend(kept)
-    remove_unread(model)
+    keep_outputs(model, [name])
     whole = Whole(model, *first.reader.two_inputs())
     # The last one is what the classifier itself reads.
     tensors = _of_rows(whole, separators(model, light_tensors(model)))[:-1]

@@ -1,7 +1,7 @@
 """Turns multi-exit classifiers that come as ONNX files into runs."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from models.data.load import load_dataset
 from models.export.onnx_graphs import Graphs
 from models.onnx_import.batch_axis import fixed_rows, forget_shapes, free_rows
 from models.onnx_import.folders import read_numbered, take_state
-from models.onnx_import.graph import ancestors
+from models.onnx_import.graph import ancestors, keep_outputs
 from models.onnx_import.outputs import (
     Scale,
     as_head,
@@ -99,14 +99,25 @@ class _Cut(NamedTuple):
     chains: list[tuple[list[ModelProto], int]]
 
 
-def import_file(path: Path, options: OnnxOptions, log_step: Callable[[str], None]) -> ImportReport:
+def import_file(
+    path: Path,
+    options: OnnxOptions,
+    log_step: Callable[[str], None],
+    outputs: Collection[str] | None = None,
+) -> ImportReport:
     """Import one file whose outputs are the exits.
+
+    Args:
+        path: The file.
+        options: Dataset, preprocessing and the folder of the run.
+        log_step: Called with each step as it begins.
+        outputs: Outputs that are used, those of scores among them; None: all.
 
     Raises:
         ValueError: If it is no such file, cannot be cut, or does not fit the dataset.
     """
     log_step(f"checking {path}")
-    return _finish(_cut_file(path, options.preprocessing), path.name, options, log_step)
+    return _finish(_cut_file(path, options.preprocessing, outputs), path.name, options, log_step)
 
 
 def import_folders(
@@ -122,8 +133,10 @@ def import_folders(
     return _finish(cut, stages.resolve().parent.name, options, log_step)
 
 
-def _cut_file(path: Path, preprocessing: Path | None) -> _Cut:
+def _cut_file(path: Path, preprocessing: Path | None, wanted: Collection[str] | None) -> _Cut:
     first = adapt(read_model(path), path, preprocessing)
+    if wanted is not None:
+        keep_outputs(first.model, wanted)
     whole = first.checked()
     exits = _exit_outputs(whole, path)
     if len(exits) < 2:

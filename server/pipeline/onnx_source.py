@@ -256,10 +256,11 @@ def in_order_of(
     if names is None or names == data.classes:
         return data
     if sorted(names) != sorted(data.classes):
-        other = next(name for name in names if name not in data.classes)
+        others = [name for name in names if name not in data.classes]
+        described = f"{others[0]!r}, which is no" if others else f"{len(names)} names, not every"
         raise ValueError(
-            f"--class-names has {other!r}, which is no class of the dataset; its classes are "
-            f"{', '.join(data.classes)}"
+            f"the network's classes (--class-names) have {described} class of the dataset; its "
+            f"classes are {', '.join(data.classes)}"
         )
     places = np.array([names.index(name) for name in data.classes])
     return data.map_labels(names, lambda labels: places[labels])

@@ -10,7 +10,7 @@ import pytest
 from tests.documents import Example, assert_as_shown, examples, run_requests
 from tests.e2e.conftest import Server
 
-PAGES = "docs/http.md", "docs/protocols.md"
+PAGES = "docs/http.md", "docs/protocols.md", "docs/migrating.md"
 EXAMPLES = [example for page in PAGES for example in examples(page)]
 
 

@@ -156,6 +156,8 @@ FLAGS = {
         "std",
         "out",
         "onnx",
+        "triton",
+        "num-exits",
         "preprocessing",
         *DATA,
         "json",
