@@ -190,7 +190,7 @@ def told_by(check: str, server: Started, target: Target) -> str:
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # also its honest client
-        process.wait()
+        process.communicate()  # which closes the pipes
     found = re.search(r"(holds|falls): (.*)", output)
     last = (errors.strip().splitlines() or ["it printed nothing"])[-1]
     return cell(found[1], found[2]) if found else f"falls: {last[:LONGEST]}"

@@ -238,7 +238,7 @@ def test_metrics_count_spans_and_name_traces(observed: Observed, images: Images)
     }
     assert len(exemplars) == 5 and all(exemplars.values()), exemplars
     for found in exemplars.values():
-        assert {each.labels["trace_id"][:28] for each in found} == {TRACE[:-4]}
+        assert TRACE[:-4] in {each.labels["trace_id"][:28] for each in found}
     spans = {s.labels["outcome"]: s.value for s in families["eenet_spans"].samples}
     assert spans["exported"] >= 80 and spans["lost"] == 0
     lag = families["eenet_event_loop_lag_seconds"].samples

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 
 import server.pipeline.builder
-from models.bundle import Bundle, load_bundle
+from models.bundle import CARD, Bundle, load_bundle
 from models.data.dataset import DataConfig, Dataset
 from models.data.load import load_dataset
 from models.known_answers import TOLERANCE, largest_difference, load_known_answers
@@ -319,7 +319,7 @@ def test_a_new_bundle_replaces_the_old_one_whole(case: Case, plain: Run, tmp_pat
     build(moved, out, data=data, name="plain")
     manifest = load_bundle(out).manifest
     assert (manifest.name, manifest.num_exits) == ("plain", 1)
-    assert set(contents(out)) == {*manifest.files, "bundle.json"}
+    assert set(contents(out)) == {*manifest.files, "bundle.json", CARD}
 
 
 @pytest.mark.parametrize("name", ["", "my bundle", "a/b", "ä", "x" * 65])
@@ -376,7 +376,7 @@ def test_a_bundle_of_two_precisions_serves_both(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "data", "run"]
     bundle = load_bundle(out)
     assert bundle.precisions == ("int8", "float32")
-    assert set(contents(out)) == {*bundle.manifest.files, "bundle.json"}
+    assert set(contents(out)) == {*bundle.manifest.files, "bundle.json", CARD}
     assert bundle.variant("float32").entry.measured is not None
     assert bundle.variant("int8").entry.method["scale_rows"] == 108
     test = load_dataset(data_of(dataset)).test
