@@ -124,8 +124,12 @@ def test_an_address_without_a_password_stays() -> None:
     assert in_json(record(text), "")["message"] == text
 
 
-def test_warnings_threads_and_uncaught_errors_are_lines() -> None:
-    logging.getLogger("uvicorn.error").setLevel(logging.NOTSET)  # servers of other tests set one
+def test_warnings_threads_and_uncaught_errors_are_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("uvicorn", "uvicorn.error"):  # as in a process in which nobody configured them
+        uvicorn = logging.getLogger(name)
+        uvicorn.setLevel(logging.NOTSET)
+        monkeypatch.setattr(uvicorn, "propagate", True)
+        monkeypatch.setattr(uvicorn, "disabled", False)
     stream = started("json")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
