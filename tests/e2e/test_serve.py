@@ -201,6 +201,7 @@ def test_it_imports_neither_torch_nor_transformers(server: Server) -> None:
     assert printed.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_it_answers_what_it_has_and_ends_on_sigterm(server: Server, images: Images) -> None:
     base = server.client.base_url
     with ThreadPoolExecutor(8) as pool, socket.create_connection((base.host, base.port)) as half:

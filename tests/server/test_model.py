@@ -353,6 +353,7 @@ def test_the_window_keeps_counting_under_stopping(stopping: TestClient, images: 
     assert sum(after["exit_rates"]) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_a_host_whose_stages_share_the_time_otherwise_is_told_to_fit_again(
     refitted: Refitted, tmp_path: Path, quick_fits: None, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -39,7 +39,7 @@ MSDNET = {
 @pytest.mark.parametrize(
     ("arch", "settings"),
     [
-        ("resnet8", {}),
+        pytest.param("resnet8", {}, marks=pytest.mark.slow),
         pytest.param("resnet18", {"exits": [2]}, marks=pytest.mark.slow),
         pytest.param("resnet56_3", {}, marks=pytest.mark.slow),
         pytest.param("densenet121_4", {}, marks=pytest.mark.slow),

@@ -42,6 +42,7 @@ def test_half_precision_answers_nearly_the_same(backends: Backends) -> None:
         assert not np.array_equal(near.logits, exact.logits)
 
 
+@pytest.mark.slow
 def test_log_probabilities_are_computed_in_single_precision(backends: Backends) -> None:
     network, _, half = backends
     if network.name == "fcn":

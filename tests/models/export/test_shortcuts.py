@@ -84,6 +84,7 @@ def test_what_is_more_than_a_shortcut_keeps_its_values(other: dict) -> None:
     np.testing.assert_array_equal(run(model), before)
 
 
+@pytest.mark.slow
 def test_an_exported_resnet_has_only_convolutions_and_sums_left() -> None:
     torch.manual_seed(0)
     model = cifar_resnet(8, 5, [1], [()]).eval()

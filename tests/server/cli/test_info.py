@@ -73,6 +73,7 @@ def test_people_get_a_table(capsys: pytest.CaptureFixture[str], shipped_bundle: 
         assert entry.policy in line and f"suggested budget {entry.default_budget_ms:g} ms" in line
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_fits")
 def test_all_schedulers_are_named(
     capsys: pytest.CaptureFixture[str], shipped_bundle: Path, tmp_path: Path

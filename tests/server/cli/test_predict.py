@@ -177,6 +177,7 @@ def test_bad_flags_are_one_sentence(
     assert sentence in said.err and len(said.err.splitlines()) == 1 and said.out == ""
 
 
+@pytest.mark.slow
 def test_a_mask_comes_along_with_a_segmentation(
     predict: Predict, mask_bundle: Path, images: "Images", tmp_path: Path
 ) -> None:

@@ -133,6 +133,7 @@ def words(text_bundle: Path) -> Words:
     return Words(OnnxBackend(variant.stage_files, variant.head_files), preprocess, texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("max_batch", "workers"), [(8, 3), (1, 2), (50, 1)])
 def test_texts_of_mixed_lengths_are_answered_as_alone(
     words: Words, max_batch: int, workers: int
