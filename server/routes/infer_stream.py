@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 from fastapi import Request, Response
+from numpy.typing import NDArray
 
+from models.backend import State
 from server.batch import Caller
 from server.engine.request import ExitTrace, InferenceRequest
 from server.errors import InvalidContent
@@ -74,6 +76,13 @@ async def stream_row(
     return await start_stream(request, events())
 
 
+def network_state(model: FrontModel, rows: NDArray[Any]) -> State:
+    """Return what the network takes of images (N, ...): float32 ones are normalised already."""
+    if rows.dtype == np.float32:
+        return (rows,)
+    return model.preprocess.batch(rows)  # type: ignore[arg-type]
+
+
 def _begin(
     model: FrontModel,
     call: InferenceCall,
@@ -85,8 +94,7 @@ def _begin(
     dispatcher, row_id = model.dispatcher, f"{caller.request_id}/0"
     given = options, caller.received_s
     if isinstance(call.rows, np.ndarray):
-        planes = call.rows.dtype == np.float32
-        state = (call.rows,) if planes else model.preprocess.batch(call.rows)  # type: ignore[arg-type]
+        state = network_state(model, call.rows)
         (begun,) = dispatcher.begin_rows(
             state, *given, [row_id], on_done, on_exit=on_exit, owner=caller.owner
         )

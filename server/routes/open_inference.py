@@ -33,7 +33,7 @@ from server.routes.answers import (
     most_items,
     require_one_label,
 )
-from server.routes.infer_stream import stream_row
+from server.routes.infer_stream import network_state, stream_row
 from server.routes.kserve import NAME, VERSION, check_ready
 from server.schemas import Options, Problem
 from server.tensor_inputs import Rows, input_tensors
@@ -209,9 +209,7 @@ async def _infer_rows(
     """Answer rows that came as numbers, or as files or texts."""
     if not isinstance(rows, np.ndarray):
         return await infer_payloads(front, model, rows, options, caller)
-    planes = rows.dtype == np.float32
-    state = (rows,) if planes else model.preprocess.batch(rows)  # type: ignore[arg-type]
-    return await infer_state(front, model, state, len(rows), options, caller)
+    return await infer_state(front, model, network_state(model, rows), len(rows), options, caller)
 
 
 def _options(request: Request, call: InferenceCall) -> Options:
